@@ -1,0 +1,1 @@
+"""The Hydra config groups of the core."""

@@ -1,0 +1,41 @@
+"""Fine-tune pretrained models with adapters: Lightning trains, Hydra composes, plugins bring the tasks."""
+
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loralight.adapters import inject, merge
+    from loralight.data import TaskData
+    from loralight.load import load
+    from loralight.task import AdapterTask, Step
+
+__version__ = "0.1.0"
+__all__ = ["AdapterTask", "Step", "TaskData", "inject", "load", "merge"]
+
+_HOMES = {
+    "AdapterTask": "loralight.task",
+    "Step": "loralight.task",
+    "TaskData": "loralight.data",
+    "inject": "loralight.adapters",
+    "load": "loralight.load",
+    "merge": "loralight.adapters",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public names on first use: the command line answers without the seconds that torch takes."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'loralight' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def _find_conf_and_tasks_of_a_clone() -> None:
+    """An installed package maps ``conf/`` and ``tasks/`` into itself; a clone that was never installed does it here."""
+    root = Path(__file__).resolve().parent.parent
+    if find_spec("loralight.conf") is None and (root / "conf" / "__init__.py").is_file():
+        __path__.append(str(root))
+
+
+_find_conf_and_tasks_of_a_clone()

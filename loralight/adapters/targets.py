@@ -1,0 +1,90 @@
+"""Which layers a list of target patterns means: presets, names and globs, each of which must match."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from loralight.errors import InputError
+
+
+def _in_attention(modules: Mapping[str, nn.Module], name: str) -> bool:
+    """Whether a layer lies in an attention block: transformers and timm both say so in the block's class name."""
+    parents = (name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1))
+    return any("Attention" in type(modules[parent]).__name__ for parent in parents if parent in modules)
+
+
+def _in_block(modules: Mapping[str, nn.Module], name: str) -> bool:
+    """Whether a layer lies in one of a stack of repeated blocks."""
+    parents = (name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1))
+    return any(isinstance(modules.get(parent), nn.ModuleList | nn.Sequential) for parent in parents)
+
+
+PRESETS: dict[str, Callable[[Mapping[str, nn.Module], str], bool]] = {
+    "all-linear": lambda modules, name: isinstance(modules[name], nn.Linear),
+    "attention": _in_attention,
+    "mlp": lambda modules, name: _in_block(modules, name) and not _in_attention(modules, name),
+}
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """A glob must cover the whole dotted name; a plain name may also be its end, as ``query`` is of ``layer.0.query``."""
+    if any(sign in pattern for sign in "*?["):
+        return fnmatchcase(name, pattern)
+    return name == pattern or name.endswith(f".{pattern}")
+
+
+def match(names: Iterable[str], pattern: str, option: str) -> list[str]:
+    """The names that ``pattern`` means.
+
+    Raises:
+        InputError: none (``E-TARGET-NONE``); the message lists the nearest.
+    """
+    names = list(names)
+    if found := [name for name in names if _matches(pattern, name)]:
+        return found
+    raise InputError("E-TARGET-NONE", f"{option}: {pattern!r} matches no layer that can be adapted. {_nearest(pattern, names)}")
+
+
+def resolve(
+    candidates: Mapping[str, nn.Module],
+    targets: str | Sequence[str],
+    *,
+    types: tuple[type[nn.Module], ...],
+    exclude: str | Sequence[str] = (),
+) -> dict[str, list[str]]:
+    """The layers that each target means, among those of exactly the given types.
+
+    A subclass is left out on purpose: it may compute something else than the layer it extends, or, as the output
+    projection of ``nn.MultiheadAttention`` does, have its weight used without its forward ever being called.
+
+    Raises:
+        InputError: a target or an exclusion matches nothing (``E-TARGET-NONE``), or everything is excluded.
+    """
+    layers = [name for name, module in candidates.items() if type(module) in types]
+    targets = [targets] if isinstance(targets, str) else targets
+    exclude = [exclude] if isinstance(exclude, str) else exclude
+    excluded = {name for pattern in exclude for name in match(layers, pattern, "adapter.exclude")}
+    hits = {}
+    for target in targets:
+        found = (
+            [name for name in layers if PRESETS[target](candidates, name)]
+            if target in PRESETS
+            else match(layers, target, "adapter.targets")
+        )
+        hits[target] = [name for name in found if name not in excluded]
+        if not hits[target]:
+            why = "its layers are all excluded" if found else f"this model has no such layer. {_nearest(target, layers)}"
+            raise InputError("E-TARGET-NONE", f"adapter.targets: {target!r} matches nothing: {why}")
+    if not hits:
+        raise InputError("E-TARGET-NONE", f"adapter.targets is empty; name a preset ({', '.join(PRESETS)}) or a pattern")
+    return hits
+
+
+def _nearest(pattern: str, names: list[str]) -> str:
+    last = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
+    wanted = pattern.rsplit(".", 1)[-1].strip("*") or pattern
+    near = get_close_matches(wanted, last, n=5, cutoff=0.4) or get_close_matches(pattern, names, n=5, cutoff=0.3) or last[:5]
+    shown = ", ".join(f"'*.{name}'" if name in last else repr(name) for name in near)
+    return f"Nearest: {shown}; presets: {', '.join(PRESETS)}" if names else "The model has no linear layer outside its head"

@@ -1,0 +1,80 @@
+"""Which rows make a batch: sentences of like length together, the same for every rank, and resumable."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import Sampler
+
+_POOL = 50  # batches sorted together: long enough to cut padding, short enough that epochs differ
+
+
+class BatchSampler(Sampler[list[int]]):
+    """Batches of row numbers as a pure function of (seed, epoch), of which each rank takes its share.
+
+    Rows are shuffled, sorted by length within pools of 50 batches, cut into batches, and the batches shuffled.
+    A global batch is dealt out to the ranks row by row, so that each gets as many as any other, or one fewer in the
+    last; rows that would leave a rank without any (fewer than there are ranks) sit out the epoch when training.
+
+    Args:
+        lengths: what a row costs (its number of tokens); used if ``grouped``.
+        batch_size: rows per rank and batch.
+        shuffle: a new order each epoch; without, the order of the rows and every row exactly once.
+        grouped: batches of like lengths.
+        seed: of the order.
+        rank: this process.
+        num_ranks: all processes.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        *,
+        batch_size: int,
+        shuffle: bool,
+        grouped: bool,
+        seed: int = 0,
+        rank: int = 0,
+        num_ranks: int = 1,
+    ) -> None:
+        self.lengths, self.batch_size, self.shuffle, self.grouped = lengths, batch_size, shuffle, grouped
+        self.seed, self.rank, self.num_ranks = seed, rank, num_ranks
+        self.epoch = 0
+        self.resume_at = (0, 0)  # (epoch, batches of it that are done)
+
+    @property
+    def sampler(self) -> "BatchSampler":
+        """Where Lightning looks for ``set_epoch``."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """The global batches of an epoch, over all ranks."""
+        size = self.batch_size * self.num_ranks
+        order = list(range(len(self.lengths)))
+        if not self.shuffle:
+            if self.grouped:
+                order.sort(key=self.lengths.__getitem__)
+            return [order[start : start + size] for start in range(0, len(order), size)]
+        generator = torch.Generator().manual_seed(hash((self.seed, epoch)) % 2**63)
+        order = torch.randperm(len(order), generator=generator).tolist()
+        if self.grouped:
+            pool = size * _POOL
+            pools = (order[start : start + pool] for start in range(0, len(order), pool))
+            order = [row for rows in pools for row in sorted(rows, key=self.lengths.__getitem__)]
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        if len(batches[-1]) < self.num_ranks:
+            batches.pop()
+        return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch, done = self.resume_at
+        for batch in self.batches(self.epoch)[done if epoch == self.epoch else 0 :]:
+            if share := batch[self.rank :: self.num_ranks]:
+                yield share
+
+    def __len__(self) -> int:
+        size = self.batch_size * self.num_ranks
+        whole, rest = divmod(len(self.lengths), size)
+        return whole + (rest > (self.num_ranks - 1 if self.shuffle else self.rank))

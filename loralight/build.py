@@ -1,0 +1,122 @@
+"""The one way from a config to a task, its data and its trainer: for training, resuming, evaluating and predicting."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import yaml
+
+from loralight.checkpoint import FolderCheckpointIO
+from loralight.composition import trusted_packages
+from loralight.config_check import check, find_target
+from loralight.data import TaskData
+from loralight.errors import InputError
+from loralight.plugins import conf_folders, task_file
+from loralight.task import AdapterTask
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Check every part of a training config before anything heavy is built.
+
+    Args:
+        config: as composed for ``loralight train``, in plain values.
+
+    Raises:
+        InputError: see `loralight.config_check.check`.
+    """
+    trusted = trusted_packages()
+    for part in ("adapter", "data", "trainer"):
+        check(config[part], part, trusted)
+    check(config["task"], "task", trusted, complete=False)  # the data has a say in the rest
+    for part in ("optimizer", "scheduler"):
+        if config[part] is not None:
+            check(config[part], part, trusted, complete=False)
+    for group in ("callbacks", "logger"):
+        for name, node in (config[group] or {}).items():
+            if node is not None:
+                check(node, f"{group}.{name}", trusted)
+
+
+def make(config: Mapping[str, Any], **supplied: Any) -> Any:
+    """Build what a node with a ``_target_`` describes, nodes inside it first.
+
+    Plain values go in as they are: `hydra.utils.instantiate` would turn a dataclass into a config and lists into
+    ``ListConfig``, which the classes built here were not written for.
+    """
+    target = find_target(config["_target_"], "config", trusted_packages())
+    given = {key: value for key, value in config.items() if key not in ("_target_", "_partial_")}
+    built = {key: make(value) if isinstance(value, Mapping) and "_target_" in value else value for key, value in given.items()}
+    return partial(target, **built, **supplied) if config.get("_partial_") else target(**built, **supplied)
+
+
+def build_data(config: Mapping[str, Any]) -> TaskData:
+    """The data module, with its splits read and checked."""
+    data = make(config["data"])
+    assert isinstance(data, TaskData)
+    data.setup()
+    return data
+
+
+def build_task(config: Mapping[str, Any], data_arguments: Mapping[str, Any]) -> AdapterTask:
+    """The task with its model built and its adapter injected, seeded by ``config["seed"]``.
+
+    Args:
+        config: at least ``task`` and ``adapter``; ``optimizer`` and ``scheduler`` to train.
+        data_arguments: arguments of the task that the data knows.
+    """
+    lightning.seed_everything(config.get("seed", 0), verbose=False)
+    training = {part: make(config[part]) for part in ("optimizer", "scheduler") if config.get(part) is not None}
+    task = make({**config["task"], **data_arguments}, adapter=make(config["adapter"]), **training)
+    assert isinstance(task, AdapterTask)
+    task.configure_model()
+    return task
+
+
+def build_trainer(config: Mapping[str, Any], output_dir: Path, callbacks: list[lightning.Callback]) -> lightning.Trainer:
+    """A trainer that writes into ``output_dir`` and leaves sampling, summary and progress to loralight."""
+    chosen = [make(node) for node in (config["callbacks"] or {}).values() if node is not None]
+    return make(
+        config["trainer"],
+        callbacks=[*chosen, *callbacks],
+        logger=[make(node) for node in (config["logger"] or {}).values() if node is not None],
+        plugins=[FolderCheckpointIO()],
+        default_root_dir=output_dir,
+        use_distributed_sampler=False,  # ours deal each row to one rank, and can resume
+        enable_model_summary=False,
+        enable_progress_bar=any(isinstance(c, lightning.pytorch.callbacks.ProgressBar) for c in callbacks),
+    )
+
+
+def recipe(config: Mapping[str, Any], data_arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What an adapter's folder says of how it was made: names and arguments, never a ``_target_``."""
+    parts = {"task": {**config["task"], **data_arguments}, "adapter": config["adapter"]}
+    return {
+        part: {"name": config["names"][part], "arguments": {k: v for k, v in node.items() if k != "_target_"}}
+        for part, node in parts.items()
+    }
+
+
+def from_recipe(made: Mapping[str, Any]) -> AdapterTask:
+    """The task of a recipe, by the names of an installed plugin and adapter: nothing in the recipe is imported.
+
+    Raises:
+        InputError: no such plugin or adapter is installed, or its arguments are others (``E-TASK``, ``E-CONFIG``).
+    """
+    files = {"task": task_file(made["task"]["name"]), "adapter": _adapter_file(made["adapter"]["name"])}
+    config: dict[str, Any] = {}
+    for part, file in files.items():
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        target = (content["task"] if part == "task" else content)["_target_"]
+        config[part] = {**made[part]["arguments"], "_target_": target}
+        check(config[part], part, trusted_packages(), complete=part != "task")  # built with the adapter
+    return build_task(config, {})
+
+
+def _adapter_file(name: str) -> Path:
+    files = {file.stem: file for folder in conf_folders() for file in folder.glob("adapter/*.yaml")}
+    if name not in files:
+        raise InputError("E-ADAPTER", f"there is no adapter method {name!r}; installed are {', '.join(sorted(files))}")
+    return files[name]
+

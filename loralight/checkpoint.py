@@ -1,0 +1,176 @@
+"""Checkpoints as folders of safetensors and JSON: whole or absent, checked when read, without pickle."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.plugins.io import CheckpointIO
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from loralight.errors import InputError
+
+TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+
+
+class FolderCheckpointIO(CheckpointIO):
+    """Writes and reads Lightning's checkpoint dictionary as a folder.
+
+    ``tensors.safetensors`` holds its tensors, ``state.json`` all else, ``manifest.json`` the sha256 of both. The
+    folder is built under a hidden name beside its own and renamed when every byte is on disk, so that a kill or a
+    full disk at any moment leaves the folder whole or absent.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            TypeError: the checkpoint holds something that is neither a tensor nor plain data.
+        """
+        tensors: dict[str, Tensor] = {}
+        state = _encode(checkpoint, "checkpoint", tensors)
+
+        def fill(folder: Path) -> None:
+            save_file(tensors, folder / TENSORS)
+            (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
+
+        write_folder(Path(path), fill)
+
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint that `save_checkpoint` wrote; its tensors are on CPU.
+
+        Raises:
+            InputError: the folder is not whole (``E-CKPT-HASH``).
+        """
+        folder = Path(path)
+        verify(folder)
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        decoded = _decode(state, load_file(folder / TENSORS))
+        assert isinstance(decoded, dict)
+        return decoded
+
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
+    """Make ``target`` a folder with what ``fill`` writes into it and a manifest: in one step, or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    building = target.parent / f".{target.name}.{os.getpid()}"
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir()
+    try:
+        fill(building)
+        digests = {file.name: _sha256(file) for file in sorted(building.iterdir())}
+        (building / MANIFEST).write_text(json.dumps({"sha256": digests}, indent=2), encoding="utf-8")
+        for file in building.iterdir():
+            _sync(file)
+        _sync(building)
+        if target.exists():  # a folder cannot be renamed onto one that is not empty
+            old = target.parent / f".{target.name}.old.{os.getpid()}"
+            os.replace(target, old)
+            os.replace(building, target)
+            shutil.rmtree(old)
+        else:
+            os.replace(building, target)
+        _sync(target.parent)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def verify(folder: Path) -> None:
+    """Check every file of ``folder`` against its manifest.
+
+    Raises:
+        InputError: a file is missing or is not what was written (``E-CKPT-HASH``).
+    """
+    try:
+        digests = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
+        broken = [name for name, digest in digests.items() if _sha256(folder / name) != digest]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError("E-CKPT-HASH", f"{folder} is not a whole checkpoint: {error}") from error
+    if broken:
+        raise InputError("E-CKPT-HASH", f"{folder}: {', '.join(broken)} is not what was written (the sha256 differs)")
+
+
+def newest(run: Path) -> Path:
+    """The newest whole checkpoint of a run; broken ones are passed over.
+
+    Raises:
+        InputError: there is none (``E-CKPT-NONE``).
+    """
+    folders = [manifest.parent for manifest in run.glob(f"checkpoints/*/[!.]*/{MANIFEST}")]
+    broken = []
+    for folder in sorted(folders, key=lambda folder: _progress(folder), reverse=True):
+        try:
+            verify(folder)
+        except InputError as error:
+            broken.append(str(error))
+            continue
+        return folder
+    raise InputError("E-CKPT-NONE", f"{run} has no checkpoint to go on from{'; ' if broken else ''}{'; '.join(broken)}")
+
+
+def _progress(folder: Path) -> tuple[int, float]:
+    """(optimizer steps done, time of writing): checkpoints of one step are told apart by their time."""
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        return state["global_step"], folder.stat().st_mtime
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1, 0.0
+
+
+def _encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
+    """Plain JSON for ``value``, whose tensors go to ``tensors`` under their place."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor):
+        tensors[where] = value.detach().cpu().contiguous().clone()  # no two may share memory in safetensors
+        return {"__tensor__": where}
+    if isinstance(value, list):
+        return [_encode(item, f"{where}.{i}", tensors) for i, item in enumerate(value)]
+    if isinstance(value, tuple):
+        return {"__tuple__": [_encode(item, f"{where}.{i}", tensors) for i, item in enumerate(value)]}
+    if isinstance(value, timedelta):
+        return {"__seconds__": value.total_seconds()}
+    if isinstance(value, dict):
+        if all(isinstance(key, str) and not key.startswith("__") for key in value):
+            return {key: _encode(item, f"{where}.{key}", tensors) for key, item in value.items()}
+        return {"__items__": [[_encode(k, where, tensors), _encode(v, f"{where}.{k}", tensors)] for k, v in value.items()]}
+    raise TypeError(f"{where} is a {type(value).__name__}; a checkpoint holds tensors and plain data, so that no pickle is needed")
+
+
+def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "__tensor__" in value:
+        return tensors[value["__tensor__"]]
+    if "__tuple__" in value:
+        return tuple(_decode(item, tensors) for item in value["__tuple__"])
+    if "__seconds__" in value:
+        return timedelta(seconds=value["__seconds__"])
+    if "__items__" in value:
+        return {_decode(k, tensors): _decode(v, tensors) for k, v in value["__items__"]}
+    return {key: _decode(item, tensors) for key, item in value.items()}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

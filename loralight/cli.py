@@ -1,0 +1,195 @@
+"""The command ``loralight``: its verbs, and how what goes wrong is told. Answers without importing torch."""
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from loralight import __version__
+from loralight.errors import InputError, did_you_mean
+
+VERBS = {
+    "train": "fine-tune a model: check, fit, test, save",
+    "evaluate": "the metrics of a finished run, on any split or other data",
+    "predict": "labels for new inputs, a line of JSON each",
+    "sweep": "train once for each of several values (train --multirun)",
+    "tasks": "the task plugins found, and what each needs",
+}
+
+HELP = """loralight: fine-tune pretrained models with adapters.
+
+  loralight VERB [name=value ...] [--help]
+
+{verbs}
+
+  loralight train                                     the default task on its demo data
+  loralight train --help                              every choice and setting
+  loralight train adapter.rank=16 data.train=my.csv   other settings, other data
+  loralight predict run=runs/... input=texts.txt      what a trained adapter says
+
+  --plugin-dir DIR    use the task plugin in a folder
+  --version
+  eval "$(loralight -sc install=bash)"                complete names with TAB
+"""
+
+_FLAGS_WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
+
+
+def main() -> None:
+    """Entry point of the console script: exits with 0, or 2 for what the user can mend, or 1 for a bug of ours."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line ``loralight`` + ``arguments``; returns the exit code."""
+    try:
+        arguments = _take_plugin_folders(arguments)
+        if {"-sc", "--shell-completion"} & set(arguments):
+            return _complete(arguments)
+        verb, rest = _split_verb(arguments)
+        if verb is None:
+            return 0
+        if verb == "tasks":
+            import_module("loralight.tasks_listing").main()
+            return 0
+        return _run_verb(verb, rest)
+    except InputError as error:
+        return _fail(str(error))
+
+
+def _fail(message: str) -> int:
+    print(f"loralight: {message}", file=sys.stderr)
+    return 2
+
+
+def _take_plugin_folders(arguments: list[str]) -> list[str]:
+    rest: list[str] = []
+    waiting = iter(arguments)
+    for argument in waiting:
+        flag, _, value = argument.partition("=")
+        if flag != "--plugin-dir":
+            rest.append(argument)
+            continue
+        folder = value or next(waiting, "")
+        if not Path(folder).is_dir():
+            raise InputError("E-PLUGIN", f"--plugin-dir {folder}: there is no such folder")
+        from loralight.plugins import add_folder
+
+        add_folder(folder)
+    return rest
+
+
+def _split_verb(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The verb, wherever it stands, and all else; None when the question is answered already."""
+    given = [argument for argument in arguments if argument in VERBS]
+    if given:
+        return given[0], [argument for argument in arguments if argument != given[0]]
+    if "--version" in arguments:
+        print(f"loralight {__version__}")
+    elif not arguments or {"--help", "-h"} & set(arguments):
+        print(HELP.format(verbs="\n".join(f"  {verb:<10} {text}" for verb, text in VERBS.items())))
+    else:
+        hint = did_you_mean(arguments[0], VERBS)
+        raise InputError("E-VERB", f"{arguments[0]!r} is no verb.{hint} There are: {', '.join(VERBS)}")
+    return None, []
+
+
+def _run_verb(verb: str, arguments: list[str]) -> int:
+    overrides, flags = _sort(arguments)
+    if verb == "sweep":
+        verb, flags = "train", [*flags, "--multirun"]
+    overrides = _with_those_of_a_run(verb, overrides)
+
+    from loralight.composition import explain, run_hydra, whole_errors
+
+    sys.argv = ["loralight", *overrides, *flags]  # Hydra's parser wants flags last
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    try:
+        with whole_errors():
+            run_hydra(_job(verb, wants_traceback), verb)
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        message = str(error) if isinstance(error, InputError) else explain(error, verb, overrides)
+        if message is None or wants_traceback:
+            raise
+        return _fail(message)
+    return 0
+
+
+def _job(verb: str, wants_traceback: bool = False) -> Callable[[Any], Any]:
+    def job(config: Any) -> Any:
+        try:
+            return import_module(f"loralight.{verb}").main(config)
+        except InputError as error:
+            from hydra.core.hydra_config import HydraConfig
+            from hydra.types import RunMode
+
+            if HydraConfig.get().mode == RunMode.MULTIRUN or wants_traceback:
+                raise  # Hydra names the job that failed
+            with suppress(OSError):  # Hydra has made the run's folder; only an empty one goes
+                Path(HydraConfig.get().runtime.output_dir).rmdir()
+            raise SystemExit(_fail(str(error))) from None
+
+    return job
+
+
+
+def _sort(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Overrides and flags, each in their order; a flag's value stays behind it."""
+    overrides: list[str] = []
+    flags: list[str] = []
+    waiting = iter(arguments)
+    for argument in waiting:
+        if not argument.startswith("-"):
+            overrides.append(argument)
+            continue
+        flags.append(argument)
+        if argument in _FLAGS_WITH_VALUE:
+            flags.extend(value for value in (next(waiting, None),) if value is not None)
+        elif argument in ("--info", "-i"):
+            flags.append(next((a for a in arguments if a in ("all", "config", "defaults", "plugins", "searchpath")), "all"))
+    return [o for o in overrides if o not in flags], flags
+
+
+def _with_those_of_a_run(verb: str, overrides: list[str]) -> list[str]:
+    """For ``resume=DIR`` and ``evaluate run=DIR``: the overrides of that run first, so that nothing must be retyped."""
+    key = {"train": "resume", "evaluate": "run"}.get(verb)
+    given = dict(override.partition("=")[::2] for override in overrides)
+    if key is None or given.get(key, "null") in ("", "null"):
+        return overrides
+    folder = Path(given[key].strip("'\""))
+    saved_file = folder / ".hydra" / "overrides.yaml"
+    if not saved_file.is_file():
+        raise InputError("E-RUN", f"{key}={folder}: not a run's folder (it has no .hydra/overrides.yaml)")
+    import yaml
+
+    names = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    saved = [o for o in yaml.safe_load(saved_file.read_text(encoding="utf-8")) or [] if o.lstrip("+~").partition("=")[0] not in names]
+    saved = [o for o in saved if not o.startswith(("resume=", "hydra.run.dir="))]
+    if verb == "train":
+        escaped = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+        saved.append(f"hydra.run.dir='{escaped}'")
+    return [*saved, *overrides]
+
+
+def _complete(arguments: list[str]) -> int:
+    """Shell completion: Hydra completes settings, once the verb it knows nothing of is out of the line."""
+    words = os.environ.get("COMP_LINE", "").split(" ")
+    verb = next((word for word in words[1:] if word in VERBS), None)
+    if any(argument.startswith("query=") for argument in arguments):
+        if verb is None or words[-1] == verb:
+            print("\n".join(name for name in VERBS if name.startswith(words[-1])))
+            return 0
+        words.remove(verb)
+        os.environ["COMP_LINE"] = " ".join(words)
+    from loralight.composition import run_hydra
+
+    sys.argv = ["loralight", *arguments]
+    run_hydra(_job("train"), "train" if verb in (None, "sweep", "tasks") else verb)
+    return 0

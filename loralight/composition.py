@@ -1,0 +1,123 @@
+"""Everything that depends on Hydra's own interfaces: search path, versions, messages about overrides."""
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import hydra
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from loralight.errors import InputError, did_you_mean
+from loralight.plugins import discover
+
+CONFIG_PATH = "pkg://loralight.conf"
+TRUSTED = ("loralight", "torch", "lightning", "torchmetrics", "transformers", "timm", "datasets")
+
+
+class _PluginConfs(SearchPathPlugin):
+    """Puts the ``conf`` folder of every sound plugin on Hydra's search path."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for plugin in discover():
+            if not plugin.fault:
+                search_path.append(provider=f"task {plugin.name}", path=f"file://{plugin.conf}")
+
+
+def trusted_packages() -> list[str]:
+    """The packages whose classes a config may name."""
+    return [*TRUSTED, *(plugin.package.partition(".")[0] for plugin in discover() if not plugin.fault)]
+
+
+def run_hydra(job: Callable[[DictConfig], Any], config_name: str) -> None:
+    """Run ``job`` as the Hydra application ``config_name`` with the arguments in ``sys.argv``."""
+    Plugins.instance().register(_PluginConfs)
+    arguments: dict[str, Any] = {"config_path": CONFIG_PATH, "config_name": config_name}
+    if "execution_whitelist" in inspect.signature(hydra.main).parameters:  # Hydra 1.4, where version_base goes
+        arguments["execution_whitelist"] = trusted_packages()
+    else:
+        arguments["version_base"] = "1.3"
+    hydra.main(**arguments)(job)()
+
+
+def compose(config_name: str, overrides: list[str]) -> DictConfig:
+    """The config that a command line would give, outside of a Hydra application."""
+    Plugins.instance().register(_PluginConfs)
+    arguments = {} if "execution_whitelist" in inspect.signature(hydra.main).parameters else {"version_base": "1.3"}
+    with hydra.initialize_config_module("loralight.conf", **arguments):
+        return hydra.compose(config_name, overrides)
+
+
+def explain(error: BaseException, config_name: str, overrides: list[str]) -> str | None:
+    """What is wrong with an override, in the user's terms; None if ``error`` is about something else."""
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        return None
+    message = str(error).strip()
+    if cause := error.__cause__:
+        message += f"\n{str(cause).strip()}"
+    if found := re.search(r"Could not override '([^']+)'", message):
+        return f"E-OVERRIDE: there is no setting {found[1]!r}.{_nearest_setting(found[1], config_name, overrides)}"
+    if found := re.search(r"Could not find '([^']+)/([^'/]+)'", message):
+        group, option = found.groups()
+        listed = message.partition("Available options")[2].partition("Config search path")[0]
+        options = [line.strip() for line in listed.splitlines() if line.startswith("\t")]
+        faults = "".join(f"\nThe plugin {plugin.name} ({plugin.origin}) is broken: {plugin.fault}" for plugin in discover() if plugin.fault)
+        return f"E-OVERRIDE: {group}={option}: there is no such choice.{did_you_mean(option, options)} Possible: {', '.join(options)}{faults}"
+    return f"E-OVERRIDE: {message}"
+
+
+def _nearest_setting(key: str, config_name: str, overrides: list[str]) -> str:
+    kept = [override for override in overrides if override.lstrip("+~").partition("=")[0] != key]
+    try:
+        GlobalHydra.instance().clear()
+        settings = list(_settings(compose(config_name, kept)))
+    except (HydraException, OmegaConfBaseException):
+        return ""
+    parent, _, name = key.rpartition(".")
+    siblings = [setting.rpartition(".")[2] for setting in settings if setting.rpartition(".")[0] == parent]
+    if near := did_you_mean(name, siblings):
+        return near.replace("'", f"'{parent}.", 1) if parent and near.count("'") == 2 else near
+    elsewhere = [setting for setting in settings if setting.rpartition(".")[2] == name]
+    if elsewhere:
+        return f" Did you mean {' or '.join(map(repr, elsewhere[:3]))}?"
+    known = f" {parent} has: {', '.join(siblings)}." if siblings else did_you_mean(key, settings)
+    return f"{known} An argument that is not listed needs a plus: +{key}=..."
+
+
+def _settings(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in config:
+        name = f"{prefix}{key}"
+        yield name
+        node = config._get_node(key)
+        if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
+            yield from _settings(node, f"{name}.")
+
+
+@contextmanager
+def whole_errors() -> Iterator[None]:
+    """Have Hydra raise what goes wrong, in place of printing it and leaving with exit code 1."""
+    import os
+
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def plain(config: Any) -> Any:
+    """A config, or part of one, as plain dicts and lists with every interpolation resolved."""
+    return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+
+

@@ -1,0 +1,121 @@
+"""Checks a config against the signatures of what it configures, before anything is built: the constructor is the schema."""
+
+import inspect
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hydra.utils import get_object
+
+from loralight.errors import InputError, did_you_mean
+
+_WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
+_OF_HYDRA = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+
+
+def find_target(path: str, where: str, trusted: Sequence[str]) -> Any:
+    """The class or function that ``_target_: path`` names.
+
+    Raises:
+        InputError: it is outside the trusted packages, or cannot be imported (``E-TARGET``).
+    """
+    if path.partition(".")[0] not in trusted:
+        raise InputError(
+            "E-TARGET",
+            f"{where}._target_: {path!r} is not in {', '.join(trusted)}; a config may only name classes of these packages "
+            "and of task plugins (--plugin-dir)",
+        )
+    try:
+        return get_object(path)
+    except Exception as error:
+        root: BaseException = error
+        while root.__cause__ is not None:
+            root = root.__cause__
+        raise InputError("E-TARGET", f"{where}._target_: cannot import {path!r}: {type(root).__name__}: {root}") from error
+
+
+def check(config: Mapping[str, Any], where: str, trusted: Sequence[str], *, complete: bool = True) -> None:
+    """Check a config node with a ``_target_``, and those inside it.
+
+    Args:
+        config: the node as plain values.
+        where: its dotted name in the config.
+        trusted: packages whose classes may be named.
+        complete: nothing is added later, so that all required arguments must be there.
+
+    Raises:
+        InputError: unknown, missing or wrongly typed arguments (``E-CONFIG``), or a target of others (``E-TARGET``).
+    """
+    target = find_target(config["_target_"], where, trusted)
+    parameters = _parameters(target)
+    hints = _hints(target)
+    given = {key: value for key, value in config.items() if key not in _OF_HYDRA}
+    for key, value in given.items():
+        if parameters is not None and key not in parameters:
+            hint = did_you_mean(key, parameters)
+            raise InputError("E-CONFIG", f"{where}: {target.__qualname__} takes no argument {key!r}.{hint} It takes: {', '.join(parameters)}")
+        if isinstance(value, Mapping) and "_target_" in value:
+            check(value, f"{where}.{key}", trusted)
+        elif key in hints and (expected := _mismatch(value, hints[key])):
+            raise InputError("E-CONFIG", f"{where}.{key}: {value!r} is not {expected}")
+    if parameters is not None and complete and not config.get("_partial_"):
+        required = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
+        if missing := [name for name in required if name not in given]:
+            raise InputError("E-CONFIG", f"{where}: {target.__qualname__} needs {', '.join(missing)}")
+
+
+def _parameters(target: Any) -> dict[str, inspect.Parameter] | None:
+    """What a class takes, its parents' arguments included where it passes ``**arguments`` on; None if anything goes."""
+    found: dict[str, inspect.Parameter] = {}
+    for owner in target.__mro__ if inspect.isclass(target) else (target,):
+        if inspect.isclass(owner) and "__init__" not in vars(owner):
+            continue
+        parameters = list(inspect.signature(owner.__init__ if inspect.isclass(owner) else owner).parameters.values())
+        if inspect.isclass(owner):
+            parameters = parameters[1:]
+        for parameter in parameters:
+            if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                found.setdefault(parameter.name, parameter)
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            return found
+    return None
+
+
+def _hints(target: Any) -> dict[str, Any]:
+    hints: dict[str, Any] = {}
+    for owner in reversed(target.__mro__) if inspect.isclass(target) else (target,):
+        if inspect.isclass(owner) and "__init__" not in vars(owner):
+            continue
+        try:
+            hints |= get_type_hints(owner.__init__ if inspect.isclass(owner) else owner)
+        except (NameError, TypeError):  # annotations that only a type checker can read
+            continue
+    return hints
+
+
+def _mismatch(value: Any, hint: Any) -> str:
+    """What ``value`` should have been, or an empty string where it fits (or the hint is beyond plain values)."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any or isinstance(hint, typing.TypeVar):
+        return ""
+    if origin in (Union, types.UnionType):
+        expected = [_mismatch(value, option) for option in inner]
+        return "" if "" in expected else " or ".join(dict.fromkeys(expected))
+    if hint is type(None):
+        return "null" if value is not None else ""
+    if origin is Literal:
+        return "" if value in inner else f"one of {', '.join(map(str, inner))}"
+    if hint in _WORDS:
+        accepted = (int, float) if hint is float else (hint,)
+        fits = isinstance(value, accepted) and (hint is bool or not isinstance(value, bool))
+        return "" if fits else _WORDS[hint]
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            return "a mapping"
+        return next((f"a mapping to {e}" for v in value.values() if len(inner) == 2 and (e := _mismatch(v, inner[1]))), "")
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            return "a list"
+        return next((f"a list with each element {e}" for v in value if inner and (e := _mismatch(v, inner[0]))), "")
+    return ""

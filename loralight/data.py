@@ -1,0 +1,134 @@
+"""The data module that plugins build on: loaders with honest shuffling, exact resuming and every row measured once."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning
+from torch.utils.data import DataLoader, Dataset
+
+from loralight.batching import BatchSampler
+from loralight.errors import InputError
+
+SPLITS = ("train", "validation", "test")
+
+
+class TaskData(lightning.LightningDataModule, ABC):
+    """Splits ready for a model, and the loaders over them.
+
+    A plugin reads and encodes its data in `load`, joins rows to a batch in `collate`, and tells the task what only
+    the data knows in `model_arguments`. Batches are a pure function of (seed, epoch, rank): a resumed run goes on
+    with the very batch that an uninterrupted one would have seen, whatever the number of workers.
+
+    Args:
+        batch_size: rows per process and step.
+        eval_batch_size: likewise in validation and test; ``batch_size`` if None.
+        length_grouped: batches of rows of like length, which saves computing on padding.
+        num_workers: processes that read ahead; 0 reads in the training process.
+        seed: of the order of rows.
+    """
+
+    def __init__(
+        self,
+        *,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        length_grouped: bool = True,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1):
+            raise InputError("E-BATCH", f"data.batch_size is {batch_size}, eval_batch_size {eval_batch_size}; give at least 1")
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.length_grouped, self.num_workers, self.seed = length_grouped, num_workers, seed
+        self.splits: Mapping[str, Any] = {}
+        self._resume_at = (0, 0)
+
+    @abstractmethod
+    def load(self) -> Mapping[str, Any]:
+        """Read, check and encode the data: sized, indexable splits by name, ``train`` and ``validation`` among them."""
+
+    @abstractmethod
+    def collate(self, rows: list[Any]) -> Any:
+        """Join rows to the batch that the task's ``step`` takes."""
+
+    def lengths(self, split: str) -> Sequence[int]:
+        """What each row of a split costs, such as its number of tokens; all alike by default."""
+        return [1] * len(self.splits[split])
+
+    def model_arguments(self) -> dict[str, Any]:
+        """Arguments of the task that only the data knows, as plain values (label names, say)."""
+        return {}
+
+    def examples(self, count: int) -> list[tuple[Any, str]]:
+        """A few inputs that training does not see, as the task's ``predict`` takes them, with the right answers."""
+        return []
+
+    def baseline(self, split: str) -> dict[str, float]:
+        """What a trivial answer scores on a split, by metric name: the base rate beside which a score means something."""
+        return {}
+
+    def report(self) -> list[str]:
+        """Lines about the data for the pre-flight report: rows, labels, what was cut."""
+        return [f"{name}: {len(rows)} rows" for name, rows in self.splits.items()]
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.splits:
+            return
+        self.splits = self.load()
+        for name in ("train", "validation"):
+            if not len(self.splits.get(name, ())):
+                raise InputError("E-DATA-EMPTY", f"the {name} split has no rows")
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        loader = self._loader("train", self.batch_size, shuffle=True)
+        assert isinstance(loader.batch_sampler, BatchSampler)
+        loader.batch_sampler.resume_at = self._resume_at
+        loader.batch_sampler.epoch = self._resume_at[0]  # workers read ahead before Lightning sets the epoch
+        return loader
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self._loader("validation", self.eval_batch_size, shuffle=False)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self._loader("test", self.eval_batch_size, shuffle=False)
+
+    def _loader(self, split: str, batch_size: int, *, shuffle: bool) -> DataLoader[Any]:
+        rank, num_ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        rows: Dataset[Any] = self.splits[split]
+        if len(self.splits[split]) < num_ranks:
+            raise InputError("E-DATA-EMPTY", f"the {split} split has {len(self.splits[split])} rows for {num_ranks} processes")
+        sampler = BatchSampler(
+            self.lengths(split),
+            batch_size=batch_size,
+            shuffle=shuffle,
+            grouped=self.length_grouped,
+            seed=self.seed,
+            rank=rank,
+            num_ranks=num_ranks,
+        )
+        return DataLoader(
+            rows,
+            batch_sampler=sampler,
+            collate_fn=self.collate,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where training is, for a resumed run: Lightning restores loops, but its loaders start over."""
+        assert self.trainer is not None
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return {"epoch": self.trainer.current_epoch, "batches": done, "seed": self.seed, "rows": len(self.splits["train"])}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        rows = len(self.splits["train"])
+        if (state_dict["seed"], state_dict["rows"]) != (self.seed, rows):
+            raise InputError(
+                "E-RESUME-ORDER",
+                f"the checkpoint was trained on {state_dict['rows']} rows in the order of seed {state_dict['seed']}, "
+                f"these are {rows} rows and seed {self.seed}; resume with the same data and seed",
+            )
+        self._resume_at = (state_dict["epoch"], state_dict["batches"])

@@ -1,0 +1,22 @@
+"""The one exception for what a user can mend, and how a near miss is told."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class InputError(Exception):
+    """Something the user gave cannot work: ends a command with one message and exit code 2.
+
+    Args:
+        code: a stable name for the kind of mistake, such as ``E-COLUMN``.
+        message: what was given, what is possible, what to change.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+
+
+def did_you_mean(given: str, possible: Iterable[str]) -> str:
+    """`` Did you mean 'rank'?``, or nothing where no name comes near."""
+    near = get_close_matches(given, list(possible), n=3, cutoff=0.6)
+    return f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""

@@ -1,0 +1,51 @@
+"""``loralight evaluate``: a finished run's metrics, on any split or other data."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from loralight import logs
+from loralight.build import build_data, build_task, build_trainer, check_config
+from loralight.composition import plain
+from loralight.errors import InputError
+from loralight.export import load_adapter, read_recipe
+from loralight.progress import progress_callbacks
+from loralight.run_folder import read_config
+from loralight.summary import metrics_table
+
+
+def main(config: DictConfig) -> dict[str, float]:
+    """The job that Hydra runs. Returns the metrics."""
+    logs.configure()
+    settings = plain(config)
+    metrics = work(settings)
+    if settings["output"]:
+        Path(settings["output"]).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    return metrics
+
+
+def work(config: dict[str, Any]) -> dict[str, float]:
+    """Evaluate the run's adapter on the data that ``config`` describes."""
+    if config["split"] not in ("validation", "test"):
+        raise InputError("E-SPLIT", f"split={config['split']}: choose validation or test")
+    folder, made = Path(config["run"]) / "adapter", read_recipe(Path(config["run"]) / "adapter")
+    read_config(Path(config["run"]))
+    config = {**config, "callbacks": {}, "logger": {}, "trainer": {**config["trainer"], "devices": 1, "strategy": "auto"}}
+    check_config(config)
+    # The data is encoded as in training: with the labels of then, in their order.
+    trained = made["task"]["arguments"]
+    if "labels" in trained and "labels" in config["data"]:
+        config["data"] = {**config["data"], "labels": trained["labels"]}
+    data = build_data(config)
+    if config["split"] not in data.splits:
+        raise InputError("E-SPLIT", f"split={config['split']}: the data has {', '.join(data.splits)}; give data.{config['split']}=")
+    task = build_task(config, data.model_arguments())
+    load_adapter(task, folder, made)
+    trainer = build_trainer(config, Path(config["run"]), progress_callbacks(data.batch_size)[1])
+    measure = trainer.test if config["split"] == "test" else trainer.validate
+    metrics = {name: float(value) for name, value in measure(task, datamodule=data, verbose=False)[0].items()}
+    baseline = {f"{config['split']}/{name}": value for name, value in data.baseline(config["split"]).items()}
+    logs.show(metrics_table(metrics, baseline))
+    return metrics

@@ -1,0 +1,153 @@
+"""The adapter's folder: PEFT's format, so that PEFT loads it, and beside it what loralight needs to predict."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from loralight import __version__
+from loralight.adapters.base import trainable
+from loralight.checkpoint import write_folder
+from loralight.errors import InputError
+from loralight.task import AdapterTask
+
+WEIGHTS, CONFIG, RECIPE = "adapter_model.safetensors", "adapter_config.json", "loralight.json"
+_PREFIX = "base_model.model."  # of every name in PEFT's files
+_MAX_JSON = 64 * 1024
+"""An adapter's config is a few kilobytes; a longer one is no adapter of ours."""
+
+
+def save_adapter(task: AdapterTask, folder: Path, *, recipe: dict[str, Any], metrics: dict[str, float]) -> None:
+    """Write the adapter's folder: weights and config in PEFT's format, recipe, model card.
+
+    Args:
+        task: a task whose model is built.
+        folder: written in one step; replaced if it exists.
+        recipe: the task's and the adapter's names and arguments, from which `loralight.load` builds them again.
+        metrics: what the card tells.
+    """
+    names = _peft_names(task)
+    tensors = {names[name]: tensor.cpu().contiguous() for name, tensor in task.trainable_tensors().items()}
+    config = task.adapter.peft_config(task.model)
+    base = recipe["task"]["arguments"].get("checkpoint")
+    full = {**recipe, "base": {"name": base, "fingerprint": fingerprint(task.model)}, "loralight_version": __version__}
+
+    def fill(building: Path) -> None:
+        save_file(tensors, building / WEIGHTS, metadata={"format": "pt"})
+        if config is not None:
+            heads = _head_names(task)
+            card = {**config, "task_type": task.peft_task_type, "base_model_name_or_path": base, "modules_to_save": heads or None}
+            _write_json(building / CONFIG, {**card, "inference_mode": True})
+        _write_json(building / RECIPE, full)
+        (building / "README.md").write_text(_card(task, full, metrics, folder.name), encoding="utf-8")
+
+    write_folder(folder, fill)
+
+
+def read_recipe(folder: Path) -> dict[str, Any]:
+    """The recipe of an adapter's folder, as plain data.
+
+    Raises:
+        InputError: the folder is no adapter of loralight's (``E-ADAPTER``).
+    """
+    file = folder / RECIPE
+    if not file.is_file() or file.stat().st_size > _MAX_JSON:
+        raise InputError("E-ADAPTER", f"{folder} is no adapter folder of loralight: it has no {RECIPE} (of at most {_MAX_JSON // 1024} kB)")
+    try:
+        recipe = json.loads(file.read_text(encoding="utf-8"))
+        assert isinstance(recipe["task"]["name"], str) and isinstance(recipe["adapter"]["name"], str)
+        assert isinstance(recipe["task"]["arguments"], dict) and isinstance(recipe["adapter"]["arguments"], dict)
+    except (ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:
+        raise InputError("E-ADAPTER", f"{file} is not a recipe that loralight wrote: {error!r}") from error
+    return dict(recipe)
+
+
+def load_adapter(task: AdapterTask, folder: Path, recipe: dict[str, Any]) -> None:
+    """Load an adapter's weights into the model they were trained for.
+
+    Raises:
+        InputError: the weights cannot be read or do not fit (``E-ADAPTER``, ``E-ADAPTER-KEYS``), hold values that are
+            not finite, or belong to another base model (``E-BASE``).
+    """
+    found = fingerprint(task.model)
+    if (trained_on := recipe.get("base", {}).get("fingerprint")) and found != trained_on:
+        raise InputError("E-BASE", f"{folder} was trained on other weights than this base model has (fingerprints {trained_on} and {found})")
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise InputError("E-ADAPTER", f"{folder / WEIGHTS} cannot be read: {error}") from error
+    ours = {theirs: name for name, theirs in _peft_names(task).items()}
+    if not_finite := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+        raise InputError("E-ADAPTER", f"{folder / WEIGHTS}: {', '.join(not_finite[:3])} holds values that are not finite")
+    task.load_trainable({ours.get(name, name): tensor for name, tensor in tensors.items()}, str(folder))
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Tells base models apart: sha256 over names, shapes and up to 256 values of each frozen tensor, shortened."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if not parameter.requires_grad:
+            flat = parameter.detach().flatten()
+            sample = flat[:: max(1, flat.numel() // 256)].float().cpu()
+            digest.update(f"{name} {tuple(parameter.shape)}".encode())
+            digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _peft_names(task: AdapterTask) -> dict[str, str]:
+    """What PEFT calls each tensor that learns."""
+    renamed = task.adapter.peft_names(task.model)
+    return {name: _PREFIX + renamed.get(name, name) for name in task.trainable_tensors()}
+
+
+def _head_names(task: AdapterTask) -> list[str]:
+    names = {id(module): name for name, module in task.model.named_modules()}
+    return [names[id(part)] for part in task.head(task.model)]
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _card(task: AdapterTask, recipe: dict[str, Any], metrics: dict[str, float], name: str) -> str:
+    """The model card, whose head the Hugging Face hub reads."""
+    base = recipe["base"]["name"] or "unknown"
+    learns = sum(parameter.numel() for parameter in trainable(task.model).values())
+    rows = "\n".join(f"| {metric} | {value:.4f} |" for metric, value in sorted(metrics.items()))
+    head = f"base_model: {base}\n" if "://" not in base and not Path(base).exists() else ""
+    return f"""---
+{head}library_name: peft
+tags: [loralight, {recipe["adapter"]["name"]}, {recipe["task"]["name"]}]
+---
+
+# {recipe["task"]["name"]}: {recipe["adapter"]["name"]} on {base}
+
+An adapter of {learns:,} parameters, trained with loralight {recipe["loralight_version"]}. It holds only what was
+trained; the base model comes from where it always did.
+
+| metric | value |
+|---|---|
+{rows}
+
+With loralight:
+
+```python
+import loralight
+
+model = loralight.load("{name}")
+model.predict([...])
+```
+
+With PEFT, given the base model with a new head of {", ".join(_head_names(task)) or "none"}:
+
+```python
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(base_model, "{name}")
+```
+"""

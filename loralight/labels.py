@@ -1,0 +1,84 @@
+"""Label names, from whatever a data set has in its label column to what a prediction says."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from datasets import ClassLabel, Dataset
+from datasets import List as ListFeature
+
+from loralight.errors import InputError, did_you_mean
+
+HIDDEN = -1  # the hub's mark for a test split whose labels are kept back
+
+
+def is_hidden(rows: Dataset, column: str) -> bool:
+    """Whether every label of a split is -1, the hub's mark for labels that are kept back."""
+    return len(rows) > 0 and all(value == HIDDEN for value in rows[column])
+
+
+def read_labels(rows: Dataset, columns: Sequence[str], split: str) -> list[list[str]]:
+    """The names of each row's labels.
+
+    Args:
+        columns: one column of integers, strings, ClassLabels or lists of these; or several columns of 0 and 1, each
+            named after the label it stands for.
+
+    Returns:
+        A list of names per row; one name where the column holds one label.
+
+    Raises:
+        InputError: a row without a label (``E-LABEL``).
+    """
+    if len(columns) > 1:
+        flags = [rows[column] for column in columns]
+        for column, values in zip(columns, flags, strict=True):
+            for row, value in enumerate(values):
+                if value not in (0, 1):
+                    raise InputError("E-LABEL", f"{split} row {row}, column {column!r}: {value!r}; a label column among several holds 0 or 1")
+        return [[column for column, value in zip(columns, row, strict=True) if value] for row in zip(*flags, strict=True)]
+    (column,) = columns
+    feature = rows.features[column]
+    names = feature.feature if isinstance(feature, ListFeature) else feature
+    known = names.names if isinstance(names, ClassLabel) else None
+    labels = []
+    for row, value in enumerate(rows[column]):
+        values = value if isinstance(value, list) else [value]
+        if value is None or any(v is None or (known is not None and not 0 <= v < len(known)) for v in values):
+            possible = f"; valid are 0..{len(known) - 1} ({', '.join(known)})" if known else ""
+            raise InputError("E-LABEL-RANGE", f"{split} row {row}, column {column!r}: {value!r} is no label{possible}")
+        labels.append([known[v] if known else str(v) for v in values])
+    return labels
+
+
+def are_lists(rows: Dataset, columns: Sequence[str]) -> bool:
+    """Whether a row can have several labels: a column of lists, or several columns."""
+    return len(columns) > 1 or isinstance(rows.features[columns[0]], ListFeature)
+
+
+def label_names(rows: Dataset, columns: Sequence[str], labels: list[list[str]]) -> list[str]:
+    """All label names in their order: that of the columns, of the ClassLabel, or sorted (numbers as numbers)."""
+    if len(columns) > 1:
+        return list(columns)
+    feature: Any = rows.features[columns[0]]
+    names = feature.feature if isinstance(feature, ListFeature) else feature
+    if isinstance(names, ClassLabel):
+        return list(names.names)
+    found = {name for row in labels for name in row}
+    return sorted(found, key=lambda name: (0, int(name), name) if name.lstrip("-").isdigit() else (1, 0, name))
+
+
+def encode_labels(labels: list[list[str]], names: Sequence[str], split: str) -> list[list[int]]:
+    """Label names to positions in ``names``.
+
+    Raises:
+        InputError: a name that is not among them (``E-LABEL-RANGE``).
+    """
+    position = {name: number for number, name in enumerate(names)}
+    for row, values in enumerate(labels):
+        for value in values:
+            if value not in position:
+                raise InputError(
+                    "E-LABEL-RANGE",
+                    f"{split} row {row}: label {value!r} is not one of {', '.join(map(repr, names))}.{did_you_mean(value, names)}",
+                )
+    return [[position[value] for value in values] for values in labels]

@@ -1,0 +1,51 @@
+"""A trained adapter on its base model, ready to predict."""
+
+from pathlib import Path
+
+import torch
+
+from loralight.build import from_recipe
+from loralight.errors import InputError
+from loralight.export import RECIPE, load_adapter, read_recipe
+from loralight.task import AdapterTask
+
+
+def load(folder: str | Path, *, base: str | None = None, device: str = "auto") -> AdapterTask:
+    """Load an adapter that loralight trained.
+
+    Only data is read from the folder: it names an installed task plugin, and nothing in it is imported or run.
+
+    Args:
+        folder: a run's folder or an adapter's.
+        base: the base model's name or folder, if it is another than in training.
+        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``mps``.
+
+    Returns:
+        The task in evaluation mode; ``predict(inputs)`` gives a dictionary for each input.
+
+    Raises:
+        InputError: there is no adapter (``E-ADAPTER``), or it does not fit the base model (``E-BASE``, ``E-ADAPTER-KEYS``).
+    """
+    path = Path(folder)
+    if not (path / RECIPE).is_file() and (path / "adapter" / RECIPE).is_file():
+        path = path / "adapter"
+    if not path.is_dir():
+        raise InputError("E-RUN", f"{folder}: there is no such folder")
+    made = read_recipe(path)
+    if base is not None:
+        made["task"]["arguments"]["checkpoint"] = base
+    task = from_recipe(made)
+    load_adapter(task, path, made)
+    task.eval()
+    return task.to(_device(device))
+
+
+def _device(name: str) -> torch.device:
+    if name != "auto":
+        try:
+            return torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError) as error:
+            raise InputError("E-DEVICES", f"device={name}: {str(error).splitlines()[0]}") from error
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

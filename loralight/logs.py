@@ -1,0 +1,72 @@
+"""Where lines go: each process has a log file in the run's folder, and only the first also writes to the terminal."""
+
+import logging
+import sys
+import warnings
+from io import StringIO
+from pathlib import Path
+
+from rich import get_console, reconfigure
+from rich.console import Console, RenderableType
+from rich.logging import RichHandler
+
+logger = logging.getLogger("loralight")
+_reports = logging.getLogger("loralight.reports")  # tables, which the terminal has seen already
+
+# Warnings on which a user of loralight cannot act: what they warn of is taken care of, or meant.
+_UNHELPFUL = (
+    r".*does not have many workers",  # tokenised rows need none
+    r".*logs directory .* exists and is not empty",  # the run's own folder
+    r".*Checkpoint directory .* exists and is not empty",  # two callbacks share one
+    r".*your dataloader is\s+not resumable",  # ours is, through the data module
+    r".*is smaller than the logging interval",
+    r".*Found \d+ module\(s\) in eval mode",  # frozen BatchNorm
+    r".*isinstance\(treespec, LeafSpec\)` is deprecated",
+    r".*`is_gradient_checkpointing` is deprecated",
+)
+
+
+def configure(log_file: Path | None = None, *, rank: int = 0) -> None:
+    """Send log lines and warnings to ``log_file``, and those of the first process to standard error too."""
+    root = logging.getLogger()
+    for handler in (*root.handlers, *_reports.handlers):
+        handler.close()
+    handlers: list[logging.Handler] = []
+    if rank == 0:
+        reconfigure(stderr=True)  # shared with Lightning's progress bar, above which log lines must go
+        handlers.append(_terminal())
+    if log_file is not None:
+        in_file = logging.FileHandler(log_file, encoding="utf-8")
+        in_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handlers.append(in_file)
+        _reports.handlers = [in_file]
+    root.handlers = handlers
+    root.setLevel(logging.INFO)
+    _reports.propagate = False
+    # `import lightning` installs handlers of its own, so that every line would be printed twice
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.core"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).propagate = True
+    for noisy in ("httpx", "datasets", "fsspec", "torch.distributed"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    for message in _UNHELPFUL:
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _terminal() -> logging.Handler:
+    if sys.stderr.isatty():
+        return RichHandler(console=get_console(), show_path=False, show_level=False, log_time_format="%H:%M:%S")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    return handler
+
+
+def show(*reports: RenderableType) -> None:
+    """Print tables and lines to standard output, and keep them in the log file."""
+    kept = StringIO()
+    for console in (Console(), Console(file=kept, width=120)):
+        for report in reports:
+            console.print(report, markup=False, highlight=False, soft_wrap=isinstance(report, str))
+    _reports.info("\n%s", kept.getvalue())

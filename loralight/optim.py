@@ -1,0 +1,99 @@
+"""Parameter groups and learning-rate schedules."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_scheduler
+
+from loralight.adapters.base import Adapter, trainable
+from loralight.errors import InputError
+
+
+def parameter_groups(
+    model: nn.Module,
+    adapter: Adapter,
+    *,
+    lr: float,
+    head: Sequence[nn.Module] = (),
+    head_lr: float | None = None,
+    head_weight_decay: float | None = None,
+) -> list[dict[str, Any]]:
+    """Every parameter that learns, once, in groups of equal learning rate and weight decay.
+
+    Vectors and scalars (biases, norms) have no weight decay, whatever the optimizer's.
+
+    Args:
+        lr: the optimizer's learning rate per step, which the adapter's ``lr_factors`` multiply.
+        head_lr: learning rate of the head; ``lr`` if None.
+        head_weight_decay: weight decay of the head's matrices; the optimizer's if None.
+
+    Returns:
+        Groups for any torch optimizer: ``params`` as (name, parameter) pairs, so that its state knows their names.
+    """
+    in_head = {id(parameter) for part in head for parameter in part.parameters()}
+    factors = {id(parameter): factor for parameter, factor in adapter.lr_factors(model).items()}
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for name, parameter in trainable(model).items():
+        of_head = id(parameter) in in_head
+        settings = {"name": "head" if of_head else "adapter", "lr": lr * factors.get(id(parameter), 1.0)}
+        if of_head and head_lr is not None:
+            settings["lr"] = head_lr
+        if parameter.ndim < 2:
+            settings["weight_decay"] = 0.0
+        elif of_head and head_weight_decay is not None:
+            settings["weight_decay"] = head_weight_decay
+        key = tuple(settings.items())
+        groups.setdefault(key, {**settings, "params": []})["params"].append((name, parameter))
+    return list(groups.values())
+
+
+def schedule(
+    optimizer: Optimizer, num_steps: int, *, name: str, warmup: float = 0.0, arguments: dict[str, Any] | None = None
+) -> LRScheduler:
+    """A learning rate that is the group's own times a factor of the step, by ``transformers.get_scheduler``.
+
+    Args:
+        num_steps: optimizer steps of the whole run.
+        name: ``linear``, ``cosine``, ``constant_with_warmup`` or any other schedule of transformers.
+        warmup: steps (1 or more) or a fraction of the run (less than 1) during which the factor rises from 0 to 1.
+        arguments: further arguments of that schedule.
+
+    Raises:
+        InputError: ``warmup`` is negative, infinite or longer than the run (``E-WARMUP``).
+    """
+    if not 0 <= warmup < math.inf:
+        raise InputError("E-WARMUP", f"scheduler.warmup is {warmup}; give steps (1 or more) or a fraction of the run (below 1)")
+    steps = round(warmup * num_steps) if warmup < 1 else int(warmup)
+    if steps > num_steps:
+        raise InputError("E-WARMUP", f"scheduler.warmup is {steps} steps, but the run has only {num_steps}; lower it or train longer")
+    return get_scheduler(name, optimizer, steps, num_steps, scheduler_specific_kwargs=arguments or {})
+
+
+def by_name(state: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state dict with parameter names for positions: the order of layers may change between runs."""
+    groups = [{**group, "params": group["param_names"]} for group in state["param_groups"]]
+    names = [name for group in groups for name in group["params"]]
+    return {"state": {names[position]: values for position, values in state["state"].items()}, "param_groups": groups}
+
+
+def by_position(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `by_name` for ``optimizer``; registered on it, it runs before every ``load_state_dict``.
+
+    Raises:
+        InputError: the saved state is of other parameters or other groups (``E-OPTIMIZER-STATE``).
+    """
+    saved = {frozenset(group["params"]): group for group in state["param_groups"]}
+    groups: list[dict[str, Any]] = []
+    states: dict[int, Any] = {}
+    for group in optimizer.param_groups:
+        names = group["param_names"]
+        if frozenset(names) not in saved:
+            raise InputError("E-OPTIMIZER-STATE", f"the checkpoint has no optimizer group of exactly {', '.join(names[:3])}, ...")
+        positions = range(len(states), len(states) + len(names))
+        groups.append({**saved[frozenset(names)], "params": list(positions), "param_names": names})
+        states.update({position: state["state"].get(name, {}) for position, name in zip(positions, names, strict=True)})
+    return {"state": {position: values for position, values in states.items() if values}, "param_groups": groups}

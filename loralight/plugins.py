@@ -1,0 +1,145 @@
+"""Task plugins: those in loralight, those that installed packages name, and those in folders of the user's."""
+
+import ast
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+
+from loralight.errors import InputError
+
+GROUP = "loralight.tasks"
+VARIABLE = "LORALIGHT_PLUGINS"  # folders, in the environment so that child processes find the same plugins
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A package with a task; its ``conf`` folder joins Hydra's search path without the package being imported.
+
+    Args:
+        name: what ``task=`` calls it.
+        package: its import name.
+        origin: where it was found, for messages.
+        folder: where it lies; None if it cannot be found.
+        fault: why it cannot be used, or an empty string.
+    """
+
+    name: str
+    package: str
+    origin: str
+    folder: Path | None
+    fault: str = ""
+
+    @property
+    def conf(self) -> Path:
+        assert self.folder is not None
+        return self.folder / "conf"
+
+    def tasks(self) -> list[Path]:
+        """The files that define its tasks."""
+        return sorted(self.conf.glob("task/*.yaml")) if self.folder and not self.fault else []
+
+    def summary(self) -> str:
+        """The first line of the package's docstring, read without running it."""
+        if self.folder is None:
+            return ""
+        doc = ast.get_docstring(ast.parse((self.folder / "__init__.py").read_text(encoding="utf-8")))
+        return (doc or "").partition("\n")[0]
+
+
+def discover() -> list[Plugin]:
+    """All plugins, the broken ones with their fault; a name or a file that two of them provide is the second's fault."""
+    for folder in _local_folders():
+        if str(folder.parent) not in sys.path:
+            sys.path.append(str(folder.parent))  # so that `_target_: my_task.module.MyTask` resolves
+    core = find_spec("loralight.conf")
+    assert core is not None and core.submodule_search_locations is not None
+    provided = {path: "loralight itself" for path in _yaml_files(Path(core.submodule_search_locations[0]))}
+    plugins: list[Plugin] = []
+    for plugin in (*_in_tree(), *_installed(), *_local()):
+        checked = _check(plugin, provided, plugins)
+        if not checked.fault:
+            provided |= {path: checked.origin for path in _yaml_files(checked.conf)}
+        plugins.append(checked)
+    return plugins
+
+
+def conf_folders() -> list[Path]:
+    """The ``conf`` folders of the core and of every sound plugin."""
+    core = find_spec("loralight.conf")
+    assert core is not None and core.submodule_search_locations is not None
+    return [Path(core.submodule_search_locations[0]), *(plugin.conf for plugin in discover() if not plugin.fault)]
+
+
+def add_folder(folder: str) -> None:
+    """Have `discover` look at a local plugin folder, here and in child processes."""
+    known = [path for path in os.environ.get(VARIABLE, "").split(os.pathsep) if path]
+    path = str(Path(folder).expanduser().resolve())
+    os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys([*known, path]))
+
+
+def task_file(name: str) -> Path:
+    """The file that defines the task ``name``.
+
+    Raises:
+        InputError: no plugin has it (``E-TASK``).
+    """
+    plugins = discover()
+    files = {file.stem: file for plugin in plugins for file in plugin.tasks()}
+    if name not in files:
+        faults = "".join(f"; {plugin.name} is broken: {plugin.fault}" for plugin in plugins if plugin.fault)
+        raise InputError("E-TASK", f"there is no task {name!r}; installed are {', '.join(sorted(files))}{faults}")
+    return files[name]
+
+
+def _in_tree() -> Iterable[Plugin]:
+    spec = find_spec("loralight.tasks")
+    assert spec is not None and spec.submodule_search_locations is not None
+    for root in spec.submodule_search_locations:
+        for folder in sorted(Path(root).iterdir()):
+            if (folder / "__init__.py").is_file():
+                yield Plugin(folder.name, f"loralight.tasks.{folder.name}", "loralight", folder)
+
+
+def _installed() -> Iterable[Plugin]:
+    for point in entry_points(group=GROUP):
+        origin = f"{point.dist.name} {point.dist.version}" if point.dist else "an installed package"
+        fault, folder = "", None
+        try:
+            spec = find_spec(point.value)
+            if spec is None or spec.submodule_search_locations is None:
+                fault = f"{point.value!r} is not a package that can be imported"
+            else:
+                folder = Path(spec.submodule_search_locations[0])
+        except Exception as error:  # a parent package is imported here, and may do anything
+            fault = f"importing {point.value!r} raises {type(error).__name__}: {error}"
+        yield Plugin(point.name, point.value, origin, folder, fault)
+
+
+def _local_folders() -> list[Path]:
+    return [Path(path).expanduser().resolve() for path in os.environ.get(VARIABLE, "").split(os.pathsep) if path]
+
+
+def _local() -> Iterable[Plugin]:
+    for folder in _local_folders():
+        fault = "" if (folder / "__init__.py").is_file() else "the folder has no __init__.py"
+        yield Plugin(folder.name, folder.name, str(folder), folder, fault)
+
+
+def _yaml_files(conf: Path) -> Iterable[str]:
+    return (file.relative_to(conf).as_posix() for file in conf.rglob("*.yaml"))
+
+
+def _check(plugin: Plugin, provided: dict[str, str], others: list[Plugin]) -> Plugin:
+    """Hydra takes the first of two files of one name in silence, so a second is refused here."""
+    fault = plugin.fault
+    if not fault and not plugin.conf.is_dir():
+        fault = f"{plugin.folder} has no conf folder"
+    if not fault and (twin := next((other for other in others if other.name == plugin.name), None)):
+        fault = f"its name is taken by the plugin from {twin.origin}"
+    if not fault and (clash := next((path for path in _yaml_files(plugin.conf) if path in provided), None)):
+        fault = f"conf/{clash} is already provided by {provided[clash]}"
+    return Plugin(plugin.name, plugin.package, plugin.origin, plugin.folder, fault)

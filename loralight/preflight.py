@@ -1,0 +1,73 @@
+"""What a run is going to train, told before it starts."""
+
+from collections.abc import Iterable
+
+from rich.table import Table
+from torch import Tensor, nn
+
+from loralight.adapters.base import trainable
+from loralight.task import AdapterTask
+
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def num_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes that tensors take in memory."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def human(count: float) -> str:
+    """A number of bytes as people write it, in powers of 1000."""
+    for unit in _UNITS:
+        if count < 1000 or unit == _UNITS[-1]:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def targets_table(task: AdapterTask) -> Table:
+    """Each target pattern, the layers it chose, and the parameters it makes learn."""
+    table = Table(title="what learns", title_justify="left")
+    for column, justify in (("pattern", "left"), ("layers", "right"), ("for example", "left"), ("parameters", "right")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    seen: set[int] = set()
+    for pattern, names in task.adapted.items():
+        table.add_row(pattern, str(len(names)), names[0], f"{_learning((task.model.get_submodule(n) for n in names), seen):,}")
+    names = {id(module): name for name, module in task.model.named_modules()}
+    for part in task.head(task.model):
+        table.add_row("(head)", "1", names[id(part)], f"{_learning([part], seen):,}")
+    total = sum(parameter.numel() for parameter in task.model.parameters())
+    learns = sum(parameter.numel() for parameter in trainable(task.model).values())
+    table.add_section()
+    table.add_row("all", "", f"{learns / total:.2%} of {total:,}", f"{learns:,}")
+    return table
+
+
+def memory_table(task: AdapterTask) -> Table:
+    """Bytes of weights, gradients and optimizer state, beside what training every parameter would take.
+
+    The optimizer is taken to keep two values a parameter, as Adam does. Activations come on top: they depend on the
+    batch.
+    """
+    learns = num_bytes(trainable(task.model).values())
+    every = num_bytes(task.model.parameters())
+    table = Table(title="memory before activations", title_justify="left")
+    for column in ("", "this run", "training everything"):
+        table.add_column(column, justify="left" if not column else "right")
+    table.add_row("weights", human(every), human(every))
+    table.add_row("gradients", human(learns), human(every))
+    table.add_row("optimizer state", human(2 * learns), human(2 * every))
+    table.add_section()
+    table.add_row("sum", human(every + 3 * learns), human(4 * every))
+    return table
+
+
+def _learning(modules: Iterable[nn.Module], seen: set[int]) -> int:
+    """Parameters that learn in ``modules`` and were not counted before."""
+    count = 0
+    for module in modules:
+        for parameter in module.parameters():
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                count += parameter.numel()
+    return count

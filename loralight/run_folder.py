@@ -1,0 +1,65 @@
+"""A run's folder: taken before anything is written, never over another run, and resumed only as it was begun."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from loralight.errors import InputError
+
+CONFIG, OVERRIDES = ".hydra/config.yaml", ".hydra/overrides.yaml"
+_MAY_CHANGE = {"data": {"path", "train", "validation", "test", "eval_batch_size", "num_workers"}, "task": set(), "adapter": set()}
+
+
+def take(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
+    """Make ``folder`` the run's, and keep its config there.
+
+    Raises:
+        InputError: another run is in it (``E-OUTPUT``), or a resumed run would be another one (``E-RESUME``).
+    """
+    if config["resume"] is None:
+        if found := [name for name in ("checkpoints", "adapter", "summary.json") if (folder / name).exists()]:
+            raise InputError(
+                "E-OUTPUT",
+                f"{folder} holds another run ({', '.join(found)}), and nothing is overwritten. Go on with it by "
+                f"resume={folder}, or choose another folder with hydra.run.dir=",
+            )
+    else:
+        _check_same(folder, config)
+        _set_aside(folder / "metrics.csv")
+    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    (folder / OVERRIDES).write_text(yaml.safe_dump(overrides, allow_unicode=True), encoding="utf-8")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config that a run was made with, in plain values.
+
+    Raises:
+        InputError: ``folder`` is no run's (``E-RUN``).
+    """
+    file = folder / CONFIG
+    if not file.is_file():
+        raise InputError("E-RUN", f"{folder} is not a run's folder (it has no {CONFIG})")
+    return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
+
+
+def _check_same(folder: Path, config: dict[str, Any]) -> None:
+    """What learns, and from what, must be as it was: another rate or rank would be ignored, or break on loading."""
+    before = read_config(folder)
+    for part in ("seed", "task", "adapter", "optimizer", "data"):
+        old, new = before.get(part), config[part]
+        if isinstance(old, dict) and isinstance(new, dict):
+            free = _MAY_CHANGE.get(part, set())
+            changed = [f"{part}.{key}: {old.get(key)!r}, now {new.get(key)!r}" for key in new if key not in free and old.get(key) != new.get(key)]
+        else:
+            changed = [] if old == new else [f"{part}: {old!r}, now {new!r}"]
+        if changed:
+            raise InputError("E-RESUME", f"{folder} was begun with other settings ({'; '.join(changed[:3])}); resume it with those, or start a new run")
+
+
+def _set_aside(file: Path) -> None:
+    """Keep a file that a resumed run writes anew: ``metrics.csv`` becomes ``metrics.1.csv``, and so on."""
+    if file.exists():
+        number = 1 + len(list(file.parent.glob(f"{file.stem}.*{file.suffix}")))
+        file.rename(file.with_name(f"{file.stem}.{number}{file.suffix}"))

@@ -1,0 +1,140 @@
+"""Train, validation and test rows from the hub, a folder or files, whatever they are called."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import datasets
+from datasets import Dataset
+
+from loralight.errors import InputError, did_you_mean
+from loralight.resources import resolve
+
+FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+_ALIASES = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+
+
+def load_splits(
+    *,
+    path: str | None = None,
+    name: str | None = None,
+    train: str | None = None,
+    validation: str | None = None,
+    test: str | None = None,
+    validation_fraction: float = 0.1,
+    limit_rows: int | None = None,
+    seed: int = 0,
+) -> dict[str, Dataset]:
+    """The splits of a data set.
+
+    Args:
+        path: a hub name, a folder of files named after their splits (``train.csv``, ``dev.jsonl``, ...), or None.
+        name: the hub data set's configuration, if it has several.
+        train: with ``path`` the name of the split in it (found by itself if None); without, a file.
+        validation: likewise.
+        test: likewise.
+        validation_fraction: share of the training rows held out where there is no validation split.
+        limit_rows: only so many rows of train, chosen at random.
+        seed: of these choices of rows.
+
+    Returns:
+        ``train``, ``validation`` and, if there is one, ``test``.
+
+    Raises:
+        InputError: nothing can be read there (``E-DATA``), or there is no training split (``E-DATA-EMPTY``).
+    """
+    wanted = {"train": train, "validation": validation, "test": test}
+    if path is None:
+        files = {split: resolve(file) for split, file in wanted.items() if file is not None}
+        if "train" not in files:
+            raise InputError("E-DATA", "no data: set data.path to a hub name or folder, or data.train (and validation, test) to files")
+        splits = {split: read_file(file) for split, file in files.items()}
+    else:
+        found = _read_path(resolve(path), name)
+        splits = {split: found[key]() for split, given in wanted.items() if (key := _split_key(split, given, found, path))}
+        if "train" not in splits:
+            raise InputError("E-DATA", f"{path} has no training split; it has {', '.join(found)}. Name one with data.train=")
+    if "validation" not in splits:
+        if not 0 < validation_fraction < 1:
+            raise InputError("E-DATA", f"data.validation_fraction is {validation_fraction}; give a share between 0 and 1")
+        if len(splits["train"]) < 2:
+            raise InputError("E-DATA-EMPTY", f"the train split has {len(splits['train'])} rows, too few to hold out a validation split")
+        halves = splits["train"].train_test_split(test_size=validation_fraction, seed=seed)
+        splits = {**splits, "train": halves["train"], "validation": halves["test"]}
+    if limit_rows is not None and limit_rows < len(splits["train"]):
+        splits["train"] = splits["train"].shuffle(seed=seed).select(range(limit_rows))
+    return splits
+
+
+def check_columns(rows: Dataset, columns: Iterable[str], split: str) -> None:
+    """Raise ``E-COLUMN`` unless ``rows`` has all ``columns``."""
+    for column in columns:
+        if column not in rows.column_names:
+            has = ", ".join(repr(name) for name in rows.column_names)
+            raise InputError(
+                "E-COLUMN",
+                f"the {split} split has no column {column!r}; it has {has}.{did_you_mean(column, rows.column_names)} "
+                "Say which with data.columns.<role>=<name>",
+            )
+
+
+def read_file(file: str) -> Dataset:
+    """One CSV, TSV, JSON(L) or Parquet file.
+
+    Raises:
+        InputError: missing, unreadable or of another kind (``E-DATA``).
+    """
+    suffix = Path(file).suffix.lower()
+    if suffix not in FORMATS:
+        raise InputError("E-DATA", f"{file}: data files end in {', '.join(FORMATS)}")
+    if not Path(file).is_file():
+        siblings = [str(sibling) for sibling in Path(file).parent.glob("*") if sibling.suffix.lower() in FORMATS]
+        raise InputError("E-DATA", f"{file}: there is no such file.{did_you_mean(file, siblings)}")
+    arguments = {"sep": "\t"} if suffix == ".tsv" else {}
+    with _one_message(file):
+        return datasets.load_dataset(FORMATS[suffix], data_files=file, split="train", **arguments)
+
+
+def _read_path(path: str, name: str | None) -> dict[str, Callable[[], Dataset]]:
+    """What `path` holds: a reader for each split, by the split's name there."""
+    folder = Path(path).expanduser()
+    if folder.is_file():
+        raise InputError("E-DATA", f"data.path={path} is a file; data.path takes a hub name or a folder, give a file as data.train=")
+    if folder.is_dir():
+        files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in FORMATS]
+        if not files:
+            raise InputError("E-DATA", f"data.path={path}: no file in this folder ends in {', '.join(FORMATS)}")
+        return {file.stem: partial(read_file, str(file)) for file in files}
+    if folder.is_absolute() or path.startswith((".", "~")):
+        raise InputError("E-DATA", f"data.path={path}: there is no such folder")
+    with _one_message(path):
+        return {split: partial(_as_is, rows) for split, rows in datasets.load_dataset(path, name).items()}
+
+
+def _as_is(rows: Dataset) -> Dataset:
+    return rows
+
+
+def _split_key(split: str, given: str | None, found: Iterable[str], path: str) -> str | None:
+    """What the data set at ``path`` calls ``split``; None where it has none."""
+    if given is None:
+        return next((alias for alias in _ALIASES[split] if alias in found), None)
+    if given not in found:
+        raise InputError("E-DATA", f"data.{split}={given}: {path} has {', '.join(found)}.{did_you_mean(given, found)}")
+    return given
+
+
+@contextmanager
+def _one_message(source: str) -> Iterator[None]:
+    """Turn what `datasets` raises on data it cannot reach or read into one message; its progress bars stay silent."""
+    datasets.disable_progress_bars()
+    try:
+        yield
+    except Exception as error:  # its readers raise what pandas, pyarrow and the hub's client raise
+        root: BaseException = error
+        while root.__cause__ is not None:
+            root = root.__cause__
+        reason = " ".join(str(root).split()) or type(root).__name__
+        hub = "" if Path(source).exists() else ". No such folder here either; a hub name needs network access, or a copy in its cache"
+        raise InputError("E-DATA", f"{source}: cannot be read: {reason[:300]}{hub}") from error

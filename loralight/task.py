@@ -1,0 +1,286 @@
+"""The base class of every task: it owns what learns, how it learns, and what a checkpoint holds."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric, MetricCollection
+
+from loralight.adapters.base import Adapter, inject, trainable
+from loralight.errors import InputError
+from loralight.optim import by_name, by_position, parameter_groups
+
+_BATCH_NORM = (nn.modules.batchnorm._BatchNorm,)
+
+
+class Step(NamedTuple):
+    """What a task computes from a batch.
+
+    Args:
+        loss: mean loss over the batch's items, a scalar that can be differentiated.
+        predictions: what the metrics take as predictions.
+        targets: what the metrics take as targets.
+        weight: how many items (sentences, tokens) the mean is over; the batch's number of targets if None. Losses
+            are averaged over all items of an optimizer step, on every rank and in every accumulated batch, so that
+            several processes compute what one would.
+    """
+
+    loss: Tensor
+    predictions: Tensor
+    targets: Tensor
+    weight: float | Tensor | None = None
+
+
+class AdapterTask(lightning.LightningModule, ABC):
+    """A pretrained model, an adapter, and how to train the one with the other.
+
+    A task gives the model (`build_model`), says what of it is new (`head`), computes a loss (`step`), and names its
+    `metrics` and `predict`. The base class injects the adapter, freezes the rest, keeps frozen parts frozen, makes
+    the optimizer's groups, logs, and writes checkpoints that hold exactly what learns.
+
+    Args:
+        adapter: the method of fine-tuning.
+        optimizer: makes an optimizer from parameter groups; a `functools.partial` whose keywords hold ``lr``. Only
+            needed to train.
+        scheduler: makes a learning-rate schedule from (optimizer, number of steps); constant if None.
+        head_lr: learning rate of the head per step; the optimizer's if None.
+        head_weight_decay: weight decay of the head; the optimizer's if None.
+        base_dropout: whether the frozen layers' own dropout stays on in training.
+        seed: together with rank, epoch and batch it seeds every training step, so that a resumed run repeats what
+            an uninterrupted one computes.
+
+    Raises:
+        TypeError: on defining a subclass that overrides a hook this class owns.
+    """
+
+    _OWNED: ClassVar[tuple[str, ...]] = (
+        "configure_model",
+        "configure_optimizers",
+        "on_before_optimizer_step",
+        "on_load_checkpoint",
+        "on_save_checkpoint",
+        "test_step",
+        "train",
+        "training_step",
+        "validation_step",
+    )
+
+    peft_task_type: ClassVar[str | None] = None
+    """PEFT's name for this kind of task (``SEQ_CLS``, ...), by which it picks its wrapper class."""
+
+    model: nn.Module
+
+    def __init__(
+        self,
+        *,
+        adapter: Adapter,
+        optimizer: partial[Optimizer] | None = None,
+        scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
+        head_lr: float | None = None,
+        head_weight_decay: float | None = None,
+        base_dropout: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.adapter, self.optimizer, self.scheduler = adapter, optimizer, scheduler
+        self.head_lr, self.head_weight_decay = head_lr, head_weight_decay
+        self.base_dropout, self.seed = base_dropout, seed
+        self.strict_loading = False  # Lightning would demand the frozen weights; `on_load_checkpoint` is the strict one
+        self.adapted: dict[str, list[str]] = {}
+        self._built = False
+        self._window: Tensor | None = None  # summed loss and weight of the batches since the last optimizer step
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if taken := [hook for hook in cls._OWNED if getattr(cls, hook) is not getattr(AdapterTask, hook)]:
+            raise TypeError(
+                f"{cls.__name__} overrides {', '.join(taken)}, which AdapterTask owns: it would break freezing, "
+                "checkpoints or resuming. Say what your task does in build_model, head, step, metrics and predict"
+            )
+
+    @abstractmethod
+    def build_model(self) -> nn.Module:
+        """The pretrained model with its weights and its (new) head."""
+
+    @abstractmethod
+    def step(self, batch: Any) -> Step:
+        """The loss of one batch, and what the metrics compare."""
+
+    @abstractmethod
+    def metrics(self) -> MetricCollection:
+        """The metrics of validation and test, by the names under which they are logged (``validation/...``)."""
+
+    @abstractmethod
+    def predict_batch(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        """A plain dictionary for each input: what ``loralight predict`` writes as a line of JSON."""
+
+    @torch.inference_mode()
+    def predict(self, inputs: Sequence[Any], *, batch_size: int = 32) -> list[dict[str, Any]]:
+        """What the model says of ``inputs``, in their order; dropout is off while it does."""
+        was_training = self.training
+        self.eval()
+        try:
+            batches = (inputs[start : start + batch_size] for start in range(0, len(inputs), batch_size))
+            return [answer for batch in batches for answer in self.predict_batch(batch)]
+        finally:
+            self.train(was_training)
+
+    def head(self, model: nn.Module) -> list[nn.Module]:
+        """The parts of the model that are trained in full because they are new; none by default."""
+        return []
+
+    def fresh(self, model: nn.Module) -> set[str]:
+        """Names of the parameters that were initialised anew because the pretrained weights have no such tensor."""
+        return getattr(model, "fresh_parameters", set())
+
+    def configure_model(self) -> None:
+        """Build the model and inject the adapter; a second call does nothing."""
+        if self._built:
+            return
+        self.model = self.build_model()
+        self.adapted = inject(self.model, self.adapter, head=self.head(self.model))
+        if stuck := self.fresh(self.model) - set(trainable(self.model)):
+            raise InputError(
+                "E-FRESH-FROZEN",
+                f"{', '.join(sorted(stuck))}: newly initialised (the pretrained weights have no such tensor) and "
+                "frozen, so they would stay random. Have the task's head() return the modules that hold them",
+            )
+        metrics = self.metrics()
+        self.train_loss = MeanMetric()
+        self.losses = nn.ModuleDict({split: MeanMetric() for split in ("validation", "test")})
+        self.scores = nn.ModuleDict({split: metrics.clone(prefix=f"{split}/") for split in ("validation", "test")})
+        self._built = True
+        self.train()  # `from_pretrained` returns eval mode, and Lightning keeps the mode it finds
+
+    def trainable_tensors(self) -> dict[str, Tensor]:
+        """What learns, by name in ``self.model``: trained parameters, and the saved buffers of the modules that own them."""
+        state = self.model.state_dict()
+        names = trainable(self.model)
+        owners = {name.rpartition(".")[0] for name in names}
+        buffers = {name for name, _ in self.model.named_buffers() if name.rpartition(".")[0] in owners and name in state}
+        return {name: tensor for name, tensor in state.items() if name in names or name in buffers}
+
+    def load_trainable(self, tensors: dict[str, Tensor], origin: str) -> None:
+        """Load exactly what learns.
+
+        Args:
+            tensors: by name in ``self.model``.
+            origin: where they come from, for the message.
+
+        Raises:
+            InputError: a tensor is missing, unknown or of another shape (``E-ADAPTER-KEYS``).
+        """
+        expected = self.trainable_tensors()
+        wrong = [f"missing {name}" for name in sorted(expected.keys() - tensors.keys())]
+        wrong += [f"unknown {name}" for name in sorted(tensors.keys() - expected.keys())]
+        wrong += [
+            f"{name} has shape {tuple(tensors[name].shape)} instead of {tuple(expected[name].shape)}"
+            for name in sorted(expected.keys() & tensors.keys())
+            if tensors[name].shape != expected[name].shape
+        ]
+        if wrong:
+            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            raise InputError("E-ADAPTER-KEYS", f"{origin} does not fit this model and adapter: {'; '.join(wrong[:3])}{more}")
+        self.model.load_state_dict(tensors, strict=False)
+
+    def configure_optimizers(self) -> Any:
+        if self.optimizer is None:
+            raise TypeError(f"{type(self).__name__} was built without an optimizer; pass one to train")
+        groups = parameter_groups(
+            self.model,
+            self.adapter,
+            lr=self.optimizer.keywords["lr"],
+            head=self.head(self.model),
+            head_lr=self.head_lr,
+            head_weight_decay=self.head_weight_decay,
+        )
+        optimizer = self.optimizer(groups)
+        optimizer.register_load_state_dict_pre_hook(by_position)
+        if self.scheduler is None:
+            return optimizer
+        num_steps = self.trainer.estimated_stepping_batches
+        if num_steps == float("inf"):
+            raise InputError("E-STEPS", "a schedule needs to know where the run ends; set trainer.max_epochs or trainer.max_steps")
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.scheduler(optimizer, int(num_steps)), "interval": "step"},
+        }
+
+    def train(self, mode: bool = True) -> "AdapterTask":
+        """Training mode, in which frozen BatchNorm keeps its statistics and frozen dropout obeys ``base_dropout``."""
+        super().train(mode)
+        if mode and self._built:
+            learns = {name.rpartition(".")[0] for name in trainable(self.model)}
+            for name, module in self.model.named_modules():
+                if name not in learns and (isinstance(module, _BATCH_NORM) or not self.base_dropout):
+                    module.training = False
+        return self
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        torch.manual_seed(hash((self.seed, self.global_rank, self.current_epoch, batch_idx)) % 2**63)
+        step = self.step(batch)
+        weight = _weight(step)
+        loss = step.loss.detach()
+        window = torch.stack([loss * weight, weight]).double()
+        self._window = window if self._window is None else self._window + window
+        self.train_loss.update(loss, weight)
+        self.log("train/loss", loss, prog_bar=True)
+        return step.loss * weight
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Turn the gradient of the summed loss into that of the mean over all items, ranks and accumulated batches."""
+        assert self._window is not None
+        total = self.trainer.strategy.reduce(self._window, reduce_op="sum")
+        total_loss, total_weight = total.tolist()
+        self._window = None
+        if total_loss - total_loss != 0:  # inf or nan
+            raise FloatingPointError(
+                f"the loss is {total_loss} at step {self.global_step} (epoch {self.current_epoch}); the weights are as "
+                "they were before it. Lower optimizer.lr, or look at the data of this step"
+            )
+        parameters = trainable(self.model)
+        if self.global_step == 0 and (deaf := [name for name, p in parameters.items() if p.grad is None]):
+            raise InputError("E-UNREACHED", f"no gradient reaches {', '.join(deaf[:5])}: the task's step never uses them. Exclude them")
+        # Lightning has divided by the accumulated batches, DDP by the ranks
+        factor = self.trainer.world_size * self.trainer.accumulate_grad_batches / max(total_weight, 1e-12)
+        for parameter in parameters.values():
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
+
+    def on_train_epoch_end(self) -> None:
+        self.log("train/epoch_loss", self.train_loss.compute(), sync_dist=True)  # the same on all ranks already
+        self.train_loss.reset()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._measure("validation", batch)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._measure("test", batch)
+
+    def _measure(self, split: str, batch: Any) -> None:
+        step = self.step(batch)
+        loss, scores = self.losses[split], self.scores[split]
+        loss.update(step.loss, _weight(step))
+        scores.update(step.predictions, step.targets)
+        self.log(f"{split}/loss", loss, on_epoch=True, prog_bar=True)
+        self.log_dict(scores, on_epoch=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what learns alone, and the optimizer's state by parameter name: an order of layers may change."""
+        checkpoint["state_dict"] = self.trainable_tensors()
+        checkpoint["optimizer_states"] = [by_name(state) for state in checkpoint.get("optimizer_states", [])]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.load_trainable(checkpoint["state_dict"], "the checkpoint")
+        checkpoint["state_dict"] = {}
+
+
+def _weight(step: Step) -> Tensor:
+    weight = step.targets.shape[0] if step.weight is None else step.weight
+    return torch.as_tensor(weight, device=step.loss.device, dtype=step.loss.dtype)

@@ -1,0 +1,141 @@
+"""Text classification with an encoder such as BERT."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from loralight.errors import InputError
+from loralight.pretrained import load_model, load_tokenizer, outside_base_model
+from loralight.task import AdapterTask, Step
+
+from .metrics import classification_metrics
+
+
+class TextClassification(AdapterTask):
+    """A classification head on an encoder.
+
+    Batch: input_ids, attention_mask (batch, tokens); labels (batch,), or (batch, labels) if ``multi_label``.
+
+    Args:
+        checkpoint: a model that ``AutoModelForSequenceClassification`` loads.
+        labels: label names, in the order of the head's outputs.
+        label_counts: rows of each label in training; only needed for balanced class weights.
+        multi_label: a row may have any number of the labels, not just one.
+        text_columns: where records given to `predict` have their text, or pair of texts.
+        max_length: tokens of a text that are read.
+        class_weights: a weight per label in the loss, or ``balanced``: in inverse proportion to ``label_counts``.
+        label_smoothing: share of the target that is spread over all labels.
+        training: adapter, optimizer, scheduler, ...: see `AdapterTask`.
+    """
+
+    peft_task_type = "SEQ_CLS"
+
+    def __init__(
+        self,
+        *,
+        checkpoint: str,
+        labels: Sequence[str],
+        label_counts: Sequence[int] | None = None,
+        multi_label: bool = False,
+        text_columns: Sequence[str] = ("text",),
+        max_length: int = 128,
+        class_weights: Sequence[float] | str | None = None,
+        label_smoothing: float = 0.0,
+        **training: Any,
+    ) -> None:
+        super().__init__(**training)
+        self.checkpoint, self.labels, self.multi_label = checkpoint, list(labels), multi_label
+        self.text_columns, self.max_length, self.label_smoothing = list(text_columns), max_length, label_smoothing
+        weights = _class_weights(class_weights, self.labels, label_counts)
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.class_weights: Tensor | None
+
+    def build_model(self) -> PreTrainedModel:
+        names = dict(enumerate(self.labels))
+        model = load_model(
+            AutoModelForSequenceClassification,
+            self.checkpoint,
+            num_labels=len(names),
+            id2label=names,
+            label2id={name: number for number, name in names.items()},
+            problem_type="multi_label_classification" if self.multi_label else "single_label_classification",
+            ignore_mismatched_sizes=True,  # another number of labels: the head is new, and trained
+        )
+        self.tokenizer = load_tokenizer(self.checkpoint)
+        known = model.get_input_embeddings().num_embeddings
+        if len(self.tokenizer) > known:
+            raise InputError("E-TOKENIZER", f"{self.checkpoint}: its tokenizer has {len(self.tokenizer)} tokens, its embeddings {known}")
+        return model
+
+    def head(self, model: nn.Module) -> list[nn.Module]:
+        assert isinstance(model, PreTrainedModel)
+        fresh = {name.rpartition(".")[0] for name in self.fresh(model)}
+        parts = outside_base_model(model)
+        inside = {id(module) for part in parts for module in part.modules()}
+        return parts + [module for name, module in model.named_modules() if name in fresh and id(module) not in inside]
+
+    def metrics(self) -> MetricCollection:
+        return classification_metrics(len(self.labels), multi_label=self.multi_label)
+
+    def step(self, batch: Mapping[str, Tensor]) -> Step:
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        labels = batch["labels"]
+        logits = self.model(**inputs).logits  # (batch, labels)
+        if self.multi_label:
+            smoothed = labels * (1 - self.label_smoothing) + self.label_smoothing / 2
+            loss = F.binary_cross_entropy_with_logits(logits, smoothed, pos_weight=self.class_weights)
+            return Step(loss, logits.sigmoid(), labels.long())
+        loss = F.cross_entropy(logits, labels, weight=self.class_weights, label_smoothing=self.label_smoothing)
+        weight = None if self.class_weights is None else self.class_weights[labels].sum()
+        return Step(loss, logits, labels, weight)
+
+    def predict_batch(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        """Label and probabilities of texts, of (text, text) pairs, or of records with the data's text columns."""
+        records = [self._record(given) for given in inputs]
+        encoded = self.tokenizer(
+            *([record[column] for record in records] for column in self.text_columns),
+            truncation=True,
+            max_length=self.max_length,
+            padding=True,
+            return_tensors="pt",
+        )
+        logits = self.model(**encoded.to(self.device)).logits.float()  # (batch, labels)
+        probabilities = (logits.sigmoid() if self.multi_label else logits.softmax(-1)).tolist()
+        return [
+            {**record, **self._verdict(dict(zip(self.labels, row, strict=True)))}
+            for record, row in zip(records, probabilities, strict=True)
+        ]
+
+    def _verdict(self, probabilities: dict[str, float]) -> dict[str, Any]:
+        if self.multi_label:
+            label: Any = [name for name, probability in probabilities.items() if probability >= 0.5]
+        else:
+            label = max(probabilities, key=probabilities.__getitem__)
+        return {"label": label, "probabilities": {name: round(value, 6) for name, value in probabilities.items()}}
+
+    def _record(self, given: Any) -> dict[str, str]:
+        if isinstance(given, str):
+            given = (given,)
+        values = [given.get(column) for column in self.text_columns] if isinstance(given, Mapping) else list(given)
+        if len(values) != len(self.text_columns) or not all(isinstance(value, str) for value in values):
+            wanted = " and ".join(map(repr, self.text_columns))
+            raise InputError("E-INPUT", f"{given!r}: give a text for {wanted}, or a record with these keys")
+        return dict(zip(self.text_columns, values, strict=True))
+
+
+def _class_weights(given: Sequence[float] | str | None, labels: list[str], counts: Sequence[int] | None) -> Tensor | None:
+    if given is None:
+        return None
+    if isinstance(given, str):
+        if given != "balanced" or counts is None:
+            raise InputError("E-CLASS-WEIGHTS", f"task.class_weights is {given!r}; give 'balanced' or one number per label ({', '.join(labels)})")
+        # as scikit-learn: rows / (labels * rows of the label)
+        given = [sum(counts) / (len(counts) * max(count, 1)) for count in counts]
+    if len(given) != len(labels):
+        raise InputError("E-CLASS-WEIGHTS", f"task.class_weights has {len(given)} numbers for {len(labels)} labels ({', '.join(labels)})")
+    return torch.tensor([float(weight) for weight in given])
