@@ -47,7 +47,10 @@ def make(config: Mapping[str, Any], **supplied: Any) -> Any:
     """
     target = find_target(config["_target_"], "config", trusted_packages())
     given = {key: value for key, value in config.items() if key not in ("_target_", "_partial_")}
-    built = {key: make(value) if isinstance(value, Mapping) and "_target_" in value else value for key, value in given.items()}
+    built = {
+        key: make(value) if isinstance(value, Mapping) and "_target_" in value else value
+        for key, value in given.items()
+    }
     return partial(target, **built, **supplied) if config.get("_partial_") else target(**built, **supplied)
 
 
@@ -74,7 +77,9 @@ def build_task(config: Mapping[str, Any], data_arguments: Mapping[str, Any]) -> 
     return task
 
 
-def build_trainer(config: Mapping[str, Any], output_dir: Path, callbacks: list[lightning.Callback]) -> lightning.Trainer:
+def build_trainer(
+    config: Mapping[str, Any], output_dir: Path, callbacks: list[lightning.Callback]
+) -> lightning.Trainer:
     """A trainer that writes into ``output_dir`` and leaves sampling, summary and progress to loralight."""
     chosen = [make(node) for node in (config["callbacks"] or {}).values() if node is not None]
     return make(
@@ -119,4 +124,3 @@ def _adapter_file(name: str) -> Path:
     if name not in files:
         raise InputError("E-ADAPTER", f"there is no adapter method {name!r}; installed are {', '.join(sorted(files))}")
     return files[name]
-

@@ -26,7 +26,9 @@ class FolderCheckpointIO(CheckpointIO):
     full disk at any moment leaves the folder whole or absent.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
         """Write a checkpoint.
 
         Raises:
@@ -143,8 +145,12 @@ def _encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, dict):
         if all(isinstance(key, str) and not key.startswith("__") for key in value):
             return {key: _encode(item, f"{where}.{key}", tensors) for key, item in value.items()}
-        return {"__items__": [[_encode(k, where, tensors), _encode(v, f"{where}.{k}", tensors)] for k, v in value.items()]}
-    raise TypeError(f"{where} is a {type(value).__name__}; a checkpoint holds tensors and plain data, so that no pickle is needed")
+        return {
+            "__items__": [[_encode(k, where, tensors), _encode(v, f"{where}.{k}", tensors)] for k, v in value.items()]
+        }
+    raise TypeError(
+        f"{where} is a {type(value).__name__}; a checkpoint holds tensors and plain data, so that no pickle is needed"
+    )
 
 
 def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -35,7 +35,18 @@ HELP = """loralight: fine-tune pretrained models with adapters.
   eval "$(loralight -sc install=bash)"                complete names with TAB
 """
 
-_FLAGS_WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
+_FLAGS_WITH_VALUE = {
+    "--cfg",
+    "-c",
+    "--package",
+    "-p",
+    "--config-path",
+    "-cp",
+    "--config-name",
+    "-cn",
+    "--config-dir",
+    "-cd",
+}
 
 
 def main() -> None:
@@ -139,7 +150,6 @@ def _job(verb: str, wants_traceback: bool = False) -> Callable[[Any], Any]:
     return job
 
 
-
 def _sort(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Overrides and flags, each in their order; a flag's value stays behind it."""
     overrides: list[str] = []
@@ -153,7 +163,9 @@ def _sort(arguments: list[str]) -> tuple[list[str], list[str]]:
         if argument in _FLAGS_WITH_VALUE:
             flags.extend(value for value in (next(waiting, None),) if value is not None)
         elif argument in ("--info", "-i"):
-            flags.append(next((a for a in arguments if a in ("all", "config", "defaults", "plugins", "searchpath")), "all"))
+            flags.append(
+                next((a for a in arguments if a in ("all", "config", "defaults", "plugins", "searchpath")), "all")
+            )
     return [o for o in overrides if o not in flags], flags
 
 
@@ -170,7 +182,11 @@ def _with_those_of_a_run(verb: str, overrides: list[str]) -> list[str]:
     import yaml
 
     names = {override.lstrip("+~").partition("=")[0] for override in overrides}
-    saved = [o for o in yaml.safe_load(saved_file.read_text(encoding="utf-8")) or [] if o.lstrip("+~").partition("=")[0] not in names]
+    saved = [
+        o
+        for o in yaml.safe_load(saved_file.read_text(encoding="utf-8")) or []
+        if o.lstrip("+~").partition("=")[0] not in names
+    ]
     saved = [o for o in saved if not o.startswith(("resume=", "hydra.run.dir="))]
     if verb == "train":
         escaped = str(folder).replace("\\", "\\\\").replace("'", "\\'")

@@ -15,7 +15,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from loralight.errors import InputError, did_you_mean
+from loralight.errors import did_you_mean
 from loralight.plugins import discover
 
 CONFIG_PATH = "pkg://loralight.conf"
@@ -68,7 +68,11 @@ def explain(error: BaseException, config_name: str, overrides: list[str]) -> str
         group, option = found.groups()
         listed = message.partition("Available options")[2].partition("Config search path")[0]
         options = [line.strip() for line in listed.splitlines() if line.startswith("\t")]
-        faults = "".join(f"\nThe plugin {plugin.name} ({plugin.origin}) is broken: {plugin.fault}" for plugin in discover() if plugin.fault)
+        faults = "".join(
+            f"\nThe plugin {plugin.name} ({plugin.origin}) is broken: {plugin.fault}"
+            for plugin in discover()
+            if plugin.fault
+        )
         return f"E-OVERRIDE: {group}={option}: there is no such choice.{did_you_mean(option, options)} Possible: {', '.join(options)}{faults}"
     return f"E-OVERRIDE: {message}"
 
@@ -119,5 +123,3 @@ def whole_errors() -> Iterator[None]:
 def plain(config: Any) -> Any:
     """A config, or part of one, as plain dicts and lists with every interpolation resolved."""
     return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
-
-

@@ -32,7 +32,9 @@ def find_target(path: str, where: str, trusted: Sequence[str]) -> Any:
         root: BaseException = error
         while root.__cause__ is not None:
             root = root.__cause__
-        raise InputError("E-TARGET", f"{where}._target_: cannot import {path!r}: {type(root).__name__}: {root}") from error
+        raise InputError(
+            "E-TARGET", f"{where}._target_: cannot import {path!r}: {type(root).__name__}: {root}"
+        ) from error
 
 
 def check(config: Mapping[str, Any], where: str, trusted: Sequence[str], *, complete: bool = True) -> None:
@@ -54,7 +56,10 @@ def check(config: Mapping[str, Any], where: str, trusted: Sequence[str], *, comp
     for key, value in given.items():
         if parameters is not None and key not in parameters:
             hint = did_you_mean(key, parameters)
-            raise InputError("E-CONFIG", f"{where}: {target.__qualname__} takes no argument {key!r}.{hint} It takes: {', '.join(parameters)}")
+            raise InputError(
+                "E-CONFIG",
+                f"{where}: {target.__qualname__} takes no argument {key!r}.{hint} It takes: {', '.join(parameters)}",
+            )
         if isinstance(value, Mapping) and "_target_" in value:
             check(value, f"{where}.{key}", trusted)
         elif key in hints and (expected := _mismatch(value, hints[key])):
@@ -113,7 +118,9 @@ def _mismatch(value: Any, hint: Any) -> str:
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             return "a mapping"
-        return next((f"a mapping to {e}" for v in value.values() if len(inner) == 2 and (e := _mismatch(v, inner[1]))), "")
+        return next(
+            (f"a mapping to {e}" for v in value.values() if len(inner) == 2 and (e := _mismatch(v, inner[1]))), ""
+        )
     if isinstance(origin, type) and issubclass(origin, Sequence):
         if not isinstance(value, Sequence) or isinstance(value, str):
             return "a list"

@@ -39,7 +39,9 @@ class TaskData(lightning.LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1):
-            raise InputError("E-BATCH", f"data.batch_size is {batch_size}, eval_batch_size {eval_batch_size}; give at least 1")
+            raise InputError(
+                "E-BATCH", f"data.batch_size is {batch_size}, eval_batch_size {eval_batch_size}; give at least 1"
+            )
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.length_grouped, self.num_workers, self.seed = length_grouped, num_workers, seed
         self.splits: Mapping[str, Any] = {}
@@ -98,7 +100,9 @@ class TaskData(lightning.LightningDataModule, ABC):
         rank, num_ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         rows: Dataset[Any] = self.splits[split]
         if len(self.splits[split]) < num_ranks:
-            raise InputError("E-DATA-EMPTY", f"the {split} split has {len(self.splits[split])} rows for {num_ranks} processes")
+            raise InputError(
+                "E-DATA-EMPTY", f"the {split} split has {len(self.splits[split])} rows for {num_ranks} processes"
+            )
         sampler = BatchSampler(
             self.lengths(split),
             batch_size=batch_size,
@@ -121,7 +125,12 @@ class TaskData(lightning.LightningDataModule, ABC):
         """Where training is, for a resumed run: Lightning restores loops, but its loaders start over."""
         assert self.trainer is not None
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        return {"epoch": self.trainer.current_epoch, "batches": done, "seed": self.seed, "rows": len(self.splits["train"])}
+        return {
+            "epoch": self.trainer.current_epoch,
+            "batches": done,
+            "seed": self.seed,
+            "rows": len(self.splits["train"]),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         rows = len(self.splits["train"])

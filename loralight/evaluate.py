@@ -32,7 +32,12 @@ def work(config: dict[str, Any]) -> dict[str, float]:
         raise InputError("E-SPLIT", f"split={config['split']}: choose validation or test")
     folder, made = Path(config["run"]) / "adapter", read_recipe(Path(config["run"]) / "adapter")
     read_config(Path(config["run"]))
-    config = {**config, "callbacks": {}, "logger": {}, "trainer": {**config["trainer"], "devices": 1, "strategy": "auto"}}
+    config = {
+        **config,
+        "callbacks": {},
+        "logger": {},
+        "trainer": {**config["trainer"], "devices": 1, "strategy": "auto"},
+    }
     check_config(config)
     # The data is encoded as in training: with the labels of then, in their order.
     trained = made["task"]["arguments"]
@@ -40,7 +45,9 @@ def work(config: dict[str, Any]) -> dict[str, float]:
         config["data"] = {**config["data"], "labels": trained["labels"]}
     data = build_data(config)
     if config["split"] not in data.splits:
-        raise InputError("E-SPLIT", f"split={config['split']}: the data has {', '.join(data.splits)}; give data.{config['split']}=")
+        raise InputError(
+            "E-SPLIT", f"split={config['split']}: the data has {', '.join(data.splits)}; give data.{config['split']}="
+        )
     task = build_task(config, data.model_arguments())
     load_adapter(task, folder, made)
     trainer = build_trainer(config, Path(config["run"]), progress_callbacks(data.batch_size)[1])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from loralight import __version__
 from loralight.adapters.base import trainable
@@ -41,7 +41,12 @@ def save_adapter(task: AdapterTask, folder: Path, *, recipe: dict[str, Any], met
         save_file(tensors, building / WEIGHTS, metadata={"format": "pt"})
         if config is not None:
             heads = _head_names(task)
-            card = {**config, "task_type": task.peft_task_type, "base_model_name_or_path": base, "modules_to_save": heads or None}
+            card = {
+                **config,
+                "task_type": task.peft_task_type,
+                "base_model_name_or_path": base,
+                "modules_to_save": heads or None,
+            }
             _write_json(building / CONFIG, {**card, "inference_mode": True})
         _write_json(building / RECIPE, full)
         (building / "README.md").write_text(_card(task, full, metrics, folder.name), encoding="utf-8")
@@ -57,7 +62,10 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     """
     file = folder / RECIPE
     if not file.is_file() or file.stat().st_size > _MAX_JSON:
-        raise InputError("E-ADAPTER", f"{folder} is no adapter folder of loralight: it has no {RECIPE} (of at most {_MAX_JSON // 1024} kB)")
+        raise InputError(
+            "E-ADAPTER",
+            f"{folder} is no adapter folder of loralight: it has no {RECIPE} (of at most {_MAX_JSON // 1024} kB)",
+        )
     try:
         recipe = json.loads(file.read_text(encoding="utf-8"))
         assert isinstance(recipe["task"]["name"], str) and isinstance(recipe["adapter"]["name"], str)
@@ -76,14 +84,19 @@ def load_adapter(task: AdapterTask, folder: Path, recipe: dict[str, Any]) -> Non
     """
     found = fingerprint(task.model)
     if (trained_on := recipe.get("base", {}).get("fingerprint")) and found != trained_on:
-        raise InputError("E-BASE", f"{folder} was trained on other weights than this base model has (fingerprints {trained_on} and {found})")
+        raise InputError(
+            "E-BASE",
+            f"{folder} was trained on other weights than this base model has (fingerprints {trained_on} and {found})",
+        )
     try:
         tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise InputError("E-ADAPTER", f"{folder / WEIGHTS} cannot be read: {error}") from error
     ours = {theirs: name for name, theirs in _peft_names(task).items()}
     if not_finite := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
-        raise InputError("E-ADAPTER", f"{folder / WEIGHTS}: {', '.join(not_finite[:3])} holds values that are not finite")
+        raise InputError(
+            "E-ADAPTER", f"{folder / WEIGHTS}: {', '.join(not_finite[:3])} holds values that are not finite"
+        )
     task.load_trainable({ours.get(name, name): tensor for name, tensor in tensors.items()}, str(folder))
 
 

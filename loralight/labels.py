@@ -34,8 +34,13 @@ def read_labels(rows: Dataset, columns: Sequence[str], split: str) -> list[list[
         for column, values in zip(columns, flags, strict=True):
             for row, value in enumerate(values):
                 if value not in (0, 1):
-                    raise InputError("E-LABEL", f"{split} row {row}, column {column!r}: {value!r}; a label column among several holds 0 or 1")
-        return [[column for column, value in zip(columns, row, strict=True) if value] for row in zip(*flags, strict=True)]
+                    raise InputError(
+                        "E-LABEL",
+                        f"{split} row {row}, column {column!r}: {value!r}; a label column among several holds 0 or 1",
+                    )
+        return [
+            [column for column, value in zip(columns, row, strict=True) if value] for row in zip(*flags, strict=True)
+        ]
     (column,) = columns
     feature = rows.features[column]
     names = feature.feature if isinstance(feature, ListFeature) else feature

@@ -49,11 +49,16 @@ def num_processes(trainer: Mapping[str, Any]) -> int:
     else:
         wanted = devices if isinstance(devices, int) else len(devices)
     if accelerator in ("gpu", "cuda") and present < max(wanted, 1) and not torch.backends.mps.is_available():
-        raise InputError("E-DEVICES", f"trainer.devices={devices} on {present} GPUs; take fewer, or trainer=ddp_cpu to try several processes")
+        raise InputError(
+            "E-DEVICES",
+            f"trainer.devices={devices} on {present} GPUs; take fewer, or trainer=ddp_cpu to try several processes",
+        )
     if wanted < 1:
         raise InputError("E-DEVICES", f"trainer.devices is {devices!r}; give a number of at least 1")
     if trainer.get("num_nodes", 1) > 1 and outer_rank() is None:
-        raise InputError("E-NODES", "several machines need a launcher: start this very command with torchrun or srun on each")
+        raise InputError(
+            "E-NODES", "several machines need a launcher: start this very command with torchrun or srun on each"
+        )
     return wanted
 
 
@@ -70,7 +75,7 @@ def launch(job: str, config: dict[str, Any], output_dir: Path) -> Any:
     wanted = num_processes(config["trainer"])
     if outer_rank() is not None or wanted == 1:
         return _call(job, config, output_dir)
-    ranks = {rank: Std.ALL for rank in range(1, wanted)}  # rank 0 keeps the terminal
+    ranks = dict.fromkeys(range(1, wanted), Std.ALL)  # rank 0 keeps the terminal
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -66,10 +66,14 @@ def schedule(
         InputError: ``warmup`` is negative, infinite or longer than the run (``E-WARMUP``).
     """
     if not 0 <= warmup < math.inf:
-        raise InputError("E-WARMUP", f"scheduler.warmup is {warmup}; give steps (1 or more) or a fraction of the run (below 1)")
+        raise InputError(
+            "E-WARMUP", f"scheduler.warmup is {warmup}; give steps (1 or more) or a fraction of the run (below 1)"
+        )
     steps = round(warmup * num_steps) if warmup < 1 else int(warmup)
     if steps > num_steps:
-        raise InputError("E-WARMUP", f"scheduler.warmup is {steps} steps, but the run has only {num_steps}; lower it or train longer")
+        raise InputError(
+            "E-WARMUP", f"scheduler.warmup is {steps} steps, but the run has only {num_steps}; lower it or train longer"
+        )
     return get_scheduler(name, optimizer, steps, num_steps, scheduler_specific_kwargs=arguments or {})
 
 
@@ -92,7 +96,9 @@ def by_position(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     for group in optimizer.param_groups:
         names = group["param_names"]
         if frozenset(names) not in saved:
-            raise InputError("E-OPTIMIZER-STATE", f"the checkpoint has no optimizer group of exactly {', '.join(names[:3])}, ...")
+            raise InputError(
+                "E-OPTIMIZER-STATE", f"the checkpoint has no optimizer group of exactly {', '.join(names[:3])}, ..."
+            )
         positions = range(len(states), len(states) + len(names))
         groups.append({**saved[frozenset(names)], "params": list(positions), "param_names": names})
         states.update({position: state["state"].get(name, {}) for position, name in zip(positions, names, strict=True)})

@@ -57,12 +57,12 @@ def discover() -> list[Plugin]:
             sys.path.append(str(folder.parent))  # so that `_target_: my_task.module.MyTask` resolves
     core = find_spec("loralight.conf")
     assert core is not None and core.submodule_search_locations is not None
-    provided = {path: "loralight itself" for path in _yaml_files(Path(core.submodule_search_locations[0]))}
+    provided = dict.fromkeys(_yaml_files(Path(core.submodule_search_locations[0])), "loralight itself")
     plugins: list[Plugin] = []
     for plugin in (*_in_tree(), *_installed(), *_local()):
         checked = _check(plugin, provided, plugins)
         if not checked.fault:
-            provided |= {path: checked.origin for path in _yaml_files(checked.conf)}
+            provided |= dict.fromkeys(_yaml_files(checked.conf), checked.origin)
         plugins.append(checked)
     return plugins
 

@@ -24,7 +24,9 @@ def main(config: DictConfig) -> None:
     inputs = read_inputs(settings["input"])
     output = settings["output"]
     if output and Path(output).exists():
-        raise InputError("E-OUTPUT", f"output={output}: the file exists, and nothing is overwritten; choose another name")
+        raise InputError(
+            "E-OUTPUT", f"output={output}: the file exists, and nothing is overwritten; choose another name"
+        )
     task = load(settings["run"], base=settings["checkpoint"], device=settings["device"])
     size = settings["batch_size"]
     starts = range(0, len(inputs), size)

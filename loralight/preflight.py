@@ -32,7 +32,9 @@ def targets_table(task: AdapterTask) -> Table:
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     seen: set[int] = set()
     for pattern, names in task.adapted.items():
-        table.add_row(pattern, str(len(names)), names[0], f"{_learning((task.model.get_submodule(n) for n in names), seen):,}")
+        table.add_row(
+            pattern, str(len(names)), names[0], f"{_learning((task.model.get_submodule(n) for n in names), seen):,}"
+        )
     names = {id(module): name for name, module in task.model.named_modules()}
     for part in task.head(task.model):
         table.add_row("(head)", "1", names[id(part)], f"{_learning([part], seen):,}")

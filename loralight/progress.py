@@ -53,7 +53,14 @@ class EpochLines(Callback):
         of = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
         seconds = perf_counter() - self._started
         if trainer.is_global_zero:
-            logger.info("epoch %d%s, step %d, %.0f s: %s", trainer.current_epoch + 1, of, trainer.global_step, seconds, ", ".join(values))
+            logger.info(
+                "epoch %d%s, step %d, %.0f s: %s",
+                trainer.current_epoch + 1,
+                of,
+                trainer.global_step,
+                seconds,
+                ", ".join(values),
+            )
 
 
 class ProgressBar(RichProgressBar):

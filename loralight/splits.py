@@ -48,18 +48,30 @@ def load_splits(
     if path is None:
         files = {split: resolve(file) for split, file in wanted.items() if file is not None}
         if "train" not in files:
-            raise InputError("E-DATA", "no data: set data.path to a hub name or folder, or data.train (and validation, test) to files")
+            raise InputError(
+                "E-DATA",
+                "no data: set data.path to a hub name or folder, or data.train (and validation, test) to files",
+            )
         splits = {split: read_file(file) for split, file in files.items()}
     else:
         found = _read_path(resolve(path), name)
-        splits = {split: found[key]() for split, given in wanted.items() if (key := _split_key(split, given, found, path))}
+        splits = {
+            split: found[key]() for split, given in wanted.items() if (key := _split_key(split, given, found, path))
+        }
         if "train" not in splits:
-            raise InputError("E-DATA", f"{path} has no training split; it has {', '.join(found)}. Name one with data.train=")
+            raise InputError(
+                "E-DATA", f"{path} has no training split; it has {', '.join(found)}. Name one with data.train="
+            )
     if "validation" not in splits:
         if not 0 < validation_fraction < 1:
-            raise InputError("E-DATA", f"data.validation_fraction is {validation_fraction}; give a share between 0 and 1")
+            raise InputError(
+                "E-DATA", f"data.validation_fraction is {validation_fraction}; give a share between 0 and 1"
+            )
         if len(splits["train"]) < 2:
-            raise InputError("E-DATA-EMPTY", f"the train split has {len(splits['train'])} rows, too few to hold out a validation split")
+            raise InputError(
+                "E-DATA-EMPTY",
+                f"the train split has {len(splits['train'])} rows, too few to hold out a validation split",
+            )
         halves = splits["train"].train_test_split(test_size=validation_fraction, seed=seed)
         splits = {**splits, "train": halves["train"], "validation": halves["test"]}
     if limit_rows is not None and limit_rows < len(splits["train"]):
@@ -100,7 +112,9 @@ def _read_path(path: str, name: str | None) -> dict[str, Callable[[], Dataset]]:
     """What `path` holds: a reader for each split, by the split's name there."""
     folder = Path(path).expanduser()
     if folder.is_file():
-        raise InputError("E-DATA", f"data.path={path} is a file; data.path takes a hub name or a folder, give a file as data.train=")
+        raise InputError(
+            "E-DATA", f"data.path={path} is a file; data.path takes a hub name or a folder, give a file as data.train="
+        )
     if folder.is_dir():
         files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in FORMATS]
         if not files:
@@ -136,5 +150,9 @@ def _one_message(source: str) -> Iterator[None]:
         while root.__cause__ is not None:
             root = root.__cause__
         reason = " ".join(str(root).split()) or type(root).__name__
-        hub = "" if Path(source).exists() else ". No such folder here either; a hub name needs network access, or a copy in its cache"
+        hub = (
+            ""
+            if Path(source).exists()
+            else ". No such folder here either; a hub name needs network access, or a copy in its cache"
+        )
         raise InputError("E-DATA", f"{source}: cannot be read: {reason[:300]}{hub}") from error

@@ -41,7 +41,10 @@ def summarise(
         "adapter": config["names"]["adapter"],
         "metrics": metrics,
         "baseline": {f"{split}/{name}": value for split in splits for name, value in data.baseline(split).items()},
-        "parameters": {"trainable": sum(p.numel() for p in learns.values()), "total": sum(p.numel() for p in parameters)},
+        "parameters": {
+            "trainable": sum(p.numel() for p in learns.values()),
+            "total": sum(p.numel() for p in parameters),
+        },
         "bytes": {
             "adapter": (output_dir / "adapter" / WEIGHTS).stat().st_size,
             "model": num_bytes(parameters),
@@ -85,7 +88,9 @@ def final_report(summary: dict[str, Any], task: AdapterTask, data: TaskData, out
         "\nnext:",
         f"  loralight predict run={run} input=-",
         f"  loralight evaluate run={run} split=validation",
-        f"  loralight train adapter.rank={2 * task.adapter.rank}" if hasattr(task.adapter, "rank") else "  loralight train --help",
+        f"  loralight train adapter.rank={2 * task.adapter.rank}"
+        if hasattr(task.adapter, "rank")
+        else "  loralight train --help",
     )
 
 
@@ -104,10 +109,16 @@ def _cost_table(summary: dict[str, Any]) -> Table:
     size = summary["bytes"]
     table = Table(title="what it took", title_justify="left", show_header=False)
     table.add_row("trainable parameters", f"{trained:,} of {total:,} ({trained / total:.2%})")
-    table.add_row("adapter on disk", f"{human(size['adapter'])}, {size['adapter'] / size['model']:.1%} of the model's {human(size['model'])}")
+    table.add_row(
+        "adapter on disk",
+        f"{human(size['adapter'])}, {size['adapter'] / size['model']:.1%} of the model's {human(size['model'])}",
+    )
     table.add_row("peak memory", human(size["peak_memory"]))
     if summary["seconds_per_step"]:
-        table.add_row("time per step", f"{summary['seconds_per_step'] * 1000:.0f} ms ({summary['batch_size']} rows, {summary['device']})")
+        table.add_row(
+            "time per step",
+            f"{summary['seconds_per_step'] * 1000:.0f} ms ({summary['batch_size']} rows, {summary['device']})",
+        )
     return table
 
 

@@ -163,7 +163,9 @@ class AdapterTask(lightning.LightningModule, ABC):
         state = self.model.state_dict()
         names = trainable(self.model)
         owners = {name.rpartition(".")[0] for name in names}
-        buffers = {name for name, _ in self.model.named_buffers() if name.rpartition(".")[0] in owners and name in state}
+        buffers = {
+            name for name, _ in self.model.named_buffers() if name.rpartition(".")[0] in owners and name in state
+        }
         return {name: tensor for name, tensor in state.items() if name in names or name in buffers}
 
     def load_trainable(self, tensors: dict[str, Tensor], origin: str) -> None:
@@ -186,7 +188,9 @@ class AdapterTask(lightning.LightningModule, ABC):
         ]
         if wrong:
             more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-            raise InputError("E-ADAPTER-KEYS", f"{origin} does not fit this model and adapter: {'; '.join(wrong[:3])}{more}")
+            raise InputError(
+                "E-ADAPTER-KEYS", f"{origin} does not fit this model and adapter: {'; '.join(wrong[:3])}{more}"
+            )
         self.model.load_state_dict(tensors, strict=False)
 
     def configure_optimizers(self) -> Any:
@@ -206,7 +210,9 @@ class AdapterTask(lightning.LightningModule, ABC):
             return optimizer
         num_steps = self.trainer.estimated_stepping_batches
         if num_steps == float("inf"):
-            raise InputError("E-STEPS", "a schedule needs to know where the run ends; set trainer.max_epochs or trainer.max_steps")
+            raise InputError(
+                "E-STEPS", "a schedule needs to know where the run ends; set trainer.max_epochs or trainer.max_steps"
+            )
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self.scheduler(optimizer, int(num_steps)), "interval": "step"},
@@ -246,7 +252,10 @@ class AdapterTask(lightning.LightningModule, ABC):
             )
         parameters = trainable(self.model)
         if self.global_step == 0 and (deaf := [name for name, p in parameters.items() if p.grad is None]):
-            raise InputError("E-UNREACHED", f"no gradient reaches {', '.join(deaf[:5])}: the task's step never uses them. Exclude them")
+            raise InputError(
+                "E-UNREACHED",
+                f"no gradient reaches {', '.join(deaf[:5])}: the task's step never uses them. Exclude them",
+            )
         # Lightning has divided by the accumulated batches, DDP by the ranks
         factor = self.trainer.world_size * self.trainer.accumulate_grad_batches / max(total_weight, 1e-12)
         for parameter in parameters.values():

@@ -17,9 +17,17 @@ def main() -> None:
         for file in plugin.tasks():
             config = compose("train", [f"task={file.stem}"])
             columns = ", ".join(key for key, name in (config.data.get("columns") or {}).items() if name is not None)
-            table.add_row(file.stem, plugin.summary(), columns, str((config.get("model") or {}).get("checkpoint", "")), plugin.origin)
+            table.add_row(
+                file.stem,
+                plugin.summary(),
+                columns,
+                str((config.get("model") or {}).get("checkpoint", "")),
+                plugin.origin,
+            )
     console = Console()
     console.print(table)
     for plugin in plugins:
         if plugin.fault:
-            console.print(f"broken: {plugin.name} ({plugin.origin}): {plugin.fault}", style="red", markup=False, soft_wrap=True)
+            console.print(
+                f"broken: {plugin.name} ({plugin.origin}): {plugin.fault}", style="red", markup=False, soft_wrap=True
+            )

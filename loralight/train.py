@@ -52,9 +52,18 @@ def work(config: dict[str, Any], output_dir: Path) -> float | None:
         if resumed:
             logs.logger.info("going on from %s", resumed)
     trainer.fit(task, datamodule=data, ckpt_path=resumed)
-    best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor == config["monitor"]["metric"]), None)
+    best = next(
+        (
+            c
+            for c in trainer.checkpoint_callbacks
+            if isinstance(c, ModelCheckpoint) and c.monitor == config["monitor"]["metric"]
+        ),
+        None,
+    )
     if best is not None and best.best_model_path:
-        task.load_trainable(FolderCheckpointIO().load_checkpoint(best.best_model_path)["state_dict"], best.best_model_path)
+        task.load_trainable(
+            FolderCheckpointIO().load_checkpoint(best.best_model_path)["state_dict"], best.best_model_path
+        )
     metrics = _measure(trainer, task, data)
     if trainer.is_global_zero:
         _save(config, output_dir, task, data, metrics, throughput)
@@ -70,7 +79,12 @@ def _measure(trainer: lightning.Trainer, task: AdapterTask, data: TaskData) -> d
 
 
 def _save(
-    config: dict[str, Any], output_dir: Path, task: AdapterTask, data: TaskData, metrics: dict[str, float], throughput: Throughput
+    config: dict[str, Any],
+    output_dir: Path,
+    task: AdapterTask,
+    data: TaskData,
+    metrics: dict[str, float],
+    throughput: Throughput,
 ) -> None:
     folder = output_dir / "adapter"
     save_adapter(task, folder, recipe=recipe(config, data.model_arguments()), metrics=metrics)

@@ -92,23 +92,34 @@ class Lora(Adapter):
     lr: float = 1e-3
 
     def __post_init__(self) -> None:
-        for where, rank in {"rank": self.rank, **{f"rank_pattern[{k}]": v for k, v in self.rank_pattern.items()}}.items():
+        for where, rank in {
+            "rank": self.rank,
+            **{f"rank_pattern[{k}]": v for k, v in self.rank_pattern.items()},
+        }.items():
             if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
                 raise InputError("E-RANK", f"adapter.{where} is {rank!r}; give a whole number of at least 1, such as 8")
         alphas = {"alpha": self.alpha, **{f"alpha_pattern[{k}]": v for k, v in self.alpha_pattern.items()}}
         for where, alpha in alphas.items():
             if alpha is not None and not (isinstance(alpha, int | float) and 0 < alpha < math.inf):
-                raise InputError("E-ALPHA", f"adapter.{where} is {alpha!r}; give a positive number, or null for 2 x rank")
+                raise InputError(
+                    "E-ALPHA", f"adapter.{where} is {alpha!r}; give a positive number, or null for 2 x rank"
+                )
         if not 0 <= self.dropout < 1:
             raise InputError("E-DROPOUT", f"adapter.dropout is {self.dropout!r}; give a probability in [0, 1)")
         if not 0 < self.lr_ratio_B < math.inf:
-            raise InputError("E-LR-RATIO", f"adapter.lr_ratio_B is {self.lr_ratio_B!r}; give a positive number, such as 16")
+            raise InputError(
+                "E-LR-RATIO", f"adapter.lr_ratio_B is {self.lr_ratio_B!r}; give a positive number, such as 16"
+            )
 
     def apply_(self, model: nn.Module, candidates: Mapping[str, nn.Module]) -> dict[str, list[str]]:
         hits = resolve(candidates, self.targets, types=(nn.Linear,), exclude=self.exclude)
         names = list(dict.fromkeys(name for found in hits.values() for name in found))
-        ranks = {n: r for pattern, r in self.rank_pattern.items() for n in match(names, pattern, "adapter.rank_pattern")}
-        alphas = {n: a for pattern, a in self.alpha_pattern.items() for n in match(names, pattern, "adapter.alpha_pattern")}
+        ranks = {
+            n: r for pattern, r in self.rank_pattern.items() for n in match(names, pattern, "adapter.rank_pattern")
+        }
+        alphas = {
+            n: a for pattern, a in self.alpha_pattern.items() for n in match(names, pattern, "adapter.alpha_pattern")
+        }
         for name in names:
             rank = ranks.get(name, self.rank)
             alpha = alphas.get(name, 2 * rank if self.alpha is None else self.alpha)

@@ -44,7 +44,9 @@ def match(names: Iterable[str], pattern: str, option: str) -> list[str]:
     names = list(names)
     if found := [name for name in names if _matches(pattern, name)]:
         return found
-    raise InputError("E-TARGET-NONE", f"{option}: {pattern!r} matches no layer that can be adapted. {_nearest(pattern, names)}")
+    raise InputError(
+        "E-TARGET-NONE", f"{option}: {pattern!r} matches no layer that can be adapted. {_nearest(pattern, names)}"
+    )
 
 
 def resolve(
@@ -75,16 +77,28 @@ def resolve(
         )
         hits[target] = [name for name in found if name not in excluded]
         if not hits[target]:
-            why = "its layers are all excluded" if found else f"this model has no such layer. {_nearest(target, layers)}"
+            why = (
+                "its layers are all excluded" if found else f"this model has no such layer. {_nearest(target, layers)}"
+            )
             raise InputError("E-TARGET-NONE", f"adapter.targets: {target!r} matches nothing: {why}")
     if not hits:
-        raise InputError("E-TARGET-NONE", f"adapter.targets is empty; name a preset ({', '.join(PRESETS)}) or a pattern")
+        raise InputError(
+            "E-TARGET-NONE", f"adapter.targets is empty; name a preset ({', '.join(PRESETS)}) or a pattern"
+        )
     return hits
 
 
 def _nearest(pattern: str, names: list[str]) -> str:
     last = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
     wanted = pattern.rsplit(".", 1)[-1].strip("*") or pattern
-    near = get_close_matches(wanted, last, n=5, cutoff=0.4) or get_close_matches(pattern, names, n=5, cutoff=0.3) or last[:5]
+    near = (
+        get_close_matches(wanted, last, n=5, cutoff=0.4)
+        or get_close_matches(pattern, names, n=5, cutoff=0.3)
+        or last[:5]
+    )
     shown = ", ".join(f"'*.{name}'" if name in last else repr(name) for name in near)
-    return f"Nearest: {shown}; presets: {', '.join(PRESETS)}" if names else "The model has no linear layer outside its head"
+    return (
+        f"Nearest: {shown}; presets: {', '.join(PRESETS)}"
+        if names
+        else "The model has no linear layer outside its head"
+    )

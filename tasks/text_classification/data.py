@@ -14,6 +14,7 @@ from loralight.errors import InputError
 from loralight.labels import are_lists, encode_labels, is_hidden, label_names, read_labels
 from loralight.pretrained import load_tokenizer
 from loralight.splits import check_columns, load_splits
+
 from .metrics import classification_metrics
 
 
@@ -74,11 +75,17 @@ class TextClassificationData(TaskData):
         labels = {split: read_labels(part, self.label_columns, split) for split, part in rows.items()}
         self.names = self.given_labels or label_names(rows["train"], self.label_columns, labels["train"])
         if len(self.names) < 2:
-            raise InputError("E-LABELS", f"the only label in train is {self.names}; a classifier needs two. Set data.labels, or check the column")
+            raise InputError(
+                "E-LABELS",
+                f"the only label in train is {self.names}; a classifier needs two. Set data.labels, or check the column",
+            )
         self.label_lists = {split: encode_labels(part, self.names, split) for split, part in labels.items()}
         self.tokenizer = load_tokenizer(self.checkpoint)
         if self.max_length > self.tokenizer.model_max_length:
-            raise InputError("E-SEQ-LEN", f"data.max_length is {self.max_length}, the model takes {self.tokenizer.model_max_length} tokens at most")
+            raise InputError(
+                "E-SEQ-LEN",
+                f"data.max_length is {self.max_length}, the model takes {self.tokenizer.model_max_length} tokens at most",
+            )
         self.texts = {split: part.select_columns(self.text_columns) for split, part in rows.items()}
         self._pad = DataCollatorWithPadding(self.tokenizer)
         return {split: self._encode(split) for split in rows}
@@ -132,14 +139,20 @@ class TextClassificationData(TaskData):
         targets = torch.tensor(self._targets(split))
         counts = self.model_arguments()["label_counts"]
         scores = metrics(torch.full_like(targets, counts.index(max(counts))), targets)
-        return {"accuracy": float(scores["accuracy"]), "f1": float(scores["f1"]), "mcc": 0.0}  # no correlation with a constant
+        return {
+            "accuracy": float(scores["accuracy"]),
+            "f1": float(scores["f1"]),
+            "mcc": 0.0,
+        }  # no correlation with a constant
 
     def report(self) -> list[str]:
         lines = []
         for split, rows in self.splits.items():
             cut = self.num_truncated[split]
             truncated = f", {cut} ({cut / len(rows):.1%}) cut at {self.max_length} tokens" if cut else ""
-            lines.append(f"{split}: {len(rows)} rows, {sum(self.lengths(split)) / len(rows):.0f} tokens on average{truncated}")
+            lines.append(
+                f"{split}: {len(rows)} rows, {sum(self.lengths(split)) / len(rows):.0f} tokens on average{truncated}"
+            )
         counts = self.model_arguments()["label_counts"]
         shown = [f"{name} {count}" for name, count in zip(self.names, counts, strict=True)]
         return [*lines, f"labels in train: {', '.join(shown[:10])}{', ...' if len(shown) > 10 else ''}", *self.notes]
@@ -147,5 +160,9 @@ class TextClassificationData(TaskData):
 
 def _tokenize(batch: dict[str, list[str]], *, tokenizer: Any, columns: list[str], max_length: int) -> dict[str, Any]:
     encoded = tokenizer(*(batch[column] for column in columns), truncation=True, max_length=max_length)
-    cut = [bool(row.overflowing) for row in encoded.encodings] if encoded.is_fast else [len(ids) == max_length for ids in encoded["input_ids"]]
+    cut = (
+        [bool(row.overflowing) for row in encoded.encodings]
+        if encoded.is_fast
+        else [len(ids) == max_length for ids in encoded["input_ids"]]
+    )
     return {**encoded, "truncated": cut}

@@ -69,7 +69,10 @@ class TextClassification(AdapterTask):
         self.tokenizer = load_tokenizer(self.checkpoint)
         known = model.get_input_embeddings().num_embeddings
         if len(self.tokenizer) > known:
-            raise InputError("E-TOKENIZER", f"{self.checkpoint}: its tokenizer has {len(self.tokenizer)} tokens, its embeddings {known}")
+            raise InputError(
+                "E-TOKENIZER",
+                f"{self.checkpoint}: its tokenizer has {len(self.tokenizer)} tokens, its embeddings {known}",
+            )
         return model
 
     def head(self, model: nn.Module) -> list[nn.Module]:
@@ -128,14 +131,22 @@ class TextClassification(AdapterTask):
         return dict(zip(self.text_columns, values, strict=True))
 
 
-def _class_weights(given: Sequence[float] | str | None, labels: list[str], counts: Sequence[int] | None) -> Tensor | None:
+def _class_weights(
+    given: Sequence[float] | str | None, labels: list[str], counts: Sequence[int] | None
+) -> Tensor | None:
     if given is None:
         return None
     if isinstance(given, str):
         if given != "balanced" or counts is None:
-            raise InputError("E-CLASS-WEIGHTS", f"task.class_weights is {given!r}; give 'balanced' or one number per label ({', '.join(labels)})")
+            raise InputError(
+                "E-CLASS-WEIGHTS",
+                f"task.class_weights is {given!r}; give 'balanced' or one number per label ({', '.join(labels)})",
+            )
         # as scikit-learn: rows / (labels * rows of the label)
         given = [sum(counts) / (len(counts) * max(count, 1)) for count in counts]
     if len(given) != len(labels):
-        raise InputError("E-CLASS-WEIGHTS", f"task.class_weights has {len(given)} numbers for {len(labels)} labels ({', '.join(labels)})")
+        raise InputError(
+            "E-CLASS-WEIGHTS",
+            f"task.class_weights has {len(given)} numbers for {len(labels)} labels ({', '.join(labels)})",
+        )
     return torch.tensor([float(weight) for weight in given])
