@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning
 import yaml
+from lightning.pytorch.callbacks import ProgressBar
 
 from loralight.checkpoint import FolderCheckpointIO
 from loralight.composition import trusted_packages
@@ -82,7 +83,7 @@ def build_trainer(
 ) -> lightning.Trainer:
     """A trainer that writes into ``output_dir`` and leaves sampling, summary and progress to loralight."""
     chosen = [make(node) for node in (config["callbacks"] or {}).values() if node is not None]
-    return make(
+    trainer = make(
         config["trainer"],
         callbacks=[*chosen, *callbacks],
         logger=[make(node) for node in (config["logger"] or {}).values() if node is not None],
@@ -90,8 +91,10 @@ def build_trainer(
         default_root_dir=output_dir,
         use_distributed_sampler=False,  # ours deal each row to one rank, and can resume
         enable_model_summary=False,
-        enable_progress_bar=any(isinstance(c, lightning.pytorch.callbacks.ProgressBar) for c in callbacks),
+        enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
     )
+    assert isinstance(trainer, lightning.Trainer)
+    return trainer
 
 
 def recipe(config: Mapping[str, Any], data_arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -73,7 +73,8 @@ def explain(error: BaseException, config_name: str, overrides: list[str]) -> str
             for plugin in discover()
             if plugin.fault
         )
-        return f"E-OVERRIDE: {group}={option}: there is no such choice.{did_you_mean(option, options)} Possible: {', '.join(options)}{faults}"
+        hint = f"{did_you_mean(option, options)} Possible: {', '.join(options)}"
+        return f"E-OVERRIDE: {group}={option}: there is no such choice.{hint}{faults}"
     return f"E-OVERRIDE: {message}"
 
 
@@ -97,7 +98,7 @@ def _nearest_setting(key: str, config_name: str, overrides: list[str]) -> str:
 
 def _settings(config: DictConfig, prefix: str = "") -> Iterator[str]:
     for key in config:
-        name = f"{prefix}{key}"
+        name = f"{prefix}{key!s}"
         yield name
         node = config._get_node(key)
         if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():

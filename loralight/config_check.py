@@ -1,4 +1,4 @@
-"""Checks a config against the signatures of what it configures, before anything is built: the constructor is the schema."""
+"""Checks a config against the signatures of what it configures: the constructor is the schema."""
 
 import inspect
 import types
@@ -23,8 +23,8 @@ def find_target(path: str, where: str, trusted: Sequence[str]) -> Any:
     if path.partition(".")[0] not in trusted:
         raise InputError(
             "E-TARGET",
-            f"{where}._target_: {path!r} is not in {', '.join(trusted)}; a config may only name classes of these packages "
-            "and of task plugins (--plugin-dir)",
+            f"{where}._target_: {path!r} is not in {', '.join(trusted)}; a config may only name what is in these "
+            "packages and in task plugins (--plugin-dir)",
         )
     try:
         return get_object(path)

@@ -68,7 +68,7 @@ class TaskData(lightning.LightningDataModule, ABC):
         return []
 
     def baseline(self, split: str) -> dict[str, float]:
-        """What a trivial answer scores on a split, by metric name: the base rate beside which a score means something."""
+        """What a trivial answer scores on a split, by metric name: the base rate that a score is read beside."""
         return {}
 
     def report(self) -> list[str]:

@@ -84,6 +84,7 @@ def encode_labels(labels: list[list[str]], names: Sequence[str], split: str) -> 
             if value not in position:
                 raise InputError(
                     "E-LABEL-RANGE",
-                    f"{split} row {row}: label {value!r} is not one of {', '.join(map(repr, names))}.{did_you_mean(value, names)}",
+                    f"{split} row {row}: label {value!r} is not one of {', '.join(map(repr, names))}."
+                    f"{did_you_mean(value, names)}",
                 )
     return [[position[value] for value in values] for values in labels]

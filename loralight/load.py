@@ -24,7 +24,8 @@ def load(folder: str | Path, *, base: str | None = None, device: str = "auto") -
         The task in evaluation mode; ``predict(inputs)`` gives a dictionary for each input.
 
     Raises:
-        InputError: there is no adapter (``E-ADAPTER``), or it does not fit the base model (``E-BASE``, ``E-ADAPTER-KEYS``).
+        InputError: there is no adapter (``E-ADAPTER``), or it does not fit the base model (``E-BASE``,
+            ``E-ADAPTER-KEYS``).
     """
     path = Path(folder)
     if not (path / RECIPE).is_file() and (path / "adapter" / RECIPE).is_file():

@@ -74,7 +74,8 @@ def schedule(
         raise InputError(
             "E-WARMUP", f"scheduler.warmup is {steps} steps, but the run has only {num_steps}; lower it or train longer"
         )
-    return get_scheduler(name, optimizer, steps, num_steps, scheduler_specific_kwargs=arguments or {})
+    made: LRScheduler = get_scheduler(name, optimizer, steps, num_steps, scheduler_specific_kwargs=arguments or {})
+    return made
 
 
 def by_name(state: dict[str, Any]) -> dict[str, Any]:

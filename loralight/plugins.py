@@ -51,7 +51,7 @@ class Plugin:
 
 
 def discover() -> list[Plugin]:
-    """All plugins, the broken ones with their fault; a name or a file that two of them provide is the second's fault."""
+    """All plugins, the broken ones with their fault; what two of them provide is the second's fault."""
     for folder in _local_folders():
         if str(folder.parent) not in sys.path:
             sys.path.append(str(folder.parent))  # so that `_target_: my_task.module.MyTask` resolves

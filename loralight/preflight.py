@@ -35,9 +35,11 @@ def targets_table(task: AdapterTask) -> Table:
         table.add_row(
             pattern, str(len(names)), names[0], f"{_learning((task.model.get_submodule(n) for n in names), seen):,}"
         )
-    names = {id(module): name for name, module in task.model.named_modules()}
-    for part in task.head(task.model):
-        table.add_row("(head)", "1", names[id(part)], f"{_learning([part], seen):,}")
+    head = {id(part) for part in task.head(task.model)}
+    for name, part in task.model.named_modules():
+        if id(part) not in head:
+            continue
+        table.add_row("(head)", "1", name, f"{_learning([part], seen):,}")
     total = sum(parameter.numel() for parameter in task.model.parameters())
     learns = sum(parameter.numel() for parameter in trainable(task.model).values())
     table.add_section()

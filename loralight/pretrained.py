@@ -1,5 +1,6 @@
 """Pretrained models and tokenizers of transformers, from a hub name, a folder or ``pkg://``."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,8 +25,9 @@ def load_model(auto_class: Any, checkpoint: str, **arguments: Any) -> PreTrained
         InputError: there is no such model, or none of this kind (``E-MODEL``).
     """
     with _one_message(checkpoint):
+        model: PreTrainedModel
         model, info = auto_class.from_pretrained(resolve(checkpoint), output_loading_info=True, **arguments)
-    model.fresh_parameters = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
+    model.__dict__["fresh_parameters"] = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
     return model
 
 
@@ -48,8 +50,8 @@ def outside_base_model(model: PreTrainedModel) -> list[nn.Module]:
 def _one_message(checkpoint: str) -> Iterator[None]:
     """Say what is wrong in one message; be silent on what is right (a new head is what fine-tuning is about)."""
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     except (OSError, ValueError, KeyError) as error:

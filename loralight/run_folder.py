@@ -65,7 +65,8 @@ def _check_same(folder: Path, config: dict[str, Any]) -> None:
         if changed:
             raise InputError(
                 "E-RESUME",
-                f"{folder} was begun with other settings ({'; '.join(changed[:3])}); resume it with those, or start a new run",
+                f"{folder} was begun with other settings ({'; '.join(changed[:3])}); resume it with those, or start a "
+                "new run",
             )
 
 

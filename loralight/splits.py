@@ -29,10 +29,10 @@ def load_splits(
     """The splits of a data set.
 
     Args:
-        path: a hub name, a folder of files named after their splits (``train.csv``, ``dev.jsonl``, ...), or None.
+        path: a hub name, or a folder of files named after their splits (``train.csv``, ``dev.jsonl``, ...).
         name: the hub data set's configuration, if it has several.
-        train: with ``path`` the name of the split in it (found by itself if None); without, a file.
-        validation: likewise.
+        train: a file, or what ``path`` calls the split (found by itself if None). If a file, ``path`` is not read.
+        validation: likewise; a file here stands in for what ``path`` has.
         test: likewise.
         validation_fraction: share of the training rows held out where there is no validation split.
         limit_rows: only so many rows of train, chosen at random.
@@ -44,24 +44,18 @@ def load_splits(
     Raises:
         InputError: nothing can be read there (``E-DATA``), or there is no training split (``E-DATA-EMPTY``).
     """
-    wanted = {"train": train, "validation": validation, "test": test}
-    if path is None:
-        files = {split: resolve(file) for split, file in wanted.items() if file is not None}
-        if "train" not in files:
-            raise InputError(
-                "E-DATA",
-                "no data: set data.path to a hub name or folder, or data.train (and validation, test) to files",
-            )
-        splits = {split: read_file(file) for split, file in files.items()}
-    else:
+    given = {"train": train, "validation": validation, "test": test}
+    files = {split: resolve(name) for split, name in given.items() if name and Path(name).suffix.lower() in FORMATS}
+    splits = {split: read_file(file) for split, file in files.items()}
+    if path is not None and "train" not in files:
         found = _read_path(resolve(path), name)
-        splits = {
-            split: found[key]() for split, given in wanted.items() if (key := _split_key(split, given, found, path))
-        }
-        if "train" not in splits:
-            raise InputError(
-                "E-DATA", f"{path} has no training split; it has {', '.join(found)}. Name one with data.train="
-            )
+        keys = {split: _split_key(split, given[split], found, path) for split in given if split not in files}
+        splits |= {split: found[key]() for split, key in keys.items() if key is not None}
+    elif no_file := [f"data.{split}={value}" for split, value in given.items() if value and split not in files]:
+        raise InputError("E-DATA", f"{', '.join(no_file)}: not a file that ends in {', '.join(FORMATS)}")
+    if "train" not in splits:
+        where = f"{path} has no training split, only {', '.join(found)}" if path else "no data is given"
+        raise InputError("E-DATA", f"{where}. Set data.path to a hub name or folder, or data.train to a file or split")
     if "validation" not in splits:
         if not 0 < validation_fraction < 1:
             raise InputError(

@@ -75,6 +75,8 @@ class AdapterTask(lightning.LightningModule, ABC):
     """PEFT's name for this kind of task (``SEQ_CLS``, ...), by which it picks its wrapper class."""
 
     model: nn.Module
+    losses: nn.ModuleDict
+    scores: nn.ModuleDict
 
     def __init__(
         self,
@@ -159,7 +161,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         self.train()  # `from_pretrained` returns eval mode, and Lightning keeps the mode it finds
 
     def trainable_tensors(self) -> dict[str, Tensor]:
-        """What learns, by name in ``self.model``: trained parameters, and the saved buffers of the modules that own them."""
+        """What learns, by name in ``self.model``: trained parameters, and saved buffers of the modules they are in."""
         state = self.model.state_dict()
         names = trainable(self.model)
         owners = {name.rpartition(".")[0] for name in names}
@@ -275,6 +277,7 @@ class AdapterTask(lightning.LightningModule, ABC):
     def _measure(self, split: str, batch: Any) -> None:
         step = self.step(batch)
         loss, scores = self.losses[split], self.scores[split]
+        assert isinstance(loss, MeanMetric) and isinstance(scores, MetricCollection)
         loss.update(step.loss, _weight(step))
         scores.update(step.predictions, step.targets)
         self.log(f"{split}/loss", loss, on_epoch=True, prog_bar=True)

@@ -34,7 +34,8 @@ def main(config: DictConfig) -> float | None:
     check_config(settings)
     if outer_rank() in (None, 0):
         take(output_dir, settings, list(hydra.overrides.task))
-    return launch("train", settings, output_dir)
+    best: float | None = launch("train", settings, output_dir)
+    return best
 
 
 def work(config: dict[str, Any], output_dir: Path) -> float | None:

@@ -1,4 +1,4 @@
-"""What many tests share: a BERT of a few thousand parameters with a real tokenizer, small files of texts, the command line."""
+"""What many tests share: a tiny BERT with a real tokenizer, small files of texts, the command line."""
 
 import os
 
@@ -91,7 +91,7 @@ def loralight(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
-    """Runs the command line in this process (which has imported torch already), in an empty folder; returns its exit code."""
+    """Runs the command line in this process (torch is imported already), in an empty folder; returns its exit code."""
     from hydra.core.global_hydra import GlobalHydra
 
     from loralight.cli import run

@@ -69,8 +69,8 @@ class Lora(Adapter):
     """Low-rank updates beside the frozen weights of the chosen layers.
 
     Args:
-        targets: which layers, one pattern or several: presets (``all-linear``, ``attention``, ``mlp``), module names, or glob patterns
-            over the dotted module names (``*.query``, ``*.layer.[0-3].*``). Each must match.
+        targets: which layers, one pattern or several: presets (``all-linear``, ``attention``, ``mlp``), module names
+            (``query``, ``layer.0.query``), or globs over dotted module names (``*.layer.[0-3].*``). Each must match.
         rank: rows of A and columns of B.
         alpha: the update is scaled by ``alpha / rank``; 2 x rank if None.
         dropout: probability with which an input of the low-rank path is dropped.

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,8 +57,17 @@ class TextClassificationData(TaskData):
         label = columns["label"]
         self.label_columns = [label] if isinstance(label, str) else list(label)
         self.given_labels = None if labels is None else [str(name) for name in labels]
-        self.source = {"path": path, "name": name, "train": train, "validation": validation, "test": test}
-        self.choice = {"validation_fraction": validation_fraction, "limit_rows": limit_rows}
+        self.read = partial(
+            load_splits,
+            path=path,
+            name=name,
+            train=train,
+            validation=validation,
+            test=test,
+            validation_fraction=validation_fraction,
+            limit_rows=limit_rows,
+            seed=self.seed,
+        )
         self.names: list[str] = []
         self.texts: dict[str, Dataset] = {}
         self.label_lists: dict[str, list[list[int]]] = {}
@@ -65,7 +75,7 @@ class TextClassificationData(TaskData):
         self.notes: list[str] = []
 
     def load(self) -> dict[str, Dataset]:
-        rows = load_splits(**self.source, **self.choice, seed=self.seed)
+        rows = self.read()
         for split, part in rows.items():
             check_columns(part, [*self.text_columns, *self.label_columns], split)
         if "test" in rows and len(self.label_columns) == 1 and is_hidden(rows["test"], self.label_columns[0]):
@@ -77,14 +87,14 @@ class TextClassificationData(TaskData):
         if len(self.names) < 2:
             raise InputError(
                 "E-LABELS",
-                f"the only label in train is {self.names}; a classifier needs two. Set data.labels, or check the column",
+                f"the only label in train is {self.names}; a classifier needs two. Check data.columns",
             )
         self.label_lists = {split: encode_labels(part, self.names, split) for split, part in labels.items()}
         self.tokenizer = load_tokenizer(self.checkpoint)
         if self.max_length > self.tokenizer.model_max_length:
             raise InputError(
                 "E-SEQ-LEN",
-                f"data.max_length is {self.max_length}, the model takes {self.tokenizer.model_max_length} tokens at most",
+                f"model.max_length={self.max_length}: the model takes {self.tokenizer.model_max_length} tokens at most",
             )
         self.texts = {split: part.select_columns(self.text_columns) for split, part in rows.items()}
         self._pad = DataCollatorWithPadding(self.tokenizer)

@@ -67,7 +67,7 @@ class TextClassification(AdapterTask):
             ignore_mismatched_sizes=True,  # another number of labels: the head is new, and trained
         )
         self.tokenizer = load_tokenizer(self.checkpoint)
-        known = model.get_input_embeddings().num_embeddings
+        known = model.config.vocab_size
         if len(self.tokenizer) > known:
             raise InputError(
                 "E-TOKENIZER",
@@ -124,7 +124,9 @@ class TextClassification(AdapterTask):
     def _record(self, given: Any) -> dict[str, str]:
         if isinstance(given, str):
             given = (given,)
-        values = [given.get(column) for column in self.text_columns] if isinstance(given, Mapping) else list(given)
+        values: list[Any] = (
+            [given.get(column) for column in self.text_columns] if isinstance(given, Mapping) else list(given)
+        )
         if len(values) != len(self.text_columns) or not all(isinstance(value, str) for value in values):
             wanted = " and ".join(map(repr, self.text_columns))
             raise InputError("E-INPUT", f"{given!r}: give a text for {wanted}, or a record with these keys")
