@@ -3,7 +3,7 @@
     python benchmarks/sst2.py --data FOLDER --seeds 0 1 2 [--rows 8000]
 
 FOLDER holds train and validation files with the columns text and label. Prints a table of validation accuracy; the
-runs of loralight go through its command line into --output.
+runs of loralight go through its command line into --output, and what is finished there is not run again.
 """
 
 import argparse
@@ -41,6 +41,8 @@ def with_loralight(data: str, seed: int, rows: int | None, run: Path) -> float:
 
 def with_peft(seed: int, run: Path) -> float:
     """Validation accuracy of PEFT's LoRA in a plain loop over the batches of ``run``, with its settings."""
+    if (result := run / "peft.json").exists():
+        return float(json.loads(result.read_text())["validation/accuracy"])
     config = read_config(run)
     module = build_data(config)
     torch.manual_seed(seed)
@@ -71,7 +73,9 @@ def with_peft(seed: int, run: Path) -> float:
     model.eval()
     with torch.inference_mode():
         hits = [(model(**batch).logits.argmax(-1) == batch["labels"]).float() for batch in module.val_dataloader()]
-    return float(torch.cat(hits).mean())
+    accuracy = float(torch.cat(hits).mean())
+    result.write_text(json.dumps({"validation/accuracy": accuracy}) + "\n")
+    return accuracy
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import lightning
 import yaml
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from loralight.checkpoint import FolderCheckpointIO
 from loralight.composition import trusted_packages
@@ -25,17 +26,16 @@ def check_config(config: Mapping[str, Any]) -> None:
         config: as composed for ``loralight train``, in plain values.
 
     Raises:
-        InputError: see `loralight.config_check.check`.
+        InputError: see `loralight.config_check.check`, and the adapter's class.
     """
     trusted = trusted_packages()
-    for part in ("adapter", "data", "trainer"):
-        check(config[part], part, trusted)
-    check(config["task"], "task", trusted, complete=False)  # the data has a say in the rest
-    for part in ("optimizer", "scheduler"):
-        if config[part] is not None:
-            check(config[part], part, trusted, complete=False)
+    for part in ("adapter", "data", "trainer", "optimizer"):
+        check(config.get(part), part, trusted)
+    check(config.get("task"), "task", trusted, complete=False)  # the data has a say in the rest
+    if config.get("scheduler") is not None:
+        check(config["scheduler"], "scheduler", trusted)
     for group in ("callbacks", "logger"):
-        for name, node in (config[group] or {}).items():
+        for name, node in (config.get(group) or {}).items():
             if node is not None:
                 check(node, f"{group}.{name}", trusted)
 
@@ -52,7 +52,12 @@ def make(config: Mapping[str, Any], **supplied: Any) -> Any:
         key: make(value) if isinstance(value, Mapping) and "_target_" in value else value
         for key, value in given.items()
     }
-    return partial(target, **built, **supplied) if config.get("_partial_") else target(**built, **supplied)
+    if config.get("_partial_"):
+        return partial(target, **built, **supplied)
+    try:
+        return target(**built, **supplied)
+    except ModuleNotFoundError as error:  # wandb, say, of which lightning brings only the interface
+        raise InputError("E-PACKAGE", f"{config['_target_']} needs another package: {error}") from error
 
 
 def build_data(config: Mapping[str, Any]) -> TaskData:
@@ -81,18 +86,25 @@ def build_task(config: Mapping[str, Any], data_arguments: Mapping[str, Any]) -> 
 def build_trainer(
     config: Mapping[str, Any], output_dir: Path, callbacks: list[lightning.Callback]
 ) -> lightning.Trainer:
-    """A trainer that writes into ``output_dir`` and leaves sampling, summary and progress to loralight."""
-    chosen = [make(node) for node in (config["callbacks"] or {}).values() if node is not None]
-    trainer = make(
-        config["trainer"],
-        callbacks=[*chosen, *callbacks],
-        logger=[make(node) for node in (config["logger"] or {}).values() if node is not None],
-        plugins=[FolderCheckpointIO()],
-        default_root_dir=output_dir,
-        use_distributed_sampler=False,  # ours deal each row to one rank, and can resume
-        enable_model_summary=False,
-        enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
-    )
+    """A trainer that writes into ``output_dir`` and leaves sampling, summary and progress to loralight.
+
+    Raises:
+        InputError: Lightning refuses the settings, or they do not go together (``E-TRAINER``).
+    """
+    chosen = [make(node) for node in (config.get("callbacks") or {}).values() if node is not None]
+    try:
+        trainer = make(
+            config["trainer"],
+            callbacks=[*chosen, *callbacks],
+            logger=[make(node) for node in (config.get("logger") or {}).values() if node is not None],
+            plugins=[FolderCheckpointIO()],
+            default_root_dir=output_dir,
+            use_distributed_sampler=False,  # ours deal each row to one rank, and can resume
+            enable_model_summary=False,
+            enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
+        )
+    except (ValueError, MisconfigurationException) as error:
+        raise InputError("E-TRAINER", " ".join(str(error).split())) from error
     assert isinstance(trainer, lightning.Trainer)
     return trainer
 

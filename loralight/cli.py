@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,8 @@ def run(arguments: list[str]) -> int:
             return 0
         return _run_verb(verb, rest)
     except InputError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
         return _fail(str(error))
 
 
@@ -95,16 +98,16 @@ def _take_plugin_folders(arguments: list[str]) -> list[str]:
 
 def _split_verb(arguments: list[str]) -> tuple[str | None, list[str]]:
     """The verb, wherever it stands, and all else; None when the question is answered already."""
-    given = [argument for argument in arguments if argument in VERBS]
-    if given:
-        return given[0], [argument for argument in arguments if argument != given[0]]
+    for place, (before, argument) in enumerate(pairwise(["", *arguments])):
+        if argument in VERBS and before not in _FLAGS_WITH_VALUE:  # `--config-dir tasks` is a folder
+            return argument, arguments[:place] + arguments[place + 1 :]
     if "--version" in arguments:
         print(f"loralight {__version__}")
     elif not arguments or {"--help", "-h"} & set(arguments):
         print(HELP.format(verbs="\n".join(f"  {verb:<10} {text}" for verb, text in VERBS.items())))
     else:
-        hint = did_you_mean(arguments[0], VERBS)
-        raise InputError("E-VERB", f"{arguments[0]!r} is no verb.{hint} There are: {', '.join(VERBS)}")
+        word = next((argument for argument in arguments if argument[:1] != "-" and "=" not in argument), arguments[0])
+        raise InputError("E-VERB", f"{word!r} is no verb.{did_you_mean(word, VERBS)} There are: {', '.join(VERBS)}")
     return None, []
 
 
@@ -135,6 +138,9 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
 
 def _job(verb: str, wants_traceback: bool = False) -> Callable[[Any], Any]:
     def job(config: Any) -> Any:
+        from loralight.resources import spare_the_hub_without_network
+
+        spare_the_hub_without_network()
         try:
             return import_module(f"loralight.{verb}").main(config)
         except InputError as error:

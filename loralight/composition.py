@@ -15,7 +15,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from loralight.errors import did_you_mean
+from loralight.errors import InputError, did_you_mean
 from loralight.plugins import discover
 
 CONFIG_PATH = "pkg://loralight.conf"
@@ -33,7 +33,8 @@ class _PluginConfs(SearchPathPlugin):
 
 def trusted_packages() -> list[str]:
     """The packages whose classes a config may name."""
-    return [*TRUSTED, *(plugin.package.partition(".")[0] for plugin in discover() if not plugin.fault)]
+    plugins = (plugin.package.partition(".")[0] for plugin in discover() if not plugin.fault)
+    return list(dict.fromkeys([*TRUSTED, *plugins]))
 
 
 def run_hydra(job: Callable[[DictConfig], Any], config_name: str) -> None:
@@ -57,9 +58,11 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
 
 def explain(error: BaseException, config_name: str, overrides: list[str]) -> str | None:
     """What is wrong with an override, in the user's terms; None if ``error`` is about something else."""
+    message = str(error).strip()
+    if isinstance(error, ValueError) and message.startswith("Config group override must be"):
+        return "E-OVERRIDE: null is no choice; ~logger, say, goes without one"
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
-    message = str(error).strip()
     if cause := error.__cause__:
         message += f"\n{str(cause).strip()}"
     if found := re.search(r"Could not override '([^']+)'", message):
@@ -122,5 +125,12 @@ def whole_errors() -> Iterator[None]:
 
 
 def plain(config: Any) -> Any:
-    """A config, or part of one, as plain dicts and lists with every interpolation resolved."""
-    return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+    """A config, or part of one, as plain dicts and lists with every interpolation resolved.
+
+    Raises:
+        InputError: a value is missing, or refers to a setting that is not there (``E-CONFIG``).
+    """
+    try:
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise InputError("E-CONFIG", str(error).partition("\n")[0]) from error

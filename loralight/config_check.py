@@ -18,16 +18,17 @@ def find_target(path: str, where: str, trusted: Sequence[str]) -> Any:
     """The class or function that ``_target_: path`` names.
 
     Raises:
-        InputError: it is outside the trusted packages, or cannot be imported (``E-TARGET``).
+        InputError: it is outside the trusted packages, be it that one of them imports it (``torch.os.system``), or
+            cannot be imported (``E-TARGET``).
     """
-    if path.partition(".")[0] not in trusted:
+    if not _is_in(path, trusted):
         raise InputError(
             "E-TARGET",
             f"{where}._target_: {path!r} is not in {', '.join(trusted)}; a config may only name what is in these "
             "packages and in task plugins (--plugin-dir)",
         )
     try:
-        return get_object(path)
+        target = get_object(path)
     except Exception as error:
         root: BaseException = error
         while root.__cause__ is not None:
@@ -35,9 +36,16 @@ def find_target(path: str, where: str, trusted: Sequence[str]) -> Any:
         raise InputError(
             "E-TARGET", f"{where}._target_: cannot import {path!r}: {type(root).__name__}: {root}"
         ) from error
+    if not callable(target) or not _is_in(getattr(target, "__module__", None), trusted):
+        raise InputError("E-TARGET", f"{where}._target_: {path!r} is not a class or function of that package itself")
+    return target
 
 
-def check(config: Mapping[str, Any], where: str, trusted: Sequence[str], *, complete: bool = True) -> None:
+def _is_in(path: Any, packages: Sequence[str]) -> bool:
+    return isinstance(path, str) and path.partition(".")[0] in packages
+
+
+def check(config: Any, where: str, trusted: Sequence[str], *, complete: bool = True) -> None:
     """Check a config node with a ``_target_``, and those inside it.
 
     Args:
@@ -49,6 +57,8 @@ def check(config: Mapping[str, Any], where: str, trusted: Sequence[str], *, comp
     Raises:
         InputError: unknown, missing or wrongly typed arguments (``E-CONFIG``), or a target of others (``E-TARGET``).
     """
+    if not isinstance(config, Mapping) or "_target_" not in config:
+        raise InputError("E-CONFIG", f"{where}: {config!r} has no _target_, the class to build")
     target = find_target(config["_target_"], where, trusted)
     parameters = _parameters(target)
     hints = _hints(target)
@@ -99,13 +109,22 @@ def _hints(target: Any) -> dict[str, Any]:
     return hints
 
 
+def _is_foreign(value: Any, hint: Any) -> bool:
+    """Whether ``hint`` is a class that ``value`` is no instance of: ``float | Tensor`` takes no text."""
+    if not isinstance(hint, type) or hint in (*_WORDS, type(None), Any) or getattr(hint, "_is_protocol", False):
+        return False
+    return not isinstance(value, hint)
+
+
 def _mismatch(value: Any, hint: Any) -> str:
     """What ``value`` should have been, or an empty string where it fits (or the hint is beyond plain values)."""
     origin, inner = get_origin(hint), get_args(hint)
     if hint is Any or isinstance(hint, typing.TypeVar):
         return ""
     if origin in (Union, types.UnionType):
-        expected = [_mismatch(value, option) for option in inner]
+        scalar = any(option in _WORDS for option in inner)
+        options = [option for option in inner if not (scalar and _is_foreign(value, option))]
+        expected = [_mismatch(value, option) for option in options]
         return "" if "" in expected else " or ".join(dict.fromkeys(expected))
     if hint is type(None):
         return "null" if value is not None else ""

@@ -79,7 +79,7 @@ class TaskData(lightning.LightningDataModule, ABC):
         if self.splits:
             return
         self.splits = self.load()
-        for name in ("train", "validation"):
+        for name in dict.fromkeys(("train", "validation", *self.splits)):
             if not len(self.splits.get(name, ())):
                 raise InputError("E-DATA-EMPTY", f"the {name} split has no rows")
 

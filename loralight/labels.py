@@ -1,12 +1,16 @@
 """Label names, from whatever a data set has in its label column to what a prediction says."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
-from datasets import ClassLabel, Dataset
-from datasets import List as ListFeature
+from datasets import ClassLabel, Dataset, LargeList
+from datasets import List as SmallList
 
 from loralight.errors import InputError, did_you_mean
+
+_LISTS = (SmallList, LargeList)
+_NUMBER = re.compile(r"-?\d+(\.\d+)?", re.ASCII)
 
 HIDDEN = -1  # the hub's mark for a test split whose labels are kept back
 
@@ -27,7 +31,8 @@ def read_labels(rows: Dataset, columns: Sequence[str], split: str) -> list[list[
         A list of names per row; one name where the column holds one label.
 
     Raises:
-        InputError: a row without a label (``E-LABEL``).
+        InputError: a row without a label, or one that the data set does not name (``E-LABEL-RANGE``), or neither 0 nor 1
+            in one of several columns (``E-LABEL``).
     """
     if len(columns) > 1:
         flags = [rows[column] for column in columns]
@@ -43,12 +48,12 @@ def read_labels(rows: Dataset, columns: Sequence[str], split: str) -> list[list[
         ]
     (column,) = columns
     feature = rows.features[column]
-    names = feature.feature if isinstance(feature, ListFeature) else feature
+    names = feature.feature if isinstance(feature, _LISTS) else feature
     known = names.names if isinstance(names, ClassLabel) else None
     labels = []
     for row, value in enumerate(rows[column]):
         values = value if isinstance(value, list) else [value]
-        if value is None or any(v is None or (known is not None and not 0 <= v < len(known)) for v in values):
+        if value is None or any(v is None or v != v or (known is not None and not 0 <= v < len(known)) for v in values):
             possible = f"; valid are 0..{len(known) - 1} ({', '.join(known)})" if known else ""
             raise InputError("E-LABEL-RANGE", f"{split} row {row}, column {column!r}: {value!r} is no label{possible}")
         labels.append([known[v] if known else str(v) for v in values])
@@ -57,7 +62,7 @@ def read_labels(rows: Dataset, columns: Sequence[str], split: str) -> list[list[
 
 def are_lists(rows: Dataset, columns: Sequence[str]) -> bool:
     """Whether a row can have several labels: a column of lists, or several columns."""
-    return len(columns) > 1 or isinstance(rows.features[columns[0]], ListFeature)
+    return len(columns) > 1 or isinstance(rows.features[columns[0]], _LISTS)
 
 
 def label_names(rows: Dataset, columns: Sequence[str], labels: list[list[str]]) -> list[str]:
@@ -65,11 +70,11 @@ def label_names(rows: Dataset, columns: Sequence[str], labels: list[list[str]]) 
     if len(columns) > 1:
         return list(columns)
     feature: Any = rows.features[columns[0]]
-    names = feature.feature if isinstance(feature, ListFeature) else feature
+    names = feature.feature if isinstance(feature, _LISTS) else feature
     if isinstance(names, ClassLabel):
         return list(names.names)
     found = {name for row in labels for name in row}
-    return sorted(found, key=lambda name: (0, int(name), name) if name.lstrip("-").isdigit() else (1, 0, name))
+    return sorted(found, key=lambda name: (0, float(name), name) if _NUMBER.fullmatch(name) else (1, 0.0, name))
 
 
 def encode_labels(labels: list[list[str]], names: Sequence[str], split: str) -> list[list[int]]:

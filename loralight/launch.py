@@ -45,7 +45,7 @@ def num_processes(trainer: Mapping[str, Any]) -> int:
     if devices in ("auto", -1):
         wanted = present if on_gpu else 1
     elif isinstance(devices, str):
-        wanted = len([part for part in devices.split(",") if part.strip()])
+        wanted = len([part for part in devices.split(",") if part.strip().isdigit()])
     else:
         wanted = devices if isinstance(devices, int) else len(devices)
     if accelerator in ("gpu", "cuda") and present < max(wanted, 1) and not torch.backends.mps.is_available():

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -49,6 +50,8 @@ def outside_base_model(model: PreTrainedModel) -> list[nn.Module]:
 @contextmanager
 def _one_message(checkpoint: str) -> Iterator[None]:
     """Say what is wrong in one message; be silent on what is right (a new head is what fine-tuning is about)."""
+    if checkpoint.startswith(("/", ".", "~")) and not Path(checkpoint).expanduser().is_dir():
+        raise InputError("E-MODEL", f"model.checkpoint={checkpoint}: there is no such folder")
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(logging.ERROR)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,9 +1,11 @@
 """Train, validation and test rows from the hub, a folder or files, whatever they are called."""
 
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
 from datasets import Dataset
@@ -68,6 +70,8 @@ def load_splits(
             )
         halves = splits["train"].train_test_split(test_size=validation_fraction, seed=seed)
         splits = {**splits, "train": halves["train"], "validation": halves["test"]}
+    if limit_rows is not None and limit_rows < 1:
+        raise InputError("E-DATA", f"data.limit_rows is {limit_rows}; give at least 1, or null for all rows")
     if limit_rows is not None and limit_rows < len(splits["train"]):
         splits["train"] = splits["train"].shuffle(seed=seed).select(range(limit_rows))
     return splits
@@ -97,12 +101,15 @@ def read_file(file: str) -> Dataset:
     if not Path(file).is_file():
         siblings = [str(sibling) for sibling in Path(file).parent.glob("*") if sibling.suffix.lower() in FORMATS]
         raise InputError("E-DATA", f"{file}: there is no such file.{did_you_mean(file, siblings)}")
-    arguments = {"sep": "\t"} if suffix == ".tsv" else {}
+    arguments: dict[str, Any] = {}
+    if FORMATS[suffix] == "csv":  # an empty cell is missing; "NA" and "None" are words, and no column is row names
+        arguments = {"na_values": [""], "keep_default_na": False, "index_col": False}
+        arguments["sep"] = "\t" if suffix == ".tsv" else ","
     with _one_message(file):
         return datasets.load_dataset(FORMATS[suffix], data_files=file, split="train", **arguments)
 
 
-def _read_path(path: str, name: str | None) -> dict[str, Callable[[], Dataset]]:
+def _read_path(path: str, name: str | None) -> Mapping[str, Callable[[], Dataset]]:
     """What `path` holds: a reader for each split, by the split's name there."""
     folder = Path(path).expanduser()
     if folder.is_file():
@@ -113,7 +120,12 @@ def _read_path(path: str, name: str | None) -> dict[str, Callable[[], Dataset]]:
         files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in FORMATS]
         if not files:
             raise InputError("E-DATA", f"data.path={path}: no file in this folder ends in {', '.join(FORMATS)}")
-        return {file.stem: partial(read_file, str(file)) for file in files}
+        found = {file.stem: partial(read_file, str(file)) for file in files}
+        if len(found) < len(files):
+            raise InputError(
+                "E-DATA", f"data.path={path}: several files of one split: {', '.join(file.name for file in files)}"
+            )
+        return found
     if folder.is_absolute() or path.startswith((".", "~")):
         raise InputError("E-DATA", f"data.path={path}: there is no such folder")
     with _one_message(path):
@@ -135,18 +147,25 @@ def _split_key(split: str, given: str | None, found: Iterable[str], path: str) -
 
 @contextmanager
 def _one_message(source: str) -> Iterator[None]:
-    """Turn what `datasets` raises on data it cannot reach or read into one message; its progress bars stay silent."""
+    """Turn what `datasets` raises on data it cannot reach or read into one message; its own stay silent."""
     datasets.disable_progress_bars()
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():  # rows with more cells than the header would lose some
+            warnings.filterwarnings("error", message="Length of header or names does not match length of data")
+            yield
     except Exception as error:  # its readers raise what pandas, pyarrow and the hub's client raise
         root: BaseException = error
         while root.__cause__ is not None:
             root = root.__cause__
         reason = " ".join(str(root).split()) or type(root).__name__
-        hub = (
-            ""
-            if Path(source).exists()
-            else ". No such folder here either; a hub name needs network access, or a copy in its cache"
-        )
-        raise InputError("E-DATA", f"{source}: cannot be read: {reason[:300]}{hub}") from error
+        if Path(source).exists():
+            raise InputError("E-DATA", f"{source}: cannot be read, or holds no rows: {reason[:300]}") from error
+        raise InputError(
+            "E-DATA",
+            f"{source}: cannot be read: {reason[:300]}. No such folder here either; a hub name needs network access, "
+            "or a copy in its cache",
+        ) from error
+    finally:
+        datasets.logging.set_verbosity(verbosity)

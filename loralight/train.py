@@ -8,12 +8,14 @@ import lightning
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
+from torchmetrics import MetricCollection
 
 from loralight import logs
 from loralight.build import build_data, build_task, build_trainer, check_config, recipe
 from loralight.checkpoint import FolderCheckpointIO, newest
 from loralight.composition import plain
 from loralight.data import TaskData
+from loralight.errors import InputError, did_you_mean
 from loralight.export import save_adapter
 from loralight.launch import launch, outer_rank
 from loralight.preflight import memory_table, targets_table
@@ -42,13 +44,14 @@ def work(config: dict[str, Any], output_dir: Path) -> float | None:
     """What each process does."""
     rank = int(os.environ.get("RANK", "0"))
     logs.configure(output_dir / ("train.log" if rank == 0 else f"train.rank{rank}.log"), rank=rank)
-    logs.logger.info("run folder: %s", output_dir)
     data = build_data(config)
     task = build_task(config, data.model_arguments())
+    _check_monitor(config["monitor"]["metric"], task)
     resumed = newest(output_dir) if config["resume"] is not None else None
     throughput, callbacks = progress_callbacks(data.batch_size)
     trainer = build_trainer(config, output_dir, callbacks)
     if rank == 0:
+        logs.logger.info("run folder: %s", output_dir)
         logs.show(*data.report(), targets_table(task), memory_table(task))
         if resumed:
             logs.logger.info("going on from %s", resumed)
@@ -69,6 +72,15 @@ def work(config: dict[str, Any], output_dir: Path) -> float | None:
     if trainer.is_global_zero:
         _save(config, output_dir, task, data, metrics, throughput)
     return None if best is None or best.best_model_score is None else float(best.best_model_score)
+
+
+def _check_monitor(metric: str, task: AdapterTask) -> None:
+    scores = task.scores["validation"]
+    assert isinstance(scores, MetricCollection)
+    logged = ["validation/loss", *scores.keys(), "train/loss", "train/epoch_loss"]
+    if metric not in logged:
+        hint = did_you_mean(metric, logged)
+        raise InputError("E-MONITOR", f"monitor.metric={metric} is not measured.{hint} Possible: {', '.join(logged)}")
 
 
 def _measure(trainer: lightning.Trainer, task: AdapterTask, data: TaskData) -> dict[str, float]:

@@ -100,7 +100,8 @@ class Lora(Adapter):
                 raise InputError("E-RANK", f"adapter.{where} is {rank!r}; give a whole number of at least 1, such as 8")
         alphas = {"alpha": self.alpha, **{f"alpha_pattern[{k}]": v for k, v in self.alpha_pattern.items()}}
         for where, alpha in alphas.items():
-            if alpha is not None and not (isinstance(alpha, int | float) and 0 < alpha < math.inf):
+            number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+            if alpha is not None and not (number and 0 < alpha < math.inf):
                 raise InputError(
                     "E-ALPHA", f"adapter.{where} is {alpha!r}; give a positive number, or null for 2 x rank"
                 )

@@ -1,0 +1,159 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+from torch import nn
+from transformers import BertConfig, BertModel
+
+from loralight.adapters import Lora, LoraLinear, inject
+from loralight.errors import InputError
+
+
+def bert() -> nn.Module:
+    return BertModel(
+        BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
+    )
+
+
+def vision_transformer() -> nn.Module:
+    return timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, embed_dim=8, depth=2, num_heads=2, num_classes=3, pretrained=False
+    )
+
+
+def torch_transformer() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+
+BERT_ATTENTION = ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"]
+BERT_MLP = ["intermediate.dense", "output.dense"]
+
+
+def layers(stack: str, names: list[str], numbers: tuple[int, ...] = (0, 1)) -> set[str]:
+    return {f"{stack}.{number}.{name}" for number in numbers for name in names}
+
+
+def adapted(model: nn.Module) -> set[str]:
+    return {name for name, module in model.named_modules() if isinstance(module, LoraLinear)}
+
+
+@pytest.mark.parametrize(
+    "build, targets, expected",
+    [
+        (bert, "all-linear", layers("encoder.layer", BERT_ATTENTION + BERT_MLP) | {"pooler.dense"}),
+        (bert, "attention", layers("encoder.layer", BERT_ATTENTION)),
+        (bert, "mlp", layers("encoder.layer", BERT_MLP)),
+        (bert, ["attention", "mlp"], layers("encoder.layer", BERT_ATTENTION + BERT_MLP)),
+        (bert, "query", layers("encoder.layer", ["attention.self.query"])),
+        (bert, "self.query", layers("encoder.layer", ["attention.self.query"])),
+        (bert, ["*.query", "*.value"], layers("encoder.layer", ["attention.self.query", "attention.self.value"])),
+        (bert, "output.dense", layers("encoder.layer", ["attention.output.dense", "output.dense"])),
+        (bert, "encoder.layer.1.*", layers("encoder.layer", BERT_ATTENTION + BERT_MLP, (1,))),
+        (bert, "encoder.layer.[1-3].*.dense", layers("encoder.layer", ["attention.output.dense", *BERT_MLP], (1,))),
+        (bert, "*.layer.?.intermediate.*", layers("encoder.layer", ["intermediate.dense"])),
+        (bert, "pooler.dense", {"pooler.dense"}),
+        (bert, ["pooler.dense", "query"], layers("encoder.layer", ["attention.self.query"]) | {"pooler.dense"}),
+        (vision_transformer, "attention", layers("blocks", ["attn.qkv", "attn.proj"])),
+        (vision_transformer, "mlp", layers("blocks", ["mlp.fc1", "mlp.fc2"])),
+        (vision_transformer, "qkv", layers("blocks", ["attn.qkv"])),
+        (
+            vision_transformer,
+            "all-linear",
+            layers("blocks", ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]) | {"head"},
+        ),
+        (torch_transformer, "all-linear", layers("layers", ["linear1", "linear2"])),
+        (torch_transformer, "mlp", layers("layers", ["linear1", "linear2"])),
+    ],
+)
+def test_a_target_means_exactly_these_layers(
+    build: Callable[[], nn.Module], targets: str | list[str], expected: set[str]
+) -> None:
+    model = build()
+    hits = inject(model, Lora(targets=targets))
+    assert adapted(model) == expected == {name for names in hits.values() for name in names}
+    assert list(hits) == ([targets] if isinstance(targets, str) else targets)
+
+
+@pytest.mark.parametrize(
+    "exclude, missing",
+    [
+        ("key", {"encoder.layer.0.attention.self.key", "encoder.layer.1.attention.self.key"}),
+        (["*.layer.0.*"], layers("encoder.layer", BERT_ATTENTION, (0,))),
+    ],
+)
+def test_excluded_layers_stay_plain(exclude: str | list[str], missing: set[str]) -> None:
+    model = bert()
+    inject(model, Lora(targets="attention", exclude=exclude))
+    assert adapted(model) == layers("encoder.layer", BERT_ATTENTION) - missing
+
+
+@pytest.mark.parametrize("build, head", [(bert, "pooler"), (vision_transformer, "head")])
+def test_the_head_is_trained_whole_and_never_adapted(build: Callable[[], nn.Module], head: str) -> None:
+    model = build()
+    part = model.get_submodule(head)
+    inject(model, Lora(targets="all-linear"), head=[part])
+    assert not [name for name in adapted(model) if name.startswith(head)]
+    assert all(parameter.requires_grad for parameter in part.parameters())
+
+
+@pytest.mark.parametrize(
+    "settings, near",
+    [
+        ({"targets": "qeury"}, r"adapter.targets: 'qeury'.*'\*\.query'"),
+        ({"targets": ["query", "vlaue"]}, r"adapter.targets: 'vlaue'.*'\*\.value'"),
+        ({"targets": "*.queries"}, r"adapter.targets: '\*\.queries'.*'\*\.query'"),
+        ({"targets": "uery"}, r"adapter.targets: 'uery'.*'\*\.query'"),
+        ({"targets": "quer[y"}, r"adapter.targets: 'quer\[y'"),
+        ({"targets": "Query"}, r"adapter.targets: 'Query'.*'\*\.query'"),
+        ({"targets": "query.*"}, r"adapter.targets: 'query\.\*'"),
+        ({"targets": "all_linear"}, "adapter.targets: 'all_linear'.*presets: all-linear, attention, mlp"),
+        ({"targets": "embeddings.word_embeddings"}, "adapter.targets: 'embeddings.word_embeddings'"),
+        ({"targets": ""}, "adapter.targets: ''"),
+        ({"targets": []}, "adapter.targets is empty; name a preset"),
+        ({"targets": "query", "exclude": "kye"}, r"adapter.exclude: 'kye'.*'\*\.key'"),
+        ({"targets": "query", "exclude": "query"}, "adapter.targets: 'query'.*all excluded"),
+        ({"targets": "query", "rank_pattern": {"qury": 4}}, r"adapter.rank_pattern: 'qury'.*'\*\.query'"),
+        ({"targets": "query", "rank_pattern": {"*.value": 4}}, r"adapter.rank_pattern: '\*\.value'"),
+        ({"targets": "query", "alpha_pattern": {"*.value": 4.0}}, r"adapter.alpha_pattern: '\*\.value'"),
+    ],
+    ids=str,
+)
+def test_a_pattern_without_a_match_is_an_error_that_names_near_misses(settings: dict[str, Any], near: str) -> None:
+    model = bert()
+    with pytest.raises(InputError, match=f"^E-TARGET-NONE: {near}"):
+        inject(model, Lora(**settings))
+    assert not adapted(model), "a refused model is not half adapted"
+
+
+@pytest.mark.parametrize("targets", ["attention", "out_proj", "*.self_attn.*"])
+def test_a_subclass_of_linear_is_never_adapted(targets: str) -> None:
+    """MultiheadAttention reads its output projection's weight and never calls it: an update there would do nothing."""
+    with pytest.raises(InputError, match="E-TARGET-NONE"):
+        inject(torch_transformer(), Lora(targets=targets))
+
+
+def test_a_preset_without_a_layer_in_this_model_is_an_error() -> None:
+    with pytest.raises(InputError, match=r"E-TARGET-NONE: adapter.targets: 'attention'.*no such layer.*0"):
+        inject(nn.Sequential(nn.Linear(2, 2)), Lora(targets="attention"))
+
+
+def test_a_model_without_linear_layers_is_an_error() -> None:
+    with pytest.raises(InputError, match="E-TARGET-NONE: .*no linear layer outside its head"):
+        inject(nn.Sequential(nn.Conv2d(1, 1, 1)), Lora(targets="all-linear"))
+
+
+def test_an_adapted_model_is_not_adapted_again() -> None:
+    model = bert()
+    inject(model, Lora(targets="query"))
+    with pytest.raises(InputError, match="E-TARGET-NONE"):
+        inject(model, Lora(targets="query"))
+
+
+def test_a_layer_that_two_targets_mean_is_adapted_once() -> None:
+    model = bert()
+    hits = inject(model, Lora(targets=["query", "attention", "*.query"], rank=2))
+    queries = layers("encoder.layer", ["attention.self.query"])
+    assert set(hits["query"]) == set(hits["*.query"]) == queries < set(hits["attention"])
+    assert {module.rank for module in model.modules() if isinstance(module, LoraLinear)} == {2}

