@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from loralight.adapters import inject, merge
     from loralight.data import TaskData
-    from loralight.load import load
+    from loralight.loading import load
     from loralight.task import AdapterTask, Step
 
 __version__ = "0.1.0"
@@ -19,7 +19,7 @@ _HOMES = {
     "Step": "loralight.task",
     "TaskData": "loralight.data",
     "inject": "loralight.adapters",
-    "load": "loralight.load",
+    "load": "loralight.loading",  # a module named `load` would take the function's place here once imported
     "merge": "loralight.adapters",
 }
 

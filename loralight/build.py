@@ -31,6 +31,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     trusted = trusted_packages()
     for part in ("adapter", "data", "trainer", "optimizer"):
         check(config.get(part), part, trusted)
+    make(config["adapter"])  # values of the right type that make no sense, such as rank 0
     check(config.get("task"), "task", trusted, complete=False)  # the data has a say in the rest
     if config.get("scheduler") is not None:
         check(config["scheduler"], "scheduler", trusted)
@@ -125,12 +126,15 @@ def from_recipe(made: Mapping[str, Any]) -> AdapterTask:
         InputError: no such plugin or adapter is installed, or its arguments are others (``E-TASK``, ``E-CONFIG``).
     """
     files = {"task": task_file(made["task"]["name"]), "adapter": _adapter_file(made["adapter"]["name"])}
+    if "adapter" in made["task"]["arguments"]:
+        raise InputError("E-CONFIG", "task: the adapter is not among a recipe's arguments of the task")
     config: dict[str, Any] = {}
     for part, file in files.items():
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         target = (content["task"] if part == "task" else content)["_target_"]
         config[part] = {**made[part]["arguments"], "_target_": target}
-        check(config[part], part, trusted_packages(), complete=part != "task")  # built with the adapter
+    check(config["adapter"], "adapter", trusted_packages())
+    check({**config["task"], "adapter": config["adapter"]}, "task", trusted_packages())
     return build_task(config, {})
 
 

@@ -78,7 +78,11 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
         if target.exists():  # a folder cannot be renamed onto one that is not empty
             old = target.parent / f".{target.name}.old.{os.getpid()}"
             os.replace(target, old)
-            os.replace(building, target)
+            try:
+                os.replace(building, target)
+            except OSError:
+                os.replace(old, target)
+                raise
             shutil.rmtree(old)
         else:
             os.replace(building, target)
@@ -124,7 +128,7 @@ def _progress(folder: Path) -> tuple[int, float]:
     """(optimizer steps done, time of writing): checkpoints of one step are told apart by their time."""
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        return state["global_step"], folder.stat().st_mtime
+        return int(state["global_step"]), folder.stat().st_mtime
     except (OSError, ValueError, KeyError, TypeError):
         return -1, 0.0
 
@@ -134,6 +138,8 @@ def _encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Tensor):
+        while where in tensors:  # {"a.b": x, "a": {"b": y}}
+            where += "'"
         tensors[where] = value.detach().cpu().contiguous().clone()  # no two may share memory in safetensors
         return {"__tensor__": where}
     if isinstance(value, list):

@@ -128,6 +128,9 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
         return int(stopped.code or 0)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # `loralight train --help | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:
         message = str(error) if isinstance(error, InputError) else explain(error, verb, overrides)
         if message is None or wants_traceback:

@@ -67,12 +67,20 @@ def read_recipe(folder: Path) -> dict[str, Any]:
             f"{folder} is no adapter folder of loralight: it has no {RECIPE} (of at most {_MAX_JSON // 1024} kB)",
         )
     try:
-        recipe = json.loads(file.read_text(encoding="utf-8"))
+        recipe = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_only_data)
         assert isinstance(recipe["task"]["name"], str) and isinstance(recipe["adapter"]["name"], str)
         assert isinstance(recipe["task"]["arguments"], dict) and isinstance(recipe["adapter"]["arguments"], dict)
+        assert isinstance(recipe["base"], dict)
     except (ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:
         raise InputError("E-ADAPTER", f"{file} is not a recipe that loralight wrote: {error!r}") from error
     return dict(recipe)
+
+
+def _only_data(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object without Hydra's own keys (``_target_``, ...), by which it could name what is to be called."""
+    if special := [key for key, _ in pairs if key.startswith("_") and key.endswith("_")]:
+        raise ValueError(f"{', '.join(special)} has no place in it")
+    return dict(pairs)
 
 
 def load_adapter(task: AdapterTask, folder: Path, recipe: dict[str, Any]) -> None:
@@ -83,7 +91,7 @@ def load_adapter(task: AdapterTask, folder: Path, recipe: dict[str, Any]) -> Non
             not finite, or belong to another base model (``E-BASE``).
     """
     found = fingerprint(task.model)
-    if (trained_on := recipe.get("base", {}).get("fingerprint")) and found != trained_on:
+    if (trained_on := recipe["base"].get("fingerprint")) and found != trained_on:
         raise InputError(
             "E-BASE",
             f"{folder} was trained on other weights than this base model has (fingerprints {trained_on} and {found})",

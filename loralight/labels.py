@@ -31,8 +31,8 @@ def read_labels(rows: Dataset, columns: Sequence[str], split: str) -> list[list[
         A list of names per row; one name where the column holds one label.
 
     Raises:
-        InputError: a row without a label, or one that the data set does not name (``E-LABEL-RANGE``), or neither 0 nor 1
-            in one of several columns (``E-LABEL``).
+        InputError: a row without a label, or with one that the data set does not name (``E-LABEL-RANGE``), or neither
+            0 nor 1 in one of several columns (``E-LABEL``).
     """
     if len(columns) > 1:
         flags = [rows[column] for column in columns]

@@ -31,6 +31,7 @@ def configure(log_file: Path | None = None, *, rank: int = 0) -> None:
     root = logging.getLogger()
     for handler in (*root.handlers, *_reports.handlers):
         handler.close()
+    _reports.handlers = []
     handlers: list[logging.Handler] = []
     if rank == 0:
         reconfigure(stderr=True)  # shared with Lightning's progress bar, above which log lines must go

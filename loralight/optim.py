@@ -103,4 +103,8 @@ def by_position(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         positions = range(len(states), len(states) + len(names))
         groups.append({**saved[frozenset(names)], "params": list(positions), "param_names": names})
         states.update({position: state["state"].get(name, {}) for position, name in zip(positions, names, strict=True)})
+    if len(saved) > len(groups):
+        raise InputError(
+            "E-OPTIMIZER-STATE", f"the checkpoint has {len(saved)} optimizer groups, this run has {len(groups)}"
+        )
     return {"state": {position: values for position, values in states.items() if values}, "param_groups": groups}

@@ -46,8 +46,7 @@ class Plugin:
         """The first line of the package's docstring, read without running it."""
         if self.folder is None:
             return ""
-        doc = ast.get_docstring(ast.parse((self.folder / "__init__.py").read_text(encoding="utf-8")))
-        return (doc or "").partition("\n")[0]
+        return (ast.get_docstring(_source(self.folder)) or "").partition("\n")[0]
 
 
 def discover() -> list[Plugin]:
@@ -129,6 +128,10 @@ def _local() -> Iterable[Plugin]:
         yield Plugin(folder.name, folder.name, str(folder), folder, fault)
 
 
+def _source(folder: Path) -> ast.Module:
+    return ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))
+
+
 def _yaml_files(conf: Path) -> Iterable[str]:
     return (file.relative_to(conf).as_posix() for file in conf.rglob("*.yaml"))
 
@@ -136,6 +139,11 @@ def _yaml_files(conf: Path) -> Iterable[str]:
 def _check(plugin: Plugin, provided: dict[str, str], others: list[Plugin]) -> Plugin:
     """Hydra takes the first of two files of one name in silence, so a second is refused here."""
     fault = plugin.fault
+    if not fault and plugin.folder is not None:
+        try:
+            _source(plugin.folder)
+        except (OSError, ValueError, SyntaxError) as error:
+            fault = f"its __init__.py cannot be read: {error}"
     if not fault and not plugin.conf.is_dir():
         fault = f"{plugin.folder} has no conf folder"
     if not fault and (twin := next((other for other in others if other.name == plugin.name), None)):

@@ -13,7 +13,7 @@ from rich.progress import track
 from loralight import logs
 from loralight.composition import plain
 from loralight.errors import InputError
-from loralight.load import load
+from loralight.loading import load
 from loralight.splits import FORMATS, read_file
 
 
@@ -54,7 +54,19 @@ def read_inputs(source: str) -> list[Any]:
             text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError("E-DATA", f"input={source}: cannot be read as text: {error}") from error
-        inputs = [json.loads(line) if line.startswith("{") else line for line in text.splitlines() if line.strip()]
+        lines = text.split("\n")  # splitlines() would also split at what a text may hold, such as U+2028
+        inputs = [_line(line, number, source) for number, line in enumerate(lines, start=1) if line.strip()]
     if not inputs:
         raise InputError("E-DATA-EMPTY", f"input={source} has no lines")
     return inputs
+
+
+def _line(line: str, number: int, source: str) -> Any:
+    if not line.startswith("{"):
+        return line
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise InputError(
+            "E-DATA", f"input={source}, line {number} begins like a JSON record, but is none: {error}"
+        ) from error

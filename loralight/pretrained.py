@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from loralight.errors import InputError
@@ -40,6 +40,17 @@ def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
     """
     with _one_message(checkpoint):
         return AutoTokenizer.from_pretrained(resolve(checkpoint))
+
+
+def longest_input(checkpoint: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens that a model takes at most, as its tokenizer or its config says; many a tokenizer says nothing.
+
+    Raises:
+        InputError: the model has no config (``E-MODEL``).
+    """
+    with _one_message(checkpoint):
+        positions = getattr(AutoConfig.from_pretrained(resolve(checkpoint)), "max_position_embeddings", None)
+    return min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
 
 
 def outside_base_model(model: PreTrainedModel) -> list[nn.Module]:

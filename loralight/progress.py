@@ -73,8 +73,13 @@ class ProgressBar(RichProgressBar):
     def get_metrics(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> dict[str, Any]:
         metrics = {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
         if recent := self._throughput.seconds[-20:]:
-            metrics["rows/s"] = round(self._rows_per_batch * trainer.world_size / median(recent))
+            metrics["rows/s"] = f"{self._rows_per_batch * trainer.world_size / median(recent):.0f}"
         return metrics
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        last = self.trainer.max_epochs
+        text = f"Epoch {current_epoch + 1}/{last}" if last and last > 0 else f"Epoch {current_epoch + 1}"
+        return text.ljust(len(self.validation_description))  # else the bar would jump
 
 
 def progress_callbacks(rows_per_batch: int) -> tuple[Throughput, list[Callback]]:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -33,10 +34,10 @@ def resolve(location: str) -> str:
     if not location.startswith(_PREFIX):
         return location
     package, _, inside = location.removeprefix(_PREFIX).partition("/")
-    try:
-        spec = find_spec(package)
-    except ModuleNotFoundError:
-        spec = None
+    parent = package.rpartition(".")[0]
+    # `find_spec` would import the parent, and the name may come from an adapter of a stranger's
+    known = all(map(str.isidentifier, package.split("."))) and (not parent or parent in sys.modules)
+    spec = find_spec(package) if known else None
     if spec is None or spec.submodule_search_locations is None:
         hint = (
             'pip install "loralight[demo]"'

@@ -1,7 +1,7 @@
 """The base class of every task: it owns what learns, how it learns, and what a checkpoint holds."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -96,6 +96,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         self.strict_loading = False  # Lightning would demand the frozen weights; `on_load_checkpoint` is the strict one
         self.adapted: dict[str, list[str]] = {}
         self._built = False
+        self._still: list[nn.Module] = []
         self._window: Tensor | None = None  # summed loss and weight of the batches since the last optimizer step
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -124,7 +125,16 @@ class AdapterTask(lightning.LightningModule, ABC):
 
     @torch.inference_mode()
     def predict(self, inputs: Sequence[Any], *, batch_size: int = 32) -> list[dict[str, Any]]:
-        """What the model says of ``inputs``, in their order; dropout is off while it does."""
+        """What the model says of ``inputs``, in their order; dropout is off while it does.
+
+        Raises:
+            InputError: an input, or what should be a list of them, is something else (``E-INPUT``), or ``batch_size``
+                is less than 1 (``E-BATCH``).
+        """
+        if isinstance(inputs, str | Mapping):
+            raise InputError("E-INPUT", f"{inputs!r}: give a list of inputs, even if it is only one")
+        if batch_size < 1:
+            raise InputError("E-BATCH", f"batch_size is {batch_size}; give at least 1")
         was_training = self.training
         self.eval()
         try:
@@ -154,9 +164,11 @@ class AdapterTask(lightning.LightningModule, ABC):
                 "frozen, so they would stay random. Have the task's head() return the modules that hold them",
             )
         metrics = self.metrics()
-        self.train_loss = MeanMetric()
-        self.losses = nn.ModuleDict({split: MeanMetric() for split in ("validation", "test")})
+        nan = float("nan")  # makes the mean nan; by default such a loss is left out of it
+        self.train_loss = MeanMetric(nan_strategy=nan)
+        self.losses = nn.ModuleDict({split: MeanMetric(nan_strategy=nan) for split in ("validation", "test")})
         self.scores = nn.ModuleDict({split: metrics.clone(prefix=f"{split}/") for split in ("validation", "test")})
+        self._still = self._frozen_layers()
         self._built = True
         self.train()  # `from_pretrained` returns eval mode, and Lightning keeps the mode it finds
 
@@ -224,18 +236,32 @@ class AdapterTask(lightning.LightningModule, ABC):
         """Training mode, in which frozen BatchNorm keeps its statistics and frozen dropout obeys ``base_dropout``."""
         super().train(mode)
         if mode and self._built:
-            learns = {name.rpartition(".")[0] for name in trainable(self.model)}
-            for name, module in self.model.named_modules():
-                if name not in learns and (isinstance(module, _BATCH_NORM) or not self.base_dropout):
-                    module.training = False
+            self._keep_still()
         return self
+
+    def _frozen_layers(self) -> list[nn.Module]:
+        """What stays in evaluation mode: frozen BatchNorm, and without ``base_dropout`` all that is frozen."""
+        learns = {name.rpartition(".")[0] for name in trainable(self.model)}
+        in_head = {id(module) for part in self.head(self.model) for module in part.modules()}
+        return [
+            module
+            for name, module in self.model.named_modules()
+            if name not in learns
+            and id(module) not in in_head
+            and (isinstance(module, _BATCH_NORM) or not self.base_dropout)
+        ]
+
+    def _keep_still(self) -> None:
+        for module in self._still:
+            module.training = False
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         torch.manual_seed(hash((self.seed, self.global_rank, self.current_epoch, batch_idx)) % 2**63)
+        self._keep_still()  # a part's own train() passes ours by
         step = self.step(batch)
         weight = _weight(step)
         loss = step.loss.detach()
-        window = torch.stack([loss * weight, weight]).double()
+        window = torch.stack([loss * weight, weight])
         self._window = window if self._window is None else self._window + window
         self.train_loss.update(loss, weight)
         self.log("train/loss", loss, prog_bar=True)
@@ -280,7 +306,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         assert isinstance(loss, MeanMetric) and isinstance(scores, MetricCollection)
         loss.update(step.loss, _weight(step))
         scores.update(step.predictions, step.targets)
-        self.log(f"{split}/loss", loss, on_epoch=True, prog_bar=True)
+        self.log(f"{split}/loss", loss, on_epoch=True)
         self.log_dict(scores, on_epoch=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -295,4 +321,6 @@ class AdapterTask(lightning.LightningModule, ABC):
 
 def _weight(step: Step) -> Tensor:
     weight = step.targets.shape[0] if step.weight is None else step.weight
-    return torch.as_tensor(weight, device=step.loss.device, dtype=step.loss.dtype)
+    # bfloat16 cannot count above 256
+    dtype = torch.promote_types(step.loss.dtype, torch.float32)
+    return torch.as_tensor(weight, device=step.loss.device, dtype=dtype)

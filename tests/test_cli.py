@@ -147,7 +147,7 @@ def test_a_traceback_from_inside_the_job_comes_on_request(
     in_process: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    with pytest.raises(InputError, match="adapter.rank: 'abc' is not an integer"):
+    with pytest.raises(InputError, match=r"adapter\.rank: 'abc' is not an integer"):
         in_process("train", "adapter.rank=abc")
 
 

@@ -56,7 +56,7 @@ def test_plain_values_hold_no_interpolation() -> None:
 
 @pytest.mark.parametrize("value", ["???", "${nowhere}"])
 def test_a_value_that_is_missing_is_named(value: str) -> None:
-    with pytest.raises(InputError, match="E-CONFIG: .*(seed|nowhere)"):
+    with pytest.raises(InputError, match=r"E-CONFIG: .*(seed|nowhere)"):
         plain(OmegaConf.create({"seed": value}))
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from functools import cache
 from itertools import combinations, product
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -11,11 +12,10 @@ from omegaconf import OmegaConf
 
 from loralight.build import check_config
 from loralight.composition import compose
-from loralight.errors import InputError
 from loralight.plugins import conf_folders
 
 FOLDERS = conf_folders()
-GROUPS = ("adapter", "optimizer", "scheduler", "trainer", "callbacks", "logger")
+GROUPS = ("task", "adapter", "optimizer", "scheduler", "trainer", "callbacks", "logger")
 
 
 @cache
@@ -23,10 +23,17 @@ def options(group: str) -> list[str]:
     return sorted({file.stem for folder in FOLDERS for file in folder.glob(f"{group}/*.yaml")})
 
 
-def pairs() -> Iterator[list[str]]:
-    """Any two choices of different groups meet: a few hundred configs, where all combinations are thousands."""
-    for one, other in combinations(GROUPS, 2):
-        yield from ([f"{one}={a}", f"{other}={b}"] for a, b in product(options(one), options(other)))
+def covering() -> Iterator[tuple[str, ...]]:
+    """Configs in which any two choices of different groups meet: dozens, where all combinations are thousands."""
+    groups = [[f"{group}={option}" for option in options(group)] for group in GROUPS]
+    missing = {pair for one, other in combinations(groups, 2) for pair in product(one, other)}
+    random = Random(0)
+    while missing:
+        seed = random.choice(sorted(missing))
+        tries = [tuple(next((s for s in seed if s in g), random.choice(g)) for g in groups) for _ in range(30)]
+        best = max(tries, key=lambda chosen: len(missing & set(combinations(chosen, 2))))
+        missing -= set(combinations(best, 2))
+        yield best
 
 
 def composed(overrides: list[str], folder: Path) -> dict[str, Any]:
@@ -47,41 +54,13 @@ def test_no_config_group_is_empty(folder: Path) -> None:
     assert [group for group in groups if not list(group.rglob("*.yaml"))] == []
 
 
-@pytest.mark.parametrize("group", GROUPS)
-def test_every_choice_passes_the_check_before_a_run(group: str, tmp_path: Path) -> None:
-    for option in options(group):
-        check_config(composed([f"{group}={option}"], tmp_path))
+@pytest.mark.parametrize("choices", list(covering()), ids=lambda choices: " ".join(choices))
+def test_any_two_choices_go_together(choices: tuple[str, ...], tmp_path: Path) -> None:
+    check_config(composed(list(choices), tmp_path))
 
 
-def test_any_two_choices_go_together(tmp_path: Path) -> None:
-    for overrides in pairs():
-        try:
-            check_config(composed(overrides, tmp_path))
-        except InputError as error:
-            pytest.fail(f"{overrides}: {error}")
-
-
-@pytest.mark.slow
-def test_all_choices_go_together(tmp_path: Path) -> None:
-    for chosen in product(*(options(group) for group in GROUPS)):
-        check_config(composed([f"{group}={option}" for group, option in zip(GROUPS, chosen, strict=True)], tmp_path))
-
-
-@pytest.mark.parametrize("group", ["task", "data", "experiment", "debug"])
+@pytest.mark.parametrize("group", ["data", "experiment", "debug"])
 def test_every_recipe_passes_the_check_before_a_run(group: str, tmp_path: Path) -> None:
     assert options(group)
     for option in options(group):
         check_config(composed([f"{group}={option}"], tmp_path))
-
-
-@pytest.mark.parametrize("task", options("task"))
-@pytest.mark.parametrize("adapter", options("adapter"))
-def test_every_adapter_passes_the_check_on_every_task(task: str, adapter: str, tmp_path: Path) -> None:
-    check_config(composed([f"task={task}", f"adapter={adapter}"], tmp_path))
-
-
-@pytest.mark.parametrize("file", sorted(f for folder in FOLDERS for f in folder.rglob("*.yaml")), ids=str)
-def test_every_file_says_what_it_is_for(file: Path) -> None:
-    """Its own comment stands on top, or it only changes a few values of the file it extends."""
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("# @package")]
-    assert lines[0].startswith("# ") or lines[0].startswith("defaults:") or len(lines) < 40

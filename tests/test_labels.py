@@ -24,7 +24,12 @@ SINGLE: dict[str, tuple[list[Any], Any, list[str], list[int]]] = {
     "stars in halves": ([10.0, 9.5, 0.5], None, ["0.5", "9.5", "10.0"], [2, 1, 0]),
     "strings": (["pos", "neg", "pos"], None, ["neg", "pos"], [1, 0, 1]),
     "numbers as strings": (["10", "9", "1"], None, ["1", "9", "10"], [2, 1, 0]),
-    "numbers among words": (["b", "10", "a", "9", "²", "--1"], None, ["9", "10", "--1", "a", "b", "²"], [4, 1, 3, 0, 5, 2]),
+    "numbers among words": (
+        ["b", "10", "a", "9", "²", "--1"],
+        None,
+        ["9", "10", "--1", "a", "b", "²"],
+        [4, 1, 3, 0, 5, 2],
+    ),
     "bools": ([True, False], None, ["False", "True"], [1, 0]),
     "class labels, one of them unseen": ([2, 0], GRADES, ["good", "fair", "bad"], [2, 0]),
 }
@@ -101,20 +106,18 @@ def test_a_missing_label_is_an_error_that_names_the_row(kind: str) -> None:
 
 
 def test_a_number_that_the_data_set_does_not_name_is_an_error_with_those_it_does() -> None:
-    rows = column([0, 1, 2], GRADES).cast_column("label", Value("int64"))
-    (shifted := rows.map(lambda row: {"label": row["label"] + 1}))
-    broken = shifted.with_format("arrow")[:].cast(pa.schema({"label": pa.int64()}))
-    rows = Dataset(pa.table(broken.columns, names=["label"]).replace_schema_metadata(GRADES_SCHEMA))
-    with pytest.raises(InputError, match=r"^E-LABEL-RANGE: train row 2, .*3 is no label; valid are 0\.\.2 \(good, fair, bad\)"):
+    schema = Features({"label": GRADES}).arrow_schema  # as a file says it, which nobody has checked
+    rows = Dataset(pa.table({"label": [0, 1, 3]}, schema=schema))
+    with pytest.raises(
+        InputError, match=r"^E-LABEL-RANGE: train row 2, .*3 is no label; valid are 0\.\.2 \(good, fair, bad\)"
+    ):
         read_labels(rows, ["label"], "train")
-
-
-GRADES_SCHEMA = Features({"label": GRADES}).arrow_schema.metadata
 
 
 def test_a_label_that_training_has_not_is_an_error_that_names_the_row_and_what_is_near() -> None:
     with pytest.raises(
-        InputError, match=r"^E-LABEL-RANGE: validation row 1: label 'goood' is not one of 'bad', 'good'\. Did you mean 'good'\?"
+        InputError,
+        match=r"^E-LABEL-RANGE: validation row 1: label 'goood' is not one of 'bad', 'good'\. Did you mean 'good'\?",
     ):
         encode_labels([["bad"], ["goood"]], ["bad", "good"], "validation")
 

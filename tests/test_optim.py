@@ -191,7 +191,7 @@ def test_an_optimizer_that_has_not_stepped_can_be_saved_and_loaded() -> None:
 )
 def test_a_state_of_other_groups_is_refused(saved: Lora, into: Lora) -> None:
     state = by_name(optimizer_of(adapted(saved), saved).state_dict())
-    with pytest.raises(InputError, match="^E-OPTIMIZER-STATE: "):
+    with pytest.raises(InputError, match=r"^E-OPTIMIZER-STATE: "):
         optimizer_of(adapted(into), into).load_state_dict(state)
 
 
@@ -201,5 +201,5 @@ def test_a_state_with_a_group_too_many_is_refused() -> None:
     state = by_name(optimizer_of(model, adapter).state_dict())
     without_head = AdamW(parameter_groups(model, adapter, lr=0.01, head=[model.head], head_lr=0.02)[:1])
     without_head.register_load_state_dict_pre_hook(by_position)
-    with pytest.raises(InputError, match="^E-OPTIMIZER-STATE: "):
+    with pytest.raises(InputError, match=r"^E-OPTIMIZER-STATE: "):
         without_head.load_state_dict(state)

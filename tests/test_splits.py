@@ -38,7 +38,11 @@ def test_a_file_is_read_whatever_its_format(tmp_path: Path, suffix: str) -> None
 
 @pytest.mark.parametrize(
     ("train", "validation", "test"),
-    [("train.csv", "dev.csv", "test.csv"), ("training.tsv", "val.jsonl", "test.parquet"), ("train.json", "valid.csv", "")],
+    [
+        ("train.csv", "dev.csv", "test.csv"),
+        ("training.tsv", "val.jsonl", "test.parquet"),
+        ("train.json", "valid.csv", ""),
+    ],
 )
 def test_a_folder_s_files_are_told_apart_by_their_names(tmp_path: Path, train: str, validation: str, test: str) -> None:
     names = {"train": train, "validation": validation, **({"test": test} if test else {})}
@@ -127,7 +131,10 @@ def test_a_missing_file_is_an_error_with_the_nearest_name(tmp_path: Path) -> Non
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "nothing given": ({}, "E-DATA: no data is given. Set data.path"),
     "no train file": ({"test": "{folder}/a.csv"}, "E-DATA: no data is given. Set data.path"),
-    "another kind of file": ({"train": "{folder}/notes.txt"}, r"E-DATA: data.train=.*notes.txt: not a file that .*\.csv,"),
+    "another kind of file": (
+        {"train": "{folder}/notes.txt"},
+        r"E-DATA: data.train=.*notes.txt: not a file that .*\.csv,",
+    ),
     "a file for a folder": ({"path": "{folder}/a.csv"}, "E-DATA: data.path=.*a.csv is a file.*data.train="),
     "a folder without data": ({"path": "{folder}/empty"}, r"E-DATA: data.path=.*no file in this folder ends in \.csv"),
     "no such folder": ({"path": "{folder}/nowhere"}, "E-DATA: data.path=.*there is no such folder"),
@@ -136,14 +143,20 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "no such package": ({"path": "pkg://no_such_package/data"}, "E-RESOURCE: .*no_such_package"),
     "no training split": ({"path": "{folder}"}, "E-DATA: .*no training split, only a, tiny. Set data.path"),
     "no such split": (
-        {"path": "{folder}", "train": "tyni"},
-        r"E-DATA: data.train=tyni: .* has a, tiny\. Did you mean 'tiny'\?",
+        {"path": "{folder}", "train": "tinny"},
+        r"E-DATA: data.train=tinny: .* has a, tiny\. Did you mean 'tiny'\?",
     ),
-    "two files of one split": ({"path": "{folder}/twice"}, "E-DATA: .*several files of one split: train.csv, train.tsv"),
+    "two files of one split": (
+        {"path": "{folder}/twice"},
+        "E-DATA: .*several files of one split: train.csv, train.tsv",
+    ),
     "nothing to hold out": ({"train": "{folder}/tiny.csv"}, "E-DATA-EMPTY: the train split has 1 rows, too few"),
     "no fraction": ({"train": "{folder}/a.csv", "validation_fraction": 0.0}, "E-DATA: data.validation_fraction is 0.0"),
     "all of it": ({"train": "{folder}/a.csv", "validation_fraction": 1.0}, "E-DATA: data.validation_fraction is 1.0"),
-    "no rows asked for": ({"train": "{folder}/a.csv", "limit_rows": 0}, "E-DATA: data.limit_rows is 0; give at least 1"),
+    "no rows asked for": (
+        {"train": "{folder}/a.csv", "limit_rows": 0},
+        "E-DATA: data.limit_rows is 0; give at least 1",
+    ),
 }
 
 
@@ -164,7 +177,8 @@ def test_what_gives_no_data_is_one_clear_error(tmp_path: Path, fault: str) -> No
 
 def test_a_missing_column_is_an_error_with_the_nearest_name() -> None:
     with pytest.raises(
-        InputError, match=r"^E-COLUMN: the test split has no column 'lable'; it has 'text', 'label'\. Did you mean 'label'"
+        InputError,
+        match=r"^E-COLUMN: the test split has no column 'lable'; it has 'text', 'label'\. Did you mean 'label'",
     ):
         check_columns(Dataset.from_dict(ROWS), ["text", "lable"], "test")
     check_columns(Dataset.from_dict(ROWS), ["text", "label"], "test")

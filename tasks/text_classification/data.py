@@ -13,7 +13,7 @@ from transformers import DataCollatorWithPadding
 from loralight.data import TaskData
 from loralight.errors import InputError
 from loralight.labels import are_lists, encode_labels, is_hidden, label_names, read_labels
-from loralight.pretrained import load_tokenizer
+from loralight.pretrained import load_tokenizer, longest_input
 from loralight.splits import check_columns, load_splits
 
 from .metrics import classification_metrics
@@ -89,12 +89,19 @@ class TextClassificationData(TaskData):
                 "E-LABELS",
                 f"the only label in train is {self.names}; a classifier needs two. Check data.columns",
             )
+        if twice := [name for name, count in Counter(self.names).items() if count > 1]:
+            raise InputError("E-LABELS", f"data.labels names {', '.join(map(repr, twice))} twice")
         self.label_lists = {split: encode_labels(part, self.names, split) for split, part in labels.items()}
         self.tokenizer = load_tokenizer(self.checkpoint)
-        if self.max_length > self.tokenizer.model_max_length:
+        longest = longest_input(self.checkpoint, self.tokenizer)
+        if self.max_length > longest:
             raise InputError(
-                "E-SEQ-LEN",
-                f"model.max_length={self.max_length}: the model takes {self.tokenizer.model_max_length} tokens at most",
+                "E-SEQ-LEN", f"model.max_length={self.max_length}: the model takes {longest} tokens at most"
+            )
+        marks = self.tokenizer.num_special_tokens_to_add(pair=len(self.text_columns) > 1)
+        if self.max_length <= marks:
+            raise InputError(
+                "E-SEQ-LEN", f"model.max_length={self.max_length}: too short; the model's own marks take {marks} tokens"
             )
         self.texts = {split: part.select_columns(self.text_columns) for split, part in rows.items()}
         self._pad = DataCollatorWithPadding(self.tokenizer)

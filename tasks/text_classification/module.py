@@ -124,9 +124,9 @@ class TextClassification(AdapterTask):
     def _record(self, given: Any) -> dict[str, str]:
         if isinstance(given, str):
             given = (given,)
-        values: list[Any] = (
-            [given.get(column) for column in self.text_columns] if isinstance(given, Mapping) else list(given)
-        )
+        if isinstance(given, Mapping):
+            given = [given.get(column) for column in self.text_columns]
+        values = list(given) if isinstance(given, Sequence) else []
         if len(values) != len(self.text_columns) or not all(isinstance(value, str) for value in values):
             wanted = " and ".join(map(repr, self.text_columns))
             raise InputError("E-INPUT", f"{given!r}: give a text for {wanted}, or a record with these keys")

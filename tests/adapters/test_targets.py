@@ -140,7 +140,7 @@ def test_a_preset_without_a_layer_in_this_model_is_an_error() -> None:
 
 
 def test_a_model_without_linear_layers_is_an_error() -> None:
-    with pytest.raises(InputError, match="E-TARGET-NONE: .*no linear layer outside its head"):
+    with pytest.raises(InputError, match=r"E-TARGET-NONE: .*no linear layer outside its head"):
         inject(nn.Sequential(nn.Conv2d(1, 1, 1)), Lora(targets="all-linear"))
 
 

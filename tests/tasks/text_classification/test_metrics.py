@@ -2,14 +2,16 @@
 
 import pytest
 import torch
+from loralight.tasks.text_classification.metrics import classification_metrics
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from torch import Tensor
 
-from loralight.tasks.text_classification.metrics import classification_metrics
-
 CASES = {
     "random": lambda targets, scores: (targets, scores),
-    "mostly right": lambda targets, scores: (targets, scores + 2 * torch.nn.functional.one_hot(targets, scores.shape[1])),
+    "mostly right": lambda targets, scores: (
+        targets,
+        scores + 2 * torch.nn.functional.one_hot(targets, scores.shape[1]),
+    ),
     "constant predictions": lambda targets, scores: (targets, torch.eye(scores.shape[1])[0].expand_as(scores)),
     "constant targets": lambda targets, scores: (torch.zeros_like(targets), scores),
     "all alike": lambda targets, scores: (torch.zeros_like(targets), torch.eye(scores.shape[1])[0].expand_as(scores)),

@@ -1,0 +1,220 @@
+"""Texts and labels become batches, whatever the columns are called; what cannot is one error that names the row."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from loralight.tasks.text_classification import TextClassificationData
+from sklearn.dummy import DummyClassifier
+from sklearn.metrics import accuracy_score, f1_score
+from transformers import AutoTokenizer
+
+from loralight.errors import InputError
+
+SHORT = ["good", "so bad", "rather good film", "bad"]
+LONG = ["word " * 30, "word " * 13 + "end", "word " * 14, "word " * 15]  # 32, 16, 16 and 17 tokens
+
+
+def rows(texts: list[str] = SHORT, **columns: list[Any]) -> dict[str, list[Any]]:
+    return {"text": texts, **(columns or {"label": ["good", "bad", "good", "bad"]})}
+
+
+def make(
+    folder: Path,
+    checkpoint: str,
+    *,
+    columns: dict[str, Any] | None = None,
+    splits: dict[str, Any] | None = None,
+    **arguments: Any,
+) -> TextClassificationData:
+    """The data of JSONL files with these splits; train's rows are those of validation too if it has none."""
+    splits = splits or {"train": rows()}
+    files = {}
+    for split, content in {"validation": splits["train"], **splits}.items():
+        lines = [dict(zip(content, row, strict=True)) for row in zip(*content.values(), strict=True)]
+        files[split] = folder / f"{split}.jsonl"
+        files[split].write_text("\n".join(json.dumps(line) for line in lines))
+    data = TextClassificationData(
+        checkpoint=checkpoint,
+        columns={"text": "text", "label": "label", **(columns or {})},
+        **{"max_length": 16, "batch_size": 4, **arguments},
+        **{split: str(file) for split, file in files.items()},
+    )
+    data.setup()
+    return data
+
+
+def first_batch(data: TextClassificationData) -> dict[str, torch.Tensor]:
+    return next(iter(data.val_dataloader()))
+
+
+def test_a_batch_is_what_the_tokenizer_makes_of_its_rows(tmp_path: Path, tiny_bert: str) -> None:
+    batch = first_batch(make(tmp_path, tiny_bert, length_grouped=False))
+    expected = AutoTokenizer.from_pretrained(tiny_bert)(SHORT, padding=True, return_tensors="pt")
+    assert batch.keys() == expected.keys() | {"labels"}
+    for name, tensor in expected.items():
+        assert torch.equal(batch[name], tensor), name
+    assert batch["labels"].tolist() == [1, 0, 1, 0]  # names in training are sorted: bad, good
+
+
+def test_columns_may_have_any_names_and_others_are_left_out(tmp_path: Path, tiny_bert: str) -> None:
+    content = {"labels": [1, 2, 3, 4], "Überschrift": SHORT, "input_ids": SHORT, "stars": [10, 9, 10, 9]}
+    columns = {"text": "Überschrift", "label": "stars"}
+    data = make(tmp_path, tiny_bert, columns=columns, splits={"train": content}, length_grouped=False)
+    plain = first_batch(make(tmp_path, tiny_bert, length_grouped=False))
+    batch = first_batch(data)
+    assert all(torch.equal(batch[name], plain[name]) for name in plain)
+    assert data.names == ["9", "10"]
+    assert data.model_arguments()["text_columns"] == ["Überschrift"]
+
+
+def test_a_pair_is_encoded_as_the_tokenizer_encodes_pairs(tmp_path: Path, tiny_bert: str) -> None:
+    questions = ["is it?", "was it so?", "will it be?", "who?"]
+    content = rows(question=questions, label=[0, 1, 0, 1])
+    data = make(tmp_path, tiny_bert, columns={"pair": "question"}, splits={"train": content}, length_grouped=False)
+    expected = AutoTokenizer.from_pretrained(tiny_bert)(SHORT, questions, padding=True, return_tensors="pt")
+    batch = first_batch(data)
+    assert all(torch.equal(batch[name], tensor) for name, tensor in expected.items())
+    assert batch["token_type_ids"].any()
+
+
+@pytest.mark.parametrize(
+    ("content", "label", "names"),
+    [
+        (rows(label=[["b", "a"], [], ["a"], ["c", "b"]]), "label", ["a", "b", "c"]),
+        (rows(a=[1, 0, 1, 0], b=[1, 0, 0, 1], c=[0, 0, 0, 1]), ["a", "b", "c"], ["a", "b", "c"]),
+    ],
+)
+def test_several_labels_a_row_become_zeros_and_ones(
+    tmp_path: Path, tiny_bert: str, content: dict[str, list[Any]], label: Any, names: list[str]
+) -> None:
+    data = make(tmp_path, tiny_bert, columns={"label": label}, splits={"train": content}, length_grouped=False)
+    labels = first_batch(data)["labels"]
+    assert labels.dtype == torch.float32
+    assert labels.tolist() == [[1, 1, 0], [0, 0, 0], [1, 0, 0], [0, 1, 1]]
+    arguments = data.model_arguments()
+    assert (arguments["labels"], arguments["label_counts"], arguments["multi_label"]) == (names, [2, 2, 1], True)
+
+
+def test_labels_given_by_name_are_in_the_order_given(tmp_path: Path, tiny_bert: str) -> None:
+    data = make(tmp_path, tiny_bert, labels=["good", "neutral", "bad"], length_grouped=False)
+    assert first_batch(data)["labels"].tolist() == [0, 2, 0, 2]
+    assert data.model_arguments()["label_counts"] == [2, 0, 2]
+
+
+def test_a_test_split_with_hidden_labels_is_left_out_and_said_so(tmp_path: Path, tiny_bert: str) -> None:
+    splits = {"train": rows(label=[1, 0, 1, 0]), "test": rows(label=[-1, -1, -1, -1])}
+    data = make(tmp_path, tiny_bert, splits=splits)
+    assert set(data.splits) == {"train", "validation"}
+    assert any("labels are hidden" in line for line in data.report())
+
+
+@pytest.mark.parametrize("pair", [False, True])
+@pytest.mark.parametrize("max_length", [8, 16, 17, 32])
+def test_texts_that_are_cut_are_counted_exactly(tmp_path: Path, tiny_bert: str, max_length: int, pair: bool) -> None:
+    content = rows(LONG, **({"pair": SHORT} if pair else {}), label=[0, 1, 0, 1])
+    columns = {"pair": "pair"} if pair else {}
+    data = make(tmp_path, tiny_bert, columns=columns, splits={"train": content}, max_length=max_length)
+    whole = AutoTokenizer.from_pretrained(tiny_bert)(LONG, *([SHORT] if pair else []))["input_ids"]
+    expected = sum(len(ids) > max_length for ids in whole)
+    assert data.num_truncated == {"train": expected, "validation": expected}
+    assert any(f"{expected} ({expected / 4:.1%}) cut at {max_length} tokens" in line for line in data.report()) == (
+        expected > 0
+    )
+    assert list(data.lengths("train")) == [min(len(ids), max_length) for ids in whole]
+
+
+def test_the_trivial_answer_is_scored_as_by_scikit_learn(tmp_path: Path, tiny_bert: str) -> None:
+    train, test = rows(label=["b", "a", "c", "b"]), rows(label=["a", "b", "a", "a"])
+    data = make(tmp_path, tiny_bert, splits={"train": train, "test": test})
+    answers = DummyClassifier(strategy="most_frequent").fit(train["text"], train["label"]).predict(test["text"])
+    assert data.baseline("test") == pytest.approx(
+        {
+            "accuracy": accuracy_score(test["label"], answers),
+            "f1": f1_score(test["label"], answers, average="macro"),
+            "mcc": 0,
+        }
+    )
+
+
+def test_examples_are_of_rows_that_training_does_not_see_with_their_labels_by_name(
+    tmp_path: Path, tiny_bert: str
+) -> None:
+    splits = {"train": rows(), "test": rows(["x", "y"], label=["bad", "good"])}
+    data = make(tmp_path, tiny_bert, splits=splits)
+    assert data.examples(5) == [({"text": "x"}, "bad"), ({"text": "y"}, "good")]
+    assert len(data.examples(1)) == 1
+
+
+FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "no such column": (
+        {"columns": {"text": "txt"}},
+        r"E-COLUMN: the train split has no column 'txt'; it has 'text', 'label'\. Did you mean 'text'\?",
+    ),
+    "a column that only train has": (
+        {"splits": {"train": rows(), "validation": {"text": SHORT}}},
+        "E-COLUMN: the validation split has no column 'label'",
+    ),
+    "numbers for texts": (
+        {"columns": {"text": "n"}, "splits": {"train": rows(n=[1, 2, 3, 4], label=[0, 1, 0, 1])}},
+        "E-TEXT: train row 0, column 'n': 1 is not a text",
+    ),
+    "a text is missing": (
+        {"splits": {"train": rows(), "validation": rows(["a", "b", None, "c"])}},  # type: ignore[list-item]
+        "E-TEXT: validation row 2, column 'text': None is not a text",
+    ),
+    "a pair is missing": (
+        {"columns": {"pair": "b"}, "splits": {"train": rows(b=["x", None, "y", "z"], label=[0, 1, 0, 1])}},
+        "E-TEXT: train row 1, column 'b': None is not a text",
+    ),
+    "one label only": (
+        {"splits": {"train": rows(label=["good"] * 4)}},
+        r"E-LABELS: the only label in train is \['good'\]",
+    ),
+    "a label twice": ({"labels": ["good", "bad", "good"]}, "E-LABELS: data.labels names 'good' twice"),
+    "a label that training has not": (
+        {"splits": {"train": rows(), "validation": rows(label=["good", "bad", "god", "bad"])}},
+        r"E-LABEL-RANGE: validation row 2: label 'god' is not one of 'bad', 'good'\. Did you mean 'good'\?",
+    ),
+    "a label is missing": (
+        {"splits": {"train": rows(label=["good", None, "bad", "bad"])}},
+        "E-LABEL-RANGE: train row 1, column 'label': None is no label",
+    ),
+    "longer than the tokenizer says": (
+        {"max_length": 65},
+        "E-SEQ-LEN: model.max_length=65: the model takes 64 tokens at most",
+    ),
+    "no room for a text": ({"max_length": 2}, "E-SEQ-LEN: model.max_length=2: too short"),
+    "no room for a pair": (
+        {"max_length": 3, "columns": {"pair": "b"}, "splits": {"train": rows(b=SHORT, label=[0, 1, 0, 1])}},
+        "E-SEQ-LEN: model.max_length=3: too short",
+    ),
+    "no such model": (
+        {"checkpoint": "/no/such/model"},
+        "E-MODEL: model.checkpoint=/no/such/model: there is no such folder",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_cannot_be_learnt_from_is_one_clear_error(tmp_path: Path, tiny_bert: str, fault: str) -> None:
+    arguments, message = FAULTS[fault]
+    with pytest.raises(InputError, match=f"^{message}"):
+        make(tmp_path, **{"checkpoint": tiny_bert, **arguments})
+
+
+def test_more_tokens_than_the_model_has_positions_are_refused_though_its_tokenizer_has_no_limit(
+    tmp_path: Path, tiny_bert: str
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in Path(tiny_bert).iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    del config["model_max_length"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"^E-SEQ-LEN: model\.max_length=65: the model takes 64 tokens at most"):
+        make(tmp_path, str(folder), max_length=65)
+    assert make(tmp_path, str(folder), max_length=64).max_length == 64

@@ -1,0 +1,305 @@
+"""Any encoder, any labels: the head is found, the loss is the textbook's, and predictions are those of transformers."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from loralight.tasks.text_classification import TextClassification
+from sklearn.utils.class_weight import compute_class_weight
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+import loralight
+from loralight.adapters import Lora, merge
+from loralight.adapters.base import trainable
+from loralight.errors import InputError
+from loralight.optim import parameter_groups
+from loralight.task import AdapterTask
+
+TEXTS = ["a fine film", "dull", "we hated every minute of it", "what a joy, what a day", "cold, flat and slow"]
+# far from zero, as trained weights are: at the customary 0.02 so small a model learns nothing in a few steps
+WIDE = {"vocab_size": 30522, "initializer_range": 0.2}
+SIZES = WIDE | {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+DISTIL = WIDE | {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
+
+FAMILIES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
+    "BERT without its pooler": ("BertForMaskedLM", SIZES, {"classifier", "bert.pooler.dense"}),
+    "BERT with its pooler": ("BertModel", SIZES, {"classifier"}),
+    "RoBERTa": ("RobertaForMaskedLM", SIZES | {"pad_token_id": 0, "type_vocab_size": 1}, {"classifier"}),
+    "DistilBERT": ("DistilBertForMaskedLM", DISTIL, {"pre_classifier", "classifier"}),
+    "ELECTRA": ("ElectraForPreTraining", SIZES | {"embedding_size": 16}, {"classifier"}),
+}
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tiny_bert: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """The folder of a family's model with random weights, made when first asked for."""
+    parent = tmp_path_factory.mktemp("families")
+
+    def folder(family: str) -> str:
+        path = parent / family
+        if not path.exists():
+            class_name, sizes, _ = FAMILIES[family]
+            model_class = getattr(transformers, class_name)
+            torch.manual_seed(0)
+            model_class(model_class.config_class(**sizes)).save_pretrained(path)
+            tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+            if family in ("RoBERTa", "DistilBERT"):
+                tokenizer.model_input_names = ["input_ids", "attention_mask"]  # these know no second segment
+            tokenizer.save_pretrained(path)
+        return str(path)
+
+    return folder
+
+
+def make(checkpoint: str, *, seed: int = 0, **arguments: Any) -> TextClassification:
+    """A task with its model built, whose adapter does something already."""
+    torch.manual_seed(seed)
+    defaults = {"labels": ["bad", "good"], "adapter": Lora(targets="all-linear", rank=4), "max_length": 16}
+    task = TextClassification(checkpoint=checkpoint, **{**defaults, **arguments})
+    task.configure_model()
+    for name, parameter in trainable(task.model).items():
+        if name.endswith("lora_B"):
+            torch.nn.init.normal_(parameter, std=0.2)
+    return task.eval()
+
+
+def batch_of(task: TextClassification, labels: Any, texts: list[str] = TEXTS) -> dict[str, Tensor]:
+    return {**task.tokenizer(texts, padding=True, return_tensors="pt"), "labels": torch.as_tensor(labels)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_head_is_what_is_new_and_the_encoder_is_adapted(checkpoints: Callable[[str], str], family: str) -> None:
+    task = make(checkpoints(family))
+    names = {id(module): name for name, module in task.model.named_modules()}
+    head = FAMILIES[family][2]
+    assert {names[id(part)] for part in task.head(task.model)} == head
+    in_head = {name for name in trainable(task.model) if any(name.startswith(f"{part}.") for part in head)}
+    assert task.fresh(task.model) <= in_head
+    assert {name.rpartition(".")[2] for name in trainable(task.model).keys() - in_head} == {"lora_A", "lora_B"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_few_steps_lower_the_loss_and_leave_the_frozen_weights_alone(
+    checkpoints: Callable[[str], str], family: str
+) -> None:
+    task = make(checkpoints(family)).train()
+    frozen = {name: p.detach().clone() for name, p in task.model.named_parameters() if not p.requires_grad}
+    batch = batch_of(task, [1, 0, 0, 1, 0])
+    optimizer = torch.optim.AdamW(parameter_groups(task.model, task.adapter, lr=5e-3, head=task.head(task.model)))
+    losses = []
+    for _ in range(15):
+        loss = task.step(batch).loss
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+    parameters = dict(task.model.named_parameters())
+    assert all(torch.equal(parameters[name], before) for name, before in frozen.items())
+
+
+def test_a_fresh_pooler_that_would_stay_frozen_is_an_error(checkpoints: Callable[[str], str]) -> None:
+    class Forgetful(TextClassification):
+        def head(self, model: torch.nn.Module) -> list[torch.nn.Module]:
+            return [model.get_submodule("classifier")]
+
+    task = Forgetful(
+        checkpoint=checkpoints("BERT without its pooler"), labels=["a", "b"], adapter=Lora(targets=["*.query"])
+    )
+    with pytest.raises(InputError, match=r"^E-FRESH-FROZEN: bert\.pooler\.dense\.bias, bert\.pooler\.dense\.weight"):
+        task.configure_model()
+
+
+def test_a_head_for_another_number_of_labels_is_made_anew_and_trained(
+    checkpoints: Callable[[str], str], tmp_path: Path
+) -> None:
+    source = checkpoints("BERT with its pooler")
+    AutoModelForSequenceClassification.from_pretrained(source, num_labels=5).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(source).save_pretrained(tmp_path)
+    task = make(str(tmp_path), labels=["a", "b", "c"])
+    assert task.model.get_submodule("classifier").out_features == 3
+    assert {"classifier.weight", "classifier.bias"} <= trainable(task.model).keys()
+
+
+LABELS = ["a", "b", "c"]
+SINGLE_TARGETS = [2, 0, 1, 1, 2]
+MULTI_TARGETS = [[1.0, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1], [0, 0, 1]]
+
+
+@pytest.mark.parametrize(("multi_label", "targets"), [(False, SINGLE_TARGETS), (True, MULTI_TARGETS)])
+def test_the_loss_is_that_of_transformers(tiny_bert: str, multi_label: bool, targets: Any) -> None:
+    task = make(tiny_bert, labels=LABELS, multi_label=multi_label)
+    batch = batch_of(task, targets)
+    expected = task.model(**batch)
+    step = task.step(batch)
+    torch.testing.assert_close(step.loss, expected.loss)
+    scores = expected.logits.sigmoid() if multi_label else expected.logits
+    torch.testing.assert_close(step.predictions, scores)
+    assert step.targets.tolist() == batch["labels"].tolist()
+
+
+@pytest.mark.parametrize("weights", [None, [0.5, 1.0, 3.0]])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_weights_and_smoothing_are_the_textbook_s_for_one_label(
+    tiny_bert: str, weights: list[float] | None, smoothing: float
+) -> None:
+    task = make(tiny_bert, labels=LABELS, class_weights=weights, label_smoothing=smoothing)
+    batch = batch_of(task, SINGLE_TARGETS)
+    with torch.no_grad():
+        step = task.step(batch)
+        log_p = task.model(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]).logits.log_softmax(-1)
+    weight = torch.tensor(weights or [1.0, 1.0, 1.0])
+    smoothed = F.one_hot(batch["labels"], 3) * (1 - smoothing) + smoothing / 3
+    total = weight[batch["labels"]].sum()
+    torch.testing.assert_close(step.loss, -(smoothed * weight * log_p).sum() / total)
+    assert float(torch.as_tensor(step.weight if weights else total)) == pytest.approx(float(total))
+
+
+def test_weights_and_smoothing_are_the_textbook_s_for_several_labels(tiny_bert: str) -> None:
+    task = make(tiny_bert, labels=LABELS, multi_label=True, class_weights=[0.5, 1.0, 3.0], label_smoothing=0.2)
+    batch = batch_of(task, MULTI_TARGETS)
+    with torch.no_grad():
+        step = task.step(batch)
+    p, y, weight = step.predictions, batch["labels"] * 0.8 + 0.1, torch.tensor([0.5, 1.0, 3.0])
+    torch.testing.assert_close(step.loss, -(weight * y * p.log() + (1 - y) * (1 - p).log()).mean())
+
+
+@pytest.mark.parametrize("weights", [None, [0.5, 1.0, 3.0]])
+def test_parts_of_a_batch_by_their_weights_make_the_loss_of_the_whole(
+    tiny_bert: str, weights: list[float] | None
+) -> None:
+    task = make(tiny_bert, labels=LABELS, class_weights=weights)
+    batch = batch_of(task, SINGLE_TARGETS)
+    with torch.no_grad():
+        whole = task.step(batch)
+        parts = [task.step({k: v[rows] for k, v in batch.items()}) for rows in ([0, 1], [2], [3, 4])]
+    sizes = [float(len(part.targets) if part.weight is None else part.weight) for part in parts]
+    mean = sum(size * float(part.loss) for size, part in zip(sizes, parts, strict=True)) / sum(sizes)
+    assert mean == pytest.approx(float(whole.loss), rel=1e-6)
+
+
+def test_balanced_weights_are_those_of_scikit_learn(tiny_bert: str) -> None:
+    counts = [70, 25, 5]
+    rows = np.repeat(np.arange(3), counts)
+    task = make(tiny_bert, labels=LABELS, label_counts=counts, class_weights="balanced")
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=rows)
+    torch.testing.assert_close(task.class_weights, torch.tensor(expected, dtype=torch.float32))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"class_weights": [1.0]}, r"task\.class_weights has 1 numbers for 2 labels \(bad, good\)"),
+        ({"class_weights": "even", "label_counts": [1, 1]}, r"task\.class_weights is 'even'; give 'balanced' or one"),
+        ({"class_weights": "balanced"}, r"task\.class_weights is 'balanced'"),
+    ],
+)
+def test_class_weights_that_do_not_fit_are_an_error(tiny_bert: str, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"^E-CLASS-WEIGHTS: {message}"):
+        make(tiny_bert, **arguments)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_an_error(tiny_bert: str, tmp_path: Path) -> None:
+    transformers.BertModel(transformers.BertConfig(**SIZES | {"vocab_size": 100})).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"^E-TOKENIZER: .* tokenizer has 30522 tokens, its embeddings 100"):
+        make(str(tmp_path))
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_predictions_are_those_of_transformers_pipeline_on_the_merged_model(
+    checkpoints: Callable[[str], str], family: str, multi_label: bool
+) -> None:
+    task = make(checkpoints(family), labels=["Ünhappy", "so so", "happy"], multi_label=multi_label)
+    found = task.predict(TEXTS, batch_size=2)
+    merge(task.model)
+    assert type(task.model.base_model).__module__.startswith("transformers.")
+    classify = pipeline("text-classification", model=task.model, tokenizer=task.tokenizer, top_k=None, device="cpu")
+    for text, answer, expected in zip(TEXTS, found, classify(TEXTS), strict=True):
+        scores = {one["label"]: one["score"] for one in expected}
+        best = [name for name, score in scores.items() if score > 0.5] if multi_label else expected[0]["label"]
+        assert answer["probabilities"] == pytest.approx(scores, abs=2e-6)
+        assert (answer["text"], sorted(answer["label"])) == (text, sorted(best))
+
+
+def test_pairs_are_predicted_as_pairs(tiny_bert: str) -> None:
+    task = make(tiny_bert, text_columns=["first", "second"])
+    pairs = [("a fine film", "dull"), ("what a joy", "what a joy")]
+    with torch.no_grad():
+        encoded = task.tokenizer(*map(list, zip(*pairs, strict=True)), padding=True, return_tensors="pt")
+        expected = task.model(**encoded).logits.softmax(-1)
+    found = task.predict(pairs)
+    assert [list(answer["probabilities"].values()) for answer in found] == [
+        pytest.approx(row, abs=2e-6) for row in expected.tolist()
+    ]
+    assert [(answer["first"], answer["second"]) for answer in found] == pairs
+    assert task.predict([{"second": second, "first": first, "id": 7} for first, second in pairs]) == found
+    swapped = task.predict([pair[::-1] for pair in pairs])
+    assert swapped[0]["probabilities"] != found[0]["probabilities"]
+
+
+def test_texts_are_read_as_far_as_in_training(tiny_bert: str) -> None:
+    task = make(tiny_bert, max_length=8)
+    one, other = task.predict(["good " * 6 + "film " * 200, "good " * 6])
+    assert one["probabilities"] == other["probabilities"]
+
+
+@pytest.mark.parametrize("given", [5, None, ["a", "b"], [], ("a", 1), {"txt": "a"}, {"text": None}, {"text": 3}])
+def test_an_input_that_is_no_text_is_an_error_that_shows_it(tiny_bert: str, given: Any) -> None:
+    with pytest.raises(InputError, match=r"^E-INPUT: .*give a text for 'text', or a record with these keys"):
+        make(tiny_bert).predict(["a fine film", given])
+
+
+@pytest.mark.parametrize("given", ["one text", ("a", "b", "c"), {"first": "a"}])
+def test_an_input_that_is_no_pair_is_an_error(tiny_bert: str, given: Any) -> None:
+    with pytest.raises(InputError, match=r"^E-INPUT: .*give a text for 'first' and 'second'"):
+        make(tiny_bert, text_columns=["first", "second"]).predict([given])
+
+
+def predictions_of(run: Path, inputs: list[Any]) -> list[Any]:
+    task: AdapterTask = loralight.load(run)
+    return [answer["label"] for answer in task.predict(inputs)]
+
+
+def test_any_column_and_label_names_last_from_the_file_to_the_prediction(
+    checkpoints: Callable[[str], str], tiny_run: list[str], in_process: Callable[..., int], tmp_path: Path
+) -> None:
+    rows = [f"{n},{text} {n},{label}" for n in range(8) for text, label in (("fine", "sehr gut"), ("dull", "Übel"))]
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.csv").write_text("\n".join(["id,Review Text,was es ist", *rows]), encoding="utf-8")
+    names = ["data.columns.text='Review Text'", "data.columns.label='was es ist'", "data.path=."]
+    model = f"model.checkpoint='{checkpoints('BERT with its pooler')}'"
+    settings = ["hydra.run.dir=run", "trainer.max_epochs=6", "optimizer.lr=0.01", model]
+    assert in_process("train", *tiny_run, *names, *settings) == 0
+    inputs = [{"Review Text": "fine 1"}, {"Review Text": "dull 1"}]
+    assert predictions_of(tmp_path / "run", inputs) == ["sehr gut", "Übel"]
+
+
+def test_several_labels_a_row_are_learnt_end_to_end(
+    checkpoints: Callable[[str], str], tiny_run: list[str], in_process: Callable[..., int], tmp_path: Path
+) -> None:
+    kinds = {"fine": "1,0", "dull": "0,1", "fine but dull": "1,1", "so it is": "0,0"}
+    rows = [f"{text},{flags}" for text, flags in kinds.items()] * 8
+    (tmp_path / "rows.csv").write_text("\n".join(["text,happy,angry", *rows]))
+    files = [f"data.{split}=rows.csv" for split in ("train", "validation", "test")]
+    model = f"model.checkpoint='{checkpoints('BERT with its pooler')}'"
+    settings = ["hydra.run.dir=run", "trainer.max_epochs=15", "optimizer.lr=0.01", "data.path=null", model]
+    assert in_process("train", *tiny_run, *files, *settings, "data.columns.label=[happy,angry]") == 0
+    expected = [["happy"], ["angry"], ["happy", "angry"], []]
+    assert predictions_of(tmp_path / "run", list(kinds)) == expected
+
+
+def test_a_real_encoder_learns_good_from_bad_through_the_command_line(
+    texts: Path, in_process: Callable[..., int], tmp_path: Path
+) -> None:
+    data = ["data=text_classification", f"data.path='{texts}'", "data.batch_size=8", "model.max_length=16"]
+    assert in_process("train", *data, "trainer=cpu", "hydra.run.dir=run", "trainer.max_epochs=2") == 0
+    fresh = ["a joy of a film, witty and warm", "dull and slow, the worst of films"]
+    assert predictions_of(tmp_path / "run", fresh) == ["good", "bad"]

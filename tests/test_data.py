@@ -1,0 +1,177 @@
+"""Loaders deal every row once, in an order that a resumed run can go on with, to any number of processes."""
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from torch import Tensor
+
+from loralight.data import TaskData
+from loralight.errors import InputError
+
+
+class Numbers(TaskData):
+    """Rows 0..n-1 of each split; a row costs what its number says."""
+
+    def __init__(self, *, num_rows: Mapping[str, int], **loading: Any) -> None:
+        super().__init__(**loading)
+        self.num_rows = num_rows
+
+    def load(self) -> dict[str, list[int]]:
+        return {name: list(range(count)) for name, count in self.num_rows.items()}
+
+    def collate(self, rows: list[int]) -> Tensor:
+        return torch.tensor(rows)
+
+    def lengths(self, split: str) -> list[int]:
+        return [row % 7 for row in self.splits[split]]
+
+
+def numbers(*, rank: int = 0, num_ranks: int = 1, train: int = 50, **arguments: Any) -> Numbers:
+    """The data as one of several processes has it."""
+    data = Numbers(num_rows={"train": train, "validation": 11, "test": 5}, **{"batch_size": 4, **arguments})
+    data.setup()
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=num_ranks, strategy=strategy)  # type: ignore[assignment]
+    return data
+
+
+def batches(data: Numbers, *, epoch: int = 0, split: str = "train") -> list[list[int]]:
+    name = {"train": "train", "validation": "val", "test": "test"}[split]
+    loader = getattr(data, f"{name}_dataloader")()
+    loader.batch_sampler.set_epoch(epoch)
+    found = [batch.tolist() for batch in loader]
+    assert len(found) == len(loader)
+    return found
+
+
+@pytest.mark.parametrize("empty", ["train", "validation", "test"])
+def test_a_split_without_rows_is_an_error_before_training(empty: str) -> None:
+    data = Numbers(num_rows={"train": 4, "validation": 4, "test": 4, empty: 0})
+    with pytest.raises(InputError, match=f"^E-DATA-EMPTY: the {empty} split has no rows"):
+        data.setup()
+
+
+@pytest.mark.parametrize("missing", ["train", "validation"])
+def test_train_and_validation_must_be_there(missing: str) -> None:
+    data = Numbers(num_rows={name: 4 for name in ("train", "validation", "test") if name != missing})
+    with pytest.raises(InputError, match=f"^E-DATA-EMPTY: the {missing} split has no rows"):
+        data.setup()
+
+
+@pytest.mark.parametrize("sizes", [{"batch_size": 0}, {"batch_size": -1}, {"batch_size": 4, "eval_batch_size": 0}])
+def test_a_batch_size_below_one_is_an_error(sizes: dict[str, int]) -> None:
+    with pytest.raises(InputError, match=r"^E-BATCH: data\.batch_size is .* give at least 1"):
+        Numbers(num_rows={}, **sizes)
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_fewer_rows_than_processes_are_an_error(split: str) -> None:
+    data = numbers(train=5, num_ranks=12)
+    with pytest.raises(InputError, match=rf"^E-DATA-EMPTY: the {split} split has \d+ rows for 12 processes"):
+        batches(data, split=split)
+
+
+def test_data_is_read_once() -> None:
+    data = numbers()
+    first = data.splits
+    data.setup("fit")
+    assert data.splits is first
+
+
+def test_evaluation_has_its_own_batch_size() -> None:
+    data = numbers(batch_size=4, eval_batch_size=5)
+    assert max(map(len, batches(data))) == 4
+    assert max(map(len, batches(data, split="validation"))) == 5
+    assert max(map(len, batches(numbers(batch_size=4), split="validation"))) == 4
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_all_processes_together_see_every_row_once(num_ranks: int, split: str, grouped: bool) -> None:
+    shares = [
+        batches(numbers(rank=rank, num_ranks=num_ranks, length_grouped=grouped), split=split)
+        for rank in range(num_ranks)
+    ]
+    rows = sorted(row for share in shares for batch in share for row in batch)
+    everything = numbers().splits[split]
+    if split != "train":
+        assert rows == everything
+        return
+    assert len(set(rows)) == len(rows) > len(everything) - num_ranks  # no row twice, and less than one each sits out
+    assert len({len(share) for share in shares}) == 1  # else one process would wait for the others forever
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_order_is_a_function_of_seed_and_epoch(num_workers: int) -> None:
+    first = batches(numbers(num_workers=num_workers), epoch=1)
+    assert first == batches(numbers(), epoch=1)
+    assert first != batches(numbers(), epoch=2)
+    assert first != batches(numbers(seed=1), epoch=1)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_resumed_epoch_goes_on_where_it_stopped_and_later_ones_start_at_their_start(num_ranks: int) -> None:
+    for rank in range(num_ranks):
+        whole = numbers(rank=rank, num_ranks=num_ranks)
+        resumed = numbers(rank=rank, num_ranks=num_ranks)
+        resumed.load_state_dict({"epoch": 1, "batches": 2, "seed": 0, "rows": 50})
+        loader = resumed.train_dataloader()
+        assert [batch.tolist() for batch in loader] == batches(whole, epoch=1)[2:]
+        loader.batch_sampler.set_epoch(2)  # type: ignore[union-attr]
+        assert [batch.tolist() for batch in loader] == batches(whole, epoch=2)
+
+
+class Notes(lightning.LightningModule):
+    """Notes each batch, and what a checkpoint after it would hold of the data's state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.batches: list[list[int]] = []
+        self.states: list[dict[str, Any]] = []
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        self.batches.append(batch.tolist())
+        return self.weight * 1.0
+
+    def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
+        self.states.append(self.trainer.datamodule.state_dict())  # type: ignore[attr-defined]
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None: ...
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_the_state_after_any_batch_leads_to_the_next() -> None:
+    notes = Notes()
+    trainer = lightning.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+    )
+    trainer.fit(notes, datamodule=Numbers(num_rows={"train": 18, "validation": 4}, batch_size=4))
+    assert len(notes.batches) == 2 * 5
+    for done, state in enumerate(notes.states, start=1):
+        resumed = numbers(train=18)
+        resumed.load_state_dict(state)
+        rest_of_epoch = [batch.tolist() for batch in resumed.train_dataloader()]
+        assert rest_of_epoch == notes.batches[done : 5 if done <= 5 else 10]
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"train": 49}])
+def test_a_checkpoint_of_other_data_or_another_order_is_refused(other: dict[str, int]) -> None:
+    with pytest.raises(
+        InputError, match=r"^E-RESUME-ORDER: the checkpoint was trained on 50 rows in the order of seed 0"
+    ):
+        numbers(**other).load_state_dict({"epoch": 1, "batches": 2, "seed": 0, "rows": 50})

@@ -1,0 +1,112 @@
+"""A run's folder: never written over, and resumed only as it was begun."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from loralight.errors import InputError
+from loralight.run_folder import read_config, take
+
+CONFIG: dict[str, Any] = {
+    "seed": 0,
+    "resume": None,
+    "task": {"_target_": "x.Task", "label_smoothing": 0.0},
+    "adapter": {"_target_": "x.Lora", "rank": 8, "targets": ["query"]},
+    "optimizer": {"_target_": "torch.optim.AdamW", "lr": 1e-3},
+    "data": {"path": "a", "train": None, "batch_size": 8, "num_workers": 0, "columns": {"text": "text"}},
+    "trainer": {"max_epochs": 1},
+}
+
+
+def changed(name: str, value: Any) -> dict[str, Any]:
+    """`CONFIG` to be resumed, with one value another."""
+    part, _, key = name.partition(".")
+    return CONFIG | {"resume": "here", part: CONFIG[part] | {key: value} if key else value}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_run_keeps_its_config_and_overrides(tmp_path: Path) -> None:
+    take(tmp_path / "new" / "run", CONFIG, ["adapter.rank=8", "+x='Ünï'"])
+    assert read_config(tmp_path / "new" / "run") == CONFIG
+    overrides = (tmp_path / "new" / "run" / ".hydra" / "overrides.yaml").read_text(encoding="utf-8")
+    assert yaml.safe_load(overrides) == ["adapter.rank=8", "+x='Ünï'"]
+
+
+@pytest.mark.parametrize("name", ["checkpoints/last/x/manifest.json", "adapter/loralight.json", "summary.json"])
+def test_a_folder_with_a_run_is_refused_and_stays_as_it_is(name: str, tmp_path: Path) -> None:
+    take(tmp_path, CONFIG, ["adapter.rank=8"])
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("precious")
+    (tmp_path / "metrics.csv").write_text("precious")
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match="E-OUTPUT") as caught:
+        take(tmp_path, CONFIG | {"seed": 1}, [])
+    assert name.partition("/")[0] in str(caught.value)
+    assert f"resume={tmp_path}" in str(caught.value)
+    assert contents(tmp_path) == before
+
+
+def test_a_folder_in_which_a_run_never_started_is_taken(tmp_path: Path) -> None:
+    take(tmp_path, CONFIG, [])
+    (tmp_path / "train.log").write_text("E-DATA")
+    take(tmp_path, CONFIG | {"seed": 1}, [])
+    assert read_config(tmp_path)["seed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("seed", 1, "seed: 0, now 1"),
+        ("adapter.rank", 4, "adapter.rank: 8, now 4"),
+        ("adapter.targets", ["value"], "adapter.targets: ['query'], now ['value']"),
+        ("adapter._target_", "x.Dora", "adapter._target_: 'x.Lora', now 'x.Dora'"),
+        ("optimizer.lr", 1e-4, "optimizer.lr: 0.001, now 0.0001"),
+        ("task.label_smoothing", 0.1, "task.label_smoothing: 0.0, now 0.1"),
+        ("data.batch_size", 4, "data.batch_size: 8, now 4"),
+        ("data.columns", {"text": "b"}, "data.columns"),
+    ],
+)
+def test_a_resumed_run_must_learn_as_before(name: str, value: Any, says: str, tmp_path: Path) -> None:
+    take(tmp_path, CONFIG, [])
+    (tmp_path / "metrics.csv").write_text("precious")
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match="E-RESUME") as caught:
+        take(tmp_path, changed(name, value), [])
+    assert says in str(caught.value)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("trainer.max_epochs", 2), ("data.num_workers", 2), ("data.path", "moved"), ("resume", "here")],
+)
+def test_what_does_not_change_learning_may_change(name: str, value: Any, tmp_path: Path) -> None:
+    take(tmp_path, CONFIG, [])
+    take(tmp_path, changed(name, value), [])
+    assert read_config(tmp_path) == changed(name, value)
+
+
+def test_metrics_of_before_are_kept_each_time(tmp_path: Path) -> None:
+    take(tmp_path, CONFIG, [])
+    for number in (1, 2, 3):
+        (tmp_path / "metrics.csv").write_text(str(number))
+        take(tmp_path, CONFIG | {"resume": "here"}, [])
+        assert not (tmp_path / "metrics.csv").exists()
+    assert {name: text for name, text in contents(tmp_path).items() if "metrics" in name} == {
+        "metrics.1.csv": b"1",
+        "metrics.2.csv": b"2",
+        "metrics.3.csv": b"3",
+    }
+
+
+def test_a_folder_that_is_no_run_cannot_be_read_or_resumed(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="E-RUN"):
+        read_config(tmp_path)
+    with pytest.raises(InputError, match="E-RUN"):
+        take(tmp_path, CONFIG | {"resume": "here"}, [])
+    assert contents(tmp_path) == {}

@@ -1,0 +1,365 @@
+import copy
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import lightning
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import accuracy_score, log_loss
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from loralight.adapters import Lora
+from loralight.adapters.base import trainable
+from loralight.errors import InputError
+from loralight.optim import schedule
+from loralight.task import AdapterTask, Step
+
+Batch = tuple[Tensor, Tensor]
+OWNED = (
+    "configure_model",
+    "configure_optimizers",
+    "on_before_optimizer_step",
+    "on_load_checkpoint",
+    "on_save_checkpoint",
+    "test_step",
+    "train",
+    "training_step",
+    "validation_step",
+)
+
+
+class Batches(list[Batch]):
+    """A loader; Lightning takes a plain list for several of them."""
+
+
+class Net(nn.Module):
+    """A frozen part with batch norm and dropout, and a head with both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 8))
+        self.head = nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
+class Toy(AdapterTask):
+    def __init__(self, model: nn.Module | None = None, **training: Any) -> None:
+        super().__init__(**{"adapter": Lora(targets="*.*", rank=2), **training})
+        self.given = [Net() if model is None else model]  # in a list: no module of the task yet
+
+    def build_model(self) -> nn.Module:
+        return self.given[0]
+
+    def head(self, model: nn.Module) -> list[nn.Module]:
+        return [model.get_submodule("head")]
+
+    def metrics(self) -> MetricCollection:
+        return MetricCollection({"accuracy": MulticlassAccuracy(3, average="micro")})
+
+    def step(self, batch: Batch) -> Step:
+        logits = self.model(batch[0])
+        return Step(F.cross_entropy(logits, batch[1]), logits, batch[1])
+
+    def predict_batch(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        assert not self.training and torch.is_inference_mode_enabled()
+        return [{"of": given, "batch": len(inputs)} for given in inputs]
+
+
+def built(**arguments: Any) -> Toy:
+    task = Toy(**{"optimizer": partial(torch.optim.SGD, lr=0.05), **arguments})
+    task.configure_model()
+    return task
+
+
+def batches_of(*sizes: int, dtype: torch.dtype = torch.float32) -> Batches:
+    random = torch.Generator().manual_seed(0)
+    rows = (torch.randn(n, 4, generator=random).to(dtype) for n in sizes)
+    return Batches((x, torch.randint(0, 3, (len(x),), generator=random)) for x in rows)
+
+
+def trainer(**arguments: Any) -> lightning.Trainer:
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    return lightning.Trainer(**{"accelerator": "cpu", "max_epochs": 1, "num_sanity_val_steps": 0, **quiet, **arguments})
+
+
+def weights(task: AdapterTask) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
+
+
+def learned(task: AdapterTask) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in trainable(task.model).items()}
+
+
+def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+@pytest.mark.parametrize("hook", OWNED)
+def test_a_task_that_overrides_a_hook_of_the_base_class_cannot_be_defined(hook: str) -> None:
+    with pytest.raises(TypeError, match=rf"Mine overrides {hook}, which AdapterTask owns"):
+        type("Mine", (Toy,), {hook: lambda self, *arguments: None})
+
+
+def test_nor_can_one_that_inherits_such_a_hook_from_a_mixin() -> None:
+    class Mixin:
+        def training_step(self, batch: Any, batch_idx: int) -> None: ...
+
+    with pytest.raises(TypeError, match="Mine overrides training_step"):
+        type("Mine", (Mixin, Toy), {})
+
+
+def test_a_task_may_use_the_hooks_that_are_its_own() -> None:
+    type("Mine", (Toy,), {"on_fit_start": lambda self: None, "step": lambda self, batch: None})
+
+
+def every_train_call(task: AdapterTask) -> Iterator[Callable[[], Any]]:
+    yield task.train
+    yield lambda: task.eval().train()
+    yield lambda: task.train(False).train(True)
+    yield lambda: [part.train() for part in task.children()]
+    yield lambda: [module.train() for module in task.model.modules()]
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_frozen_batch_norm_keeps_its_statistics_whatever_train_is_called(number: int) -> None:
+    task = built()
+    list(every_train_call(task))[number]()
+    before = weights(task)
+    train_again = lightning.pytorch.callbacks.LambdaCallback(
+        on_train_batch_start=lambda *_: list(every_train_call(task))[number]()
+    )
+    trainer(callbacks=[train_again]).fit(task, batches_of(8, 8, 8), batches_of(8))
+    moved = {name for name, tensor in weights(task).items() if not torch.equal(tensor, before[name])}
+    assert not [name for name in moved if name.startswith("body.1.")]
+    assert {"head.0.running_mean", "head.0.running_var", "head.0.num_batches_tracked"} <= moved
+
+
+@pytest.mark.parametrize("base_dropout", [True, False])
+def test_dropout_of_frozen_layers_obeys_base_dropout_and_that_of_the_head_stays_on(base_dropout: bool) -> None:
+    task = built(base_dropout=base_dropout)
+    x = torch.randn(50, 8)
+    for part, on in ((task.model.body[2], base_dropout), (task.model.head[1], True)):
+        assert torch.equal(part(x), x) is not on
+    task.eval()
+    assert torch.equal(task.model.body[2](x), x) and torch.equal(task.model.head[1](x), x)
+
+
+def test_dropout_of_the_adapter_stays_on_without_base_dropout() -> None:
+    task = built(base_dropout=False, adapter=Lora(targets="body.0", dropout=0.5))
+    nn.init.normal_(task.model.body[0].lora_B)
+    x = torch.randn(50, 4)
+    assert not torch.equal(task.model.body[0](x), task.model.body[0](x))
+
+
+def test_a_new_parameter_that_would_stay_frozen_is_an_error() -> None:
+    model = Net()
+    model.fresh_parameters = {"head.2.weight", "body.3.weight", "body.3.bias"}
+    with pytest.raises(InputError, match=r"^E-FRESH-FROZEN: body\.3\.bias, body\.3\.weight: newly initialised"):
+        built(model=model)
+
+
+def test_new_parameters_in_the_head_are_as_they_should_be() -> None:
+    model = Net()
+    model.fresh_parameters = {f"head.{name}" for name, _ in model.head.named_parameters()}
+    built(model=model)
+
+
+def test_a_parameter_that_no_gradient_reaches_is_an_error_that_names_it() -> None:
+    model = Net()
+    model.unused = nn.ModuleDict({"side": nn.Linear(4, 4)})
+    task = built(model=model)
+    before = learned(task)
+    with pytest.raises(InputError, match=r"^E-UNREACHED: .*unused\.side\.lora_A, unused\.side\.lora_B"):
+        trainer().fit(task, batches_of(8), batches_of(8))
+    assert equal(learned(task), before)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("accumulated", [1, 3])
+def test_a_loss_that_is_not_finite_stops_training_with_the_weights_of_the_last_good_step(
+    value: float, accumulated: int
+) -> None:
+    task, batches, after = built(), batches_of(*[4] * 9), []
+    batches[7][0][2, 1] = value
+    keep = lightning.pytorch.callbacks.LambdaCallback(on_train_batch_end=lambda *_: after.append(learned(task)))
+    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) at step"):
+        trainer(callbacks=[keep], accumulate_grad_batches=accumulated).fit(task, batches, batches_of(8))
+    good = after[6] if accumulated == 1 else after[5]  # the window of batch 7 is never stepped on
+    assert equal(learned(task), good) and not equal(good, after[0])
+
+
+class Smooth(Toy):
+    """Without batch norm and dropout, whose results would depend on how rows are batched."""
+
+    def __init__(self, **training: Any) -> None:
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"body": nn.Sequential(nn.Linear(4, 8), nn.Tanh()), "head": nn.Linear(8, 3)})
+        super().__init__(model=model.double(), **training)
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.model["head"](self.model["body"](x))
+
+    def step(self, batch: Batch) -> Step:
+        logits = self.logits(batch[0])
+        return Step(F.cross_entropy(logits, batch[1]), logits, batch[1])
+
+
+class Weighted(Smooth):
+    """Its loss is a mean over classes' weights, not over rows."""
+
+    balance = torch.tensor([1.0, 5.0, 0.2], dtype=torch.float64)
+
+    def step(self, batch: Batch) -> Step:
+        logits = self.logits(batch[0])
+        loss = F.cross_entropy(logits, batch[1], weight=self.balance)
+        return Step(loss, logits, batch[1], self.balance[batch[1]].sum())
+
+
+@pytest.mark.parametrize("clip", [None, 0.05])
+@pytest.mark.parametrize("kind", [Smooth, Weighted])
+@pytest.mark.parametrize("accumulated", [1, 2, 3, 5])
+def test_accumulated_batches_compute_what_one_big_batch_does(
+    kind: type[Smooth], accumulated: int, clip: float | None
+) -> None:
+    task = kind(optimizer=partial(torch.optim.SGD, lr=0.5, momentum=0.9))
+    task.configure_model()
+    reference = copy.deepcopy(task)
+    batches = batches_of(3, 1, 7, 2, 2, 5, 1, dtype=torch.float64)  # the last window is short for 2, 3 and 5
+    trainer(accumulate_grad_batches=accumulated, gradient_clip_val=clip, max_epochs=2).fit(task, batches, batches)
+
+    parameters = list(trainable(reference.model).values())
+    optimizer = torch.optim.SGD(parameters, lr=0.5, momentum=0.9)
+    for start in [*range(0, len(batches), accumulated)] * 2:
+        x, y = (torch.cat(parts) for parts in zip(*batches[start : start + accumulated], strict=True))
+        optimizer.zero_grad()
+        weight = reference.balance if isinstance(reference, Weighted) else None
+        F.cross_entropy(reference.logits(x), y, weight=weight).backward()
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, clip)
+        optimizer.step()
+    for found, expected in zip(trainable(task.model).values(), parameters, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_losses_of_an_epoch_are_means_over_rows() -> None:
+    task = Smooth(optimizer=partial(torch.optim.SGD, lr=0.0))
+    task.configure_model()
+    batches, run = batches_of(3, 1, 7, dtype=torch.float64), trainer()
+    run.fit(task, batches, batches)
+    x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    expected = log_loss(y, task.logits(x).softmax(-1).detach(), labels=[0, 1, 2])
+    assert float(run.callback_metrics["train/epoch_loss"]) == pytest.approx(expected, rel=1e-6)
+    assert float(run.callback_metrics["validation/loss"]) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_split_is_measured_under_its_own_name_over_all_its_rows(split: str) -> None:
+    task = built().eval()
+    batches, run = batches_of(5, 2, 1), trainer()
+    measured = (run.validate if split == "validation" else run.test)(task, batches, verbose=False)[0]
+    assert measured.keys() == {f"{split}/loss", f"{split}/accuracy"}
+    x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    logits = task.model(x).detach()
+    assert measured[f"{split}/accuracy"] == pytest.approx(accuracy_score(y, logits.argmax(-1)))
+    assert measured[f"{split}/loss"] == pytest.approx(
+        log_loss(y, logits.double().softmax(-1), labels=[0, 1, 2]), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_loss_that_is_not_a_number_is_not_left_out_of_the_mean(split: str) -> None:
+    batches, run = batches_of(5, 2, 1), trainer()
+    batches[1][0][0, 0] = float("nan")
+    measured = (run.validate if split == "validation" else run.test)(built(), batches, verbose=False)[0]
+    assert measured[f"{split}/loss"] != measured[f"{split}/loss"]
+
+
+def test_what_learns_loads_into_another_model_with_its_batch_norm() -> None:
+    task, other = built(), built(model=Net())
+    trainer().fit(task, batches_of(8, 8), batches_of(8))
+    other.load_trainable(task.trainable_tensors(), "here")
+    assert equal(other.trainable_tensors(), task.trainable_tensors())
+    assert {"head.0.running_mean", "body.0.lora_B", "head.2.bias"} <= task.trainable_tensors().keys()
+    assert not [name for name in task.trainable_tensors() if name.startswith("body.1.")]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda tensors: tensors.pop("body.0.lora_A"), r"there does not fit.*: missing body\.0\.lora_A$"),
+        (lambda tensors: tensors.pop("head.0.running_var"), r"missing head\.0\.running_var$"),
+        (lambda tensors: tensors.update({"body.0.weight": torch.zeros(8, 4)}), r"unknown body\.0\.weight$"),
+        (
+            lambda tensors: tensors.update({"head.2.bias": torch.zeros(4)}),
+            r"head\.2\.bias has shape \(4,\) instead of \(3,\)$",
+        ),
+        (lambda tensors: tensors.clear(), r"missing .*; missing .*; missing .* and \d+ more$"),
+    ],
+)
+def test_tensors_that_are_not_exactly_what_learns_are_refused_and_none_is_loaded(
+    change: Callable[[dict[str, Tensor]], Any], message: str
+) -> None:
+    task = built()
+    before = weights(task)
+    tensors = {name: torch.full_like(tensor, 7) for name, tensor in task.trainable_tensors().items()}
+    change(tensors)
+    with pytest.raises(InputError, match=f"^E-ADAPTER-KEYS: .*{message}"):
+        task.load_trainable(tensors, "what lies there")
+    assert equal(weights(task), before)
+
+
+def test_the_model_is_built_once() -> None:
+    task = built()
+    before = weights(task)
+    task.configure_model()
+    assert equal(weights(task), before)
+
+
+def test_a_task_without_an_optimizer_says_so_when_it_is_trained() -> None:
+    with pytest.raises(TypeError, match="Toy was built without an optimizer"):
+        trainer().fit(built(optimizer=None), batches_of(4), batches_of(4))
+
+
+def test_a_schedule_ends_with_the_run() -> None:
+    rates: list[float] = []
+    task = built(scheduler=partial(schedule, name="linear"))
+    keep = lightning.pytorch.callbacks.LambdaCallback(
+        on_train_batch_end=lambda run, *_: rates.append(run.optimizers[0].param_groups[0]["lr"])
+    )
+    trainer(callbacks=[keep], max_epochs=2).fit(task, batches_of(4, 4), batches_of(4))
+    assert rates == pytest.approx([0.0375, 0.025, 0.0125, 0.0])
+
+
+def test_a_schedule_of_a_run_without_an_end_is_an_error() -> None:
+    task = built(scheduler=partial(schedule, name="linear"))
+    with pytest.raises(InputError, match=r"^E-STEPS: .*trainer\.max_epochs or trainer\.max_steps"):
+        trainer(max_epochs=-1).fit(task, batches_of(4), batches_of(4))
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_predictions_come_in_order_and_leave_the_mode_as_it_was(mode: bool) -> None:
+    task = built().train(mode)
+    answers = task.predict(list("abcde"), batch_size=2)
+    assert [answer["of"] for answer in answers] == list("abcde")
+    assert [answer["batch"] for answer in answers] == [2, 2, 2, 2, 1]
+    assert task.training is mode and not task.model.body[1].training and task.predict([]) == []
+
+
+def test_a_training_step_depends_on_seed_epoch_and_batch_alone() -> None:
+    """Whatever happened to the random numbers before it: this makes a resumed run equal to one without a break."""
+    finals = []
+    for seed, consumed in itertools.product((0, 1), (0, 100)):
+        torch.manual_seed(5)
+        task = built(seed=seed)
+        torch.rand(consumed)
+        trainer().fit(task, batches_of(8, 8), batches_of(8))
+        finals.append(weights(task))
+    assert equal(finals[0], finals[1]) and equal(finals[2], finals[3])
+    assert not equal(finals[0], finals[2])

@@ -1,0 +1,288 @@
+"""`loralight train` from end to end: what a run leaves behind, and that a resumed run is the same run."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from loralight.checkpoint import newest, verify
+
+InProcess = Callable[..., int]
+ADAPTER = "adapter/adapter_model.safetensors"
+RESUMABLE = ["trainer.max_epochs=2", "callbacks.recent.every_n_train_steps=2", "adapter.dropout=0.1"]
+
+# name: (further settings, the training batch in which the process is killed; there are ten in an epoch)
+KILLED: dict[str, tuple[list[str], int]] = {
+    "first epoch": (RESUMABLE, 9),
+    "second epoch": ([*RESUMABLE, "adapter.dropout=0.3", "scheduler=cosine"], 16),
+    "workers": ([*RESUMABLE, "data.num_workers=2"], 16),
+    "accumulation": ([*RESUMABLE, "trainer.accumulate_grad_batches=3"], 8),
+}
+
+# One process imports everything; from it, each run is a child that is killed in the middle of a step.
+KILLER = """
+import json, os, signal, sys
+from loralight.cli import run
+from loralight.task import AdapterTask
+import loralight.train
+step, calls = AdapterTask.training_step, 0
+for line, batch in json.load(sys.stdin):
+    if os.fork() == 0:
+        def dying(self, *arguments):
+            global calls
+            calls += 1
+            if calls == batch:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(self, *arguments)
+        AdapterTask.training_step = dying
+        os._exit(run(line))
+    print("ended with", os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"""
+
+
+def tensors_of(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / ADAPTER)
+
+
+def assert_same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def rows_of(run: Path, file: str = "metrics.csv") -> list[dict[str, str]]:
+    with (run / file).open(encoding="utf-8") as opened:
+        return list(csv.DictReader(opened))
+
+
+def read_json(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def many_texts(tmp_path: Path) -> Path:
+    """A folder with 80 texts of many lengths to train on, so that grouping by length has something to do."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for split, count in {"train": 80, "validation": 8, "test": 8}.items():
+        rows = [(f"{['dull', 'fine'][n % 2]}{' film' * (n % 11)}", ["bad", "good"][n % 2]) for n in range(count)]
+        with (folder / f"{split}.csv").open("w", newline="", encoding="utf-8") as opened:
+            csv.writer(opened).writerows([("text", "label"), *rows])
+    return folder
+
+
+def test_a_run_leaves_all_its_results(in_process: InProcess, tiny_run: list[str], tmp_path: Path) -> None:
+    assert in_process("train", *tiny_run, "trainer.max_epochs=2", "hydra.run.dir=run") == 0
+    run = tmp_path / "run"
+    for folder in (run / "adapter", newest(run), *(run / "checkpoints" / "best").iterdir()):
+        verify(folder)
+    assert {file.name for file in (run / "adapter").iterdir()} == {
+        *("README.md", "adapter_config.json", "adapter_model.safetensors", "loralight.json", "manifest.json")
+    }
+    assert {entry.name for entry in run.iterdir()} == {
+        *(".hydra", "adapter", "checkpoints", "metrics.csv", "summary.json", "train.log")
+    }
+    assert "adapter:" in (run / ".hydra" / "config.yaml").read_text()
+
+    summary = read_json(run / "summary.json")
+    assert (summary["task"], summary["adapter"], summary["seed"]) == ("text_classification", "lora", 0)
+    assert (summary["steps"], summary["batch_size"], summary["processes"]) == (10, 8, 1)
+    assert summary["parameters"]["trainable"] == sum(tensor.numel() for tensor in tensors_of(run).values())
+    assert summary["parameters"]["total"] > summary["parameters"]["trainable"]
+    assert summary["bytes"]["adapter"] == (run / ADAPTER).stat().st_size
+    assert summary["bytes"]["model"] == 4 * summary["parameters"]["total"]  # float32
+    assert summary["bytes"]["peak_memory"] > summary["bytes"]["model"] and summary["seconds_per_step"] > 0
+    scores = {f"{split}/{name}" for split in ("validation", "test") for name in ("loss", "accuracy", "f1", "mcc")}
+    assert summary["metrics"].keys() == scores
+    assert summary["baseline"]["test/accuracy"] == 0.5  # as many good as bad ones
+    assert {"python", "torch", "lightning"} <= summary["versions"].keys()
+
+    measured = rows_of(run)
+    assert {"epoch", "step", "train/epoch_loss", *scores} <= measured[0].keys()
+    assert [row["epoch"] for row in measured if row["train/epoch_loss"]] == ["0", "1"]
+
+
+def test_the_log_has_a_line_for_each_epoch_and_no_line_twice(
+    in_process: InProcess, tiny_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert in_process("train", *tiny_run, "trainer.max_epochs=3", "hydra.run.dir=run") == 0
+    printed = capsys.readouterr()
+    log = (tmp_path / "run" / "train.log").read_text()
+    for text in (log, printed.err):
+        lines = [line for line in text.splitlines() if " epoch " in line]
+        assert [line.partition(" epoch ")[2].split(",")[:2] for line in lines] == [
+            [f"{epoch}/3", f" step {5 * epoch}"] for epoch in (1, 2, 3)
+        ]
+        assert "train/loss" in lines[0] and "validation/accuracy" in lines[0]
+        assert text.count("run folder:") == 1
+    assert "WARNING" not in log and "Warning" not in log + printed.err
+    for table in ("what learns", "memory before activations", "results", "what it took", "predictions on rows"):
+        assert printed.out.count(table) == log.count(table) == 1
+
+
+def test_two_runs_of_one_seed_are_equal_and_of_another_seed_are_not(
+    in_process: InProcess, tiny_run: list[str], tmp_path: Path
+) -> None:
+    for name, seed in {"one": 1, "same": 1, "other": 2}.items():
+        assert in_process("train", *tiny_run, f"seed={seed}", f"hydra.run.dir={name}") == 0
+    assert_same_tensors(tensors_of(tmp_path / "one"), tensors_of(tmp_path / "same"))
+    one, other = tensors_of(tmp_path / "one"), tensors_of(tmp_path / "other")
+    assert all(not torch.equal(one[name], other[name]) for name in one if "lora_A" in name)
+
+
+def test_the_best_checkpoint_is_what_is_measured_and_saved(
+    in_process: InProcess, tiny_run: list[str], tmp_path: Path
+) -> None:
+    worst_is_best = ["monitor.metric=validation/loss", "monitor.mode=max", "trainer.max_epochs=4", "optimizer.lr=0.01"]
+    assert in_process("train", *tiny_run, *worst_is_best, "hydra.run.dir=run") == 0
+    run = tmp_path / "run"
+    losses = [float(row["validation/loss"]) for row in rows_of(run) if row["validation/loss"]][:4]
+    assert losses.index(max(losses)) < 3  # the best is not the last
+    (best,) = (run / "checkpoints" / "best").iterdir()
+    assert best.name.startswith(f"epoch={losses.index(max(losses))}-")
+    assert read_json(run / "summary.json")["metrics"]["validation/loss"] == pytest.approx(max(losses), rel=1e-6)
+    state = load_file(best / "tensors.safetensors")
+    kept = {name.removeprefix("checkpoint.state_dict."): tensor for name, tensor in state.items()}
+    names = {name: name.removeprefix("base_model.model.").replace(".weight", "") for name in tensors_of(run)}
+    saved = {names[name]: tensor for name, tensor in tensors_of(run).items()}
+    assert_same_tensors(saved, {n: t for name, t in kept.items() if (n := name.replace(".weight", "")) in saved})
+
+
+@pytest.fixture
+def kill(tiny_run: list[str], many_texts: Path, tmp_path: Path) -> Callable[..., None]:
+    """Begins runs in folders of their names, and kills each in its batch of `KILLED`."""
+
+    def begin(*names: str) -> None:
+        lines = [(line_of(name, tiny_run, many_texts, name), KILLED[name][1]) for name in names]
+        done = subprocess.run(
+            [sys.executable, "-c", KILLER],
+            input=json.dumps(lines),
+            cwd=tmp_path,
+            env=os.environ,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.stdout.splitlines().count(f"ended with {-signal.SIGKILL}") == len(names), done.stderr
+
+    return begin
+
+
+def line_of(name: str, tiny_run: list[str], many_texts: Path, folder: str) -> list[str]:
+    plain = [override for override in tiny_run if "max_epochs" not in override]
+    given = [*plain, *KILLED[name][0], f"data.path='{many_texts}'", f"hydra.run.dir='{folder}'"]
+    return ["train", *{override.partition("=")[0]: override for override in given}.values()]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills children that it forks")
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+    kill: Callable[..., None], in_process: InProcess, tiny_run: list[str], many_texts: Path, tmp_path: Path
+) -> None:
+    kill(*KILLED)
+    for name in KILLED:
+        killed, whole = tmp_path / name, tmp_path / f"{name} whole"
+        saved = newest(killed)
+        assert "-inside" in saved.name and not (killed / "adapter").exists()
+        assert in_process("train", f"resume='{name}'") == 0
+        assert in_process(*line_of(name, tiny_run, many_texts, whole.name)) == 0
+        assert_same_tensors(tensors_of(killed), tensors_of(whole))
+        metrics = [read_json(run / "summary.json")["metrics"] for run in (killed, whole)]
+        assert metrics[0] == metrics[1]
+        assert f"going on from {saved}" in (killed / "train.log").read_text()
+
+
+def test_a_finished_run_can_be_trained_longer(in_process: InProcess, tiny_run: list[str], tmp_path: Path) -> None:
+    longer = ["scheduler=constant", "scheduler.warmup=0"]  # a schedule that does not ask how long the run is
+    assert in_process("train", *tiny_run, *longer, "hydra.run.dir=short") == 0
+    assert in_process("train", "resume=short", "trainer.max_epochs=3") == 0
+    assert in_process("train", *tiny_run, *longer, "trainer.max_epochs=3", "hydra.run.dir=long") == 0
+    assert read_json(tmp_path / "short" / "summary.json")["steps"] == 15
+    last = [load_file(newest(tmp_path / run) / "tensors.safetensors") for run in ("short", "long")]
+    assert_same_tensors(*({n: t for n, t in state.items() if ".callbacks." not in n} for state in last))
+    log = (tmp_path / "short" / "train.log").read_text()
+    assert [f"epoch {epoch}/3" in log for epoch in (1, 2, 3)] == [False, True, True]
+    assert "epoch 1/1" in log
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("adapter.rank=4", "adapter.rank: 8, now 4"),
+        ("optimizer.lr=1", "optimizer.lr"),
+        ("seed=5", "seed: 0, now 5"),
+    ],
+)
+def test_another_run_is_not_resumed_in_ones_place(
+    override: str, says: str, in_process: InProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run" / ".hydra"
+    run.mkdir(parents=True)
+    (run / "overrides.yaml").write_text("[]\n")
+    assert in_process("train", "--cfg", "job", "--resolve", "names=null", "~callbacks", "~logger") == 0
+    (run / "config.yaml").write_text(capsys.readouterr().out)
+    assert in_process("train", "resume=run", override) == 2
+    assert "E-RESUME" in (message := capsys.readouterr().err) and says in message
+
+
+def test_a_folder_with_a_run_is_not_trained_into(
+    in_process: InProcess, tiny_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "summary.json").write_text("precious")
+    assert in_process("train", *tiny_run, "hydra.run.dir=run") == 2
+    assert "E-OUTPUT" in capsys.readouterr().err
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["summary.json"]
+
+
+def test_a_sweep_trains_once_for_each_value(
+    in_process: InProcess, tiny_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert in_process("sweep", *tiny_run, "adapter.rank=2,4", "hydra.sweep.dir=sweep") == 0
+    for job, rank in {"0": 2, "1": 4}.items():
+        run = tmp_path / "sweep" / job
+        assert read_json(run / "adapter" / "adapter_config.json")["r"] == rank
+        assert {t.shape[0] for name, t in tensors_of(run).items() if "lora_A" in name} == {rank}
+        assert (run / "train.log").read_text().count("epoch 1/1") == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("logger=wandb", "E-PACKAGE: .*wandb"),
+        ("logger=mlflow", "E-PACKAGE: .*mlflow"),
+        ("trainer.accelerator=abacus", "E-TRAINER: .*abacus"),
+        ("trainer.strategy=divide", "E-TRAINER: .*divide"),
+        ("monitor.metric=validation/accurcy", "E-MONITOR: .*Did you mean 'validation/accuracy'"),
+        ("data.batch_size=0", "E-BATCH: "),
+        ("callbacks.best=3", "E-CONFIG: callbacks.best"),
+        ("+callbacks.mine.patience=3", "E-CONFIG: callbacks.mine"),
+    ],
+)
+def test_what_cannot_be_trained_is_told_before_the_first_step(
+    override: str, says: str, in_process: InProcess, tiny_run: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    if override.startswith("logger=") and find_spec(override.partition("=")[2]):
+        pytest.skip("the optional package is installed")
+    plain = [given for given in tiny_run if given.partition("=")[0] != override.partition("=")[0]]
+    assert in_process("train", *plain, override) == 2
+    printed = capsys.readouterr()
+    assert " epoch 1/1" not in printed.err and "Traceback" not in printed.err
+    assert re.search(f"^loralight: {says}", printed.err, re.MULTILINE), printed.err
+
+
+@pytest.mark.parametrize("without", ["~logger", "~callbacks", "~scheduler"])
+def test_an_optional_part_may_be_left_out(
+    without: str, in_process: InProcess, tiny_run: list[str], tmp_path: Path
+) -> None:
+    assert in_process("train", *tiny_run, without, "hydra.run.dir=run") == 0
+    assert (tmp_path / "run" / "summary.json").is_file()
