@@ -1,6 +1,6 @@
 """How fast the command answers: help, the composed config, a misspelled setting. Medians of several cold processes.
 
-    python benchmarks/startup.py [--runs 7]
+python benchmarks/startup.py [--runs 7]
 """
 
 import argparse

@@ -7,8 +7,8 @@ from typing import Any
 
 import lightning
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from loralight.checkpoint import FolderCheckpointIO
 from loralight.composition import trusted_packages

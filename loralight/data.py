@@ -130,6 +130,7 @@ class TaskData(lightning.LightningDataModule, ABC):
             "batches": done,
             "seed": self.seed,
             "rows": len(self.splits["train"]),
+            "ranks": self.trainer.world_size,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -139,5 +140,12 @@ class TaskData(lightning.LightningDataModule, ABC):
                 "E-RESUME-ORDER",
                 f"the checkpoint was trained on {state_dict['rows']} rows in the order of seed {state_dict['seed']}, "
                 f"these are {rows} rows and seed {self.seed}; resume with the same data and seed",
+            )
+        ranks = self.trainer.world_size if self.trainer else 1
+        if state_dict["batches"] and state_dict["ranks"] != ranks:
+            raise InputError(
+                "E-RESUME-ORDER",
+                f"the checkpoint lies inside an epoch of {state_dict['ranks']} processes, these are {ranks}; resume "
+                "with as many",
             )
         self._resume_at = (state_dict["epoch"], state_dict["batches"])

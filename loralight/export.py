@@ -68,10 +68,12 @@ def read_recipe(folder: Path) -> dict[str, Any]:
         )
     try:
         recipe = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_only_data)
-        assert isinstance(recipe["task"]["name"], str) and isinstance(recipe["adapter"]["name"], str)
-        assert isinstance(recipe["task"]["arguments"], dict) and isinstance(recipe["adapter"]["arguments"], dict)
-        assert isinstance(recipe["base"], dict)
-    except (ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:
+        parts = recipe["task"], recipe["adapter"]
+        if not all(isinstance(part["name"], str) and isinstance(part["arguments"], dict) for part in parts):
+            raise ValueError("its task and adapter are not names with arguments")
+        if not isinstance(recipe["base"], dict):
+            raise ValueError("its base is not a mapping")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError("E-ADAPTER", f"{file} is not a recipe that loralight wrote: {error!r}") from error
     return dict(recipe)
 

@@ -20,12 +20,15 @@ def is_hidden(rows: Dataset, column: str) -> bool:
     return len(rows) > 0 and all(value == HIDDEN for value in rows[column])
 
 
-def read_labels(rows: Dataset, columns: Sequence[str], split: str) -> list[list[str]]:
+def read_labels(
+    rows: Dataset, columns: Sequence[str], split: str, given: Sequence[str] | None = None
+) -> list[list[str]]:
     """The names of each row's labels.
 
     Args:
         columns: one column of integers, strings, ClassLabels or lists of these; or several columns of 0 and 1, each
             named after the label it stands for.
+        given: label names chosen by the user; they name plain integers, by number, unless these are the names.
 
     Returns:
         A list of names per row; one name where the column holds one label.
@@ -50,6 +53,9 @@ def read_labels(rows: Dataset, columns: Sequence[str], split: str) -> list[list[
     feature = rows.features[column]
     names = feature.feature if isinstance(feature, _LISTS) else feature
     known = names.names if isinstance(names, ClassLabel) else None
+    if known is None and given and names.dtype.startswith(("int", "uint")):
+        values = {v for value in rows[column] for v in (value if isinstance(value, list) else [value])}
+        known = None if {str(v) for v in values} <= set(given) else given
     labels = []
     for row, value in enumerate(rows[column]):
         values = value if isinstance(value, list) else [value]

@@ -104,11 +104,11 @@ def _call(job: str, config: dict[str, Any], output_dir: Path) -> Any:
 def _worker(job: str, config: str, output_dir: str, parent: int, threads: int) -> Any:
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(threads)
-    try:
-        return _call(job, json.loads(config), Path(output_dir))
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    returned = _call(job, json.loads(config), Path(output_dir))
+    # not after a failure: the other processes would fail too, and tell so before this one has told its cause
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return returned
 
 
 def _end_with(parent: int) -> None:

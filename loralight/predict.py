@@ -27,6 +27,8 @@ def main(config: DictConfig) -> None:
         raise InputError(
             "E-OUTPUT", f"output={output}: the file exists, and nothing is overwritten; choose another name"
         )
+    if settings["batch_size"] < 1:
+        raise InputError("E-BATCH", f"batch_size is {settings['batch_size']}; give at least 1")
     task = load(settings["run"], base=settings["checkpoint"], device=settings["device"])
     size = settings["batch_size"]
     starts = range(0, len(inputs), size)

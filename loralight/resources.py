@@ -26,13 +26,13 @@ def spare_the_hub_without_network() -> None:
 
 
 def resolve(location: str) -> str:
-    """Turn ``pkg://package/path`` into the path of that file or folder; any other name is returned as it is.
+    """Turn ``pkg://package/path`` and ``~`` into the path of that file or folder; any other name is returned as it is.
 
     Raises:
         InputError: the package is not installed, or has no such file (``E-RESOURCE``).
     """
     if not location.startswith(_PREFIX):
-        return location
+        return str(Path(location).expanduser()) if location.startswith("~") else location
     package, _, inside = location.removeprefix(_PREFIX).partition("/")
     parent = package.rpartition(".")[0]
     # `find_spec` would import the parent, and the name may come from an adapter of a stranger's

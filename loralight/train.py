@@ -77,7 +77,7 @@ def work(config: dict[str, Any], output_dir: Path) -> float | None:
 def _check_monitor(metric: str, task: AdapterTask) -> None:
     scores = task.scores["validation"]
     assert isinstance(scores, MetricCollection)
-    logged = ["validation/loss", *scores.keys(), "train/loss", "train/epoch_loss"]
+    logged = ["validation/loss", *map(str, scores.keys()), "train/loss", "train/epoch_loss"]
     if metric not in logged:
         hint = did_you_mean(metric, logged)
         raise InputError("E-MONITOR", f"monitor.metric={metric} is not measured.{hint} Possible: {', '.join(logged)}")

@@ -1,9 +1,11 @@
 """What many tests share: a tiny BERT with a real tokenizer, small files of texts, the command line."""
 
 import os
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports a client of the hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several tests run at once
+os.environ["HF_DATASETS_CACHE"] = f"{tempfile.gettempdir()}/loralight-tests"  # the user's own cache is left alone
 
 import csv
 import logging

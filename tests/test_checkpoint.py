@@ -279,22 +279,22 @@ def test_the_optimizer_is_saved_and_loaded_by_the_names_of_parameters(tmp_path: 
 
 
 KILLING = """
-import itertools, os, random, signal, sys, time
+import itertools, os, random, shutil, signal, sys, time
 from pathlib import Path
 import torch
 from loralight.checkpoint import FolderCheckpointIO, newest
 
 run, num_kills, io = Path(sys.argv[1]), int(sys.argv[2]), FolderCheckpointIO()
 last, at = run / "checkpoints" / "last", random.Random(0)
+os.fsync = lambda _: None  # what is written outlives a killed process: with no waiting, more kills meet a write
 
 def content(step):
-    return {"global_step": step, "state_dict": {"w": torch.full((20_000,), float(step))}, "loops": [step] * 1000}
+    return {"global_step": step, "state_dict": {"w": torch.full((100_000,), float(step))}, "loops": [step] * 1000}
 
 def train(step, done):
     for step in itertools.count(step + 1):
         io.save_checkpoint(content(step), last / f"step={step}")
         os.write(done, step.to_bytes(8))
-        io.remove_checkpoint(last / f"step={step - 2}")
 
 io.save_checkpoint(content(0), last / "step=0")
 reached = 0
@@ -304,17 +304,21 @@ for _ in range(num_kills):
     if child == 0:
         train(reached, write)
     os.close(write)
-    time.sleep(at.uniform(0.005, 0.06))
+    promised = os.read(read, 8)
+    time.sleep(at.uniform(0, 0.03))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    promised = os.read(read, 1 << 20)[-8:]
+    promised = (promised + os.read(read, 1 << 20))[-8:]
     os.close(read)
-    found = io.load_checkpoint(newest(run))
+    whole = {folder: io.load_checkpoint(folder) for folder in last.glob("[!.]*")}  # each that can be seen
+    found = whole[newest(run)]
     step = found["global_step"]
-    assert step >= int.from_bytes(promised) and step >= reached, (step, promised, reached)
+    assert step >= int.from_bytes(promised) and step > reached, (step, promised, reached)
     assert torch.equal(found["state_dict"]["w"], content(step)["state_dict"]["w"]) and found["loops"] == [step] * 1000
     reached = step
-print(reached)
+    for folder in last.iterdir():
+        if folder != newest(run):
+            shutil.rmtree(folder)
 """
 
 
@@ -324,4 +328,3 @@ def test_a_kill_at_any_moment_of_saving_loses_no_checkpoint_that_was_finished(nu
     command = [sys.executable, "-c", KILLING, str(tmp_path), str(num_kills)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert ended.returncode == 0, ended.stderr
-    assert int(ended.stdout) >= num_kills // 10, "it saved between the kills"

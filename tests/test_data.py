@@ -119,7 +119,7 @@ def test_a_resumed_epoch_goes_on_where_it_stopped_and_later_ones_start_at_their_
     for rank in range(num_ranks):
         whole = numbers(rank=rank, num_ranks=num_ranks)
         resumed = numbers(rank=rank, num_ranks=num_ranks)
-        resumed.load_state_dict({"epoch": 1, "batches": 2, "seed": 0, "rows": 50})
+        resumed.load_state_dict({"epoch": 1, "batches": 2, "seed": 0, "rows": 50, "ranks": ranks})
         loader = resumed.train_dataloader()
         assert [batch.tolist() for batch in loader] == batches(whole, epoch=1)[2:]
         loader.batch_sampler.set_epoch(2)  # type: ignore[union-attr]
@@ -174,4 +174,10 @@ def test_a_checkpoint_of_other_data_or_another_order_is_refused(other: dict[str,
     with pytest.raises(
         InputError, match=r"^E-RESUME-ORDER: the checkpoint was trained on 50 rows in the order of seed 0"
     ):
-        numbers(**other).load_state_dict({"epoch": 1, "batches": 2, "seed": 0, "rows": 50})
+        numbers(**other).load_state_dict({"epoch": 1, "batches": 2, "seed": 0, "rows": 50, "ranks": 1})
+
+
+def test_an_epoch_begun_by_more_processes_is_not_resumed_by_fewer() -> None:
+    data = numbers()
+    with pytest.raises(InputError, match="E-RESUME-ORDER.*2 processes, these are 1"):
+        data.load_state_dict({"epoch": 0, "batches": 3, "seed": 0, "rows": 50, "ranks": 2})

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from loralight.tasks.text_classification import TextClassification
 from peft import LoraConfig, PeftConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -22,6 +21,7 @@ from loralight.adapters.base import trainable
 from loralight.errors import InputError
 from loralight.export import fingerprint, read_recipe, save_adapter
 from loralight.resources import resolve
+from loralight.tasks.text_classification import TextClassification
 
 LABELS = ["bad", "so so", "good"]
 PATTERNS = {

@@ -127,3 +127,9 @@ def test_labels_are_hidden_where_all_are_minus_one(feature: Any) -> None:
     assert is_hidden(column([-1, -1], feature), "label")
     assert not is_hidden(column([-1, 1], feature), "label")
     assert not is_hidden(column([], feature or Value("int64")), "label")
+
+
+def test_given_names_name_integer_labels_by_number_unless_they_are_the_names() -> None:
+    rows = Dataset.from_dict({"label": [0, 1, 1]})
+    assert read_labels(rows, ["label"], "train", ["bad", "good"]) == [["bad"], ["good"], ["good"]]
+    assert read_labels(rows, ["label"], "train", ["1", "0"]) == [["0"], ["1"], ["1"]]

@@ -54,11 +54,15 @@ def mark(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def alive(mark: str) -> list[int]:
-    """Processes begun with ``mark`` in their environment (that of a dead one is empty)."""
+    """Processes begun with ``mark`` in their environment (that of a dead one is empty).
+
+    Python's resource tracker is not counted: it ends with the process that launches, which may be this one.
+    """
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes():
+            marked = f"{MARK}={mark}".encode() in (folder / "environ").read_bytes()
+            if marked and b"resource_tracker" not in (folder / "cmdline").read_bytes():
                 found.append(int(folder.name))
         except OSError:  # gone, or another user's
             continue
@@ -162,7 +166,7 @@ def wait_for(happens: Callable[[], bool], seconds: float = 120) -> None:
 def test_under_torchrun_its_processes_are_used_and_share_a_run_folder(
     in_process: InProcess, two: list[str], mark: str, tmp_path: Path
 ) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     line = ["-m", "loralight", "train", *two, "trainer=ddp_cpu", "data.batch_size=4"]
     done = subprocess.run(
         [*torchrun, *line],

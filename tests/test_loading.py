@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from loralight.tasks.text_classification import TextClassification
 
 import loralight
 from loralight.adapters import Lora
 from loralight.errors import InputError
 from loralight.export import save_adapter
+from loralight.tasks.text_classification import TextClassification
 
 TEXTS = ["a fine film", "dull", "we hated every minute of it, every single one", "what a joy"]
 

@@ -152,7 +152,7 @@ def test_a_record_without_its_text_is_named(
 
 
 def test_only_the_end_of_a_line_ends_an_input(tmp_path: Path) -> None:
-    (tmp_path / "inputs.txt").write_bytes("one\u2028more\x0cstill\r\ntwo\n{\"text\": \"three\"}".encode())
+    (tmp_path / "inputs.txt").write_bytes('one\u2028more\x0cstill\r\ntwo\n{"text": "three"}'.encode())
     assert read_inputs(str(tmp_path / "inputs.txt")) == ["one\u2028more\x0cstill", "two", {"text": "three"}]
 
 

@@ -82,7 +82,9 @@ class TextClassificationData(TaskData):
             del rows["test"]
             self.notes.append("test: left out, its labels are hidden (all -1)")
         self.multi_label = are_lists(rows["train"], self.label_columns)
-        labels = {split: read_labels(part, self.label_columns, split) for split, part in rows.items()}
+        labels = {
+            split: read_labels(part, self.label_columns, split, self.given_labels) for split, part in rows.items()
+        }
         self.names = self.given_labels or label_names(rows["train"], self.label_columns, labels["train"])
         if len(self.names) < 2:
             raise InputError(

@@ -210,6 +210,13 @@ def test_a_setting_that_cannot_work_is_refused_by_name(settings: dict[str, Any],
         Lora(targets="all-linear", **settings)
 
 
+def test_the_factors_and_the_head_learn_and_nothing_else() -> None:
+    model = Blocks()
+    inject(model, Lora(targets="blocks.0.*"), head=[model.blocks[1]["down"]])
+    factors = {f"blocks.0.{layer}.{factor}" for layer in ("up", "down") for factor in ("lora_A", "lora_B")}
+    assert set(trainable(model)) == factors | {"blocks.1.down.weight", "blocks.1.down.bias"}
+
+
 def test_lora_plus_trains_every_b_faster_than_its_a() -> None:
     model, adapter = Blocks(), Lora(targets="all-linear", lr_ratio_B=16)
     inject(model, adapter)

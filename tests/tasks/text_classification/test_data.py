@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from loralight.tasks.text_classification import TextClassificationData
 from sklearn.dummy import DummyClassifier
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import AutoTokenizer
 
 from loralight.errors import InputError
+from loralight.tasks.text_classification import TextClassificationData
 
 SHORT = ["good", "so bad", "rather good film", "bad"]
 LONG = ["word " * 30, "word " * 13 + "end", "word " * 14, "word " * 15]  # 32, 16, 16 and 17 tokens

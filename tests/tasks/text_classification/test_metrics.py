@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from loralight.tasks.text_classification.metrics import classification_metrics
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from torch import Tensor
+
+from loralight.tasks.text_classification.metrics import classification_metrics
 
 CASES = {
     "random": lambda targets, scores: (targets, scores),

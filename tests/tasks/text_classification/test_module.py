@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from loralight.tasks.text_classification import TextClassification
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
@@ -20,6 +19,7 @@ from loralight.adapters.base import trainable
 from loralight.errors import InputError
 from loralight.optim import parameter_groups
 from loralight.task import AdapterTask
+from loralight.tasks.text_classification import TextClassification
 
 TEXTS = ["a fine film", "dull", "we hated every minute of it", "what a joy, what a day", "cold, flat and slow"]
 # far from zero, as trained weights are: at the customary 0.02 so small a model learns nothing in a few steps
