@@ -119,7 +119,7 @@ def test_a_resumed_epoch_goes_on_where_it_stopped_and_later_ones_start_at_their_
     for rank in range(num_ranks):
         whole = numbers(rank=rank, num_ranks=num_ranks)
         resumed = numbers(rank=rank, num_ranks=num_ranks)
-        resumed.load_state_dict({"epoch": 1, "batches": 2, "seed": 0, "rows": 50, "ranks": ranks})
+        resumed.load_state_dict({"epoch": 1, "batches": 2, "seed": 0, "rows": 50, "ranks": num_ranks})
         loader = resumed.train_dataloader()
         assert [batch.tolist() for batch in loader] == batches(whole, epoch=1)[2:]
         loader.batch_sampler.set_epoch(2)  # type: ignore[union-attr]
