@@ -16,6 +16,7 @@ from torch import Tensor
 from loralight.errors import InputError
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+_UNFINISHED = ".loralight-"  # in the names of folders that are not whole
 
 
 class FolderCheckpointIO(CheckpointIO):
@@ -65,8 +66,9 @@ class FolderCheckpointIO(CheckpointIO):
 def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
     """Make ``target`` a folder with what ``fill`` writes into it and a manifest: in one step, or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    building = target.parent / f".{target.name}.{os.getpid()}"
-    shutil.rmtree(building, ignore_errors=True)
+    for left in target.parent.glob(f".*{_UNFINISHED}*"):  # of a process that was killed: one at a time writes here
+        shutil.rmtree(left, ignore_errors=True)
+    building = target.parent / f".{target.name}{_UNFINISHED}new"
     building.mkdir()
     try:
         fill(building)
@@ -76,7 +78,7 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
             _sync(file)
         _sync(building)
         if target.exists():  # a folder cannot be renamed onto one that is not empty
-            old = target.parent / f".{target.name}.old.{os.getpid()}"
+            old = target.parent / f".{target.name}{_UNFINISHED}old"
             os.replace(target, old)
             try:
                 os.replace(building, target)

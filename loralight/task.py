@@ -65,6 +65,8 @@ class AdapterTask(lightning.LightningModule, ABC):
         "on_before_optimizer_step",
         "on_load_checkpoint",
         "on_save_checkpoint",
+        "on_train_epoch_end",
+        "optimizer_step",
         "test_step",
         "train",
         "training_step",

@@ -179,5 +179,5 @@ def test_a_checkpoint_of_other_data_or_another_order_is_refused(other: dict[str,
 
 def test_an_epoch_begun_by_more_processes_is_not_resumed_by_fewer() -> None:
     data = numbers()
-    with pytest.raises(InputError, match="E-RESUME-ORDER.*2 processes, these are 1"):
+    with pytest.raises(InputError, match=r"E-RESUME-ORDER.*2 processes, these are 1"):
         data.load_state_dict({"epoch": 0, "batches": 3, "seed": 0, "rows": 50, "ranks": 2})

@@ -135,14 +135,21 @@ class Lora(Adapter):
     def peft_config(self, model: nn.Module) -> dict[str, Any]:
         layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLinear)}
         alpha = float(2 * self.rank if self.alpha is None else self.alpha)
+        # PEFT takes a name for the end of longer names too; `^` in a pattern and `exclude_modules` say it is the whole
+        others = [
+            name
+            for name, _ in model.named_modules()
+            if name not in layers and name.endswith(tuple(f".{layer}" for layer in layers))
+        ]
         return {
             "peft_type": "LORA",
             "r": self.rank,
             "lora_alpha": alpha,
             "lora_dropout": self.dropout,
             "target_modules": sorted(layers),
-            "rank_pattern": {name: layer.rank for name, layer in layers.items() if layer.rank != self.rank},
-            "alpha_pattern": {name: layer.alpha for name, layer in layers.items() if layer.alpha != alpha},
+            "exclude_modules": others or None,
+            "rank_pattern": {f"^{name}": layer.rank for name, layer in layers.items() if layer.rank != self.rank},
+            "alpha_pattern": {f"^{name}": layer.alpha for name, layer in layers.items() if layer.alpha != alpha},
             "bias": "none",
             "fan_in_fan_out": False,
             "init_lora_weights": True,

@@ -236,3 +236,17 @@ def test_an_adapted_layer_is_still_a_linear_layer_with_its_own_weight_and_shows_
     assert model.blocks[0]["up"] is layer and isinstance(layer, nn.Linear) and layer.weight is weight
     assert keys < set(model.state_dict())
     assert "in_features=6, out_features=9, bias=True, rank=3, alpha=6" in repr(model)
+
+
+def test_peft_adapts_the_layers_we_adapt_and_none_whose_name_only_ends_alike() -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.ModuleDict({"fc": nn.Linear(4, 4), "block": nn.ModuleDict({"fc": nn.Linear(4, 4)})})
+
+    model = build()
+    adapter = Lora(targets="fc", exclude="block.fc", rank=2, rank_pattern={"fc": 3})
+    inject(model, adapter)
+    config = {key: value for key, value in adapter.peft_config(model).items() if key != "peft_type"}
+    theirs = peft.inject_adapter_in_model(peft.LoraConfig(**config), build())
+    ranks = {name: dict(module.r)["default"] for name, module in theirs.named_modules() if hasattr(module, "r")}
+    assert ranks == {"fc": 3}
