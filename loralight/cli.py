@@ -118,6 +118,9 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     overrides = _with_those_of_a_run(verb, overrides)
 
     from loralight.composition import explain, run_hydra, whole_errors
+    from loralight.run_folder import share_name
+
+    share_name()
 
     sys.argv = ["loralight", *overrides, *flags]  # Hydra's parser wants flags last
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"

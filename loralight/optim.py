@@ -7,10 +7,10 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import get_scheduler
+from transformers import SchedulerType, get_scheduler
 
 from loralight.adapters.base import Adapter, trainable
-from loralight.errors import InputError
+from loralight.errors import InputError, did_you_mean
 
 
 def parameter_groups(
@@ -63,7 +63,8 @@ def schedule(
         arguments: further arguments of that schedule.
 
     Raises:
-        InputError: ``warmup`` is negative, infinite or longer than the run (``E-WARMUP``).
+        InputError: ``warmup`` is negative, infinite or longer than the run (``E-WARMUP``), or there is no such schedule
+            (``E-SCHEDULER``).
     """
     if not 0 <= warmup < math.inf:
         raise InputError(
@@ -74,6 +75,9 @@ def schedule(
         raise InputError(
             "E-WARMUP", f"scheduler.warmup is {steps} steps, but the run has only {num_steps}; lower it or train longer"
         )
+    if name not in (names := [kind.value for kind in SchedulerType]):
+        hint = did_you_mean(name, names)
+        raise InputError("E-SCHEDULER", f"scheduler.name is {name!r}.{hint} Possible: {', '.join(names)}")
     made: LRScheduler = get_scheduler(name, optimizer, steps, num_steps, scheduler_specific_kwargs=arguments or {})
     return made
 

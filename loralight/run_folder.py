@@ -1,5 +1,6 @@
 """A run's folder: taken before anything is written, never over another run, and resumed only as it was begun."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,20 @@ import yaml
 from loralight.errors import InputError
 
 CONFIG, OVERRIDES = ".hydra/config.yaml", ".hydra/overrides.yaml"
-_MAY_CHANGE = {
-    "data": {"path", "train", "validation", "test", "eval_batch_size", "num_workers"},
-    "task": set(),
-    "adapter": set(),
-}
+_MAY_CHANGE = {"data": {"path", "train", "validation", "test", "eval_batch_size", "num_workers"}}
+
+
+def share_name() -> None:
+    """Have all processes that torchrun or srun has started write into one folder, though each names it by its clock."""
+    if os.environ.get("TORCHELASTIC_RUN_ID", "none") != "none":
+        name = os.environ["TORCHELASTIC_RUN_ID"]
+    elif "TORCHELASTIC_RUN_ID" in os.environ:  # a static rendezvous has no name: the agent's process tells it apart
+        name = f"torchrun-{os.environ['MASTER_PORT']}-{os.getppid()}"
+    elif int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        name = f"slurm-{os.environ['SLURM_JOB_ID']}"
+    else:
+        return
+    os.environ.setdefault("LORALIGHT_RUN_ID", name)
 
 
 def take(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:

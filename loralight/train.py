@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from omegaconf import DictConfig
 from torchmetrics import MetricCollection
 
@@ -34,6 +34,10 @@ def main(config: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     settings, output_dir = plain(config), Path(hydra.runtime.output_dir)
     check_config(settings)
+    if none := [
+        name for name in ("max_epochs", "max_steps", "limit_train_batches") if settings["trainer"].get(name) == 0
+    ]:
+        raise InputError("E-TRAINER", f"trainer.{none[0]}=0 would train nothing and save it")
     if outer_rank() in (None, 0):
         take(output_dir, settings, list(hydra.overrides.task))
     best: float | None = launch("train", settings, output_dir)
@@ -46,41 +50,43 @@ def work(config: dict[str, Any], output_dir: Path) -> float | None:
     logs.configure(output_dir / ("train.log" if rank == 0 else f"train.rank{rank}.log"), rank=rank)
     data = build_data(config)
     task = build_task(config, data.model_arguments())
-    _check_monitor(config["monitor"]["metric"], task)
     resumed = newest(output_dir) if config["resume"] is not None else None
     throughput, callbacks = progress_callbacks(data.batch_size)
     trainer = build_trainer(config, output_dir, callbacks)
+    _check_monitors(config["monitor"]["metric"], trainer, task)
     if rank == 0:
         logs.logger.info("run folder: %s", output_dir)
         logs.show(*data.report(), targets_table(task), memory_table(task))
         if resumed:
             logs.logger.info("going on from %s", resumed)
     trainer.fit(task, datamodule=data, ckpt_path=resumed)
-    best = next(
-        (
-            c
-            for c in trainer.checkpoint_callbacks
-            if isinstance(c, ModelCheckpoint) and c.monitor == config["monitor"]["metric"]
-        ),
-        None,
-    )
-    if best is not None and best.best_model_path:
-        task.load_trainable(
-            FolderCheckpointIO().load_checkpoint(best.best_model_path)["state_dict"], best.best_model_path
-        )
+    score = _load_best(config["monitor"]["metric"], trainer, task)
     metrics = _measure(trainer, task, data)
     if trainer.is_global_zero:
         _save(config, output_dir, task, data, metrics, throughput)
-    return None if best is None or best.best_model_score is None else float(best.best_model_score)
+    return score
 
 
-def _check_monitor(metric: str, task: AdapterTask) -> None:
+def _check_monitors(metric: str, trainer: lightning.Trainer, task: AdapterTask) -> None:
+    """Lightning would notice a metric that nobody measures after the first epoch only."""
     scores = task.scores["validation"]
     assert isinstance(scores, MetricCollection)
     logged = ["validation/loss", *map(str, scores.keys()), "train/loss", "train/epoch_loss"]
-    if metric not in logged:
-        hint = did_you_mean(metric, logged)
-        raise InputError("E-MONITOR", f"monitor.metric={metric} is not measured.{hint} Possible: {', '.join(logged)}")
+    watching = [c for c in trainer.callbacks if isinstance(c, ModelCheckpoint | EarlyStopping)]
+    for where, name in [("monitor.metric", metric), *((type(c).__name__, c.monitor) for c in watching)]:
+        if name not in (*logged, "step", "epoch", None):
+            hint = did_you_mean(name, logged)
+            raise InputError("E-MONITOR", f"{where}: {name} is not measured.{hint} Possible: {', '.join(logged)}")
+
+
+def _load_best(metric: str, trainer: lightning.Trainer, task: AdapterTask) -> float | None:
+    """Take the best checkpoint's weights, where one was chosen by ``metric``; returns its score."""
+    for chosen in trainer.checkpoint_callbacks:
+        if isinstance(chosen, ModelCheckpoint) and chosen.monitor == metric and chosen.best_model_path:
+            state = FolderCheckpointIO().load_checkpoint(chosen.best_model_path)["state_dict"]
+            task.load_trainable(state, chosen.best_model_path)
+            return None if chosen.best_model_score is None else float(chosen.best_model_score)
+    return None
 
 
 def _measure(trainer: lightning.Trainer, task: AdapterTask, data: TaskData) -> dict[str, float]:
