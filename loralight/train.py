@@ -72,9 +72,10 @@ def _check_monitors(metric: str, trainer: lightning.Trainer, task: AdapterTask) 
     scores = task.scores["validation"]
     assert isinstance(scores, MetricCollection)
     logged = ["validation/loss", *map(str, scores.keys()), "train/loss", "train/epoch_loss"]
-    watching = [c for c in trainer.callbacks if isinstance(c, ModelCheckpoint | EarlyStopping)]
-    for where, name in [("monitor.metric", metric), *((type(c).__name__, c.monitor) for c in watching)]:
-        if name not in (*logged, "step", "epoch", None):
+    watching = [*trainer.checkpoint_callbacks, *trainer.early_stopping_callbacks]
+    watched = [(type(c).__name__, c.monitor) for c in watching if isinstance(c, ModelCheckpoint | EarlyStopping)]
+    for where, name in [("monitor.metric", metric), *watched]:
+        if name is not None and name not in (*logged, "step", "epoch"):
             hint = did_you_mean(name, logged)
             raise InputError("E-MONITOR", f"{where}: {name} is not measured.{hint} Possible: {', '.join(logged)}")
 

@@ -247,9 +247,10 @@ def test_a_folder_with_a_run_is_not_trained_into(
 def test_a_sweep_trains_once_for_each_value(
     in_process: InProcess, tiny_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert in_process("sweep", *tiny_run, "adapter.rank=2,4", "hydra.sweep.dir=sweep") == 0
+    assert in_process("sweep", *tiny_run, "adapter.rank=2,4") == 0
+    (sweep,) = (tmp_path / "runs" / "text_classification").glob("sweep_*")
     for job, rank in {"0": 2, "1": 4}.items():
-        run = tmp_path / "sweep" / job
+        run = sweep / job
         assert read_json(run / "adapter" / "adapter_config.json")["r"] == rank
         assert {t.shape[0] for name, t in tensors_of(run).items() if "lora_A" in name} == {rank}
         assert (run / "train.log").read_text().count("epoch 1/1") == 1
