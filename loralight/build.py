@@ -64,7 +64,8 @@ def make(config: Mapping[str, Any], **supplied: Any) -> Any:
 def build_data(config: Mapping[str, Any]) -> TaskData:
     """The data module, with its splits read and checked."""
     data = make(config["data"])
-    assert isinstance(data, TaskData)
+    if not isinstance(data, TaskData):
+        raise InputError("E-PLUGIN", f"data._target_: {type(data).__name__} does not derive from loralight.TaskData")
     data.setup()
     return data
 
@@ -79,7 +80,8 @@ def build_task(config: Mapping[str, Any], data_arguments: Mapping[str, Any]) -> 
     lightning.seed_everything(config.get("seed", 0), verbose=False)
     training = {part: make(config[part]) for part in ("optimizer", "scheduler") if config.get(part) is not None}
     task = make({**config["task"], **data_arguments}, adapter=make(config["adapter"]), **training)
-    assert isinstance(task, AdapterTask)
+    if not isinstance(task, AdapterTask):
+        raise InputError("E-PLUGIN", f"task._target_: {type(task).__name__} does not derive from loralight.AdapterTask")
     task.configure_model()
     return task
 

@@ -83,12 +83,10 @@ def check(config: Any, where: str, trusted: Sequence[str], *, complete: bool = T
 def _parameters(target: Any) -> dict[str, inspect.Parameter] | None:
     """What a class takes, its parents' arguments included where it passes ``**arguments`` on; None if anything goes."""
     found: dict[str, inspect.Parameter] = {}
-    for owner in target.__mro__ if inspect.isclass(target) else (target,):
-        if inspect.isclass(owner) and "__init__" not in vars(owner):
-            continue
-        parameters = list(inspect.signature(owner.__init__ if inspect.isclass(owner) else owner).parameters.values())
-        if inspect.isclass(owner):
-            parameters = parameters[1:]
+    for initialiser in _initialisers(target):
+        parameters = list(inspect.signature(initialiser).parameters.values())
+        if inspect.isclass(target):
+            parameters = parameters[1:]  # self
         for parameter in parameters:
             if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
                 found.setdefault(parameter.name, parameter)
@@ -97,13 +95,18 @@ def _parameters(target: Any) -> dict[str, inspect.Parameter] | None:
     return None
 
 
+def _initialisers(target: Any) -> list[Any]:
+    """The functions that take a target's arguments: its own and its parents' ``__init__``, or the function itself."""
+    if not inspect.isclass(target):
+        return [target]
+    return [vars(owner)["__init__"] for owner in target.__mro__ if "__init__" in vars(owner)]
+
+
 def _hints(target: Any) -> dict[str, Any]:
     hints: dict[str, Any] = {}
-    for owner in reversed(target.__mro__) if inspect.isclass(target) else (target,):
-        if inspect.isclass(owner) and "__init__" not in vars(owner):
-            continue
+    for initialiser in reversed(_initialisers(target)):
         try:
-            hints |= get_type_hints(owner.__init__ if inspect.isclass(owner) else owner)
+            hints |= get_type_hints(initialiser)
         except (NameError, TypeError):  # annotations that only a type checker can read
             continue
     return hints

@@ -54,9 +54,7 @@ def discover() -> list[Plugin]:
     for folder in _local_folders():
         if str(folder.parent) not in sys.path:
             sys.path.append(str(folder.parent))  # so that `_target_: my_task.module.MyTask` resolves
-    core = find_spec("loralight.conf")
-    assert core is not None and core.submodule_search_locations is not None
-    provided = dict.fromkeys(_yaml_files(Path(core.submodule_search_locations[0])), "loralight itself")
+    provided = dict.fromkeys(_yaml_files(_core_conf()), "loralight itself")
     plugins: list[Plugin] = []
     for plugin in (*_in_tree(), *_installed(), *_local()):
         checked = _check(plugin, provided, plugins)
@@ -68,9 +66,7 @@ def discover() -> list[Plugin]:
 
 def conf_folders() -> list[Path]:
     """The ``conf`` folders of the core and of every sound plugin."""
-    core = find_spec("loralight.conf")
-    assert core is not None and core.submodule_search_locations is not None
-    return [Path(core.submodule_search_locations[0]), *(plugin.conf for plugin in discover() if not plugin.fault)]
+    return [_core_conf(), *(plugin.conf for plugin in discover() if not plugin.fault)]
 
 
 def add_folder(folder: str) -> None:
@@ -92,6 +88,12 @@ def task_file(name: str) -> Path:
         faults = "".join(f"; {plugin.name} is broken: {plugin.fault}" for plugin in plugins if plugin.fault)
         raise InputError("E-TASK", f"there is no task {name!r}; installed are {', '.join(sorted(files))}{faults}")
     return files[name]
+
+
+def _core_conf() -> Path:
+    spec = find_spec("loralight.conf")
+    assert spec is not None and spec.submodule_search_locations is not None
+    return Path(spec.submodule_search_locations[0])
 
 
 def _in_tree() -> Iterable[Plugin]:
