@@ -166,19 +166,11 @@ def _sort(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Overrides and flags, each in their order; a flag's value stays behind it."""
     overrides: list[str] = []
     flags: list[str] = []
-    waiting = iter(arguments)
-    for argument in waiting:
-        if not argument.startswith("-"):
-            overrides.append(argument)
-            continue
-        flags.append(argument)
-        if argument in _FLAGS_WITH_VALUE:
-            flags.extend(value for value in (next(waiting, None),) if value is not None)
-        elif argument in ("--info", "-i"):
-            flags.append(
-                next((a for a in arguments if a in ("all", "config", "defaults", "plugins", "searchpath")), "all")
-            )
-    return [o for o in overrides if o not in flags], flags
+    for before, argument in pairwise(["", *arguments]):
+        asks = before in ("--info", "-i") and "=" not in argument  # its value may be left out
+        belongs = argument.startswith("-") or before in _FLAGS_WITH_VALUE or asks
+        (flags if belongs else overrides).append(argument)
+    return overrides, flags
 
 
 def _with_those_of_a_run(verb: str, overrides: list[str]) -> list[str]:

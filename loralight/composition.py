@@ -61,6 +61,8 @@ def explain(error: BaseException, config_name: str, overrides: list[str]) -> str
     message = str(error).strip()
     if isinstance(error, ValueError) and message.startswith("Config group override must be"):
         return "E-OVERRIDE: null is no choice; ~logger, say, goes without one"
+    if isinstance(error, ValueError) and message.startswith(("Only one of --run", "The --resolve flag")):
+        return f"E-FLAGS: {message}"
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
     if cause := error.__cause__:

@@ -99,7 +99,10 @@ def metrics_table(metrics: dict[str, float], baseline: dict[str, float]) -> Tabl
     table = Table(title="results", title_justify="left")
     for column in ("metric", "this run", "trivial answer"):
         table.add_column(column, justify="left" if column == "metric" else "right")
-    for name, value in sorted(metrics.items(), reverse=True):
+    # test before validation, scores before losses
+    for name, value in sorted(
+        metrics.items(), key=lambda item: (item[0][:4] != "test", item[0].endswith("loss"), item)
+    ):
         table.add_row(name, f"{value:.4f}", f"{baseline[name]:.4f}" if name in baseline else "")
     return table
 
