@@ -64,3 +64,9 @@ def test_every_recipe_passes_the_check_before_a_run(group: str, tmp_path: Path) 
     assert options(group)
     for option in options(group):
         check_config(composed([f"{group}={option}"], tmp_path))
+
+
+@pytest.mark.slow
+def test_every_combination_of_choices_composes(tmp_path: Path) -> None:
+    for choices in product(*([f"{group}={option}" for option in options(group)] for group in GROUPS)):
+        check_config(composed(list(choices), tmp_path))
