@@ -166,6 +166,11 @@ model = loralight.load("{name}")
 model.predict([...])
 ```
 
+{"" if task.adapter.peft_config(task.model) is None else _how_with_peft(task, name)}"""
+
+
+def _how_with_peft(task: AdapterTask, name: str) -> str:
+    return f"""
 With PEFT, given the base model with a new head of {", ".join(_head_names(task)) or "none"}:
 
 ```python

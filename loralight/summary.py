@@ -88,9 +88,7 @@ def final_report(summary: dict[str, Any], task: AdapterTask, data: TaskData, out
         "\nnext:",
         f"  loralight predict run={run} input=-",
         f"  loralight evaluate run={run} split=validation",
-        f"  loralight train adapter.rank={2 * task.adapter.rank}"
-        if hasattr(task.adapter, "rank")
-        else "  loralight train --help",
+        f"  loralight sweep optimizer.lr={task.adapter.lr / 2:g},{task.adapter.lr:g},{task.adapter.lr * 2:g}",
     )
 
 

@@ -1,6 +1,8 @@
 """Adapters: the few parameters that learn beside a frozen model."""
 
 from loralight.adapters.base import Adapter, inject, merge
+from loralight.adapters.full import FullFineTuning
+from loralight.adapters.linear_probe import LinearProbe
 from loralight.adapters.lora import Lora, LoraLinear
 
-__all__ = ["Adapter", "Lora", "LoraLinear", "inject", "merge"]
+__all__ = ["Adapter", "FullFineTuning", "LinearProbe", "Lora", "LoraLinear", "inject", "merge"]

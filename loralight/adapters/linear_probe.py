@@ -1,0 +1,22 @@
+"""Linear probe: the head learns on the frozen model's features. The least that an adapter has to beat."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from loralight.adapters.base import Adapter
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearProbe(Adapter):
+    """Train the head alone (Alain and Bengio, 2016, https://arxiv.org/abs/1610.01644).
+
+    Args:
+        lr: learning rate per step.
+    """
+
+    lr: float = 1e-3
+
+    def apply_(self, model: nn.Module, candidates: Mapping[str, nn.Module]) -> dict[str, list[str]]:
+        return {}
