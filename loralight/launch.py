@@ -22,8 +22,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from loralight.errors import InputError
 
 
-def outer_rank() -> int | None:
-    """This process's rank where torchrun or srun has started several; None where it is alone."""
+def process_rank() -> int | None:
+    """This process's rank where torchrun, srun or `launch` has started several; None where it is alone."""
     if "TORCHELASTIC_RUN_ID" in os.environ or ("RANK" in os.environ and "WORLD_SIZE" in os.environ):
         return int(os.environ["RANK"])
     if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and os.environ.get("SLURM_JOB_NAME") != "bash":
@@ -55,7 +55,7 @@ def num_processes(trainer: Mapping[str, Any]) -> int:
         )
     if wanted < 1:
         raise InputError("E-DEVICES", f"trainer.devices is {devices!r}; give a number of at least 1")
-    if trainer.get("num_nodes", 1) > 1 and outer_rank() is None:
+    if trainer.get("num_nodes", 1) > 1 and process_rank() is None:
         raise InputError(
             "E-NODES", "several machines need a launcher: start this very command with torchrun or srun on each"
         )
@@ -73,7 +73,7 @@ def launch(job: str, config: dict[str, Any], output_dir: Path) -> Any:
         RuntimeError: a process failed; the message ends with the first failure's traceback. All are gone by then.
     """
     wanted = num_processes(config["trainer"])
-    if outer_rank() is not None or wanted == 1:
+    if process_rank() is not None or wanted == 1:
         return _call(job, config, output_dir)
     ranks = dict.fromkeys(range(1, wanted), Std.ALL)  # rank 0 keeps the terminal
     settings = LaunchConfig(

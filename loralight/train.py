@@ -1,6 +1,5 @@
 """``loralight train``: check, fit, test the best checkpoint, save the adapter, report."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from loralight.composition import plain
 from loralight.data import TaskData
 from loralight.errors import InputError, did_you_mean
 from loralight.export import save_adapter
-from loralight.launch import launch, outer_rank
+from loralight.launch import launch, process_rank
 from loralight.preflight import memory_table, targets_table
 from loralight.progress import Throughput, progress_callbacks
 from loralight.run_folder import take
@@ -38,7 +37,7 @@ def main(config: DictConfig) -> float | None:
         name for name in ("max_epochs", "max_steps", "limit_train_batches") if settings["trainer"].get(name) == 0
     ]:
         raise InputError("E-TRAINER", f"trainer.{none[0]}=0 would train nothing and save it")
-    if outer_rank() in (None, 0):
+    if process_rank() in (None, 0):
         take(output_dir, settings, list(hydra.overrides.task))
     best: float | None = launch("train", settings, output_dir)
     return best
@@ -46,7 +45,7 @@ def main(config: DictConfig) -> float | None:
 
 def work(config: dict[str, Any], output_dir: Path) -> float | None:
     """What each process does."""
-    rank = int(os.environ.get("RANK", "0"))
+    rank = process_rank() or 0
     logs.configure(output_dir / ("train.log" if rank == 0 else f"train.rank{rank}.log"), rank=rank)
     data = build_data(config)
     task = build_task(config, data.model_arguments())

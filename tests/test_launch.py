@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from loralight.errors import InputError
-from loralight.launch import launch, num_processes, outer_rank
+from loralight.launch import launch, num_processes, process_rank
 
 InProcess = Callable[..., int]
 MARK = "LORALIGHT_TEST_MARK"
@@ -253,7 +253,7 @@ def test_an_outer_launcher_is_known_by_its_environment(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert outer_rank() == rank
+    assert process_rank() == rank
     if rank is not None:  # nothing is launched: the work is done here
         here: list[Any] = []
         monkeypatch.setattr("loralight.train.work", lambda config, folder: here.append(os.getpid()))
