@@ -1,6 +1,7 @@
 """Everything that depends on Hydra's own interfaces: search path, versions, messages about overrides."""
 
 import inspect
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -113,8 +114,6 @@ def _settings(config: DictConfig, prefix: str = "") -> Iterator[str]:
 @contextmanager
 def whole_errors() -> Iterator[None]:
     """Have Hydra raise what goes wrong, in place of printing it and leaving with exit code 1."""
-    import os
-
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:

@@ -12,7 +12,6 @@ from loralight.composition import plain
 from loralight.errors import InputError
 from loralight.export import load_adapter, read_recipe
 from loralight.progress import progress_callbacks
-from loralight.run_folder import read_config
 from loralight.summary import metrics_table
 
 
@@ -20,9 +19,12 @@ def main(config: DictConfig) -> dict[str, float]:
     """The job that Hydra runs. Returns the metrics."""
     logs.configure()
     settings = plain(config)
+    output = settings["output"]
+    if output and Path(output).exists():
+        raise InputError("E-OUTPUT", f"output={output}: the file exists, and nothing is overwritten; choose another")
     metrics = work(settings)
-    if settings["output"]:
-        Path(settings["output"]).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    if output:
+        Path(output).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     return metrics
 
 
@@ -31,7 +33,6 @@ def work(config: dict[str, Any]) -> dict[str, float]:
     if config["split"] not in ("validation", "test"):
         raise InputError("E-SPLIT", f"split={config['split']}: choose validation or test")
     folder, made = Path(config["run"]) / "adapter", read_recipe(Path(config["run"]) / "adapter")
-    read_config(Path(config["run"]))
     config = {
         **config,
         "callbacks": {},

@@ -71,3 +71,12 @@ def test_what_cannot_be_measured_is_told(
     (tmp_path / "unfinished" / ".hydra" / "overrides.yaml").write_bytes((run / ".hydra/overrides.yaml").read_bytes())
     assert in_process("evaluate", *line) == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_output_file_that_exists_is_not_overwritten(
+    run: Path, in_process: InProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "kept.json").write_text("precious")
+    assert in_process("evaluate", f"run={run.name}", "output=kept.json") == 2
+    assert "E-OUTPUT" in capsys.readouterr().err
+    assert (tmp_path / "kept.json").read_text() == "precious"
