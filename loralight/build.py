@@ -121,6 +121,18 @@ def recipe(config: Mapping[str, Any], data_arguments: Mapping[str, Any]) -> dict
     }
 
 
+def task_class(made: Mapping[str, Any]) -> type[AdapterTask]:
+    """The class of a recipe's task, by the name of an installed plugin.
+
+    Raises:
+        InputError: no such plugin is installed (``E-TASK``), or its class is no task (``E-PLUGIN``).
+    """
+    found = find_target(_target_in(task_file(made["task"]["name"]), "task"), "task", trusted_packages())
+    if not (isinstance(found, type) and issubclass(found, AdapterTask)):
+        raise InputError("E-PLUGIN", f"task._target_: {found!r} does not derive from loralight.AdapterTask")
+    return found
+
+
 def from_recipe(made: Mapping[str, Any]) -> AdapterTask:
     """The task of a recipe, by the names of an installed plugin and adapter: nothing in the recipe is imported.
 
@@ -132,12 +144,15 @@ def from_recipe(made: Mapping[str, Any]) -> AdapterTask:
         raise InputError("E-CONFIG", "task: the adapter is not among a recipe's arguments of the task")
     config: dict[str, Any] = {}
     for part, file in files.items():
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        target = (content["task"] if part == "task" else content)["_target_"]
-        config[part] = {**made[part]["arguments"], "_target_": target}
+        config[part] = {**made[part]["arguments"], "_target_": _target_in(file, part)}
     check(config["adapter"], "adapter", trusted_packages())
     check({**config["task"], "adapter": config["adapter"]}, "task", trusted_packages())
     return build_task(config, {})
+
+
+def _target_in(file: Path, part: str) -> Any:
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return (content["task"] if part == "task" else content)["_target_"]
 
 
 def _adapter_file(name: str) -> Path:

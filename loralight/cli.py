@@ -15,7 +15,7 @@ from loralight.errors import InputError, did_you_mean
 VERBS = {
     "train": "fine-tune a model: check, fit, test, save",
     "evaluate": "the metrics of a finished run, on any split or other data",
-    "predict": "labels for new inputs, a line of JSON each",
+    "predict": "what a trained adapter says of new inputs, a line of JSON each",
     "sweep": "train once for each of several values (train --multirun)",
     "tasks": "the task plugins found, and what each needs",
 }
@@ -116,6 +116,8 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     if verb == "sweep":
         verb, flags = "train", [*flags, "--multirun"]
     overrides = _with_those_of_a_run(verb, overrides)
+    # each task has options of its own: they are checked once the task is known
+    overrides = [f"++{override}" if override.startswith("options.") else override for override in overrides]
 
     from loralight.composition import explain, run_hydra, whole_errors
     from loralight.run_folder import share_name

@@ -3,7 +3,7 @@
 import inspect
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra.utils import get_object
@@ -78,6 +78,23 @@ def check(config: Any, where: str, trusted: Sequence[str], *, complete: bool = T
         required = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
         if missing := [name for name in required if name not in given]:
             raise InputError("E-CONFIG", f"{where}: {target.__qualname__} needs {', '.join(missing)}")
+
+
+def check_keywords(function: Callable[..., Any], given: Mapping[str, Any], where: str) -> None:
+    """Check keyword arguments from the command line against a function's own.
+
+    Raises:
+        InputError: there is no such argument, or it is of another type (``E-CONFIG``).
+    """
+    parameters = inspect.signature(function).parameters.values()
+    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    hints = get_type_hints(function)
+    for key, value in given.items():
+        if key not in known:
+            takes = f"It takes: {', '.join(known)}" if known else "It takes none"
+            raise InputError("E-CONFIG", f"{where}.{key}: there is no such option.{did_you_mean(key, known)} {takes}")
+        if expected := _mismatch(value, hints[key]):
+            raise InputError("E-CONFIG", f"{where}.{key}: {value!r} is not {expected}")
 
 
 def _parameters(target: Any) -> dict[str, inspect.Parameter] | None:

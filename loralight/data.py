@@ -2,25 +2,26 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import lightning
 from torch.utils.data import DataLoader, Dataset
 
 from loralight.batching import BatchSampler
 from loralight.errors import InputError
-
-SPLITS = ("train", "validation", "test")
+from loralight.splits import Readers, load_splits
 
 
 class TaskData(lightning.LightningDataModule, ABC):
     """Splits ready for a model, and the loaders over them.
 
-    A plugin reads and encodes its data in `load`, joins rows to a batch in `collate`, and tells the task what only
-    the data knows in `model_arguments`. Batches are a pure function of (seed, epoch, rank): a resumed run goes on
+    A plugin encodes in `load` what `read_splits` reads, joins rows to a batch in `collate`, and tells the task what
+    only the data knows in `model_arguments`. Batches are a pure function of (seed, epoch, rank): a resumed run goes on
     with the very batch that an uninterrupted one would have seen, whatever the number of workers.
 
     Args:
+        path, name, train, validation, test, validation_fraction, limit_rows: where the rows are, see `load_splits`.
         batch_size: rows per process and step.
         eval_batch_size: likewise in validation and test; ``batch_size`` if None.
         length_grouped: batches of rows of like length, which saves computing on padding.
@@ -28,9 +29,19 @@ class TaskData(lightning.LightningDataModule, ABC):
         seed: of the order of rows.
     """
 
+    readers: ClassVar[Readers] = {}
+    """Readers of the formats that this data may come in beside tables."""
+
     def __init__(
         self,
         *,
+        path: str | None = None,
+        name: str | None = None,
+        train: str | None = None,
+        validation: str | None = None,
+        test: str | None = None,
+        validation_fraction: float = 0.1,
+        limit_rows: int | None = None,
         batch_size: int = 32,
         eval_batch_size: int | None = None,
         length_grouped: bool = True,
@@ -44,6 +55,18 @@ class TaskData(lightning.LightningDataModule, ABC):
             )
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.length_grouped, self.num_workers, self.seed = length_grouped, num_workers, seed
+        self.read_splits = partial(
+            load_splits,
+            path=path,
+            name=name,
+            train=train,
+            validation=validation,
+            test=test,
+            validation_fraction=validation_fraction,
+            limit_rows=limit_rows,
+            seed=seed,
+            readers=self.readers,
+        )
         self.splits: Mapping[str, Any] = {}
         self._resume_at = (0, 0)
 

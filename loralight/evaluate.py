@@ -40,10 +40,9 @@ def work(config: dict[str, Any]) -> dict[str, float]:
         "trainer": {**config["trainer"], "devices": 1, "strategy": "auto"},
     }
     check_config(config)
-    # The data is encoded as in training: with the labels of then, in their order.
-    trained = made["task"]["arguments"]
-    if "labels" in trained and "labels" in config["data"]:
-        config["data"] = {**config["data"], "labels": trained["labels"]}
+    # The data is encoded as in training: what it told the task then (label names in their order) it is told now
+    told = {name: value for name, value in made["task"]["arguments"].items() if name not in config["task"]}
+    config["data"] |= {name: value for name, value in told.items() if name in config["data"]}
     data = build_data(config)
     if config["split"] not in data.splits:
         raise InputError(

@@ -54,6 +54,20 @@ def save_adapter(task: AdapterTask, folder: Path, *, recipe: dict[str, Any], met
     write_folder(folder, fill)
 
 
+def adapter_folder(folder: str | Path) -> Path:
+    """The adapter's folder in a run's, or the folder itself.
+
+    Raises:
+        InputError: there is no such folder (``E-RUN``).
+    """
+    path = Path(folder)
+    if not (path / RECIPE).is_file() and (path / "adapter" / RECIPE).is_file():
+        path = path / "adapter"
+    if not path.is_dir():
+        raise InputError("E-RUN", f"{folder}: there is no such folder")
+    return path
+
+
 def read_recipe(folder: Path) -> dict[str, Any]:
     """The recipe of an adapter's folder, as plain data.
 

@@ -4,8 +4,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from datasets import ClassLabel, Dataset, LargeList
 from datasets import List as SmallList
+from torch import Tensor
 
 from loralight.errors import InputError, did_you_mean
 
@@ -99,3 +101,34 @@ def encode_labels(labels: list[list[str]], names: Sequence[str], split: str) -> 
                     f"{did_you_mean(value, names)}",
                 )
     return [[position[value] for value in values] for values in labels]
+
+
+def weights_of_labels(
+    given: Sequence[float] | str | None, labels: Sequence[str], counts: Sequence[int] | None
+) -> Tensor | None:
+    """Weights of the labels in a loss, (labels,); None for equal ones.
+
+    Args:
+        given: a weight per label, or ``balanced``: in inverse proportion to ``counts``.
+        labels: their names.
+        counts: how often each occurs in training.
+
+    Raises:
+        InputError: neither of the two, or another number of weights (``E-CLASS-WEIGHTS``).
+    """
+    if given is None:
+        return None
+    if isinstance(given, str):
+        if given != "balanced" or counts is None:
+            raise InputError(
+                "E-CLASS-WEIGHTS",
+                f"task.class_weights is {given!r}; give 'balanced' or one number per label ({', '.join(labels)})",
+            )
+        # as scikit-learn: rows / (labels * rows of the label)
+        given = [sum(counts) / (len(counts) * max(count, 1)) for count in counts]
+    if len(given) != len(labels):
+        raise InputError(
+            "E-CLASS-WEIGHTS",
+            f"task.class_weights has {len(given)} numbers for {len(labels)} labels ({', '.join(labels)})",
+        )
+    return torch.tensor([float(weight) for weight in given])

@@ -6,7 +6,7 @@ import torch
 
 from loralight.build import from_recipe
 from loralight.errors import InputError
-from loralight.export import RECIPE, load_adapter, read_recipe
+from loralight.export import adapter_folder, load_adapter, read_recipe
 from loralight.task import AdapterTask
 
 
@@ -27,11 +27,7 @@ def load(folder: str | Path, *, base: str | None = None, device: str = "auto") -
         InputError: there is no adapter (``E-ADAPTER``), or it does not fit the base model (``E-BASE``,
             ``E-ADAPTER-KEYS``).
     """
-    path = Path(folder)
-    if not (path / RECIPE).is_file() and (path / "adapter" / RECIPE).is_file():
-        path = path / "adapter"
-    if not path.is_dir():
-        raise InputError("E-RUN", f"{folder}: there is no such folder")
+    path = adapter_folder(folder)
     made = read_recipe(path)
     if base is not None:
         made["task"]["arguments"]["checkpoint"] = base

@@ -53,6 +53,47 @@ def longest_input(checkpoint: str, tokenizer: PreTrainedTokenizerBase) -> int:
     return min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
 
 
+def check_length(max_length: int, checkpoint: str, tokenizer: PreTrainedTokenizerBase, *, pair: bool = False) -> None:
+    """Raise ``E-SEQ-LEN`` unless a model takes ``max_length`` tokens, and its own marks leave room for some of a text.
+
+    Args:
+        max_length: as ``model.max_length`` sets it.
+        checkpoint: the model.
+        tokenizer: its tokenizer.
+        pair: an input is two texts.
+    """
+    longest = longest_input(checkpoint, tokenizer)
+    if max_length > longest:
+        raise InputError("E-SEQ-LEN", f"model.max_length={max_length}: the model takes {longest} tokens at most")
+    marks = tokenizer.num_special_tokens_to_add(pair=pair)
+    if max_length <= marks:
+        raise InputError(
+            "E-SEQ-LEN", f"model.max_length={max_length}: too short; the model's own marks take {marks} tokens"
+        )
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpoint: str) -> None:
+    """Raise ``E-TOKENIZER`` if the tokenizer has tokens for which the model has no embedding."""
+    known = model.config.vocab_size
+    if len(tokenizer) > known:
+        raise InputError(
+            "E-TOKENIZER", f"{checkpoint}: its tokenizer has {len(tokenizer)} tokens, its embeddings {known}"
+        )
+
+
+def new_head(model: PreTrainedModel, fresh: set[str]) -> list[nn.Module]:
+    """What a transformers model has beside its pretrained base, and whatever else was initialised anew.
+
+    Args:
+        model: such as ``AutoModelForTokenClassification`` gives.
+        fresh: names of the parameters that the checkpoint did not hold.
+    """
+    parts = outside_base_model(model)
+    inside = {id(module) for part in parts for module in part.modules()}
+    owners = {name.rpartition(".")[0] for name in fresh}
+    return parts + [module for name, module in model.named_modules() if name in owners and id(module) not in inside]
+
+
 def outside_base_model(model: PreTrainedModel) -> list[nn.Module]:
     """The head of a transformers model: its parts beside the pretrained base, as far as they have parameters."""
     return [part for part in model.children() if part is not model.base_model and any(True for _ in part.parameters())]

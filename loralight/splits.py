@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from datasets import Dataset
 
 from loralight.errors import InputError, did_you_mean
 from loralight.resources import resolve
+
+Readers = Mapping[str, Callable[[str], Dataset]]
+"""What reads a file, by its suffix; what stands under ``/`` reads a folder that is one split, such as one of images."""
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 _ALIASES = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
@@ -27,6 +31,7 @@ def load_splits(
     validation_fraction: float = 0.1,
     limit_rows: int | None = None,
     seed: int = 0,
+    readers: Readers | None = None,
 ) -> dict[str, Dataset]:
     """The splits of a data set.
 
@@ -39,6 +44,7 @@ def load_splits(
         validation_fraction: share of the training rows held out where there is no validation split.
         limit_rows: only so many rows of train, chosen at random.
         seed: of these choices of rows.
+        readers: for formats beside `FORMATS`.
 
     Returns:
         ``train``, ``validation`` and, if there is one, ``test``.
@@ -47,14 +53,15 @@ def load_splits(
         InputError: nothing can be read there (``E-DATA``), or there is no training split (``E-DATA-EMPTY``).
     """
     given = {"train": train, "validation": validation, "test": test}
-    files = {split: resolve(name) for split, name in given.items() if name and Path(name).suffix.lower() in FORMATS}
-    splits = {split: read_file(file) for split, file in files.items()}
+    reading = {**dict.fromkeys(FORMATS, read_file), **(readers or {})}
+    files = {split: resolve(name) for split, name in given.items() if name and _kind(resolve(name)) in reading}
+    splits = {split: reading[_kind(file)](file) for split, file in files.items()}
     if path is not None and "train" not in files:
-        found = _read_path(resolve(path), name)
+        found = _read_path(resolve(path), name, reading)
         keys = {split: _split_key(split, given[split], found, path) for split in given if split not in files}
         splits |= {split: found[key]() for split, key in keys.items() if key is not None}
     elif no_file := [f"data.{split}={value}" for split, value in given.items() if value and split not in files]:
-        raise InputError("E-DATA", f"{', '.join(no_file)}: not a file that ends in {', '.join(FORMATS)}")
+        raise InputError("E-DATA", f"{', '.join(no_file)}: {_expected(reading)}")
     if "train" not in splits:
         where = f"{path} has no training split, only {', '.join(found)}" if path else "no data is given"
         raise InputError("E-DATA", f"{where}. Set data.path to a hub name or folder, or data.train to a file or split")
@@ -109,7 +116,17 @@ def read_file(file: str) -> Dataset:
         return datasets.load_dataset(FORMATS[suffix], data_files=file, split="train", **arguments)
 
 
-def _read_path(path: str, name: str | None) -> Mapping[str, Callable[[], Dataset]]:
+def _kind(source: str) -> str:
+    """By what `Readers` name a reader: a file's suffix, or ``/`` for a folder."""
+    return "/" if Path(source).is_dir() else Path(source).suffix.lower()
+
+
+def _expected(reading: Readers) -> str:
+    suffixes = ", ".join(kind for kind in reading if kind != "/")
+    return f"not a file that ends in {suffixes}{', nor a folder' if '/' in reading else ''}"
+
+
+def _read_path(path: str, name: str | None, reading: Readers) -> Mapping[str, Callable[[], Dataset]]:
     """What `path` holds: a reader for each split, by the split's name there."""
     folder = Path(path).expanduser()
     if folder.is_file():
@@ -117,10 +134,14 @@ def _read_path(path: str, name: str | None) -> Mapping[str, Callable[[], Dataset
             "E-DATA", f"data.path={path} is a file; data.path takes a hub name or a folder, give a file as data.train="
         )
     if folder.is_dir():
-        files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in FORMATS]
+        visible = [file for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
+        files = [file for file in visible if _kind(str(file)) in reading]
+        if "/" in reading and not any(file.stem in chain(*_ALIASES.values()) for file in files):
+            return {"train": partial(reading["/"], str(folder))}  # no splits inside: the folder is one
         if not files:
-            raise InputError("E-DATA", f"data.path={path}: no file in this folder ends in {', '.join(FORMATS)}")
-        found = {file.stem: partial(read_file, str(file)) for file in files}
+            suffixes = ", ".join(kind for kind in reading if kind != "/")
+            raise InputError("E-DATA", f"data.path={path}: no file in this folder ends in {suffixes}")
+        found = {file.stem: partial(reading[_kind(str(file))], str(file)) for file in files}
         if len(found) < len(files):
             raise InputError(
                 "E-DATA", f"data.path={path}: several files of one split: {', '.join(file.name for file in files)}"

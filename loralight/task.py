@@ -1,7 +1,7 @@
 """The base class of every task: it owns what learns, how it learns, and what a checkpoint holds."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -14,6 +14,7 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from loralight.adapters.base import Adapter, inject, trainable
 from loralight.errors import InputError
+from loralight.inputs import read_inputs
 from loralight.optim import by_name, by_position, parameter_groups
 
 _BATCH_NORM = (nn.modules.batchnorm._BatchNorm,)
@@ -122,12 +123,29 @@ class AdapterTask(lightning.LightningModule, ABC):
         """The metrics of validation and test, by the names under which they are logged (``validation/...``)."""
 
     @abstractmethod
-    def predict_batch(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
-        """A plain dictionary for each input: what ``loralight predict`` writes as a line of JSON."""
+    def predict_batch(self, inputs: Sequence[Any], *args: Any, **options: Any) -> list[dict[str, Any]]:
+        """A plain dictionary for each input: what ``loralight predict`` writes as a line of JSON.
+
+        A task's keyword arguments here are what ``loralight predict`` takes as ``options.<name>=``.
+        """
+
+    def stream(self, given: Any, *args: Any, **options: Any) -> Iterator[str]:
+        """The answer to one input, piece by piece as it is made; for tasks that write text."""
+        raise InputError("E-STREAM", f"{type(self).__name__} does not write text; leave out stream=true")
+
+    @classmethod
+    def read_inputs(cls, source: str) -> list[Any]:
+        """The inputs that ``loralight predict input=...`` names; by default those of `loralight.inputs.read_inputs`."""
+        return read_inputs(source)
 
     @torch.inference_mode()
-    def predict(self, inputs: Sequence[Any], *, batch_size: int = 32) -> list[dict[str, Any]]:
+    def predict(self, inputs: Sequence[Any], *, batch_size: int = 32, **options: Any) -> list[dict[str, Any]]:
         """What the model says of ``inputs``, in their order; dropout is off while it does.
+
+        Args:
+            inputs: as the task takes them.
+            batch_size: inputs at a time.
+            options: the keyword arguments of the task's ``predict_batch``.
 
         Raises:
             InputError: an input, or what should be a list of them, is something else (``E-INPUT``), or ``batch_size``
@@ -141,7 +159,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         self.eval()
         try:
             batches = (inputs[start : start + batch_size] for start in range(0, len(inputs), batch_size))
-            return [answer for batch in batches for answer in self.predict_batch(batch)]
+            return [answer for batch in batches for answer in self.predict_batch(batch, **options)]
         finally:
             self.train(was_training)
 

@@ -11,7 +11,7 @@ import pytest
 
 import loralight
 from loralight.errors import InputError
-from loralight.predict import read_inputs
+from loralight.inputs import read_inputs
 
 InProcess = Callable[..., int]
 TEXTS = ["a fine film", "a dull film", "what a mess, really", "joy", '"quoted", they said', "naïve — ☕"]

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +12,8 @@ from transformers import DataCollatorWithPadding
 from loralight.data import TaskData
 from loralight.errors import InputError
 from loralight.labels import are_lists, encode_labels, is_hidden, label_names, read_labels
-from loralight.pretrained import load_tokenizer, longest_input
-from loralight.splits import check_columns, load_splits
+from loralight.pretrained import check_length, load_tokenizer
+from loralight.splits import check_columns
 
 from .metrics import classification_metrics
 
@@ -31,8 +30,7 @@ class TextClassificationData(TaskData):
         columns: names of the columns: ``text``, ``pair`` (None for single texts) and ``label`` (a name, or a list
             of names of 0/1 columns).
         labels: label names in order; else the data set's own, or those found in training, sorted.
-        path, name, train, validation, test, validation_fraction, limit_rows: where the rows are, see `load_splits`.
-        loading: batch size, workers, seed, see `TaskData`.
+        loading: where the rows are, batch size, workers, seed, see `TaskData`.
     """
 
     def __init__(
@@ -42,13 +40,6 @@ class TextClassificationData(TaskData):
         columns: Mapping[str, Any],
         max_length: int = 128,
         labels: Sequence[str] | None = None,
-        path: str | None = None,
-        name: str | None = None,
-        train: str | None = None,
-        validation: str | None = None,
-        test: str | None = None,
-        validation_fraction: float = 0.1,
-        limit_rows: int | None = None,
         **loading: Any,
     ) -> None:
         super().__init__(**loading)
@@ -57,17 +48,6 @@ class TextClassificationData(TaskData):
         label = columns["label"]
         self.label_columns = [label] if isinstance(label, str) else list(label)
         self.given_labels = None if labels is None else [str(name) for name in labels]
-        self.read = partial(
-            load_splits,
-            path=path,
-            name=name,
-            train=train,
-            validation=validation,
-            test=test,
-            validation_fraction=validation_fraction,
-            limit_rows=limit_rows,
-            seed=self.seed,
-        )
         self.names: list[str] = []
         self.texts: dict[str, Dataset] = {}
         self.label_lists: dict[str, list[list[int]]] = {}
@@ -75,7 +55,7 @@ class TextClassificationData(TaskData):
         self.notes: list[str] = []
 
     def load(self) -> dict[str, Dataset]:
-        rows = self.read()
+        rows = self.read_splits()
         for split, part in rows.items():
             check_columns(part, [*self.text_columns, *self.label_columns], split)
         if "test" in rows and len(self.label_columns) == 1 and is_hidden(rows["test"], self.label_columns[0]):
@@ -95,16 +75,7 @@ class TextClassificationData(TaskData):
             raise InputError("E-LABELS", f"data.labels names {', '.join(map(repr, twice))} twice")
         self.label_lists = {split: encode_labels(part, self.names, split) for split, part in labels.items()}
         self.tokenizer = load_tokenizer(self.checkpoint)
-        longest = longest_input(self.checkpoint, self.tokenizer)
-        if self.max_length > longest:
-            raise InputError(
-                "E-SEQ-LEN", f"model.max_length={self.max_length}: the model takes {longest} tokens at most"
-            )
-        marks = self.tokenizer.num_special_tokens_to_add(pair=len(self.text_columns) > 1)
-        if self.max_length <= marks:
-            raise InputError(
-                "E-SEQ-LEN", f"model.max_length={self.max_length}: too short; the model's own marks take {marks} tokens"
-            )
+        check_length(self.max_length, self.checkpoint, self.tokenizer, pair=len(self.text_columns) > 1)
         self.texts = {split: part.select_columns(self.text_columns) for split, part in rows.items()}
         self._pad = DataCollatorWithPadding(self.tokenizer)
         return {split: self._encode(split) for split in rows}

@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from loralight.errors import InputError
-from loralight.pretrained import load_model, load_tokenizer, outside_base_model
+from loralight.labels import weights_of_labels
+from loralight.pretrained import check_vocabulary, load_model, load_tokenizer, new_head
 from loralight.task import AdapterTask, Step
 
 from .metrics import classification_metrics
@@ -51,7 +51,7 @@ class TextClassification(AdapterTask):
         super().__init__(**training)
         self.checkpoint, self.labels, self.multi_label = checkpoint, list(labels), multi_label
         self.text_columns, self.max_length, self.label_smoothing = list(text_columns), max_length, label_smoothing
-        weights = _class_weights(class_weights, self.labels, label_counts)
+        weights = weights_of_labels(class_weights, self.labels, label_counts)
         self.register_buffer("class_weights", weights, persistent=False)
         self.class_weights: Tensor | None
 
@@ -67,20 +67,12 @@ class TextClassification(AdapterTask):
             ignore_mismatched_sizes=True,  # another number of labels: the head is new, and trained
         )
         self.tokenizer = load_tokenizer(self.checkpoint)
-        known = model.config.vocab_size
-        if len(self.tokenizer) > known:
-            raise InputError(
-                "E-TOKENIZER",
-                f"{self.checkpoint}: its tokenizer has {len(self.tokenizer)} tokens, its embeddings {known}",
-            )
+        check_vocabulary(model, self.tokenizer, self.checkpoint)
         return model
 
     def head(self, model: nn.Module) -> list[nn.Module]:
         assert isinstance(model, PreTrainedModel)
-        fresh = {name.rpartition(".")[0] for name in self.fresh(model)}
-        parts = outside_base_model(model)
-        inside = {id(module) for part in parts for module in part.modules()}
-        return parts + [module for name, module in model.named_modules() if name in fresh and id(module) not in inside]
+        return new_head(model, self.fresh(model))
 
     def metrics(self) -> MetricCollection:
         return classification_metrics(len(self.labels), multi_label=self.multi_label)
@@ -131,24 +123,3 @@ class TextClassification(AdapterTask):
             wanted = " and ".join(map(repr, self.text_columns))
             raise InputError("E-INPUT", f"{given!r}: give a text for {wanted}, or a record with these keys")
         return dict(zip(self.text_columns, values, strict=True))
-
-
-def _class_weights(
-    given: Sequence[float] | str | None, labels: list[str], counts: Sequence[int] | None
-) -> Tensor | None:
-    if given is None:
-        return None
-    if isinstance(given, str):
-        if given != "balanced" or counts is None:
-            raise InputError(
-                "E-CLASS-WEIGHTS",
-                f"task.class_weights is {given!r}; give 'balanced' or one number per label ({', '.join(labels)})",
-            )
-        # as scikit-learn: rows / (labels * rows of the label)
-        given = [sum(counts) / (len(counts) * max(count, 1)) for count in counts]
-    if len(given) != len(labels):
-        raise InputError(
-            "E-CLASS-WEIGHTS",
-            f"task.class_weights has {len(given)} numbers for {len(labels)} labels ({', '.join(labels)})",
-        )
-    return torch.tensor([float(weight) for weight in given])
