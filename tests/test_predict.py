@@ -113,13 +113,19 @@ def test_an_output_that_exists_is_kept(
     ],
 )
 def test_inputs_that_cannot_be_read_are_told_before_the_model_is_loaded(
-    name: str, content: Any, code: str, in_process: InProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    content: Any,
+    code: str,
+    run: Path,
+    in_process: InProcess,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     if content is ...:
         (tmp_path / name).mkdir()
     elif content is not None:
         (tmp_path / name).write_bytes(content)
-    assert in_process("predict", "run=nowhere", f"input={name}") == 2
+    assert in_process("predict", f"run='{run}'", "checkpoint=nowhere", f"input={name}") == 2
     printed = capsys.readouterr().err
     assert code in printed and name in printed and "Traceback" not in printed
 
