@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from loralight import __version__
 from loralight.adapters.base import trainable
@@ -35,12 +34,12 @@ def save_adapter(task: AdapterTask, folder: Path, *, recipe: dict[str, Any], met
     tensors = {names[name]: tensor.cpu().contiguous() for name, tensor in task.trainable_tensors().items()}
     config = task.adapter.peft_config(task.model)
     base = recipe["task"]["arguments"].get("checkpoint")
-    full = {**recipe, "base": {"name": base, "fingerprint": fingerprint(task.model)}, "loralight_version": __version__}
+    full = {**recipe, "base": {"name": base, "fingerprint": fingerprint(task)}, "loralight_version": __version__}
 
     def fill(building: Path) -> None:
         save_file(tensors, building / WEIGHTS, metadata={"format": "pt"})
         if config is not None:
-            heads = _head_names(task)
+            heads = _whole_modules(task)
             card = {
                 **config,
                 "task_type": task.peft_task_type,
@@ -106,7 +105,7 @@ def load_adapter(task: AdapterTask, folder: Path, recipe: dict[str, Any]) -> Non
         InputError: the weights cannot be read or do not fit (``E-ADAPTER``, ``E-ADAPTER-KEYS``), hold values that are
             not finite, or belong to another base model (``E-BASE``).
     """
-    found = fingerprint(task.model)
+    found = fingerprint(task)
     if (trained_on := recipe["base"].get("fingerprint")) and found != trained_on:
         raise InputError(
             "E-BASE",
@@ -124,14 +123,15 @@ def load_adapter(task: AdapterTask, folder: Path, recipe: dict[str, Any]) -> Non
     task.load_trainable({ours.get(name, name): tensor for name, tensor in tensors.items()}, str(folder))
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(task: AdapterTask) -> str:
     """Tells base models apart: sha256 over names, shapes and up to 256 values of each frozen tensor, shortened."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        if not parameter.requires_grad:
-            flat = parameter.detach().flatten()
+    learns = task.trainable_tensors()
+    for name, tensor in sorted(task.model.state_dict().items()):
+        if name not in learns:
+            flat = tensor.flatten()
             sample = flat[:: max(1, flat.numel() // 256)].float().cpu()
-            digest.update(f"{name} {tuple(parameter.shape)}".encode())
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(sample.numpy().tobytes())
     return digest.hexdigest()[:32]
 
@@ -142,9 +142,10 @@ def _peft_names(task: AdapterTask) -> dict[str, str]:
     return {name: _PREFIX + renamed.get(name, name) for name in task.trainable_tensors()}
 
 
-def _head_names(task: AdapterTask) -> list[str]:
+def _whole_modules(task: AdapterTask) -> list[str]:
+    """What PEFT is to load as a whole: the head, and BatchNorm layers that learn beside the adapter."""
     names = {id(module): name for name, module in task.model.named_modules()}
-    return [names[id(part)] for part in task.head(task.model)]
+    return [names[id(part)] for part in task.head(task.model)] + task.adapted_norms
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
@@ -185,7 +186,7 @@ model.predict([...])
 
 def _how_with_peft(task: AdapterTask, name: str) -> str:
     return f"""
-With PEFT, given the base model with a new head of {", ".join(_head_names(task)) or "none"}:
+With PEFT, given the base model with a new head of {", ".join(_whole_modules(task)) or "none"}:
 
 ```python
 from peft import PeftModel

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import lightning
 import torch
@@ -53,6 +53,8 @@ class AdapterTask(lightning.LightningModule, ABC):
         head_lr: learning rate of the head per step; the optimizer's if None.
         head_weight_decay: weight decay of the head; the optimizer's if None.
         base_dropout: whether the frozen layers' own dropout stays on in training.
+        batch_norm: what frozen BatchNorm layers do: nothing (``frozen``), ``statistics`` follow the new data, or the
+            ``affine`` part learns. What changes is saved with the adapter.
         seed: together with rank, epoch and batch it seeds every training step, so that a resumed run repeats what
             an uninterrupted one computes.
 
@@ -90,16 +92,18 @@ class AdapterTask(lightning.LightningModule, ABC):
         head_lr: float | None = None,
         head_weight_decay: float | None = None,
         base_dropout: bool = True,
+        batch_norm: Literal["frozen", "statistics", "affine"] = "frozen",
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.adapter, self.optimizer, self.scheduler = adapter, optimizer, scheduler
         self.head_lr, self.head_weight_decay = head_lr, head_weight_decay
-        self.base_dropout, self.seed = base_dropout, seed
+        self.base_dropout, self.batch_norm, self.seed = base_dropout, batch_norm, seed
         self.strict_loading = False  # Lightning would demand the frozen weights; `on_load_checkpoint` is the strict one
         self.adapted: dict[str, list[str]] = {}
         self._built = False
         self._still: list[nn.Module] = []
+        self.adapted_norms: list[str] = []  # BatchNorm layers that `batch_norm` lets change
         self._window: Tensor | None = None  # summed loss and weight of the batches since the last optimizer step
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -177,6 +181,7 @@ class AdapterTask(lightning.LightningModule, ABC):
             return
         self.model = self.build_model()
         self.adapted = inject(self.model, self.adapter, head=self.head(self.model))
+        self._set_batch_norm()
         if stuck := self.fresh(self.model) - set(trainable(self.model)):
             raise InputError(
                 "E-FRESH-FROZEN",
@@ -188,7 +193,6 @@ class AdapterTask(lightning.LightningModule, ABC):
         self.train_loss = MeanMetric(nan_strategy=nan)
         self.losses = nn.ModuleDict({split: MeanMetric(nan_strategy=nan) for split in ("validation", "test")})
         self.scores = nn.ModuleDict({split: metrics.clone(prefix=f"{split}/") for split in ("validation", "test")})
-        self._still = self._frozen_layers()
         self._built = True
         self.train()  # `from_pretrained` returns eval mode, and Lightning keeps the mode it finds
 
@@ -196,7 +200,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         """What learns, by name in ``self.model``: trained parameters, and saved buffers of the modules they are in."""
         state = self.model.state_dict()
         names = trainable(self.model)
-        owners = {name.rpartition(".")[0] for name in names}
+        owners = {name.rpartition(".")[0] for name in names} | set(self.adapted_norms)
         buffers = {
             name for name, _ in self.model.named_buffers() if name.rpartition(".")[0] in owners and name in state
         }
@@ -259,16 +263,31 @@ class AdapterTask(lightning.LightningModule, ABC):
             self._keep_still()
         return self
 
-    def _frozen_layers(self) -> list[nn.Module]:
-        """What stays in evaluation mode: frozen BatchNorm, and without ``base_dropout`` all that is frozen."""
+    def _set_batch_norm(self) -> None:
+        """Choose what stays in evaluation mode: frozen BatchNorm, and without ``base_dropout`` all that is frozen."""
         learns = {name.rpartition(".")[0] for name in trainable(self.model)}
         in_head = {id(module) for part in self.head(self.model) for module in part.modules()}
-        return [
-            module
+        frozen = {
+            name: module
             for name, module in self.model.named_modules()
-            if name not in learns
-            and id(module) not in in_head
-            and (isinstance(module, _BATCH_NORM) or not self.base_dropout)
+            if name not in learns and id(module) not in in_head
+        }
+        norms = {name: module for name, module in frozen.items() if isinstance(module, _BATCH_NORM)}
+        if self.batch_norm != "frozen" and not norms:
+            raise InputError(
+                "E-BATCH-NORM",
+                f"task.batch_norm={self.batch_norm}: the model has no frozen BatchNorm; leave it frozen",
+            )
+        if self.batch_norm != "frozen":
+            self.adapted_norms = self.adapted[f"(BatchNorm {self.batch_norm})"] = list(norms)
+        if self.batch_norm == "affine":
+            for norm in norms.values():
+                norm.requires_grad_(True)
+        following = norms if self.batch_norm == "statistics" else {}
+        self._still = [
+            module
+            for name, module in frozen.items()
+            if (name in norms or not self.base_dropout) and name not in following
         ]
 
     def _keep_still(self) -> None:

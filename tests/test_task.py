@@ -141,6 +141,43 @@ def test_frozen_batch_norm_keeps_its_statistics_whatever_train_is_called(number:
     assert {"head.0.running_mean", "head.0.running_var", "head.0.num_batches_tracked"} <= moved
 
 
+@pytest.mark.parametrize(
+    ("policy", "changing"),
+    [
+        ("frozen", set()),
+        ("statistics", {"running_mean", "running_var", "num_batches_tracked"}),
+        ("affine", {"weight", "bias"}),
+    ],
+)
+def test_batch_norm_changes_what_its_policy_says_and_that_is_saved(policy: Any, changing: set[str]) -> None:
+    task, other = built(batch_norm=policy), built(model=Net(), batch_norm=policy)
+    before = weights(task)
+    trainer().fit(task, batches_of(8, 8, 8), batches_of(8))
+    moved = {name for name, tensor in weights(task).items() if not torch.equal(tensor, before[name])}
+    saved = task.trainable_tensors().keys()
+    for kept in (moved, saved):
+        assert changing <= {name.removeprefix("body.1.") for name in kept if name.startswith("body.1.")}
+    assert {name for name in moved if name.startswith("body.1.")} == {f"body.1.{name}" for name in changing}
+    assert {name for name in moved if name.startswith("body")} <= saved
+    learns = {id(p) for p in task.parameters() if p.requires_grad}
+    optimized = [id(p) for group in task.optimizers().param_groups for p in group["params"]]  # type: ignore[union-attr]
+    assert len(optimized) == len(learns) and set(optimized) == learns
+    x = torch.randn(20, 4)
+    other.model.load_state_dict({n: t for n, t in weights(task).items() if n not in saved}, strict=False)
+    other.load_trainable(task.trainable_tensors(), "here")
+    assert torch.equal(other.eval().model(x), task.eval().model(x))
+
+
+def test_a_batch_norm_policy_for_a_model_without_any_is_an_error() -> None:
+    class Plain(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(4, 8))
+
+    with pytest.raises(InputError, match="E-BATCH-NORM"):
+        built(model=Plain(), batch_norm="statistics", adapter=Lora(targets="body.0"))
+
+
 @pytest.mark.parametrize("base_dropout", [True, False])
 def test_dropout_of_frozen_layers_obeys_base_dropout_and_that_of_the_head_stays_on(base_dropout: bool) -> None:
     task = built(base_dropout=base_dropout)

@@ -3,6 +3,7 @@
 from loralight.adapters.base import Adapter, inject, merge
 from loralight.adapters.full import FullFineTuning
 from loralight.adapters.linear_probe import LinearProbe
-from loralight.adapters.lora import Lora, LoraLinear
+from loralight.adapters.lora import Lora
+from loralight.adapters.lora_layers import LoraLayer, LoraLinear
 
-__all__ = ["Adapter", "FullFineTuning", "LinearProbe", "Lora", "LoraLinear", "inject", "merge"]
+__all__ = ["Adapter", "FullFineTuning", "LinearProbe", "Lora", "LoraLayer", "LoraLinear", "inject", "merge"]

@@ -5,63 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from loralight.adapters.base import Adapter
+from loralight.adapters.lora_layers import LAYERS, LoraConv1D, LoraLayer, peft_computes_the_same
 from loralight.adapters.targets import match, resolve
 from loralight.errors import InputError
-
-
-class LoraLinear(nn.Linear):
-    """A frozen linear layer with a low-rank update: ``y = W x + b + (alpha / rank) B A dropout(x)``.
-
-    A plain ``nn.Linear`` becomes one in place, so its weight, its name in the model and every reference
-    to it stay what they were; ``merge_`` turns it back.
-
-    Shapes: x (..., in), lora_A (rank, in), lora_B (out, rank), y (..., out).
-    """
-
-    lora_A: nn.Parameter
-    lora_B: nn.Parameter
-    rank: int
-    alpha: float
-    lora_dropout: float
-
-    @classmethod
-    def upgrade_(cls, layer: nn.Linear, *, rank: int, alpha: float, dropout: float = 0.0) -> "LoraLinear":
-        """Turn ``layer`` into a LoRA layer: A Kaiming-uniform, B zero, so that it computes what it computed before."""
-        weight = layer.weight
-        # In half precision small updates to A and B would be rounded away, and A x could overflow to inf.
-        dtype = torch.float32 if weight.dtype in (torch.float16, torch.bfloat16) else weight.dtype
-        layer.__class__ = cls
-        assert isinstance(layer, LoraLinear)
-        layer.lora_A = nn.Parameter(torch.empty(rank, layer.in_features, device=weight.device, dtype=dtype))
-        layer.lora_B = nn.Parameter(torch.zeros(layer.out_features, rank, device=weight.device, dtype=dtype))
-        nn.init.kaiming_uniform_(layer.lora_A, a=math.sqrt(5))
-        layer.rank, layer.alpha, layer.lora_dropout = rank, alpha, dropout
-        return layer
-
-    @property
-    def scaling(self) -> float:
-        return self.alpha / self.rank
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
-        x = F.dropout(x, self.lora_dropout, self.training).to(self.lora_A.dtype)
-        return y + (F.linear(F.linear(x, self.lora_A), self.lora_B) * self.scaling).to(y.dtype)
-
-    @torch.no_grad()
-    def merge_(self) -> None:
-        wide = torch.promote_types(self.weight.dtype, torch.float32)  # bfloat16 would round small updates away
-        delta = self.lora_B.to(wide) @ self.lora_A.to(wide)
-        self.weight.copy_(self.weight.to(wide) + self.scaling * delta)
-        del self.lora_A, self.lora_B, self.rank, self.alpha, self.lora_dropout
-        self.__class__ = nn.Linear  # type: ignore[assignment]  # the way back from `upgrade_`
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, rank={self.rank}, alpha={self.alpha:g}, lora_dropout={self.lora_dropout}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +18,9 @@ class Lora(Adapter):
     """Low-rank updates beside the frozen weights of the chosen layers.
 
     Args:
-        targets: which layers, one pattern or several: presets (``all-linear``, ``attention``, ``mlp``), module names
-            (``query``, ``layer.0.query``), or globs over dotted module names (``*.layer.[0-3].*``). Each must match.
+        targets: which layers, one pattern or several: presets (``all``, ``all-linear``, ``all-conv``, ``attention``,
+            ``mlp``), module names (``query``, ``layer.0.query``), or globs over dotted module names
+            (``*.layer.[0-3].*``). Each must match.
         rank: rows of A and columns of B.
         alpha: the update is scaled by ``alpha / rank``; 2 x rank if None.
         dropout: probability with which an input of the low-rank path is dropped.
@@ -113,8 +63,9 @@ class Lora(Adapter):
             )
 
     def apply_(self, model: nn.Module, candidates: Mapping[str, nn.Module]) -> dict[str, list[str]]:
-        hits = resolve(candidates, self.targets, types=(nn.Linear,), exclude=self.exclude)
+        hits = resolve(candidates, self.targets, types=tuple(LAYERS), exclude=self.exclude)
         names = list(dict.fromkeys(name for found in hits.values() for name in found))
+        _refuse_tied(model, names)
         ranks = {
             n: r for pattern, r in self.rank_pattern.items() for n in match(names, pattern, "adapter.rank_pattern")
         }
@@ -125,15 +76,16 @@ class Lora(Adapter):
             rank = ranks.get(name, self.rank)
             alpha = alphas.get(name, 2 * rank if self.alpha is None else self.alpha)
             layer = candidates[name]
-            assert isinstance(layer, nn.Linear)
-            LoraLinear.upgrade_(layer, rank=rank, alpha=float(alpha), dropout=self.dropout)
+            LAYERS[type(layer)].upgrade_(layer, rank=rank, alpha=float(alpha), dropout=self.dropout)
         return hits
 
     def lr_factors(self, model: nn.Module) -> dict[nn.Parameter, float]:
-        return {layer.lora_B: self.lr_ratio_B for layer in model.modules() if isinstance(layer, LoraLinear)}
+        return {layer.lora_B: self.lr_ratio_B for layer in model.modules() if isinstance(layer, LoraLayer)}
 
-    def peft_config(self, model: nn.Module) -> dict[str, Any]:
-        layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLinear)}
+    def peft_config(self, model: nn.Module) -> dict[str, Any] | None:
+        layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+        if not all(map(peft_computes_the_same, layers.values())):
+            return None
         alpha = float(2 * self.rank if self.alpha is None else self.alpha)
         # PEFT takes a name for the end of longer names too; `^` in a pattern and `exclude_modules` say it is the whole
         others = [
@@ -151,12 +103,28 @@ class Lora(Adapter):
             "rank_pattern": {f"^{name}": layer.rank for name, layer in layers.items() if layer.rank != self.rank},
             "alpha_pattern": {f"^{name}": layer.alpha for name, layer in layers.items() if layer.alpha != alpha},
             "bias": "none",
-            "fan_in_fan_out": False,
+            "fan_in_fan_out": any(isinstance(layer, LoraConv1D) for layer in layers.values()),
             "init_lora_weights": True,
             "use_rslora": False,
             "use_dora": False,
         }
 
     def peft_names(self, model: nn.Module) -> dict[str, str]:
-        layers = [name for name, layer in model.named_modules() if isinstance(layer, LoraLinear)]
+        layers = [name for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
         return {f"{name}.{part}": f"{name}.{part}.weight" for name in layers for part in ("lora_A", "lora_B")}
+
+
+def _refuse_tied(model: nn.Module, names: list[str]) -> None:
+    """Raise ``E-TIED`` if a layer's weight is another module's too: merging an update of one would change both."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    for sharing in owners.values():
+        if len(sharing) > 1 and (chosen := [name for name in sharing if name in names]):
+            others = ", ".join(name for name in sharing if name != chosen[0])
+            raise InputError(
+                "E-TIED",
+                f"{chosen[0]} shares its weight with {others}, so an update of one would be merged into both: leave "
+                f"it out, with adapter.exclude=[{chosen[0]}] say",
+            )

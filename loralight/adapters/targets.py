@@ -5,6 +5,8 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from loralight.errors import InputError
 
@@ -21,8 +23,20 @@ def _in_block(modules: Mapping[str, nn.Module], name: str) -> bool:
     return any(isinstance(modules.get(parent), nn.ModuleList | nn.Sequential) for parent in parents)
 
 
+def _is_linear(modules: Mapping[str, nn.Module], name: str) -> bool:
+    return isinstance(modules[name], nn.Linear | Conv1D)  # GPT-2's Conv1D is a linear layer
+
+
+def _is_output(modules: Mapping[str, nn.Module], name: str) -> bool:
+    """Whether a layer turns a language model's hidden states into words: it is as large as the embeddings."""
+    model = modules.get("")
+    return isinstance(model, PreTrainedModel) and model.get_output_embeddings() is modules[name]  # type: ignore[no-untyped-call]
+
+
 PRESETS: dict[str, Callable[[Mapping[str, nn.Module], str], bool]] = {
-    "all-linear": lambda modules, name: isinstance(modules[name], nn.Linear),
+    "all": lambda modules, name: not _is_output(modules, name),
+    "all-linear": lambda modules, name: _is_linear(modules, name) and not _is_output(modules, name),
+    "all-conv": lambda modules, name: isinstance(modules[name], nn.modules.conv._ConvNd),
     "attention": _in_attention,
     "mlp": lambda modules, name: _in_block(modules, name) and not _in_attention(modules, name),
 }
@@ -100,5 +114,5 @@ def _nearest(pattern: str, names: list[str]) -> str:
     return (
         f"Nearest: {shown}; presets: {', '.join(PRESETS)}"
         if names
-        else "The model has no linear layer outside its head"
+        else "The model has no layer outside its head that can be adapted"
     )

@@ -1,12 +1,23 @@
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import timm
+from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import BertConfig, BertModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
-from loralight.adapters import Lora, LoraLinear, inject
+from loralight.adapters import Lora, LoraLayer, inject
 from loralight.errors import InputError
 
 
@@ -36,7 +47,7 @@ def layers(stack: str, names: list[str], numbers: tuple[int, ...] = (0, 1)) -> s
 
 
 def adapted(model: nn.Module) -> set[str]:
-    return {name for name, module in model.named_modules() if isinstance(module, LoraLinear)}
+    return {name for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
 @pytest.mark.parametrize(
@@ -108,7 +119,10 @@ def test_the_head_is_trained_whole_and_never_adapted(build: Callable[[], nn.Modu
         ({"targets": "quer[y"}, r"adapter.targets: 'quer\[y'"),
         ({"targets": "Query"}, r"adapter.targets: 'Query'.*'\*\.query'"),
         ({"targets": "query.*"}, r"adapter.targets: 'query\.\*'"),
-        ({"targets": "all_linear"}, "adapter.targets: 'all_linear'.*presets: all-linear, attention, mlp"),
+        (
+            {"targets": "all_linear"},
+            "adapter.targets: 'all_linear'.*presets: all, all-linear, all-conv",
+        ),
         ({"targets": "embeddings.word_embeddings"}, "adapter.targets: 'embeddings.word_embeddings'"),
         ({"targets": ""}, "adapter.targets: ''"),
         ({"targets": []}, "adapter.targets is empty; name a preset"),
@@ -139,9 +153,67 @@ def test_a_preset_without_a_layer_in_this_model_is_an_error() -> None:
         inject(nn.Sequential(nn.Linear(2, 2)), Lora(targets="attention"))
 
 
-def test_a_model_without_linear_layers_is_an_error() -> None:
-    with pytest.raises(InputError, match=r"E-TARGET-NONE: .*no linear layer outside its head"):
-        inject(nn.Sequential(nn.Conv2d(1, 1, 1)), Lora(targets="all-linear"))
+@pytest.mark.parametrize("targets", ["all", "0"])
+def test_a_model_without_layers_of_a_known_kind_is_an_error(targets: str) -> None:
+    with pytest.raises(InputError, match=r"E-TARGET-NONE: .*no layer outside its head that can be adapted"):
+        inject(nn.Sequential(nn.LayerNorm(1)), Lora(targets=targets))
+
+
+@pytest.mark.parametrize(
+    ("targets", "chosen"), [("all-linear", {"2"}), ("all-conv", {"0"}), ("all", {"0", "2"}), ("attention", None)]
+)
+def test_presets_choose_layers_by_their_kind(targets: str, chosen: set[str] | None) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.Linear(1, 1))
+    if chosen is None:
+        with pytest.raises(InputError, match="E-TARGET-NONE"):
+            inject(model, Lora(targets=targets))
+    else:
+        inject(model, Lora(targets=targets))
+        assert adapted(model) == chosen
+
+
+def gpt2() -> GPT2LMHeadModel:
+    return GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=2, n_positions=16))
+
+
+def llama(tied: bool) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        tie_word_embeddings=tied,
+    )
+    return LlamaForCausalLM(config)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT 0.21 on transformers 5.23
+@pytest.mark.parametrize("model", [gpt2(), llama(tied=True), llama(tied=False)], ids=["gpt2", "tied", "untied"])
+def test_all_linear_takes_a_language_models_layers_and_leaves_out_its_output(model: PreTrainedModel) -> None:
+    """The same layers as PEFT's own all-linear."""
+    is_gpt2 = isinstance(model, GPT2LMHeadModel)
+    theirs = get_peft_model(copy.deepcopy(model), LoraConfig(target_modules="all-linear", fan_in_fan_out=is_gpt2))
+    chosen = {
+        name.removeprefix("base_model.model.")
+        for name, module in theirs.named_modules()
+        if isinstance(module, BaseTunerLayer)
+    }
+    inject(model, Lora(targets="all-linear"))
+    assert adapted(model) == chosen and chosen
+
+
+def test_a_layer_that_shares_its_weight_is_refused() -> None:
+    model = llama(tied=True)
+    with pytest.raises(InputError, match=r"E-TIED: lm_head shares its weight with model.embed_tokens.*adapter.exclude"):
+        inject(model, Lora(targets=["q_proj", "lm_head"]))
+    assert not adapted(model)
+
+
+def test_an_output_layer_of_its_own_can_be_named() -> None:
+    model = llama(tied=False)
+    inject(model, Lora(targets="lm_head"))
+    assert adapted(model) == {"lm_head"}
 
 
 def test_an_adapted_model_is_not_adapted_again() -> None:
@@ -156,4 +228,4 @@ def test_a_layer_that_two_targets_mean_is_adapted_once() -> None:
     hits = inject(model, Lora(targets=["query", "attention", "*.query"], rank=2))
     queries = layers("encoder.layer", ["attention.self.query"])
     assert set(hits["query"]) == set(hits["*.query"]) == queries < set(hits["attention"])
-    assert {module.rank for module in model.modules() if isinstance(module, LoraLinear)} == {2}
+    assert {module.rank for module in model.modules() if isinstance(module, LoraLayer)} == {2}
