@@ -18,6 +18,7 @@ VERBS = {
     "predict": "what a trained adapter says of new inputs, a line of JSON each",
     "sweep": "train once for each of several values (train --multirun)",
     "tasks": "the task plugins found, and what each needs",
+    "new-task": "write a small working task plugin, to be changed into yours",
 }
 
 HELP = """loralight: fine-tune pretrained models with adapters.
@@ -66,6 +67,9 @@ def run(arguments: list[str]) -> int:
             return 0
         if verb == "tasks":
             import_module("loralight.tasks_listing").main()
+            return 0
+        if verb == "new-task":
+            import_module("loralight.new_task").main(rest)
             return 0
         return _run_verb(verb, rest)
     except InputError as error:
@@ -213,5 +217,5 @@ def _complete(arguments: list[str]) -> int:
     from loralight.composition import run_hydra
 
     sys.argv = ["loralight", *arguments]
-    run_hydra(_job("train"), "train" if verb in (None, "sweep", "tasks") else verb)
+    run_hydra(_job("train"), "train" if verb in (None, "sweep", "tasks", "new-task") else verb)
     return 0

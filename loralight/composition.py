@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from loralight.errors import InputError, did_you_mean
@@ -54,7 +54,13 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
     Plugins.instance().register(_PluginConfs)
     arguments = {} if "execution_whitelist" in inspect.signature(hydra.main).parameters else {"version_base": "1.3"}
     with hydra.initialize_config_module("loralight.conf", **arguments):
-        return hydra.compose(config_name, overrides)
+        config = hydra.compose(config_name, overrides, return_hydra_config=True)
+    choices = config.hydra.runtime.choices
+    with open_dict(config):
+        del config.hydra
+        if "names" in config:  # refers to Hydra's own config, which is known to its applications alone
+            config.names = {name: choices[name] for name in config.names}
+    return config
 
 
 def explain(error: BaseException, config_name: str, overrides: list[str]) -> str | None:

@@ -29,7 +29,7 @@ def find_target(path: str, where: str, trusted: Sequence[str]) -> Any:
         )
     try:
         target = get_object(path)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a plugin's import may do anything
         root: BaseException = error
         while root.__cause__ is not None:
             root = root.__cause__

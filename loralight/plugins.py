@@ -12,6 +12,7 @@ from pathlib import Path
 from loralight.errors import InputError
 
 GROUP = "loralight.tasks"
+OWN = "loralight"  # the origin of the plugins that come with it
 VARIABLE = "LORALIGHT_PLUGINS"  # folders, in the environment so that child processes find the same plugins
 
 
@@ -102,7 +103,7 @@ def _in_tree() -> Iterable[Plugin]:
     for root in spec.submodule_search_locations:
         for folder in sorted(Path(root).iterdir()):
             if (folder / "__init__.py").is_file():
-                yield Plugin(folder.name, f"loralight.tasks.{folder.name}", "loralight", folder)
+                yield Plugin(folder.name, f"loralight.tasks.{folder.name}", OWN, folder)
 
 
 def _installed() -> Iterable[Plugin]:

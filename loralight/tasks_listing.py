@@ -1,10 +1,14 @@
 """``loralight tasks``: the plugins found, from where, and what each needs."""
 
+import sys
+from contextlib import redirect_stdout
+from importlib import import_module
+
 from rich.console import Console
 from rich.table import Table
 
 from loralight.composition import compose
-from loralight.plugins import discover
+from loralight.plugins import OWN, discover
 
 
 def main() -> None:
@@ -15,6 +19,9 @@ def main() -> None:
     plugins = discover()
     broken = [(plugin, plugin.fault) for plugin in plugins if plugin.fault]
     for plugin in plugins:
+        if plugin.origin != OWN and not plugin.fault and (fault := _import_fault(plugin.package)):
+            broken.append((plugin, fault))
+            continue
         for file in plugin.tasks():
             try:
                 table.add_row(file.stem, plugin.summary(), *_needs(file.stem), plugin.origin)
@@ -25,6 +32,16 @@ def main() -> None:
     for plugin, fault in broken:
         line = f"broken: {plugin.name} ({plugin.origin}): {fault}"
         console.print(line, style="red", markup=False, soft_wrap=True)
+
+
+def _import_fault(package: str) -> str:
+    """What importing a stranger's package raises; it is only listed, so that harms no other."""
+    try:
+        with redirect_stdout(sys.stderr):
+            import_module(package)
+    except (Exception, SystemExit) as error:
+        return f"importing {package!r} raises {type(error).__name__}: {' '.join(str(error).split())}"
+    return ""
 
 
 def _needs(task: str) -> tuple[str, str]:

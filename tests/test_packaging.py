@@ -1,6 +1,7 @@
 """What is built and installed: every file of conf/ and tasks/, and a command that works from anywhere."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -51,24 +52,55 @@ def test_the_wheel_holds_every_file_and_nothing_beside_the_package(wheel: Path) 
     assert sorted(files_of("conf") | files_of("tasks") | library) == sorted(n for n in held if ".dist-info/" not in n)
 
 
-def test_an_installed_wheel_trains_from_an_empty_folder(wheel: Path, tiny_run: list[str], tmp_path: Path) -> None:
-    home = tmp_path / "venv"
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ``bin`` of a virtual environment that has the wheel, and of this one the dependencies alone."""
+    home = tmp_path_factory.mktemp("installed") / "venv"
     venv.create(home, with_pip=False)
     python = home / "bin" / "python"
-    site = Path(run([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], tmp_path).strip())
-    # The dependencies are those of this environment; an editable install in it is not followed from here.
+    site = Path(run([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], home).strip())
+    # An editable install in this environment is not followed from here.
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index"]
-    run([*pip, "--ignore-installed", "--disable-pip-version-check", str(wheel)], tmp_path)
+    install(python, wheel)
+    return home / "bin"
 
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    found = run([str(python), "-c", "import loralight; print(loralight.__file__)"], empty).strip()
-    assert Path(found).is_relative_to(home)
-    printed = run([str(home / "bin" / "loralight"), "train", *tiny_run, "hydra.run.dir=run"], empty)
+
+def install(python: Path, package: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index"]
+    run(
+        [*pip, "--no-build-isolation", "--ignore-installed", "--disable-pip-version-check", str(package)],
+        package.parent,
+    )
+
+
+def test_an_installed_wheel_trains_from_an_empty_folder(installed: Path, tiny_run: list[str], tmp_path: Path) -> None:
+    found = run([str(installed / "python"), "-c", "import loralight; print(loralight.__file__)"], tmp_path).strip()
+    assert Path(found).is_relative_to(installed.parent)
+    printed = run([str(installed / "loralight"), "train", *tiny_run, "hydra.run.dir=run"], tmp_path)
     assert "test/accuracy" in printed
-    assert (empty / "run" / "adapter" / "adapter_model.safetensors").is_file()
-    assert [entry.name for entry in empty.iterdir()] == ["run"]
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+
+
+def test_every_command_in_the_document_on_adding_a_task_runs(installed: Path, tmp_path: Path) -> None:
+    """From an installed loralight, outside of any clone; training is cut to a batch of everything."""
+    text = (ROOT / "docs" / "add-a-task.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    assert any(line.startswith("pip install") for line in lines)
+    printed = ""
+    for line in lines:
+        if line.startswith("pip install "):
+            install(installed / "python", tmp_path / line.split()[-1])
+            continue
+        if line.startswith("pytest "):
+            line = f"python -m {line} -q -p no:cacheprovider"
+        elif " train " in line:
+            line += " debug=fast trainer.accelerator=cpu"
+        printed += run(["bash", "-c", f'export COLUMNS=250 PATH="{installed}:$PATH"; {line}'], tmp_path)
+    assert re.search(r"^1\d passed", printed, re.MULTILINE)
+    assert "sentence_pairs 0.1.0" in printed, "listed with the package it is from"
+    assert re.search(r'^{"first": "The tea is cold.", .*"score": ', printed, re.MULTILINE)
 
 
 def test_the_version_stands_once_in_effect() -> None:

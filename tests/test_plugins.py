@@ -1,6 +1,7 @@
 """Task plugins: found in loralight, in packages and in folders, and no trouble to others when broken."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -208,6 +209,26 @@ def test_a_broken_plugin_is_one_line_and_harms_no_other(
         with pytest.raises(InputError, match="E-TASK") as caught:
             task_file("made_bad")
         assert fault in str(caught.value)
+
+
+@pytest.mark.parametrize("line", ["import made_nowhere", "raise OSError('out of order')", "import sys; sys.exit(3)"])
+def test_a_plugin_whose_import_fails_is_listed_as_broken_and_harms_no_other(
+    line: str,
+    tmp_path: Path,
+    in_process: InProcess,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    for name in ("made_bad_inside", "made_sound_beside"):
+        add_folder(str(write_plugin(tmp_path / name)))
+    (tmp_path / "made_bad_inside" / "__init__.py").write_text(f"print('loud')\n{line}\n")
+    assert in_process("tasks") == 0
+    printed = capsys.readouterr().out
+    assert "│ made_sound_beside" in printed and "│ made_bad_inside" not in printed and "loud" not in printed
+    assert re.search("^broken: made_bad_inside .*importing 'made_bad_inside' raises .*Error|SystemExit", printed, re.M)
+    assert in_process("train", "task=made_bad_inside") == 2
+    assert "E-TARGET" in capsys.readouterr().err
 
 
 def test_a_task_that_does_not_compose_is_told_beside_the_others(
