@@ -1,6 +1,7 @@
 """Which rows make a batch: sentences of like length together, the same for every rank, and resumable."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch.utils.data import Sampler
@@ -8,7 +9,7 @@ from torch.utils.data import Sampler
 _POOL = 50  # batches sorted together: long enough to cut padding, short enough that epochs differ
 
 
-class BatchSampler(Sampler[list[int]]):
+class BatchSampler(Sampler[list[Any]]):
     """Batches of row numbers as a pure function of (seed, epoch), of which each rank takes its share.
 
     Rows are shuffled, sorted by length within pools of 50 batches, cut into batches, and the batches shuffled.
@@ -23,6 +24,7 @@ class BatchSampler(Sampler[list[int]]):
         seed: of the order.
         rank: this process.
         num_ranks: all processes.
+        with_epoch: a row is given as (epoch, row), for data that is random anew in each epoch.
     """
 
     def __init__(
@@ -35,9 +37,10 @@ class BatchSampler(Sampler[list[int]]):
         seed: int = 0,
         rank: int = 0,
         num_ranks: int = 1,
+        with_epoch: bool = False,
     ) -> None:
         self.lengths, self.batch_size, self.shuffle, self.grouped = lengths, batch_size, shuffle, grouped
-        self.seed, self.rank, self.num_ranks = seed, rank, num_ranks
+        self.seed, self.rank, self.num_ranks, self.with_epoch = seed, rank, num_ranks, with_epoch
         self.epoch = 0
         self.resume_at = (0, 0)  # (epoch, batches of it that are done)
 
@@ -68,11 +71,11 @@ class BatchSampler(Sampler[list[int]]):
             batches.pop()
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
-    def __iter__(self) -> Iterator[list[int]]:
-        epoch, done = self.resume_at
-        for batch in self.batches(self.epoch)[done if epoch == self.epoch else 0 :]:
+    def __iter__(self) -> Iterator[list[Any]]:
+        epoch, (resumed, done) = self.epoch, self.resume_at
+        for batch in self.batches(epoch)[done if resumed == epoch else 0 :]:
             if share := batch[self.rank :: self.num_ranks]:
-                yield share
+                yield [(epoch, row) for row in share] if self.with_epoch else share
 
     def __len__(self) -> int:
         size = self.batch_size * self.num_ranks

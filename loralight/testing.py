@@ -129,7 +129,7 @@ class TaskContract:
         first = float(_step(task, batch).loss)
         for _ in range(8):
             optimizer.zero_grad()
-            task.step(batch).loss.backward()
+            task.step(batch).loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         assert float(_step(task, batch).loss) < first
 

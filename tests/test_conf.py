@@ -59,11 +59,19 @@ def test_any_two_choices_go_together(choices: tuple[str, ...], tmp_path: Path) -
     check_config(composed(list(choices), tmp_path))
 
 
-@pytest.mark.parametrize("group", ["data", "experiment", "debug"])
+@pytest.mark.parametrize("group", ["experiment", "debug"])
 def test_every_recipe_passes_the_check_before_a_run(group: str, tmp_path: Path) -> None:
     assert options(group)
     for option in options(group):
         check_config(composed([f"{group}={option}"], tmp_path))
+
+
+@pytest.mark.parametrize(
+    "data", [file for folder in FOLDERS for file in folder.glob("data/*.yaml")], ids=lambda f: f.stem
+)
+def test_all_data_goes_with_the_task_it_comes_with(data: Path, tmp_path: Path) -> None:
+    for task in data.parent.parent.glob("task/*.yaml"):
+        check_config(composed([f"task={task.stem}", f"data={data.stem}"], tmp_path))
 
 
 @pytest.mark.slow

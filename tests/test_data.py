@@ -48,6 +48,42 @@ def batches(data: Numbers, *, epoch: int = 0, split: str = "train") -> list[list
     return found
 
 
+class ByEpoch(Numbers):
+    """A training row is 1000 x epoch + its number."""
+
+    rows_differ_by_epoch = True
+
+    def collate(self, rows: list[Any]) -> Tensor:
+        return torch.tensor([1000 * row[0] + row[1] if isinstance(row, tuple) else row for row in rows])
+
+
+class Anew:
+    """Rows that are what they are asked for by."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: Any) -> Any:
+        return index
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_rows_that_differ_by_epoch_are_asked_for_by_epoch_and_number_in_training_alone(num_workers: int) -> None:
+    plain = numbers()
+    data = ByEpoch(num_rows={"train": 50, "validation": 11}, batch_size=4, num_workers=num_workers)
+    data.splits = {"train": Anew(50), "validation": Anew(11)}
+    loader = data.train_dataloader()
+    for epoch in (0, 1, 5):
+        loader.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+        assert [batch.tolist() for batch in loader] == [
+            [1000 * epoch + row for row in batch] for batch in batches(plain, epoch=epoch)
+        ]
+    assert [batch.tolist() for batch in data.val_dataloader()] == batches(plain, split="validation")
+
+
 @pytest.mark.parametrize("empty", ["train", "validation", "test"])
 def test_a_split_without_rows_is_an_error_before_training(empty: str) -> None:
     data = Numbers(num_rows={"train": 4, "validation": 4, "test": 4, empty: 0})

@@ -3,12 +3,14 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
+from loralight.adapters.kernels import Geometry, is_plain_step, lora_convolution, lora_linear
 
 
 class LoraLayer(nn.Module):
@@ -21,7 +23,7 @@ class LoraLayer(nn.Module):
     plain: ClassVar[type[nn.Module]]
     """The class of layers that is upgraded."""
 
-    weight: nn.Parameter
+    weight: Any  # a frozen parameter; each plain class types it in its own way
     lora_A: nn.Parameter
     lora_B: nn.Parameter
     rank: int
@@ -86,6 +88,12 @@ class LoraLinear(LoraLayer, nn.Linear):
     def factor_shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (rank, self.in_features), (self.out_features, rank)
 
+    def forward(self, x: Tensor) -> Tensor:
+        if is_plain_step(x, self.weight, self.lora_A):
+            dropout = self.lora_dropout if self.training else 0.0
+            return lora_linear(x, self.weight, self.bias, self.lora_A, self.lora_B, self.scaling, dropout)
+        return super().forward(x)
+
     def low_rank(self, x: Tensor) -> Tensor:
         return F.linear(F.linear(x, self.lora_A), self.lora_B)
 
@@ -118,11 +126,22 @@ class _LoraConv(LoraLayer, nn.modules.conv._ConvNd):
     """
 
     _convolve: ClassVar[Callable[..., Tensor]]
-    _conv_forward: Callable[[Tensor, Tensor, Tensor | None], Tensor]  # PyTorch's own, which knows of padding modes
 
     def factor_shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         ones = (1,) * len(self.kernel_size)
         return (rank, *self.weight.shape[1:]), (self.out_channels, rank, *ones)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # in half precision W would round the update away
+        if self._is_simple and x.dtype.itemsize >= 4 and is_plain_step(x, self.weight, self.lora_A):
+            geometry: Geometry = (self.stride, self.padding, self.dilation)  # type: ignore[assignment]  # no text here
+            return lora_convolution(x, self.weight, self.bias, self.lora_A, self.lora_B, self.scaling, geometry)
+        return super().forward(x)
+
+    @property
+    def _is_simple(self) -> bool:
+        drops = self.training and self.lora_dropout > 0
+        return self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str) and not drops
 
     def low_rank(self, x: Tensor) -> Tensor:
         down = torch.cat([self.lora_A] * self.groups) if self.groups > 1 else self.lora_A

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.regression import MeanSquaredError, PearsonCorrCoef
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from loralight import AdapterTask, Step
 from loralight.errors import InputError
@@ -21,11 +21,12 @@ class SentencePairs(AdapterTask):
         super().__init__(**training)  # adapter, optimizer, ...: passed on unread
         self.checkpoint, self.mean_score, self.max_length = checkpoint, mean_score, max_length
 
-    def build_model(self) -> nn.Module:
+    def build_model(self) -> PreTrainedModel:
         self.tokenizer = load_tokenizer(self.checkpoint)
         return load_model(AutoModelForSequenceClassification, self.checkpoint, num_labels=1)
 
     def head(self, model: nn.Module) -> list[nn.Module]:
+        assert isinstance(model, PreTrainedModel)
         return new_head(model, self.fresh(model))  # trained in full, never adapted
 
     def metrics(self) -> MetricCollection:

@@ -1,0 +1,224 @@
+"""Pretrained models of timm, from its own names, the hub, a folder or a file of weights, and what images they take."""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from timm.data.config import resolve_data_config
+from timm.models import PretrainedCfg, get_pretrained_cfg, load_model_config_from_hf, parse_model_name
+from torch import nn
+
+from loralight.errors import InputError, did_you_mean
+from loralight.resources import resolve
+
+_PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """A model of timm whose weights are not loaded yet.
+
+    Args:
+        architecture: timm's name.
+        config: where the weights are, and how the images were prepared that they were trained on.
+        arguments: of ``timm.create_model``, as the weights need them.
+    """
+
+    architecture: str
+    config: PretrainedCfg
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def preparation(self, *, image_size: int | None = None, crop_pct: float | None = None) -> dict[str, Any]:
+        """The data config of timm: input size (channels, height, width), mean, std, interpolation and crop.
+
+        Args:
+            image_size: pixels, if not the model's own.
+            crop_pct: share of the side of an image that is kept, if not the model's own.
+
+        Raises:
+            InputError: no images are prepared in such a way (``E-IMAGE-SIZE``).
+        """
+        if image_size is not None and image_size < 1:
+            raise InputError("E-IMAGE-SIZE", f"model.image_size={image_size}: give a number of pixels, such as 224")
+        if crop_pct is not None and not 0 < crop_pct <= 1:
+            raise InputError("E-IMAGE-SIZE", f"model.crop_pct={crop_pct}: give a share above 0, and up to 1")
+        channels = self.config.input_size[0]
+        size = self.config.input_size if image_size is None else (channels, image_size, image_size)
+        given = {"input_size": size, "crop_pct": crop_pct}
+        return dict(resolve_data_config(given, pretrained_cfg=asdict(self.config)))  # type: ignore[no-untyped-call]
+
+
+def find_backbone(checkpoint: str, architecture: str | None = None) -> Backbone:
+    """What ``model.checkpoint`` names.
+
+    Args:
+        checkpoint: a name of timm (``resnet18``, ``resnet50.a1_in1k``), ``hf_hub:name``, a folder with ``config.json``
+            and ``model.safetensors``, or a ``.safetensors`` file.
+        architecture: timm's name of the model that the weights of such a file are for.
+
+    Raises:
+        InputError: there is no such model (``E-MODEL``).
+    """
+    place = Path(resolve(checkpoint))
+    is_file = place.suffix == ".safetensors" or place.suffix in _PICKLES
+    if architecture is not None and not is_file:
+        raise _error(checkpoint, "model.architecture goes with a .safetensors file; leave it out")
+    with _one_message(checkpoint):
+        if place.is_dir():
+            return _in_folder(place)
+        if is_file:
+            return _in_file(place, architecture)
+        if checkpoint.startswith(("/", ".", "~")):
+            raise _error(checkpoint, "there is no such folder or file")
+        source, name = parse_model_name(checkpoint)
+        if source == "hf-hub":
+            config, name, arguments = load_model_config_from_hf(name)
+            return Backbone(architecture=_known(name), config=_config(config), arguments=dict(arguments))
+        known = _known(name.partition(".")[0])
+        config = get_pretrained_cfg(name)
+        if config is None or not config.has_weights:
+            raise _error(checkpoint, "timm has no pretrained weights of this model")
+        return Backbone(architecture=known, config=config)
+
+
+def load_backbone(backbone: Backbone, *, num_labels: int, image_size: int | None = None) -> nn.Module:
+    """The model with its weights; its classifier is new if it was for another number of labels.
+
+    Notes in ``fresh_parameters`` what is new.
+
+    Raises:
+        InputError: the weights cannot be had or do not fit (``E-MODEL``), or images of ``image_size`` do not
+            (``E-IMAGE-SIZE``).
+    """
+    config, arguments = backbone.config, dict(backbone.arguments)
+    if image_size is not None and config.fixed_input_size:
+        arguments["img_size"] = image_size
+    with _one_message(config.file or backbone.architecture):
+        # with as many classes as the weights are for, timm loads them strictly
+        arguments["num_classes"] = config.num_classes
+        model: nn.Module = timm.create_model(backbone.architecture, pretrained=True, pretrained_cfg=config, **arguments)
+    fresh: set[str] = set()
+    if config.num_classes != num_labels:
+        model.reset_classifier(num_labels)  # type: ignore[operator]
+        new = {id(parameter) for part in classifiers(model) for parameter in part.parameters()}
+        fresh = {name for name, parameter in model.named_parameters() if id(parameter) in new}
+    model.__dict__["fresh_parameters"] = fresh
+    _try(model, backbone.preparation(image_size=image_size)["input_size"])
+    return model
+
+
+def classifiers(model: nn.Module) -> list[nn.Module]:
+    """The head of a timm model; some have two."""
+    found = model.get_classifier()  # type: ignore[operator]
+    return list(found) if isinstance(found, tuple | list) else [found]
+
+
+@torch.inference_mode()
+def _try(model: nn.Module, input_size: tuple[int, int, int]) -> None:
+    """One grey image shows whether a model takes images of a size: each architecture has conditions of its own."""
+    was_training = model.training
+    try:
+        model.eval()(torch.zeros(1, *input_size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise InputError(
+            "E-IMAGE-SIZE",
+            f"no images of {input_size} (channels, height, width) for this model: {reason[:200]}. Set model.image_size",
+        ) from error
+    finally:
+        model.train(was_training)
+
+
+def _in_folder(folder: Path) -> Backbone:
+    """A folder in the format of timm's hub; unlike timm, other keys in its config are passed over."""
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    settings = {**content, **content.get("pretrained_cfg", {})}
+    return _in_file(folder / "model.safetensors", content.get("architecture"), settings, content.get("model_args", {}))
+
+
+def _in_file(
+    file: Path,
+    architecture: str | None,
+    settings: dict[str, Any] | None = None,
+    arguments: dict[str, Any] | None = None,
+) -> Backbone:
+    if file.suffix in _PICKLES:
+        raise _error(
+            str(file),
+            "reading a pickle can run code. Convert it where you trust it: safetensors.torch.save_file(torch.load("
+            "file, weights_only=True), 'model.safetensors')",
+        )
+    if not file.is_file():
+        raise _error(str(file), "there is no such file")
+    if architecture is None:
+        raise _error(
+            str(file), "of which model are these weights? Set model.architecture to timm's name, such as resnet18"
+        )
+    usual = get_pretrained_cfg(_known(architecture)) or PretrainedCfg()
+    config = usual if settings is None else _config(settings, classifier=usual.classifier, first_conv=usual.first_conv)
+    config = replace(
+        config,
+        url=None,
+        hf_hub_id=None,
+        hf_hub_filename=None,
+        source=None,
+        custom_load=False,
+        file=str(file),
+        num_classes=_num_classes(file, config.classifier),
+        fixed_input_size=usual.fixed_input_size,
+    )
+    return Backbone(architecture=architecture, config=config, arguments=arguments or {})
+
+
+def _num_classes(file: Path, classifier: Any) -> int:
+    """How many classes the weights in a file are for; 0 if they have no classifier."""
+    name = classifier if isinstance(classifier, str) or not classifier else classifier[0]
+    with safe_open(file, framework="pt") as tensors:
+        if f"{name}.weight" not in tensors.keys():  # noqa: SIM118  # no mapping
+            return 0
+        return int(tensors.get_slice(f"{name}.weight").get_shape()[0])
+
+
+def _config(settings: dict[str, Any], **structure: Any) -> PretrainedCfg:
+    """What timm records of a model: of ``settings`` what timm knows, ``structure`` where they do not say."""
+    known = {one.name for one in fields(PretrainedCfg)}
+    given = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key in known}
+    return PretrainedCfg(**{**structure, **given})
+
+
+def _known(architecture: str) -> str:
+    if not timm.is_model(architecture):
+        raise InputError(
+            "E-MODEL",
+            f"timm has no model {architecture!r}.{did_you_mean(architecture, timm.list_models())} model.checkpoint "
+            "takes timm's name of a model, hf_hub:name, a folder with config.json and model.safetensors, or a "
+            ".safetensors file together with model.architecture",
+        )
+    return architecture
+
+
+def _error(checkpoint: str, reason: str) -> InputError:
+    return InputError("E-MODEL", f"model.checkpoint={checkpoint}: {reason}")
+
+
+@contextmanager
+def _one_message(checkpoint: str) -> Iterator[None]:
+    """Turn what timm, the hub's client and safetensors raise into one message; what timm logs is not for users."""
+    log = logging.getLogger("timm")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AssertionError, SafetensorError) as error:
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        hint = "" if Path(resolve(checkpoint)).exists() else ". The hub needs network access, or a copy in its cache"
+        raise _error(checkpoint, f"cannot be loaded: {reason[:300]}{hint}") from error
+    finally:
+        log.setLevel(level)

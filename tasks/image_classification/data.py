@@ -1,0 +1,298 @@
+"""Images with one label each, decoded and transformed as they are read."""
+
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import ClassLabel, Dataset, Features, Image
+from rich import get_console
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import default_collate
+
+from loralight.data import TaskData
+from loralight.errors import InputError
+from loralight.labels import encode_labels, is_hidden, label_names, read_labels
+from loralight.splits import FORMATS, check_columns, read_file
+
+from .backbone import find_backbone
+from .images import MODES, convert, list_images, open_image
+from .metrics import always_the_commonest
+from .transforms import Transform, evaluation_transform, seeded, training_transform
+
+_NAMES, _BYTES = ("string", "large_string"), ("binary", "large_binary")
+_DECODED = 20_000
+"""Images up to which all are decoded before training, 0.2 ms for a small one; of more, only the headers are read."""
+
+
+class Images(TorchDataset[dict[str, Any]]):
+    """A split: images (channels, height, width) with their labels, made as they are asked for.
+
+    Args:
+        rows: a data set with the images, undecoded, in ``column``.
+        column: its name.
+        labels: class numbers.
+        split: its name, for messages.
+        mode: Pillow's name of what the model takes.
+        transform: image to pixels.
+        seed: of the random changes, together with epoch and row; None if there are none.
+    """
+
+    def __init__(
+        self,
+        *,
+        rows: Dataset,
+        column: str,
+        labels: Sequence[int],
+        split: str,
+        mode: str,
+        transform: Transform,
+        seed: int | None,
+    ) -> None:
+        self.rows, self.column, self.labels, self.split = rows, column, labels, split
+        self.mode, self.transform, self.seed = mode, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
+        epoch, row = index if isinstance(index, tuple) else (0, index)
+        opened, where = self.opened(row)
+        image, label = convert(opened, self.mode, where), self.labels[row]
+        if self.seed is None:
+            return {"images": self.transform(image), "labels": label}
+        with seeded(hash((self.seed, epoch, row)) % 2**63):
+            return {"images": self.transform(image), "labels": label}
+
+    def opened(self, row: int) -> tuple[Any, str]:
+        """The image of a row, of which only the header has been read, and its place, for messages."""
+        source = self.rows[row][self.column]
+        file = f" ({source['path']})" if source and source["path"] else ""
+        where = f"{self.split} row {row}, column {self.column!r}{file}"
+        return open_image(source, where), where
+
+
+class ImageClassificationData(TaskData):
+    """Rows of one image and one label.
+
+    A batch holds images (batch, channels, height, width) and labels, class numbers (batch,).
+
+    Args:
+        checkpoint: the model, whose own data config says how images are prepared.
+        columns: names of the columns: ``image`` (images, their bytes, or names of files) and ``label``.
+        architecture: see `find_backbone`.
+        image_size: pixels, if not the model's own.
+        crop_pct: share of the side of an image that is kept in evaluation, if not the model's own.
+        labels: label names in order; else the data set's own, or those found in training, sorted.
+        crop_scale: see `training_transform`, as the next five.
+        horizontal_flip: likewise.
+        vertical_flip: likewise.
+        color_jitter: likewise.
+        auto_augment: likewise.
+        random_erasing: likewise.
+        loading: where the rows are, batch size, workers, seed, see `TaskData`.
+    """
+
+    rows_differ_by_epoch = True
+
+    def __init__(
+        self,
+        *,
+        checkpoint: str,
+        columns: Mapping[str, str],
+        architecture: str | None = None,
+        image_size: int | None = None,
+        crop_pct: float | None = None,
+        labels: Sequence[str] | None = None,
+        crop_scale: Sequence[float] = (0.5, 1.0),
+        horizontal_flip: float = 0.5,
+        vertical_flip: float = 0.0,
+        color_jitter: float = 0.0,
+        auto_augment: str | None = None,
+        random_erasing: float = 0.0,
+        **loading: Any,
+    ) -> None:
+        super().__init__(**loading)
+        tables = dict.fromkeys(FORMATS, partial(read_table, column=columns["image"]))
+        self.read_splits = partial(self.read_splits, readers={**tables, "/": read_image_folder})
+        self.image_column, self.label_column = columns["image"], columns["label"]
+        self.given_labels = None if labels is None else [str(name) for name in labels]
+        self.find_backbone = partial(find_backbone, checkpoint, architecture)
+        self.image_size, self.crop_pct = image_size, crop_pct
+        self.training_transform = partial(
+            training_transform,
+            crop_scale=crop_scale,
+            horizontal_flip=horizontal_flip,
+            vertical_flip=vertical_flip,
+            color_jitter=color_jitter,
+            auto_augment=auto_augment,
+            random_erasing=random_erasing,
+        )
+        self.names: list[str] = []
+        self.notes: list[str] = []
+        self.kinds: dict[str, Counter[Any]] = {}
+
+    def load(self) -> dict[str, Images]:
+        self.preparation = self.find_backbone().preparation(image_size=self.image_size, crop_pct=self.crop_pct)
+        self.transforms = {"train": self.training_transform(self.preparation)}
+        rows = self.read_splits()
+        for split, part in rows.items():
+            check_columns(part, [self.image_column, self.label_column], split)
+        if "test" in rows and is_hidden(rows["test"], self.label_column):
+            del rows["test"]
+            self.notes.append("test: left out, its labels are hidden (all -1)")
+        labels = {
+            split: read_labels(part, [self.label_column], split, self.given_labels) for split, part in rows.items()
+        }
+        self.names = self.given_labels or label_names(rows["train"], [self.label_column], labels["train"])
+        if len(self.names) < 2:
+            raise InputError(
+                "E-LABELS", f"the only label in train is {self.names}; a classifier needs two. Check data.columns"
+            )
+        if twice := [name for name, count in Counter(self.names).items() if count > 1]:
+            raise InputError("E-LABELS", f"data.labels names {', '.join(map(repr, twice))} twice")
+        splits = {
+            split: self._images(split, part, [row[0] for row in encode_labels(labels[split], self.names, split)])
+            for split, part in rows.items()
+        }
+        decoded = sum(map(len, splits.values())) <= _DECODED
+        self.kinds = {split: _inspect(images, decoded=decoded) for split, images in splits.items()}
+        return splits
+
+    def _images(self, split: str, rows: Dataset, labels: list[int]) -> Images:
+        evaluation = evaluation_transform(self.preparation)
+        return Images(
+            rows=_undecoded(rows, self.image_column, split),
+            column=self.image_column,
+            labels=labels,
+            split=split,
+            mode=MODES[self.preparation["input_size"][0]],
+            transform=self.transforms.get(split, evaluation),
+            seed=self.seed if split in self.transforms else None,
+        )
+
+    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        return dict(default_collate(rows))
+
+    def model_arguments(self) -> dict[str, Any]:
+        return {"labels": self.names, "image_column": self.image_column}
+
+    def examples(self, count: int) -> list[tuple[Any, str]]:
+        split = "test" if "test" in self.splits else "validation"
+        images = self.splits[split]
+        chosen = range(0, len(images), -(-len(images) // count))  # from first to last: rows may be sorted by label
+        return [
+            (
+                {self.image_column: images.rows[row][self.image_column], "file": _short(images, row)},
+                self.names[images.labels[row]],
+            )
+            for row in chosen
+        ]
+
+    def baseline(self, split: str) -> dict[str, float]:
+        """The scores of always answering the commonest training label, or labels."""
+        return always_the_commonest(self._counts(), torch.tensor(self.splits[split].labels))
+
+    def report(self) -> list[str]:
+        channels, height, width = self.preparation["input_size"]
+        lines = [f"{split}: {_described(kinds)}" for split, kinds in self.kinds.items()]
+        lines.append(
+            f"the model takes {'grey' if channels == 1 else 'colour'} images of {width} x {height} pixels"
+            f" ({self.preparation['interpolation']}, {self.preparation['crop_pct']:.1%} of the side in evaluation)"
+        )
+        shown = [f"{name} {count}" for name, count in zip(self.names, self._counts(), strict=True)]
+        return [*lines, f"labels in train: {', '.join(shown[:10])}{', ...' if len(shown) > 10 else ''}", *self.notes]
+
+    def _counts(self) -> list[int]:
+        counts = Counter(self.splits["train"].labels)
+        return [counts[number] for number in range(len(self.names))]
+
+
+def read_image_folder(folder: str) -> Dataset:
+    """A folder with a folder of images for each class.
+
+    Raises:
+        InputError: there is none (``E-DATA``).
+    """
+    classes = sorted(path for path in Path(folder).iterdir() if path.is_dir() and not path.name.startswith("."))
+    files = {path.name: list_images(path) for path in classes}
+    names = [name for name, found in files.items() if found]
+    if not names:
+        raise InputError(
+            "E-DATA", f"{folder}: holds no folders with images; give one with a folder of images for each label"
+        )
+    return Dataset.from_dict(
+        {
+            "image": [str(file) for name in names for file in files[name]],
+            "label": [number for number, name in enumerate(names) for _ in files[name]],
+        },
+        features=Features({"image": Image(), "label": ClassLabel(names=names)}),
+    )
+
+
+def read_table(file: str, *, column: str) -> Dataset:
+    """A file of rows, whose names of image files are found from where it is."""
+    rows = read_file(file)
+    if column not in rows.column_names or getattr(rows.features[column], "dtype", None) not in _NAMES:
+        return rows
+    folder = Path(file).resolve().parent
+    paths = [None if name is None else str(folder / name) for name in rows[column]]
+    return rows.remove_columns(column).add_column(column, paths)
+
+
+def _undecoded(rows: Dataset, column: str, split: str) -> Dataset:
+    """The rows with their images as bytes and paths alone.
+
+    Raises:
+        InputError: the column holds something else (``E-COLUMN``), or a row has no image (``E-IMAGE``).
+    """
+    feature = rows.features[column]
+    known = isinstance(feature, Image) or getattr(feature, "dtype", None) in (*_NAMES, *_BYTES)
+    if not known and not (isinstance(feature, dict) and {"bytes", "path"} <= feature.keys()):  # written by another tool
+        raise InputError(
+            "E-COLUMN",
+            f"the {split} split's column {column!r} holds {feature}; data.columns.image takes images, their bytes, or "
+            "names of files",
+        )
+    return rows.select_columns([column]).cast_column(column, Image(decode=False))
+
+
+def _inspect(images: Images, *, decoded: bool) -> Counter[tuple[str, tuple[int, int]]]:
+    """How many images there are of each mode and size; raises ``E-IMAGE`` at the first that is broken.
+
+    Args:
+        images: a split.
+        decoded: decode them entirely; a truncated file has a good header.
+    """
+    kinds: Counter[tuple[str, tuple[int, int]]] = Counter()
+    task, hidden = f"reading the images of {images.split}", not sys.stderr.isatty()
+    for row in track(range(len(images)), task, console=get_console(), transient=True, disable=hidden):
+        image, where = images.opened(row)
+        kinds[image.mode, image.size] += 1
+        with image:
+            if decoded:
+                convert(image, images.mode, where)
+    return kinds
+
+
+def _described(kinds: Counter[tuple[str, tuple[int, int]]]) -> str:
+    sides = sorted({size for _, size in kinds}, key=lambda size: size[0] * size[1])
+    of = f"{sides[0][0]} x {sides[0][1]}"
+    if len(sides) > 1:
+        of += f" to {sides[-1][0]} x {sides[-1][1]}"
+    other: Counter[str] = Counter()
+    for (mode, _), count in kinds.items():
+        other[mode] += count
+    modes = ", ".join(f"{count} {mode}" for mode, count in other.items() if mode != "RGB")
+    return f"{kinds.total()} images of {of} pixels{f', {modes}' if modes else ''}"
+
+
+def _short(images: Images, row: int) -> str:
+    """A row's file with its folder, or its number."""
+    path = images.rows[row][images.column]["path"]
+    return "/".join(Path(path).parts[-2:]) if path else f"{images.split} row {row}"

@@ -1,0 +1,71 @@
+"""Image files: where they are, and how each becomes RGB or grey, whatever it was."""
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from loralight.errors import InputError
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+MODES = {1: "L", 3: "RGB"}
+"""Pillow's name of an image's mode, by the number of channels that a model takes."""
+
+
+def open_image(source: Any, where: str) -> Image.Image:
+    """The image, of which only the header has been read.
+
+    Args:
+        source: an image, a path, bytes, or a mapping with ``bytes`` or ``path`` as in Hugging Face's data sets.
+        where: the image's place, for the message.
+
+    Raises:
+        InputError: there is no image (``E-IMAGE``).
+    """
+    if isinstance(source, dict):
+        source = source.get("path") if source.get("bytes") is None else source["bytes"]
+    if not isinstance(source, str | Path | bytes | Image.Image):
+        raise InputError("E-IMAGE", f"{where}: {source!r} is no image; give a file's path or its bytes")
+    try:
+        if isinstance(source, Image.Image):
+            return source.copy()
+        return Image.open(BytesIO(source) if isinstance(source, bytes) else source)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise _unreadable(error, where) from error
+
+
+def convert(image: Image.Image, mode: str, where: str) -> Image.Image:
+    """Decode an image and turn it upright; transparency is dropped, 16 bits become 8.
+
+    Args:
+        image: as `open_image` returns it.
+        mode: ``RGB`` or ``L`` (grey).
+        where: the image's place, for the message.
+
+    Raises:
+        InputError: the file is broken (``E-IMAGE``).
+    """
+    try:
+        with image:  # its file would stay open if it is broken, or has more pictures
+            image.load()
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # Pillow would clip at 255
+            image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
+        if image.mode == "P":  # its transparency may be one colour or a table
+            image = image.convert("RGBA")
+        return image.convert(mode)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's, of broken files
+        raise _unreadable(error, where) from error
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The image files in a folder and the folders inside it, sorted; hidden ones are passed over."""
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+
+def _unreadable(error: Exception, where: str) -> InputError:
+    reason = "not an image, or of an unknown kind" if "cannot identify" in str(error) else str(error)
+    return InputError("E-IMAGE", f"{where}: cannot be read: {reason}")

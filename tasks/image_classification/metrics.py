@@ -1,0 +1,45 @@
+"""How good a classification of images is."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
+
+MOST_CONFUSED = 1000
+"""Labels up to which every pair of them is counted: 8 MB for 1,000."""
+
+
+def image_metrics(num_labels: int) -> MetricCollection:
+    """Accuracy, macro-averaged F1 and, of more than five labels, how often the right one is among the first five."""
+    metrics: dict[str, Metric | MetricCollection] = {
+        "accuracy": MulticlassAccuracy(num_labels, average="micro"),
+        "f1": MacroF1(num_labels) if num_labels <= MOST_CONFUSED else MulticlassF1Score(num_labels, average="macro"),
+    }
+    if num_labels > 5:
+        metrics["top5"] = MulticlassAccuracy(num_labels, average="micro", top_k=5)
+    return MetricCollection(metrics)
+
+
+class MacroF1(MulticlassConfusionMatrix):
+    """The mean F1 of the labels that occur, in targets or predictions; it keeps the confusion matrix it is made from.
+
+    Shapes: ``confmat`` (labels, labels), a row for each right label, a column for each predicted.
+    """
+
+    def compute(self) -> Tensor:
+        hits = self.confmat.diag()
+        both = self.confmat.sum(0) + self.confmat.sum(1)
+        return torch.where(both > 0, 2 * hits / both, 0).sum() / (both > 0).sum().clamp(min=1)
+
+
+def always_the_commonest(counts: Sequence[int], targets: Tensor) -> dict[str, float]:
+    """The scores of ranking the labels by how common they are in training, whatever the image.
+
+    Args:
+        counts: rows of each label in training.
+        targets: right labels, (rows,).
+    """
+    ranking = torch.tensor(counts, dtype=torch.float32).expand(len(targets), -1)
+    return {name: float(value) for name, value in image_metrics(len(counts))(ranking, targets).items()}

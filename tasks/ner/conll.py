@@ -1,0 +1,51 @@
+"""Column files as of the CoNLL shared tasks: a word a line, its tag in the last column, an empty line after a sentence.
+
+Tjong Kim Sang & De Meulder, 2003, https://arxiv.org/abs/cs/0306050.
+"""
+
+import re
+from pathlib import Path
+
+from datasets import Dataset, Features, List, Value
+
+from loralight.errors import InputError
+
+_FEATURES = Features({"tokens": List(Value("string")), "ner_tags": List(Value("string"))})
+
+
+def read_conll(file: str) -> Dataset:
+    """A row for each sentence: ``tokens`` from the first column, ``ner_tags`` from the last.
+
+    Columns stand apart by tabs, or by any white space in lines without one. ``-DOCSTART-`` lines are left out.
+
+    Raises:
+        InputError: the file cannot be read, or a line has another number of columns (``E-DATA``).
+    """
+    try:
+        text = Path(file).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("E-DATA", f"{file}: cannot be read as text: {error}") from error
+    sentences: list[list[list[str]]] = [[]]
+    num_columns = 0
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines() would also split at U+2028 in a word
+        line = line.rstrip("\r")
+        cells = line.split("\t") if "\t" in line else re.findall("[^ ]+", line)
+        if not "".join(cells).strip() or cells[0] == "-DOCSTART-":
+            sentences.append([])
+            continue
+        num_columns = num_columns or len(cells)
+        if len(cells) != num_columns or num_columns < 2 or not cells[0].strip():
+            raise InputError(
+                "E-DATA",
+                f"{file}, line {number}: {line!r} has {len(cells)} columns, the first line {num_columns}; a line has a "
+                "word, its tag as the last column, and as many columns as any other, or is empty",
+            )
+        sentences[-1].append(cells)
+    rows = [sentence for sentence in sentences if sentence]
+    return Dataset.from_dict(
+        {
+            "tokens": [[cells[0] for cells in sentence] for sentence in rows],
+            "ner_tags": [[cells[-1].strip() for cells in sentence] for sentence in rows],
+        },
+        features=_FEATURES,
+    )

@@ -1,0 +1,203 @@
+"""Sentences with their entities, as windows of tokens."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, Features, List, Value
+from torch import Tensor
+
+from loralight.data import TaskData
+from loralight.errors import InputError, did_you_mean
+from loralight.resources import resolve
+from loralight.splits import check_columns
+
+from .conll import read_conll
+from .metrics import entity_metrics
+from .sentences import Sentences, read_spans, read_tagged, tags_in_order
+from .tags import OUTSIDE, Span, spans_of, tag_names, tags_of
+from .windows import Encoder, join
+
+_NUMBERS = List(Value("int32"))
+_ENCODED = Features({"input_ids": List(_NUMBERS), "window": _NUMBERS, "position": _NUMBERS, "labels": _NUMBERS})
+_CHUNK = 1000  # sentences that are encoded at a time
+
+
+class NerData(TaskData):
+    """Rows of words with a tag each, or of a text with the places of its entities.
+
+    A row is a sentence, or a document, with all the windows that it takes. A batch holds input_ids and attention_mask
+    (windows, tokens); window, position and labels (words,): where each word's first sub-word is, and its tag's number;
+    lengths (sentences,), in words.
+
+    Args:
+        checkpoint: the model whose tokenizer encodes the words.
+        max_length: tokens of a window; no more are read at once, but nothing is cut off.
+        stride: tokens that a window shares with the next.
+        columns: names of the columns: ``words`` and ``tags``, or else ``text`` and ``entities``, a list of objects
+            with ``start``, ``end`` (in characters) and ``label``.
+        labels: entity types in order; else those of the data set's tag names, or those found in training, sorted.
+        tag_names: what integer tags stand for, in order; else the data set's own, those in a ``labels.json`` in the
+            folder ``path``, or O, B-a, I-a, B-b, ... of ``labels``.
+        loading: where the rows are, batch size, workers, seed, see `TaskData`.
+    """
+
+    readers = dict.fromkeys((".conll", ".iob", ".bio", ".txt"), read_conll)
+
+    def __init__(
+        self,
+        *,
+        checkpoint: str,
+        columns: Mapping[str, str],
+        max_length: int = 128,
+        stride: int = 32,
+        labels: Sequence[str] | None = None,
+        tag_names: Sequence[str] | None = None,
+        **loading: Any,
+    ) -> None:
+        super().__init__(**loading)
+        self.checkpoint, self.max_length, self.stride = checkpoint, max_length, stride
+        self.columns = dict(columns)
+        self.given_types = None if labels is None else [str(label) for label in labels]
+        self.given_names = None if tag_names is None else list(tag_names)
+        self.types: list[str] = []
+        self.rows: dict[str, Dataset] = {}
+        self.spans: dict[str, list[list[Span]]] = {}
+        self.notes: list[str] = []
+
+    def load(self) -> dict[str, Dataset]:
+        self.rows = self.read_splits()
+        self._as_text = self._is_text(self.rows["train"])
+        for split, rows in self.rows.items():
+            check_columns(rows, self._used_columns(), split)
+        sentences = {split: self._read(rows, split) for split, rows in self.rows.items()}
+        self.spans = {split: read.spans for split, read in sentences.items()}
+        self.notes = [note for read in sentences.values() for note in read.notes]
+        self.types = self._find_types()
+        encoder = Encoder(checkpoint=self.checkpoint, max_length=self.max_length, stride=self.stride)
+        self._padding = encoder.padding
+        return {split: self._encode(encoder, read, split) for split, read in sentences.items()}
+
+    def _is_text(self, rows: Dataset) -> bool:
+        """Whether rows are texts with places, not words with tags."""
+        has = set(rows.column_names)
+        names = self.columns
+        if {names["words"], names["tags"]} <= has:
+            return False
+        if {names["text"], names["entities"]} <= has:
+            return True
+        raise InputError(
+            "E-COLUMN",
+            f"the train split has {', '.join(map(repr, rows.column_names))}; it needs {names['words']!r} and "
+            f"{names['tags']!r} (words and their tags), or {names['text']!r} and {names['entities']!r} (a text and the "
+            "places of its entities). Say which with data.columns.<role>=<name>",
+        )
+
+    def _used_columns(self) -> list[str]:
+        return [self.columns[role] for role in (("text", "entities") if self._as_text else ("words", "tags"))]
+
+    def _read(self, rows: Dataset, split: str) -> Sentences:
+        first, second = self._used_columns()
+        if self._as_text:
+            return read_spans(rows, first, second, split)
+        return read_tagged(rows, first, second, split, self._tag_names())
+
+    def _tag_names(self) -> list[str] | None:
+        """What numbers stand for where their column does not say it."""
+        if self.given_names is not None:
+            return self.given_names
+        path = self.read_splits.keywords["path"]
+        if path and (beside := Path(resolve(path)) / "labels.json").is_file():
+            return [str(name) for name in json.loads(beside.read_text(encoding="utf-8"))]
+        return tag_names(self.given_types) if self.given_types else None
+
+    def _find_types(self) -> list[str]:
+        """The entity types in order; those of all splits are among them."""
+        found = {split: {span.label for spans in each for span in spans} for split, each in self.spans.items()}
+        types = self.given_types or self._named_types() or sorted(found["train"])
+        if not types or not found["train"]:
+            raise InputError("E-LABELS", "there are no entities in train. Check data.columns and the data")
+        if odd := [label for label, count in Counter(types).items() if count > 1 or label == OUTSIDE]:
+            raise InputError(
+                "E-LABELS", f"data.labels has {', '.join(map(repr, odd))}; give each entity type once, and no tags"
+            )
+        for split, labels in found.items():
+            for label in sorted(labels - set(types)):
+                row = next(row for row, spans in enumerate(self.spans[split]) if label in {s.label for s in spans})
+                raise InputError(
+                    "E-LABEL-RANGE",
+                    f"{split} row {row}: the entity type {label!r} is not one of {', '.join(map(repr, types))}."
+                    f"{did_you_mean(label, types)} data.labels names them all",
+                )
+        return types
+
+    def _named_types(self) -> list[str]:
+        """The types that the names of tags tell, in their order."""
+        if self._as_text:
+            return []
+        names = tags_in_order(self.rows["train"], self.columns["tags"]) or self._tag_names() or []
+        return list(dict.fromkeys(span.label for name in names for span in spans_of([name])))
+
+    def _encode(self, encoder: Encoder, sentences: Sentences, split: str) -> Dataset:
+        number = {tag: place for place, tag in enumerate(tag_names(self.types))}
+        labels = [
+            [number[tag] for tag in tags_of(spans, len(words))]
+            for words, spans in zip(sentences.words, sentences.spans, strict=True)
+        ]
+        chunks = (sentences.words[start : start + _CHUNK] for start in range(0, len(labels), _CHUNK))
+        before = encoder.num_unknown
+        windows = [one for chunk in chunks for one in encoder(chunk)]
+        if unknown := encoder.num_unknown - before:
+            self.notes.append(f"{split}: {unknown} words that the tokenizer makes nothing of are read as unknown ones")
+        columns = {name: [one[name] for one in windows] for name in ("input_ids", "window", "position")}
+        return Dataset.from_dict({**columns, "labels": labels}, features=_ENCODED)
+
+    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        labels = torch.tensor([label for row in rows for label in row["labels"]], dtype=torch.long)
+        return {**join(rows, self._padding), "labels": labels}
+
+    def lengths(self, split: str) -> Sequence[int]:
+        return [sum(map(len, windows)) for windows in self.splits[split]["input_ids"]]
+
+    def model_arguments(self) -> dict[str, Any]:
+        counts = Counter(label for labels in self.splits["train"]["labels"] for label in labels)
+        return {
+            "labels": self.types,
+            "label_counts": [counts[number] for number in range(len(tag_names(self.types)))],
+            "text_column": self.columns["text"],
+            "words_column": self.columns["words"],
+        }
+
+    def examples(self, count: int) -> list[tuple[Any, str]]:
+        split = "test" if "test" in self.rows else "validation"
+        rows = self.rows[split].select(range(min(count, len(self.rows[split]))))
+        column = self._used_columns()[0]
+        read = self._read(rows, split)
+        truths = (
+            "; ".join(f"{span.label}: {' '.join(words[span.start : span.end])}" for span in spans)
+            for words, spans in zip(read.words, read.spans, strict=True)
+        )
+        return [({column: given}, truth) for given, truth in zip(rows[column], truths, strict=True)]
+
+    def baseline(self, split: str) -> dict[str, float]:
+        """The scores of never seeing an entity."""
+        return dict.fromkeys(map(str, entity_metrics(self.types)), 0.0)
+
+    def report(self) -> list[str]:
+        lines = [self._describe(split) for split in self.splits]
+        counts = Counter(span.label for spans in self.spans["train"] for span in spans)
+        shown = [f"{label} {counts[label]}" for label in self.types]
+        return [*lines, f"entities in train: {', '.join(shown[:10])}{', ...' if len(shown) > 10 else ''}", *self.notes]
+
+    def _describe(self, split: str) -> str:
+        rows, lengths = self.splits[split], self.lengths(split)
+        words = sum(map(len, rows["labels"])) / len(rows)
+        parts = [len(windows) for windows in rows["input_ids"] if len(windows) > 1]
+        cut = f", {len(parts)} longer than {self.max_length} tokens, read in {sum(parts)} windows" if parts else ""
+        return (
+            f"{split}: {len(rows)} rows, {sum(map(len, self.spans[split]))} entities; on average {words:.0f} words, "
+            f"{sum(lengths) / len(rows):.0f} tokens{cut}"
+        )

@@ -1,0 +1,169 @@
+"""Named entity recognition with an encoder such as BERT."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+from transformers import AutoModelForTokenClassification, PreTrainedModel
+
+from loralight.errors import InputError
+from loralight.labels import weights_of_labels
+from loralight.pretrained import check_vocabulary, load_model, new_head
+from loralight.task import AdapterTask, Step
+
+from .decoding import by_sentence, decode
+from .metrics import entity_metrics
+from .sentences import split_words
+from .tags import spans_of, tag_names
+from .windows import Encoder, join
+
+_WINDOWS = 64  # at a time where no gradient is needed: a book has thousands
+
+
+class _Read(NamedTuple):
+    """An input's text, its words and where they are in it; ``split``: we have divided it into words ourselves."""
+
+    text: str
+    words: list[str]
+    places: list[tuple[int, int]]
+    split: bool
+
+
+class Ner(AdapterTask):
+    """A tag for each word by a classification head on an encoder; the first sub-word of a word stands for it.
+
+    Batch: input_ids, attention_mask (windows, tokens); window, position (words,), where each word is read; labels
+    (words,), the numbers of IOB2 tags; lengths (sentences,), in words.
+
+    Args:
+        checkpoint: a model that ``AutoModelForTokenClassification`` loads.
+        labels: entity types, in the order of the head's outputs: O, B-a, I-a, B-b, I-b, ...
+        label_counts: words of each tag in training; only needed for balanced class weights.
+        text_column: where records given to `predict` have their text,
+        words_column: or else a list of words.
+        max_length: tokens of a window; a longer sentence is read in several.
+        stride: tokens that a window shares with the next.
+        class_weights: a weight per tag in the loss, or ``balanced``: in inverse proportion to ``label_counts``.
+        label_smoothing: share of the target that is spread over all tags.
+        training: adapter, optimizer, scheduler, ...: see `AdapterTask`.
+    """
+
+    peft_task_type = "TOKEN_CLS"
+
+    def __init__(
+        self,
+        *,
+        checkpoint: str,
+        labels: Sequence[str],
+        label_counts: Sequence[int] | None = None,
+        text_column: str = "text",
+        words_column: str = "tokens",
+        max_length: int = 128,
+        stride: int = 32,
+        class_weights: Sequence[float] | str | None = None,
+        label_smoothing: float = 0.0,
+        **training: Any,
+    ) -> None:
+        super().__init__(**training)
+        self.checkpoint, self.types, self.tags = checkpoint, list(labels), tag_names(labels)
+        self.text_column, self.words_column = text_column, words_column
+        self.max_length, self.stride, self.label_smoothing = max_length, stride, label_smoothing
+        weights = weights_of_labels(class_weights, self.tags, label_counts)
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.class_weights: Tensor | None
+
+    def build_model(self) -> PreTrainedModel:
+        model = load_model(
+            AutoModelForTokenClassification,
+            self.checkpoint,
+            num_labels=len(self.tags),
+            id2label=dict(enumerate(self.tags)),
+            label2id={tag: number for number, tag in enumerate(self.tags)},
+            ignore_mismatched_sizes=True,  # another number of tags: the head is new, and trained
+        )
+        self.encoder = Encoder(checkpoint=self.checkpoint, max_length=self.max_length, stride=self.stride)
+        check_vocabulary(model, self.encoder.tokenizer, self.checkpoint)
+        return model
+
+    def head(self, model: nn.Module) -> list[nn.Module]:
+        assert isinstance(model, PreTrainedModel)
+        return new_head(model, self.fresh(model))
+
+    def metrics(self) -> MetricCollection:
+        return entity_metrics(self.types)
+
+    def step(self, batch: Mapping[str, Tensor]) -> Step:
+        """The mean loss over words; the best tags by sentence, but in training, where nobody asks, none."""
+        logits, labels = self._logits(batch), batch["labels"]
+        total = torch.ones_like(labels).sum() if self.class_weights is None else self.class_weights[labels].sum()
+        loss = F.cross_entropy(
+            logits, labels, weight=self.class_weights, label_smoothing=self.label_smoothing, reduction="sum"
+        )
+        loss = loss / total.clamp(min=1e-12)  # a batch without a word has a loss of 0, and a weight of 0
+        if self.training:
+            return Step(loss, logits, labels, total)
+        tags = decode(logits.log_softmax(-1), batch["lengths"])
+        return Step(loss, tags, by_sentence(labels, batch["lengths"]), total)
+
+    def _logits(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Of each word, (words, tags), in float32."""
+        size = len(batch["input_ids"]) if torch.is_grad_enabled() else _WINDOWS
+        parts = zip(torch.split(batch["input_ids"], size), torch.split(batch["attention_mask"], size), strict=True)
+        logits = torch.cat([self.model(input_ids=ids, attention_mask=mask).logits for ids, mask in parts])
+        return logits[batch["window"], batch["position"]].float()
+
+    def predict_batch(self, inputs: Sequence[Any], *, threshold: float = 0.0) -> list[dict[str, Any]]:
+        """The entities in texts, in lists of words, or in records with the data's columns.
+
+        Args:
+            inputs: words in a list are joined by spaces to the text in which places are told.
+            threshold: the least score of an entity: the mean probability of its words' tags.
+
+        Returns:
+            For each input its text and entities: type, text, start and end (in characters), score, and of words in a
+            list also the first (``word_start``) and the one after the last (``word_end``).
+        """
+        reads = [self._read(given) for given in inputs]
+        batch = join(self.encoder([read.words for read in reads]), self.encoder.padding)
+        batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        log_probabilities = self._logits(batch).log_softmax(-1)
+        tags = decode(log_probabilities, batch["lengths"])
+        chosen = by_sentence(log_probabilities, batch["lengths"]).gather(-1, tags.clamp(min=0)[..., None])[..., 0].exp()
+        return [
+            self._answer(read, numbers[: len(read.words)], scores, threshold)
+            for read, numbers, scores in zip(reads, tags.tolist(), chosen.tolist(), strict=True)
+        ]
+
+    def _answer(
+        self, read: _Read, numbers: Sequence[int], probabilities: Sequence[float], threshold: float
+    ) -> dict[str, Any]:
+        entities = []
+        for first, last, label in spans_of([self.tags[number] for number in numbers]):
+            score = round(sum(probabilities[first:last]) / (last - first), 6)
+            start, end = read.places[first][0], read.places[last - 1][1]
+            entity = {"type": label, "text": read.text[start:end], "start": start, "end": end, "score": score}
+            words = {} if read.split else {"word_start": first, "word_end": last}
+            if score >= threshold:
+                entities.append({**entity, **words})
+        return {"text": read.text, "entities": entities}
+
+    def _read(self, given: Any) -> _Read:
+        if isinstance(given, Mapping):
+            given = given.get(self.text_column, given.get(self.words_column))
+        if isinstance(given, str):
+            places = split_words(given)
+            return _Read(given, [given[start:end] for start, end in places], places, split=True)
+        if not isinstance(given, Sequence) or not all(isinstance(word, str) and word.strip() for word in given):
+            raise InputError(
+                "E-INPUT",
+                f"{given!r}: give a text, a list of words, or a record with {self.text_column!r} or "
+                f"{self.words_column!r}",
+            )
+        places, start = [], 0
+        for word in given:
+            places.append((start, start + len(word)))
+            start += len(word) + 1
+        return _Read(" ".join(given), list(given), places, split=False)

@@ -1,0 +1,167 @@
+"""Words and entities of a data set's rows, be they word and tag columns or texts with character spans."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from datasets import ClassLabel, Dataset
+from tokenizers import Regex, pre_tokenizers
+
+from loralight.errors import InputError
+
+from .tags import Span, detect, is_tag, spans_of
+
+# Letters with their marks and joiners, or digits, or one other sign; scripts without spaces sign by sign
+_UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
+_WORD = pre_tokenizers.Split(
+    Regex(rf"{_UNSPACED}\p{{M}}*|[\p{{L}}\p{{M}}\u200c\u200d&&[^{_UNSPACED[1:-1]}]]+|\p{{N}}+|\S"),
+    behavior="removed",
+    invert=True,
+)
+
+
+class Sentences(NamedTuple):
+    """Sentences as words, their entities by word, and what there is to say of how they were read."""
+
+    words: list[list[str]]
+    spans: list[list[Span]]
+    notes: list[str]
+
+
+def split_words(text: str) -> list[tuple[int, int]]:
+    """Where each word of a text begins and ends: runs of letters or of digits, and any other sign by itself."""
+    return [place for _, place in _WORD.pre_tokenize_str(text)]
+
+
+def read_tagged(rows: Dataset, words: str, tags: str, split: str, names: Sequence[str] | None) -> Sentences:
+    """Sentences from a column of words and one of tags.
+
+    Args:
+        words: a column of lists of words.
+        tags: a column of lists of tags, as text, ClassLabels or numbers.
+        names: what numbers stand for.
+
+    Raises:
+        InputError: a row has not as many tags as words (``E-NER-ALIGN``), a word is empty (``E-NER-EMPTY-WORD``), or
+            a tag is none (``E-NER-TAG``).
+    """
+    sentences, tag_lists = [], []
+    known = tags_in_order(rows, tags) or names
+    for row, (of_words, of_tags) in enumerate(zip(rows[words], rows[tags], strict=True)):
+        where = f"{split} row {row}"
+        if not isinstance(of_words, list) or not isinstance(of_tags, list) or len(of_words) != len(of_tags):
+            raise InputError(
+                "E-NER-ALIGN",
+                f"{where}: {_count(of_words, 'words')} in {words!r}, {_count(of_tags, 'tags')} in {tags!r}; give a "
+                "list of words, and a tag for each",
+            )
+        for place, word in enumerate(of_words):
+            if not isinstance(word, str) or not word.strip():
+                raise InputError("E-NER-EMPTY-WORD", f"{where}, column {words!r}: word {place} is {word!r}")
+        sentences.append(of_words)
+        tag_lists.append([_tag(tag, known, f"{where}, column {tags!r}", place) for place, tag in enumerate(of_tags)])
+    scheme, faults = detect(tag_lists)
+    notes = [] if scheme == "IOB2" else [f"{split}: its tags are {scheme}, and read as such"]
+    if faults:
+        notes.append(
+            f"{split}: the tags of {faults} rows are not sound {scheme}; there, an entity begins where the type changes"
+        )
+    return Sentences(sentences, [spans_of(found) for found in tag_lists], notes)
+
+
+def tags_in_order(rows: Dataset, tags: str) -> list[str] | None:
+    """The tags' names where their column is of ClassLabels."""
+    feature = getattr(rows.features[tags], "feature", None)
+    return list(feature.names) if isinstance(feature, ClassLabel) else None
+
+
+def _tag(value: Any, names: Sequence[str] | None, where: str, word: int) -> str:
+    if isinstance(value, int) and names is not None and 0 <= value < len(names):
+        value = names[value]
+    elif isinstance(value, int):
+        known = f"there are 0..{len(names) - 1} ({', '.join(names)})" if names else "give their names as data.tag_names"
+        raise InputError("E-NER-TAG", f"{where}: the tag of word {word} is the number {value}; {known}")
+    if not is_tag(value):
+        raise InputError(
+            "E-NER-TAG",
+            f"{where}: {value!r}, of word {word}, is no tag; a tag is O, or one of B I E S L U with a hyphen and a "
+            "type, such as B-person",
+        )
+    return str(value)
+
+
+def _count(values: Any, things: str) -> str:
+    return f"{len(values)} {things}" if isinstance(values, list) else f"{values!r} for {things}"
+
+
+def read_spans(rows: Dataset, text: str, entities: str, split: str) -> Sentences:
+    """Sentences from a column of texts and one of entities with ``start``, ``end`` (in characters) and ``label``.
+
+    Where an entity begins or ends inside a word, the word is divided there, so that no entity is lost.
+
+    Raises:
+        InputError: a text is none (``E-TEXT``), or an entity does not lie in its text (``E-NER-SPAN``).
+    """
+    sentences, span_lists, divided = [], [], []
+    for row, (given, marked) in enumerate(zip(rows[text], rows[entities], strict=True)):
+        where = f"{split} row {row}"
+        if not isinstance(given, str):
+            raise InputError("E-TEXT", f"{where}, column {text!r}: {given!r} is not a text")
+        places = list(_places(given, marked, f"{where}, column {entities!r}"))
+        words = split_words(given)
+        cuts = {border for start, end, _ in places for border in (start, end)}
+        pieces = [piece for word in words for piece in _divide(word, cuts)]
+        if len(pieces) > len(words):
+            divided.append(row)
+        sentences.append([given[start:end] for start, end in pieces])
+        span_lists.append([_span(place, pieces) for place in places])
+    notes = []
+    if divided:
+        notes.append(
+            f"{split}: in {len(divided)} rows (the first is {divided[0]}) an entity begins or ends inside a word; the "
+            "word is divided there, but prediction knows whole words only"
+        )
+    return Sentences(sentences, span_lists, notes)
+
+
+def _places(text: str, marked: Any, where: str) -> Iterator[tuple[int, int, str]]:
+    """The entities' places in order, white space at their ends left out."""
+    if not isinstance(marked, list):
+        raise InputError("E-NER-SPAN", f"{where}: {marked!r} is no list of entities; give [] where there is none")
+    if odd := [one for one in marked if not _is_entity(one)]:
+        raise InputError(
+            "E-NER-SPAN", f"{where}: {odd[0]!r} is no entity; give start and end (in characters) and a label"
+        )
+    last, last_text = 0, ""
+    for start, end, label in sorted((one["start"], one["end"], one["label"]) for one in marked):
+        shown = f"{where}: {label} from {start} to {end}"
+        if not 0 <= start < end <= len(text) or not text[start:end].strip():
+            raise InputError("E-NER-SPAN", f"{shown} is nothing in a text of {len(text)} characters")
+        inner = text[start:end].strip()
+        start += text[start:end].index(inner)
+        if start < last:
+            raise InputError("E-NER-SPAN", f"{shown} ({inner!r}) overlaps {last_text!r}; a word can be of one entity")
+        last, last_text = start + len(inner), inner
+        yield start, last, label
+
+
+def _is_entity(one: Any) -> bool:
+    return (
+        isinstance(one, Mapping)
+        and all(isinstance(one.get(key), int) for key in ("start", "end"))
+        and isinstance(one.get("label"), str)
+        and bool(one["label"].strip())
+    )
+
+
+def _divide(word: tuple[int, int], cuts: set[int]) -> Iterator[tuple[int, int]]:
+    start, end = word
+    for border in sorted(cut for cut in cuts if start < cut < end):
+        yield start, border
+        start = border
+    yield start, end
+
+
+def _span(place: tuple[int, int, str], words: Sequence[tuple[int, int]]) -> Span:
+    start, end, label = place
+    inside = [number for number, word in enumerate(words) if start <= word[0] and word[1] <= end]
+    return Span(inside[0], inside[-1] + 1, label)

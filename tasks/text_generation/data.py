@@ -1,0 +1,226 @@
+"""Texts, prompts with completions, or chats, tokenised and packed into rows."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from loralight.data import TaskData
+from loralight.errors import InputError
+from loralight.pretrained import check_length, load_tokenizer
+from loralight.splits import Readers
+
+from .forms import Chat, Form, PlainText, PromptCompletion, form_of, read_template
+from .packing import PackedRows, pack
+
+IGNORED = -100  # the target of a token from which nothing is learnt, as in PyTorch
+_FORMS: tuple[type[Form], ...] = (Chat, PromptCompletion, PlainText)
+_PART = 4000  # characters
+
+
+def read_text(file: str) -> Dataset:
+    """A text file, in parts of whole paragraphs and about 4,000 characters, each a text of its own.
+
+    Raises:
+        InputError: it cannot be read as text (``E-DATA``).
+    """
+    try:
+        paragraphs = re.split(r"(?<=\n)\n+", Path(file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("E-DATA", f"{file}: cannot be read as text: {error}") from error
+    parts = [""]
+    for paragraph in paragraphs:
+        if parts[-1] and len(parts[-1]) + len(paragraph) > _PART:
+            parts.append("")
+        parts[-1] += f"\n{paragraph}" if parts[-1] else paragraph
+    return Dataset.from_dict({"text": parts})
+
+
+class TextGenerationData(TaskData):
+    """Rows of tokens, with the token that follows each where that is learnt.
+
+    What a row of the data is, its columns say: chats (a column of messages), prompts with completions, or plain texts.
+    Several short ones share a row of tokens, whose positions start over with each, by which transformers keeps their
+    attention apart; plain texts longer than a row are cut into several, each beginning with the last token of the one
+    before.
+
+    A batch holds input_ids and targets (batch, tokens), -100 where nothing is learnt, and position_ids (batch, tokens)
+    if a row has several documents.
+
+    Args:
+        checkpoint: the model whose tokenizer encodes the texts.
+        max_length: tokens per row; a longer chat or completion loses its end (and is counted).
+        columns: names of the columns: ``messages``, ``prompt`` and ``completion``, ``text``. The first form of which
+            train has the columns is taken.
+        packed: several documents may share a row; else each has its own.
+        join: what stands between prompt and completion.
+        chat_template: a chat template (Jinja), or a file with one; else the tokenizer's own.
+        loading: where the rows are, batch size, workers, seed, see `TaskData`.
+    """
+
+    readers: ClassVar[Readers] = {".txt": read_text}
+
+    def __init__(
+        self,
+        *,
+        checkpoint: str,
+        columns: Mapping[str, str],
+        max_length: int = 512,
+        packed: bool = True,
+        join: str = "\n",
+        chat_template: str | None = None,
+        **loading: Any,
+    ) -> None:
+        super().__init__(**loading)
+        self.checkpoint, self.columns, self.max_length, self.packed = checkpoint, columns, max_length, packed
+        self.join, self.chat_template = join, read_template(chat_template)
+        self.rows: dict[str, Dataset] = {}
+        self.documents: dict[str, Dataset] = {}
+        self.counts: dict[str, dict[str, int]] = {}
+
+    def load(self) -> dict[str, PackedRows]:
+        rows = self.read_splits()
+        columns = self._found_columns(rows)
+        self.tokenizer = load_tokenizer(self.checkpoint)
+        check_length(self.max_length, self.checkpoint, self.tokenizer)
+        if self.max_length < 2:
+            raise InputError("E-SEQ-LEN", f"model.max_length={self.max_length}: give at least 2, to learn what follows")
+        self.form = form_of(self.tokenizer, columns, join=self.join, template=self.chat_template)
+        self.rows = {split: part.select_columns(list(columns.values())) for split, part in rows.items()}
+        return {split: self._pack(split) for split in rows}
+
+    def _found_columns(self, rows: Mapping[str, Dataset]) -> dict[str, str]:
+        """The columns of the form that the data has."""
+        has = rows["train"].column_names
+        for form in _FORMS:
+            if all(self.columns.get(role) in has for role in form.roles):
+                columns = {role: self.columns[role] for role in form.roles}
+                for split, part in rows.items():
+                    if missing := [column for column in columns.values() if column not in part.column_names]:
+                        raise InputError("E-COLUMN", f"the {split} split has no column {missing[0]!r}, which train has")
+                return columns
+        wanted = "; or ".join(
+            " and ".join(f"{role} ({self.columns[role]!r})" for role in form.roles if role in self.columns)
+            for form in _FORMS
+            if form.roles[0] in self.columns
+        )
+        raise InputError(
+            "E-COLUMN",
+            f"the train split has columns {', '.join(map(repr, has))}; needed are {wanted}. Say which with "
+            "data.columns.<role>=<name>",
+        )
+
+    def _pack(self, split: str) -> PackedRows:
+        encoded = self.rows[split].map(
+            _encode,
+            batched=True,
+            with_indices=True,
+            remove_columns=self.rows[split].column_names,
+            fn_kwargs={"form": self.form, "split": split, "max_length": self.max_length},
+        )
+        documents = encoded.select_columns(["input_ids", "targets"])
+        lengths = [len(ids) for ids in documents["input_ids"]]
+        if not lengths:
+            raise InputError(
+                "E-SEQ-LEN",
+                f"{split}: none of {len(self.rows[split])} rows has anything to learn within {self.max_length} tokens; "
+                "raise model.max_length",
+            )
+        self.documents[split] = documents
+        self.counts[split] = {
+            "tokens": sum(lengths),
+            "learnt": int((self._targets(split) != IGNORED).sum()),
+            "cut": sum(encoded["cut"]),
+            "used": len(set(encoded["row"])),
+        }
+        groups = pack(lengths, self.max_length) if self.packed else [[document] for document in range(len(lengths))]
+        return PackedRows(documents, groups)
+
+    def _targets(self, split: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+        chunks = self.documents[split].data.column("targets").chunks
+        return np.concatenate([chunk.flatten().to_numpy() for chunk in chunks])
+
+    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        longest = max(len(row["input_ids"]) for row in rows)
+        fill = self.tokenizer.pad_token_id
+        fills = {"input_ids": self.tokenizer.eos_token_id if fill is None else fill, "targets": IGNORED}
+        batch = {
+            name: torch.tensor([row[name] + [value] * (longest - len(row[name])) for row in rows])
+            for name, value in fills.items()
+        }
+        if any(row["position_ids"].count(0) > 1 for row in rows):
+            # padding goes on from the last document, so that a row of one document stays one
+            batch["position_ids"] = torch.tensor(
+                [
+                    row["position_ids"]
+                    + [row["position_ids"][-1] + 1 + at for at in range(longest - len(row["position_ids"]))]
+                    for row in rows
+                ]
+            )
+        return batch
+
+    def lengths(self, split: str) -> Sequence[int]:
+        sizes = [len(ids) for ids in self.documents[split]["input_ids"]]
+        return [sum(sizes[document] for document in group) for group in self.splits[split].groups]
+
+    def model_arguments(self) -> dict[str, Any]:
+        return {"columns": self.form.columns, "join": self.join, "chat_template": self.chat_template}
+
+    def prompts(self, split: str, count: int) -> list[tuple[dict[str, Any], list[str]]]:
+        """What generation starts from, with the texts that follow it in the data: a few distinct ones of a split."""
+        found: dict[str, tuple[dict[str, Any], list[str]]] = {}
+        for row in self.rows[split]:
+            record, reference = self.form.example(row)
+            key = json.dumps(record)
+            if key in found or len(found) < count:
+                found.setdefault(key, (record, []))[1].append(reference)
+        return list(found.values())
+
+    def baseline(self, split: str) -> dict[str, float]:
+        """The scores of knowing how often each token comes in training, and nothing of its context."""
+        train, targets = (part[part != IGNORED] for part in (self._targets("train"), self._targets(split)))
+        counts = np.bincount(train, minlength=len(self.tokenizer)) + 1  # Laplace's: no token is impossible
+        loss = -float(np.log(counts[targets] / counts.sum()).mean())
+        accuracy = float((targets == counts.argmax()).mean())
+        return {"loss": loss, "perplexity": float(np.exp(loss)), "token_accuracy": accuracy}
+
+    def report(self) -> list[str]:
+        kind = {"text": "texts", "prompt": "prompts with completions", "messages": "chats"}[self.form.roles[0]]
+        lines = []
+        for split, rows in self.splits.items():
+            counts, num_rows = self.counts[split], len(self.rows[split])
+            notes = [f"{counts['cut']} cut at {self.max_length} tokens"] if counts["cut"] else []
+            if left := num_rows - counts["used"]:
+                notes.append(f"{left} left out: nothing to learn within {self.max_length} tokens")
+            learnt = "" if counts["learnt"] == counts["tokens"] else f", {counts['learnt']:,} of them learnt"
+            lines.append(
+                f"{split}: {num_rows} {kind}, {counts['tokens']:,} tokens{learnt}, in {len(rows)} rows of up to "
+                f"{self.max_length}{''.join(f'; {note}' for note in notes)}"
+            )
+        return lines
+
+
+def _encode(
+    batch: dict[str, list[Any]], numbers: list[int], *, form: Form, split: str, max_length: int
+) -> dict[str, list[Any]]:
+    made: dict[str, list[Any]] = {"input_ids": [], "targets": [], "row": [], "cut": []}
+    for number, (ids, learnt) in zip(numbers, form.encode(batch, [f"{split} row {n}" for n in numbers]), strict=True):
+        for start in _starts(len(ids), max_length) if form.is_divisible else [0]:
+            part, marks = ids[start : start + max_length], learnt[start : start + max_length]
+            targets = [token if mark else IGNORED for token, mark in zip(part[1:], marks[1:], strict=True)] + [IGNORED]
+            if any(target != IGNORED for target in targets):
+                values = (part, targets, number, not form.is_divisible and len(ids) > max_length)
+                for name, value in zip(made, values, strict=True):
+                    made[name].append(value)
+    return made
+
+
+def _starts(length: int, size: int) -> Iterator[int]:
+    """Where parts of ``size`` tokens begin: on the last token of the part before, whose successor is then learnt."""
+    return iter(range(0, max(length - 1, 1), size - 1))

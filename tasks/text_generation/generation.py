@@ -1,0 +1,228 @@
+"""Continuing texts: greedily or at random, until an end."""
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TextIteratorStreamer,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from loralight.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How the next token is chosen, and when the text ends.
+
+    Args:
+        max_new_tokens: tokens written at most.
+        temperature: 0 takes the likeliest token; else logits are divided by it and a token is drawn.
+        top_p: draw among the likeliest tokens that have this probability together.
+        top_k: draw among this many; among all if 0.
+        repetition_penalty: above 1, tokens that the text has already become less likely (Keskar et al., 2019,
+            https://arxiv.org/abs/1909.05858).
+        stop: texts at whose first occurrence the answer ends, without them.
+        seed: of the draws, together with the prompt: the same prompt gets the same answer, in whatever company.
+    """
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    repetition_penalty: float
+    stop: Sequence[str]
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name, holds, wanted in (
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", 0 <= self.temperature < float("inf"), "0 or more"),
+            ("top_p", 0 < self.top_p <= 1, "a probability above 0"),
+            ("top_k", self.top_k >= 0, "0 or more"),
+            ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "a number above 0, such as 1.2"),
+            ("stop", all(self.stop), "no empty texts"),
+        ):
+            if not holds:
+                raise InputError("E-OPTION", f"options.{name} is {getattr(self, name)!r}; give {wanted}")
+
+    def processors(self, prompts: Sequence[Sequence[int]]) -> LogitsProcessorList:
+        """What turns logits into what the highest of is taken."""
+        if not self.temperature:
+            return LogitsProcessorList()
+        chosen: list[LogitsProcessor] = [TemperatureLogitsWarper(float(self.temperature))]
+        chosen += [TopKLogitsWarper(self.top_k)] if self.top_k else []
+        chosen += [TopPLogitsWarper(float(self.top_p))] if self.top_p < 1 else []
+        return LogitsProcessorList([*chosen, _Draw(prompts, self.seed)])
+
+
+class Writer:
+    """Continues prompts with a causal language model.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: its tokenizer.
+        ends: tokens that end a text, beside the model's own.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ends: Iterable[int]) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        own = model.generation_config.eos_token_id
+        own = own if isinstance(own, list) else [own]
+        self.ends = sorted({token for token in (tokenizer.eos_token_id, *own, *ends) if token is not None})
+        self.longest = getattr(model.config, "max_position_embeddings", None)
+
+    def write(self, prompts: Sequence[list[int]], decoding: Decoding) -> list[tuple[str, str]]:
+        """Each prompt's continuation, and why it ends: ``stop`` or ``length``.
+
+        Raises:
+            InputError: a prompt leaves no room for another token, or has none (``E-SEQ-LEN``, ``E-INPUT``).
+        """
+        groups: dict[tuple[int, int], list[int]] = {}
+        for number, prompt in enumerate(prompts):
+            # the penalty would fall on padding too
+            width = len(prompt) if decoding.repetition_penalty != 1 else 0
+            groups.setdefault((self._room(prompt, decoding), width), []).append(number)
+        answers: dict[int, tuple[str, str]] = {}
+        for (room, _), numbers in groups.items():
+            made = self._generate([prompts[number] for number in numbers], room, decoding)
+            answers |= {
+                number: self._ended(ids, decoding.stop) for number, ids in zip(numbers, made.tolist(), strict=True)
+            }
+        return [answers[number] for number in range(len(prompts))]
+
+    def stream(self, prompt: list[int], decoding: Decoding) -> Iterator[str]:
+        """One prompt's continuation in pieces, as they are written."""
+        room = self._room(prompt, decoding)
+        pieces = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        unwanted, failures = threading.Event(), list[BaseException]()
+
+        def work() -> None:
+            try:
+                with torch.inference_mode():
+                    self._generate([prompt], room, decoding, streamer=pieces, unwanted=unwanted)
+            except BaseException as error:
+                failures.append(error)
+            finally:
+                pieces.end()  # type: ignore[no-untyped-call]
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        try:
+            yield from _until(pieces, decoding.stop)
+        finally:
+            unwanted.set()  # whoever listens may leave early
+            thread.join()
+        if failures:
+            raise failures[0]
+
+    def _room(self, prompt: list[int], decoding: Decoding) -> int:
+        if not prompt:
+            raise InputError("E-INPUT", "there is nothing to continue: the prompt has no tokens")
+        if self.longest is None:
+            return decoding.max_new_tokens
+        if len(prompt) >= self.longest:
+            start = self.tokenizer.decode(prompt[:20])
+            raise InputError(
+                "E-SEQ-LEN",
+                f"the prompt {start!r}... has {len(prompt)} tokens; the model takes {self.longest} with its answer",
+            )
+        return min(decoding.max_new_tokens, self.longest - len(prompt))  # type: ignore[no-any-return]
+
+    def _generate(
+        self,
+        prompts: Sequence[list[int]],
+        room: int,
+        decoding: Decoding,
+        *,
+        streamer: TextIteratorStreamer | None = None,
+        unwanted: threading.Event | None = None,
+    ) -> Tensor:
+        """New tokens, (prompts, up to ``room``)."""
+        width, pad = max(map(len, prompts)), self.ends[0]
+        device = self.model.device
+        written = self.model.generate(  # type: ignore[operator]
+            input_ids=torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompts], device=device),
+            attention_mask=torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device),
+            generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
+                max_new_tokens=room,
+                do_sample=False,
+                num_beams=1,
+                repetition_penalty=float(decoding.repetition_penalty),
+                eos_token_id=self.ends,
+                pad_token_id=pad,
+            ),
+            logits_processor=decoding.processors(prompts),
+            stopping_criteria=StoppingCriteriaList([_Said(self.tokenizer, decoding.stop, width, unwanted)]),
+            streamer=streamer,
+        )
+        assert isinstance(written, Tensor)
+        return written[:, width:]
+
+    def _ended(self, ids: list[int], stop: Sequence[str]) -> tuple[str, str]:
+        end = next((at for at, token in enumerate(ids) if token in self.ends), None)
+        text = self.tokenizer.decode(ids[:end], skip_special_tokens=True)
+        assert isinstance(text, str)
+        said = [at for phrase in stop if (at := text.find(phrase)) >= 0]
+        return text[: min(said, default=len(text))], "length" if end is None and not said else "stop"
+
+
+class _Draw(LogitsProcessor):
+    """Adds Gumbel noise, so that the highest is a draw from the softmax: for each row by a generator of its own."""
+
+    def __init__(self, prompts: Sequence[Sequence[int]], seed: int) -> None:
+        seeds = (hash((seed, *prompt)) % 2**63 for prompt in prompts)
+        self.generators = [torch.Generator().manual_seed(number) for number in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        drawn = [torch.empty(scores.shape[1]).exponential_(generator=generator) for generator in self.generators]
+        return scores.float() - torch.stack(drawn).log().to(scores.device)
+
+
+class _Said(StoppingCriteria):
+    """Ends a row that has one of the phrases, and all once the text is ``unwanted``."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        stop: Sequence[str],
+        width: int,
+        unwanted: threading.Event | None,
+    ) -> None:
+        self.tokenizer, self.stop, self.width, self.unwanted = tokenizer, stop, width, unwanted
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        ends = [self.unwanted is not None and self.unwanted.is_set()] * len(input_ids)
+        if self.stop:
+            texts = self.tokenizer.batch_decode(input_ids[:, self.width :], skip_special_tokens=True)
+            ends = [end or any(phrase in text for phrase in self.stop) for end, text in zip(ends, texts, strict=True)]
+        return torch.tensor(ends, device=input_ids.device)
+
+
+def _until(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
+    """The pieces up to the first of the phrases; what may be the beginning of one is held back until it is not."""
+    held = max(map(len, stop), default=1) - 1
+    text, shown = "", 0
+    for piece in pieces:
+        text += piece
+        if said := [at for phrase in stop if (at := text.find(phrase)) >= 0]:
+            yield text[shown : min(said)]
+            return
+        if len(text) - held > shown:
+            yield text[shown : len(text) - held]
+            shown = len(text) - held
+    if text[shown:]:
+        yield text[shown:]

@@ -1,0 +1,98 @@
+"""How well a language model predicts tokens, and how near a text comes to its references."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.text import CHRFScore, ROUGEScore, SacreBLEUScore
+
+from loralight.errors import InputError, did_you_mean
+
+_ROUGE = ("rouge1", "rouge2", "rougeL")
+_OF_TEXTS: dict[str, Callable[[], Metric]] = {
+    "bleu": SacreBLEUScore,
+    "chrf": CHRFScore,
+    "rouge": lambda: ROUGEScore(rouge_keys=_ROUGE),
+}
+
+
+def token_metrics() -> MetricCollection:
+    """Perplexity, and how many tokens are the model's first choice, over all tokens that are learnt from."""
+    # grouping compares states by value, which could be equal by chance in the first batch
+    return MetricCollection({"perplexity": Perplexity(), "token_accuracy": TokenAccuracy()}, compute_groups=False)
+
+
+class Perplexity(Metric):
+    """The exponential of the mean loss per token, over all tokens and not over batches."""
+
+    full_state_update = False
+    total_loss: Tensor
+    num_tokens: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total_loss", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("num_tokens", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, losses: Tensor, hits: Tensor) -> None:
+        """Take each token's loss, and whether it was the first choice (which is not used)."""
+        self.total_loss += losses.sum()
+        self.num_tokens += losses.numel()
+
+    def compute(self) -> Tensor:
+        return (self.total_loss / self.num_tokens).exp().float()
+
+
+class TokenAccuracy(Metric):
+    """The share of tokens that were the model's first choice."""
+
+    full_state_update = False
+    num_hits: Tensor
+    num_tokens: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("num_hits", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("num_tokens", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, losses: Tensor, hits: Tensor) -> None:
+        """Take each token's loss (which is not used), and whether it was the first choice."""
+        self.num_hits += hits.sum()
+        self.num_tokens += hits.numel()
+
+    def compute(self) -> Tensor:
+        return self.num_hits / self.num_tokens
+
+
+def text_metrics(names: Sequence[str]) -> dict[str, Metric]:
+    """Scores of generated texts, each taking (texts, references of each text).
+
+    Raises:
+        InputError: there is no such score (``E-METRIC``), or its package is missing (``E-PACKAGE``).
+    """
+    for name in names:
+        if name not in _OF_TEXTS:
+            raise InputError(
+                "E-METRIC",
+                f"task.text_metrics: there is no {name!r}.{did_you_mean(name, _OF_TEXTS)} "
+                f"Possible: {', '.join(_OF_TEXTS)}",
+            )
+    try:
+        return {name: _OF_TEXTS[name]() for name in names}
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "E-PACKAGE", f'task.text_metrics={list(names)}: pip install "loralight[text-metrics]" ({error})'
+        ) from error
+
+
+def text_scores(metrics: dict[str, Metric]) -> dict[str, float]:
+    """What they say, in percent as sacreBLEU and papers give it; of ROUGE its F-measures."""
+    scores: dict[str, float] = {}
+    for name, metric in metrics.items():
+        if name == "rouge":
+            found = metric.compute()
+            scores |= {key: 100 * float(found[f"{key}_fmeasure"]) for key in _ROUGE}
+        else:
+            scores[name] = 100 * float(metric.compute())
+    return scores

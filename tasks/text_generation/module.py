@@ -1,0 +1,282 @@
+"""Causal language modelling: plain text, answers to prompts, and chat."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torchmetrics import MetricCollection
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from loralight.errors import InputError
+from loralight.logs import show
+from loralight.pretrained import check_vocabulary, load_model, load_tokenizer
+from loralight.task import AdapterTask, Step
+
+from . import samples
+from .data import IGNORED, TextGenerationData
+from .forms import form_of
+from .generation import Decoding, Writer
+from .metrics import text_metrics, text_scores, token_metrics
+
+
+class TextGeneration(AdapterTask):
+    """A causal language model, which learns the tokens that the data marks and continues texts.
+
+    Batch: input_ids, targets (batch, tokens), the target -100 where nothing is learnt; position_ids (batch, tokens) if
+    a row has several documents. Padding is on the right, and needs no mask: nothing before it looks at it.
+
+    Args:
+        checkpoint: a model that ``AutoModelForCausalLM`` loads.
+        columns: those of the data's form: ``messages``; ``prompt`` and ``completion``; or ``text``.
+        join: what stands between a prompt and its completion.
+        chat_template: of chats, in place of the tokenizer's.
+        samples: prompts of the validation split that are continued greedily before training and at each validation,
+            written to the run's folder as ``samples.jsonl`` and shown side by side at its end; 0 for none.
+        sample_tokens: tokens of each.
+        text_metrics: scores of whole generated texts against the data's: ``bleu``, ``rouge``, ``chrf``.
+        text_metrics_rows: distinct prompts of a split that are answered for these.
+        text_metrics_tokens: tokens of each answer at most.
+        training: adapter, optimizer, scheduler, ...: see `AdapterTask`.
+    """
+
+    peft_task_type = "CAUSAL_LM"
+
+    model: PreTrainedModel
+
+    def __init__(
+        self,
+        *,
+        checkpoint: str,
+        columns: Mapping[str, str],
+        join: str = "\n",
+        chat_template: str | None = None,
+        samples: int = 3,
+        sample_tokens: int = 64,
+        text_metrics: Sequence[str] = (),
+        text_metrics_rows: int = 100,
+        text_metrics_tokens: int = 128,
+        **training: Any,
+    ) -> None:
+        super().__init__(**training)
+        self.checkpoint, self.columns, self.join, self.chat_template = checkpoint, dict(columns), join, chat_template
+        self.num_samples, self.sample_tokens = samples, sample_tokens
+        self.text_metrics = list(text_metrics)
+        self.num_text_rows, self.text_tokens = text_metrics_rows, text_metrics_tokens
+        _check_text_metrics(self.text_metrics, self.columns)
+        self._keeps_documents_apart = False  # not known before the first packed batch
+
+    def build_model(self) -> PreTrainedModel:
+        model = load_model(AutoModelForCausalLM, self.checkpoint)
+        self.tokenizer = load_tokenizer(self.checkpoint)
+        check_vocabulary(model, self.tokenizer, self.checkpoint)
+        self.form = form_of(self.tokenizer, self.columns, join=self.join, template=self.chat_template)
+        self.writer = Writer(model, self.tokenizer, self.form.ends())
+        return model
+
+    def metrics(self) -> MetricCollection:
+        return token_metrics()
+
+    def step(self, batch: Mapping[str, Tensor]) -> Step:
+        inputs = {name: tensor for name, tensor in batch.items() if name != "targets"}
+        if "position_ids" in inputs:
+            self._check_that_documents_are_kept_apart()
+        learnt = batch["targets"] != IGNORED  # (batch, tokens)
+        targets = batch["targets"][learnt]  # (learnt,)
+        logits = self._logits_where(learnt, inputs).float()  # (learnt, vocabulary)
+        losses = F.cross_entropy(logits, targets, reduction="none")
+        hits = logits.detach().argmax(-1) == targets
+        return Step(losses.sum() / max(len(targets), 1), losses.detach(), hits)
+
+    def _logits_where(self, learnt: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The model's own logits, computed at the positions in ``learnt`` alone.
+
+        The output embedding is handed only these, as a vocabulary of 50,000 words costs as much there as several
+        layers; whatever the model does to logits afterwards (Gemma caps them, Granite scales them) it does itself.
+        """
+        output = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        hook = output.register_forward_pre_hook(lambda _, given: (given[0][learnt].unsqueeze(0),))
+        try:
+            # with a cache, transformers would let packed documents see one another
+            logits: Tensor = self.model(**inputs, use_cache=False).logits
+        finally:
+            hook.remove()
+        return logits.squeeze(0)
+
+    @torch.no_grad()
+    def _check_that_documents_are_kept_apart(self) -> None:
+        """Raise ``E-PACKED`` if a document's logits depend on its neighbour in the row: it is tried once."""
+        if self._keeps_documents_apart:
+            return
+        ids = torch.tensor([[5, 6, 7, 8, 5, 6, 7]], device=self.device) % self.model.config.vocab_size
+        positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2]], device=self.device)
+        was_training = self.training
+        self.eval()
+        try:
+            together = self.model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 4:]
+            alone = self.model(input_ids=ids[:, 4:], use_cache=False).logits
+        except TypeError:  # it takes no positions
+            together, alone = torch.zeros(1), torch.ones(1)
+        finally:
+            self.train(was_training)
+        if not torch.allclose(together.float(), alone.float(), rtol=0.01, atol=0.01 * float(alone.float().abs().max())):
+            raise InputError(
+                "E-PACKED",
+                f"{type(self.model).__name__} lets documents that share a row see one another; set data.packed=false",
+            )
+        self._keeps_documents_apart = True
+
+    def predict_batch(
+        self,
+        inputs: Sequence[Any],
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+    ) -> list[dict[str, Any]]:
+        """What follows each input, and why it ends there (``stop`` or ``length``); for the options see `Decoding`.
+
+        An input is a text, or a record with the data's column of texts, prompts or messages. To a model that learns
+        chats a text is what the user says, and a list of messages is an input too.
+        """
+        decoding = Decoding(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            repetition_penalty=repetition_penalty,
+            stop=stop,
+            seed=seed,
+        )
+        records = [self.form.record(given) for given in inputs]
+        written = self.writer.write([self.form.prompt(record) for record in records], decoding)
+        return [
+            {**record, "completion": text, "finish": finish}
+            for record, (text, finish) in zip(records, written, strict=True)
+        ]
+
+    def stream(
+        self,
+        given: Any,
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """What `predict_batch` says of one input, in pieces."""
+        decoding = Decoding(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            repetition_penalty=repetition_penalty,
+            stop=stop,
+            seed=seed,
+        )
+        was_training = self.training
+        self.eval()
+        try:
+            yield from self.writer.stream(self.form.prompt(self.form.record(given)), decoding)
+        finally:
+            self.train(was_training)
+
+    def on_train_start(self) -> None:
+        """Measure the pretrained model, which the adapter does not change before the first step."""
+        if self.num_samples and self.global_step == 0:
+            self._note(self._scores_of_validation())
+
+    def on_validation_epoch_end(self) -> None:
+        if self.trainer.sanity_checking:
+            return
+        scores = self._log_text_scores("validation")
+        if self.num_samples and self.trainer.state.fn == TrainerFn.FITTING:
+            self._note({**_floats(self.scores["validation"]), **scores})
+        elif self.num_samples and self.trainer.state.fn == TrainerFn.VALIDATING and self.global_step:
+            self._show_before_and_after({**_floats(self.scores["validation"]), **scores})
+
+    def on_test_epoch_end(self) -> None:
+        self._log_text_scores("test")
+
+    @torch.inference_mode()
+    def _scores_of_validation(self) -> dict[str, float]:
+        """What a validation would log, without one: Lightning's own check before training sees two batches."""
+        scores = token_metrics().to(self.device)
+        was_training = self.training
+        self.eval()
+        try:
+            loader = self._data().val_dataloader()
+            with self.trainer.precision_plugin.forward_context():
+                for batch in islice(loader, int(min(self.trainer.num_val_batches, default=0))):
+                    step = self.step(self.trainer.strategy.batch_to_device(batch))
+                    scores.update(step.predictions, step.targets)
+        finally:
+            self.train(was_training)
+        return {**_floats(scores), **self._text_scores("validation")}
+
+    def _note(self, scores: Mapping[str, float]) -> None:
+        if self.trainer.is_global_zero:
+            folder = Path(self.trainer.default_root_dir)
+            samples.append(folder, step=self.global_step, scores=scores, samples=self._samples())
+
+    def _show_before_and_after(self, scores: Mapping[str, float]) -> None:
+        """With the weights that are kept, which need not be those of the last epoch."""
+        lines = samples.read(Path(self.trainer.default_root_dir))
+        if self.trainer.is_global_zero and lines and lines[0]["step"] == 0:
+            show(samples.samples_table(lines[0]["samples"], self._samples()))
+            show(samples.scores_table(lines[0]["scores"], scores))
+
+    def _samples(self) -> list[dict[str, str]]:
+        prompts = self._data().prompts("validation", self.num_samples)
+        answers = self.predict([record for record, _ in prompts], max_new_tokens=self.sample_tokens)
+        return [
+            {"prompt": self.form.shown(record), "written": answer["completion"], "reference": references[0]}
+            for (record, references), answer in zip(prompts, answers, strict=True)
+        ]
+
+    def _log_text_scores(self, split: str) -> dict[str, float]:
+        scores = self._text_scores(split)
+        self.log_dict({f"{split}/{name}": value for name, value in scores.items()})  # the same on all ranks
+        return scores
+
+    def _text_scores(self, split: str) -> dict[str, float]:
+        """Scores of generated texts, of which each rank writes its share."""
+        if not self.text_metrics:
+            return {}
+        metrics = {name: metric.to(self.device) for name, metric in text_metrics(self.text_metrics).items()}
+        prompts = self._data().prompts(split, self.num_text_rows)[self.trainer.global_rank :: self.trainer.world_size]
+        answers = self.predict([record for record, _ in prompts], max_new_tokens=self.text_tokens)
+        texts, references = [answer["completion"].strip() for answer in answers], [found for _, found in prompts]
+        for metric in metrics.values():
+            metric.update(texts, references)
+        return text_scores(metrics)
+
+    def _data(self) -> TextGenerationData:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, TextGenerationData)
+        return data
+
+
+def _check_text_metrics(names: Sequence[str], columns: Mapping[str, str]) -> None:
+    text_metrics(names)
+    if names and "text" in columns:
+        raise InputError(
+            "E-METRIC",
+            f"task.text_metrics={list(names)} compares answers with the data's; plain texts have none. Give data with "
+            "prompts and completions, or chats",
+        )
+
+
+def _floats(scores: Any) -> dict[str, float]:
+    return {name.rpartition("/")[2]: float(value) for name, value in scores.compute().items()}

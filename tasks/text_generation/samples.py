@@ -1,0 +1,51 @@
+"""What a model writes, and how well it predicts, before training and after each validation: a line of JSON each."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+FILE = "samples.jsonl"
+
+
+def append(folder: Path, *, step: int, scores: Mapping[str, float], samples: Sequence[Mapping[str, str]]) -> None:
+    """Add a line on the model after ``step`` optimizer steps; lines of that step or a later one are written anew.
+
+    Args:
+        samples: prompts, with what the model wrote and what the data has.
+    """
+    earlier = [line for line in read(folder) if line["step"] < step]  # a resumed run comes by once more
+    lines = [*earlier, {"step": step, "scores": dict(scores), "samples": [dict(sample) for sample in samples]}]
+    (folder / FILE).write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The lines in a run's folder so far."""
+    file = folder / FILE
+    if not file.is_file():
+        return []
+    # splitlines() would also split at what a text may hold, such as U+2028
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+
+
+def scores_table(before: Mapping[str, float], after: Mapping[str, float]) -> Table:
+    """Scores on the validation split, of the pretrained model and of the trained one."""
+    table = Table(title="validation, before training and after", title_justify="left")
+    table.add_column("metric")
+    for column in ("before", "after"):
+        table.add_column(column, justify="right")
+    for name in sorted(before.keys() & after.keys()):
+        table.add_row(name, f"{before[name]:.4f}", f"{after[name]:.4f}")
+    return table
+
+
+def samples_table(before: Sequence[Mapping[str, str]], after: Sequence[Mapping[str, str]]) -> Table:
+    """Continuations of the same prompts side by side."""
+    table = Table(title="what it writes, before training and after", title_justify="left", show_lines=True)
+    for column in ("prompt", "before", "after", "in the data"):
+        table.add_column(column, overflow="fold", ratio=1)
+    for then, now in zip(before, after, strict=True):
+        table.add_row(*(text.strip() for text in (then["prompt"], then["written"], now["written"], now["reference"])))
+    return table

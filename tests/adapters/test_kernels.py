@@ -1,0 +1,147 @@
+"""Each fast path computes what the plain formula does: outputs and gradients."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from loralight.adapters import LoraLayer, kernels, lora_layers
+from loralight.adapters.lora_layers import LAYERS
+
+SHAPES = [(nn.Linear(20, 11), (3, 7, 20)), (nn.Linear(5, 9, bias=False), (4, 5)), (nn.Linear(5, 9), (5,))]
+CONVOLUTIONS = [
+    (nn.Conv1d(4, 6, 3, padding=1), (2, 4, 9)),
+    (nn.Conv2d(6, 5, 3, stride=2, padding=1, bias=False), (2, 6, 9, 8)),
+    (nn.Conv2d(6, 5, (1, 3), padding=(0, 2), dilation=(1, 2)), (2, 6, 9, 8)),
+    (nn.Conv2d(6, 5, 1), (2, 6, 4, 4)),
+    (nn.Conv3d(3, 4, 2, stride=(1, 2, 1)), (2, 3, 4, 5, 4)),
+]
+
+
+def adapted(layer: nn.Module, dropout: float = 0.0) -> LoraLayer:
+    base = copy.deepcopy(layer).double().requires_grad_(False)
+    upgraded = LAYERS[type(layer)].upgrade_(base, rank=3, alpha=6, dropout=dropout)
+    for factor in (upgraded.lora_A, upgraded.lora_B):
+        nn.init.normal_(factor)
+    return upgraded
+
+
+def gradients(layer: LoraLayer, x: Tensor, seed: int = 0) -> list[Tensor]:
+    torch.manual_seed(seed)
+    x = x.clone().requires_grad_()
+    y = layer(x)
+    upstream = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+    return [y.detach(), *torch.autograd.grad(y, [x, layer.lora_A, layer.lora_B], upstream)]
+
+
+def count(monkeypatch: pytest.MonkeyPatch, name: str) -> list[int]:
+    """Counts the calls of a fast path, so that no test compares the plain formula with itself."""
+    calls: list[int] = []
+    fast: Callable[..., Tensor] = getattr(kernels, name)
+
+    def counted(*arguments: Any) -> Tensor:
+        calls.append(1)
+        return fast(*arguments)
+
+    monkeypatch.setattr(lora_layers, name, counted)
+    return calls
+
+
+@pytest.mark.parametrize(("plain", "shape"), SHAPES + CONVOLUTIONS, ids=lambda value: str(value)[:60])
+def test_outputs_and_gradients_are_those_of_the_plain_formula(
+    plain: nn.Module, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, x = adapted(plain), torch.randn(shape, dtype=torch.float64)
+    calls = count(monkeypatch, "lora_linear" if isinstance(plain, nn.Linear) else "lora_convolution")
+    found = gradients(layer, x)
+    assert calls
+    monkeypatch.setattr(lora_layers, "is_plain_step", lambda *_: False)
+    for ours, theirs in zip(found, gradients(layer, x), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_the_gradients_with_dropout_are_those_of_the_mask_that_was_drawn() -> None:
+    layer, x = adapted(nn.Linear(40, 11), dropout=0.3), torch.randn(6, 40, dtype=torch.float64)
+    y, g_x, g_A, g_B = gradients(layer, x, seed=5)
+    torch.manual_seed(5)
+    mask, keep = kernels.drop_mask(x, 0.3)
+    x = x.clone().requires_grad_()
+    low = F.linear(F.linear(x.masked_fill(mask, 0.0) * keep, layer.lora_A), layer.lora_B)
+    expected = F.linear(x, layer.weight, layer.bias) + 2.0 * low
+    torch.testing.assert_close(y, expected)
+    upstream = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+    for ours, theirs in zip(
+        [g_x, g_A, g_B], torch.autograd.grad(expected, [x, layer.lora_A, layer.lora_B], upstream), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("probability", [0.01, 0.1, 0.5, 0.9])
+def test_a_mask_drops_its_share_and_keeps_the_expectation(probability: float) -> None:
+    torch.manual_seed(0)
+    mask, keep = kernels.drop_mask(torch.empty(500, 2001), probability)
+    dropped = float(mask.double().mean())
+    assert abs(dropped - probability) < 4 * (probability * (1 - probability) / mask.numel()) ** 0.5 + 2**-16
+    assert keep * (1 - probability) == pytest.approx(1, rel=1e-3)
+    neighbours = torch.stack([mask[:, :-1].flatten(), mask[:, 1:].flatten()])
+    correlation = torch.corrcoef(neighbours.double())
+    assert abs(float(correlation[0, 1])) < 0.005, "though neighbours come from one random word"
+
+
+def test_no_dropout_mask_is_drawn_in_evaluation() -> None:
+    layer, x = adapted(nn.Linear(8, 8), dropout=0.5).eval(), torch.randn(3, 8, dtype=torch.float64)
+    assert torch.equal(layer(x), layer(x))
+
+
+@pytest.mark.parametrize(("plain", "shape"), [SHAPES[0], CONVOLUTIONS[1]], ids=["linear", "convolution"])
+def test_one_activation_is_kept_for_the_backward_pass(plain: nn.Module, shape: tuple[int, ...]) -> None:
+    layer = adapted(plain, dropout=0.1 if isinstance(plain, nn.Linear) else 0.0)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    weights = {tensor.data_ptr() for tensor in (*layer.parameters(), x)}
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        layer(x)
+    others = [tensor for tensor in kept if tensor.data_ptr() not in weights and tensor.numel() >= x.numel()]
+    assert all(tensor.dtype is torch.bool for tensor in others), "beside the input only a mask is as large"
+    assert len(others) <= 1
+
+
+def test_a_layer_whose_input_needs_no_gradient_computes_none() -> None:
+    layer = adapted(nn.Linear(20, 11))
+    y = layer(torch.randn(4, 20, dtype=torch.float64))
+    y.sum().backward()
+    assert layer.lora_B.grad is not None and layer.weight.grad is None
+
+
+@pytest.mark.parametrize("case", ["autocast", "half", "trained weight", "vmap"])
+def test_what_the_fast_paths_were_not_written_for_takes_the_plain_formula(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = count(monkeypatch, "lora_linear")
+    layer = adapted(nn.Linear(20, 11)).float()
+    x = torch.randn(4, 20)
+    if case == "autocast":
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype is torch.bfloat16
+    elif case == "half":
+        layer.weight.data, layer.bias.data = layer.weight.data.bfloat16(), layer.bias.data.bfloat16()
+        assert layer(x.bfloat16()).dtype is torch.bfloat16
+    elif case == "trained weight":
+        layer.weight.requires_grad_()
+        layer(x).sum().backward()
+        assert layer.weight.grad is not None
+    else:
+        torch.testing.assert_close(torch.func.vmap(layer)(x), layer(x))
+        calls.pop()
+    assert not calls
+
+
+def test_bias_learns_where_it_is_to() -> None:
+    layer, x = adapted(nn.Linear(20, 11)), torch.randn(4, 20, dtype=torch.float64)
+    layer.bias.requires_grad_()
+    layer(x).sum().backward()
+    torch.testing.assert_close(layer.bias.grad, torch.full((11,), 4.0, dtype=torch.float64))
