@@ -159,6 +159,11 @@ def test_types_given_by_name_are_in_the_order_given(tmp_path: Path, tiny_bert: s
     assert data.model_arguments()["labels"] == ["place", "thing", "person"]
 
 
+def test_a_few_rows_of_train_do_not_hide_the_types_of_the_rest(tmp_path: Path, tiny_bert: str) -> None:
+    data = make(tmp_path, tiny_bert, {"train": tagged()[2:] * 2, "validation": tagged()}, limit_rows=1)
+    assert data.types == ["person", "place"]
+
+
 def test_a_long_row_is_one_row_in_several_windows_and_said_so(tmp_path: Path, tiny_bert: str) -> None:
     rows = [{"tokens": ["Bob", "ran"] * 40, "ner_tags": ["B-person", "O"] * 40}, *tagged()]
     data = make(tmp_path, tiny_bert, rows)
