@@ -105,7 +105,7 @@ def test_a_config_dir_brings_experiments_of_ones_own(
         (["train", "optimizer.momentum=0"], "+optimizer.momentum="),
         (["train", "adapter=lroa"], "Did you mean 'lora'?"),
         (["train", "optimizer=admw"], "Did you mean 'adamw'?"),
-        (["train", "task=text_clasification"], "Did you mean 'text_classification'?"),
+        (["train", "task=text_clasification"], "Did you mean 'text_classification'"),
         (["train", "adapter.rank=abc"], "adapter.rank: 'abc' is not an integer"),
         (["train", "+optimizer.weight_decy=1"], "Did you mean 'weight_decay'?"),
         (["train", "adapter.rank=[1"], "E-OVERRIDE"),

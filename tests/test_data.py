@@ -57,14 +57,8 @@ class ByEpoch(Numbers):
         return torch.tensor([1000 * row[0] + row[1] if isinstance(row, tuple) else row for row in rows])
 
 
-class Anew:
+class Anew(list[int]):
     """Rows that are what they are asked for by."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
 
     def __getitem__(self, index: Any) -> Any:
         return index
@@ -74,7 +68,7 @@ class Anew:
 def test_rows_that_differ_by_epoch_are_asked_for_by_epoch_and_number_in_training_alone(num_workers: int) -> None:
     plain = numbers()
     data = ByEpoch(num_rows={"train": 50, "validation": 11}, batch_size=4, num_workers=num_workers)
-    data.splits = {"train": Anew(50), "validation": Anew(11)}
+    data.splits = {"train": Anew(range(50)), "validation": Anew(range(11))}
     loader = data.train_dataloader()
     for epoch in (0, 1, 5):
         loader.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]

@@ -75,7 +75,6 @@ class TextGeneration(AdapterTask):
         self.tokenizer = load_tokenizer(self.checkpoint)
         check_vocabulary(model, self.tokenizer, self.checkpoint)
         self.form = form_of(self.tokenizer, self.columns, join=self.join, template=self.chat_template)
-        self.writer = Writer(model, self.tokenizer, self.form.ends())
         return model
 
     def metrics(self) -> MetricCollection:
@@ -157,7 +156,7 @@ class TextGeneration(AdapterTask):
             seed=seed,
         )
         records = [self.form.record(given) for given in inputs]
-        written = self.writer.write([self.form.prompt(record) for record in records], decoding)
+        written = self._writer().write([self.form.prompt(record) for record in records], decoding)
         return [
             {**record, "completion": text, "finish": finish}
             for record, (text, finish) in zip(records, written, strict=True)
@@ -188,9 +187,12 @@ class TextGeneration(AdapterTask):
         was_training = self.training
         self.eval()
         try:
-            yield from self.writer.stream(self.form.prompt(self.form.record(given)), decoding)
+            yield from self._writer().stream(self.form.prompt(self.form.record(given)), decoding)
         finally:
             self.train(was_training)
+
+    def _writer(self) -> Writer:
+        return Writer(self.model, self.tokenizer, self.form.ends())
 
     def on_train_start(self) -> None:
         """Measure the pretrained model, which the adapter does not change before the first step."""
