@@ -186,7 +186,7 @@ class TextGenerationData(TaskData):
         """The scores of knowing how often each token comes in training, and nothing of its context."""
         train, targets = (part[part != IGNORED] for part in (self._targets("train"), self._targets(split)))
         counts = np.bincount(train, minlength=len(self.tokenizer))
-        # what comes once tells how likely it is that something new comes (Good, 1953, doi.org/10.1093/biomet/40.3-4.237)
+        # what comes once tells how likely something new is (Good, 1953, doi.org/10.1093/biomet/40.3-4.237)
         new = ((counts == 1).sum() + 0.5) / (len(train) + 1)
         frequencies = np.where(counts, (1 - new) * counts / len(train), new / max((counts == 0).sum(), 1))
         loss = -float(np.log(frequencies[targets]).mean())
