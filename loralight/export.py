@@ -126,9 +126,9 @@ def load_adapter(task: AdapterTask, folder: Path, recipe: dict[str, Any]) -> Non
 def fingerprint(task: AdapterTask) -> str:
     """Tells base models apart: sha256 over names, shapes and up to 256 values of each frozen tensor, shortened."""
     digest = hashlib.sha256()
-    learns = task.trainable_tensors()
+    learns = {tensor.data_ptr() for tensor in task.trainable_tensors().values()}  # a tied weight has several names
     for name, tensor in sorted(task.model.state_dict().items()):
-        if name not in learns:
+        if tensor.data_ptr() not in learns:
             flat = tensor.flatten()
             sample = flat[:: max(1, flat.numel() // 256)].float().cpu()
             digest.update(f"{name} {tuple(tensor.shape)}".encode())

@@ -18,6 +18,8 @@ from torch import nn
 from loralight.errors import InputError, did_you_mean
 from loralight.resources import resolve
 
+from .images import MODES
+
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
@@ -43,13 +45,15 @@ class Backbone:
             crop_pct: share of the side of an image that is kept, if not the model's own.
 
         Raises:
-            InputError: no images are prepared in such a way (``E-IMAGE-SIZE``).
+            InputError: no images are prepared in such a way (``E-IMAGE-SIZE``, ``E-MODEL``).
         """
         if image_size is not None and image_size < 1:
             raise InputError("E-IMAGE-SIZE", f"model.image_size={image_size}: give a number of pixels, such as 224")
         if crop_pct is not None and not 0 < crop_pct <= 1:
             raise InputError("E-IMAGE-SIZE", f"model.crop_pct={crop_pct}: give a share above 0, and up to 1")
         channels = self.config.input_size[0]
+        if channels not in MODES:
+            raise InputError("E-MODEL", f"{self.architecture} takes images of {channels} channels; give one of 1 or 3")
         size = self.config.input_size if image_size is None else (channels, image_size, image_size)
         given = {"input_size": size, "crop_pct": crop_pct}
         return dict(resolve_data_config(given, pretrained_cfg=asdict(self.config)))  # type: ignore[no-untyped-call]
@@ -169,6 +173,7 @@ def _in_file(
         hf_hub_id=None,
         hf_hub_filename=None,
         source=None,
+        state_dict=None,
         custom_load=False,
         file=str(file),
         num_classes=_num_classes(file, config.classifier),

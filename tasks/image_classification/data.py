@@ -17,7 +17,7 @@ from torch.utils.data import default_collate
 
 from loralight.data import TaskData
 from loralight.errors import InputError
-from loralight.labels import encode_labels, is_hidden, label_names, read_labels
+from loralight.labels import are_lists, encode_labels, is_hidden, label_names, read_labels
 from loralight.splits import FORMATS, check_columns, read_file
 
 from .backbone import find_backbone
@@ -146,23 +146,27 @@ class ImageClassificationData(TaskData):
         if "test" in rows and is_hidden(rows["test"], self.label_column):
             del rows["test"]
             self.notes.append("test: left out, its labels are hidden (all -1)")
-        labels = {
-            split: read_labels(part, [self.label_column], split, self.given_labels) for split, part in rows.items()
-        }
-        self.names = self.given_labels or label_names(rows["train"], [self.label_column], labels["train"])
+        labels = self._labels(rows)
+        splits = {split: self._images(split, part, labels[split]) for split, part in rows.items()}
+        decoded = sum(map(len, splits.values())) <= _DECODED
+        self.kinds = {split: _inspect(images, decoded=decoded) for split, images in splits.items()}
+        return splits
+
+    def _labels(self, rows: Mapping[str, Dataset]) -> dict[str, list[int]]:
+        """The class number of each row, and on the way the names of the classes."""
+        column = [self.label_column]
+        if are_lists(rows["train"], column):
+            raise InputError("E-LABELS", f"column {self.label_column!r} holds lists; an image has one label")
+        labels = {split: read_labels(part, column, split, self.given_labels) for split, part in rows.items()}
+        self.names = self.given_labels or label_names(rows["train"], column, labels["train"])
         if len(self.names) < 2:
             raise InputError(
                 "E-LABELS", f"the only label in train is {self.names}; a classifier needs two. Check data.columns"
             )
         if twice := [name for name, count in Counter(self.names).items() if count > 1]:
             raise InputError("E-LABELS", f"data.labels names {', '.join(map(repr, twice))} twice")
-        splits = {
-            split: self._images(split, part, [row[0] for row in encode_labels(labels[split], self.names, split)])
-            for split, part in rows.items()
-        }
-        decoded = sum(map(len, splits.values())) <= _DECODED
-        self.kinds = {split: _inspect(images, decoded=decoded) for split, images in splits.items()}
-        return splits
+        numbers = {split: encode_labels(names, self.names, split) for split, names in labels.items()}
+        return {split: [number for (number,) in found] for split, found in numbers.items()}
 
     def _images(self, split: str, rows: Dataset, labels: list[int]) -> Images:
         evaluation = evaluation_transform(self.preparation)
@@ -288,7 +292,7 @@ def _described(kinds: Counter[tuple[str, tuple[int, int]]]) -> str:
     other: Counter[str] = Counter()
     for (mode, _), count in kinds.items():
         other[mode] += count
-    modes = ", ".join(f"{count} {mode}" for mode, count in other.items() if mode != "RGB")
+    modes = ", ".join(f"{count} of mode {mode}" for mode, count in other.items() if mode != "RGB")
     return f"{kinds.total()} images of {of} pixels{f', {modes}' if modes else ''}"
 
 

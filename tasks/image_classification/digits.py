@@ -1,6 +1,9 @@
 """The demo: scikit-learn's handwritten digits, and a small ResNet that has learnt half of them."""
 
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor
 
-from loralight.checkpoint import MANIFEST, write_folder
+from loralight.checkpoint import verify, write_folder
 from loralight.errors import InputError
 from loralight.logs import logger
 from loralight.resources import resolve
@@ -42,31 +45,39 @@ class DigitsDemo(ImageClassificationData):
     """1,797 grey images of 8 x 8 pixels, and a ResNet-18 that knows the digits 0 to 4.
 
     Alpaydin and Kaynak, 1998, https://doi.org/10.24432/C50P49, as scikit-learn brings them. Both are made once, in half
-    a minute, and kept in ``path``.
+    a minute, and kept.
 
     Args:
-        path: the folder to keep them in, which ``checkpoint`` may name too.
-        arguments: see `ImageClassificationData`.
+        folder: where they are kept; ``checkpoint`` may name it too.
+        arguments: see `ImageClassificationData`; the data itself is not to be chosen.
+
+    Raises:
+        InputError: other data is named (``E-DATA``).
     """
 
-    def __init__(self, *, path: str, **arguments: Any) -> None:
-        super().__init__(path=path, **arguments)
-        self.folder = Path(resolve(path))
+    def __init__(self, *, folder: str, **arguments: Any) -> None:
+        if given := [f"data.{name}={arguments[name]}" for name in ("path", "name", "train") if arguments.get(name)]:
+            raise InputError(
+                "E-DATA", f"{', '.join(given)}: the demo has its own data; add data=image_classification to take yours"
+            )
+        super().__init__(**{**arguments, "path": folder})
+        self.folder = Path(resolve(folder))
 
     def load(self) -> dict[str, Images]:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{self.folder}.lock"):  # of several processes one makes it, and the others wait
-            if not (self.folder / MANIFEST).is_file():
+            if not self.folder.exists():
                 logger.info(
                     "first run: training the demo's ResNet-18 on the digits 0 to %d, to keep in %s",
                     _KNOWN - 1,
                     self.folder,
                 )
                 write_folder(self.folder, make_digits)
+        verify(self.folder)
         return super().load()
 
 
-def make_digits(folder: Path, *, num_epochs: int = 6) -> None:
+def make_digits(folder: Path, *, num_epochs: int = 4) -> None:
     """Write the digits as ``train``, ``validation`` and ``test.parquet``, and the ResNet in the format of timm's hub.
 
     Raises:
@@ -79,14 +90,26 @@ def make_digits(folder: Path, *, num_epochs: int = 6) -> None:
     (folder / "config.json").write_text(json.dumps(_CONFIG, indent=2), encoding="utf-8")
     labels = torch.tensor(splits["train"]["label"])
     known = (labels < _KNOWN).nonzero().flatten()
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
+    with _reproducible():
         model = timm.create_model(_ARCHITECTURE, num_classes=_KNOWN)
         save_file(model.state_dict(), folder / "model.safetensors")
         transform = evaluation_transform(find_backbone(str(folder)).preparation())
         images = torch.stack([transform(image.convert("RGB")) for image in splits["train"].select(known)["image"]])
         _train(model, images, labels[known], num_epochs)
     save_file(model.state_dict(), folder / "model.safetensors")
+
+
+@contextmanager
+def _reproducible() -> Iterator[None]:
+    """Seeded, and on one thread: sums do not depend on the machine, and other programs on it do no harm."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def _read_digits() -> dict[str, Dataset]:
@@ -118,7 +141,8 @@ def _train(model: torch.nn.Module, images: Tensor, labels: Tensor, num_epochs: i
     optimizer = torch.optim.AdamW(model.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, len(batches))
     model.train()
-    for batch in track(batches, "training the demo's ResNet", console=get_console(), transient=True):
+    task, hidden = "training the demo's ResNet", not sys.stderr.isatty()
+    for batch in track(batches, task, console=get_console(), transient=True, disable=hidden):
         down, right = torch.randint(-3, 4, (2,)).tolist()
         loss = F.cross_entropy(model(images[batch].roll((down, right), (2, 3))), labels[batch])
         optimizer.zero_grad()

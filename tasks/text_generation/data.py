@@ -8,20 +8,33 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, Features, Value
+from datasets import List as Items
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from loralight.data import TaskData
 from loralight.errors import InputError
 from loralight.pretrained import check_length, load_tokenizer
 from loralight.splits import Readers
 
-from .forms import Chat, Form, PlainText, PromptCompletion, form_of, read_template
+from .chats import Chat, read_template
+from .form import Form
 from .packing import PackedRows, pack
+from .texts import PlainText, PromptCompletion
 
 IGNORED = -100  # the target of a token from which nothing is learnt, as in PyTorch
 _FORMS: tuple[type[Form], ...] = (Chat, PromptCompletion, PlainText)
 _PART = 4000  # characters
+_ENCODED = Features(  # told, as there may be no row to see them from
+    {
+        "input_ids": Items(Value("int32")),
+        "targets": Items(Value("int32")),
+        "length": Value("int32"),
+        "row": Value("int64"),
+        "cut": Value("bool"),
+    }
+)
 
 
 def read_text(file: str) -> Dataset:
@@ -40,6 +53,15 @@ def read_text(file: str) -> Dataset:
             parts.append("")
         parts[-1] += f"\n{paragraph}" if parts[-1] else paragraph
     return Dataset.from_dict({"text": parts})
+
+
+def form_of(
+    tokenizer: PreTrainedTokenizerBase, columns: Mapping[str, str], *, join: str = "\n", template: str | None = None
+) -> Form:
+    """The form whose columns these are."""
+    if "messages" in columns:
+        return Chat(tokenizer, columns, template=template)
+    return PromptCompletion(tokenizer, columns, join=join) if "prompt" in columns else PlainText(tokenizer, columns)
 
 
 class TextGenerationData(TaskData):
@@ -83,6 +105,7 @@ class TextGenerationData(TaskData):
         self.rows: dict[str, Dataset] = {}
         self.documents: dict[str, Dataset] = {}
         self.counts: dict[str, dict[str, int]] = {}
+        self._prompts: dict[tuple[str, int], list[tuple[dict[str, Any], list[str]]]] = {}
 
     def load(self) -> dict[str, PackedRows]:
         rows = self.read_splits()
@@ -122,17 +145,17 @@ class TextGenerationData(TaskData):
             batched=True,
             with_indices=True,
             remove_columns=self.rows[split].column_names,
+            features=_ENCODED,
             fn_kwargs={"form": self.form, "split": split, "max_length": self.max_length},
         )
-        documents = encoded.select_columns(["input_ids", "targets"])
-        lengths = [len(ids) for ids in documents["input_ids"]]
+        lengths = list(encoded["length"])
         if not lengths:
             raise InputError(
                 "E-SEQ-LEN",
                 f"{split}: none of {len(self.rows[split])} rows has anything to learn within {self.max_length} tokens; "
                 "raise model.max_length",
             )
-        self.documents[split] = documents
+        self.documents[split] = encoded.select_columns(["input_ids", "targets", "length"])
         self.counts[split] = {
             "tokens": sum(lengths),
             "learnt": int((self._targets(split) != IGNORED).sum()),
@@ -140,7 +163,7 @@ class TextGenerationData(TaskData):
             "used": len(set(encoded["row"])),
         }
         groups = pack(lengths, self.max_length) if self.packed else [[document] for document in range(len(lengths))]
-        return PackedRows(documents, groups)
+        return PackedRows(self.documents[split], groups)
 
     def _targets(self, split: str) -> np.ndarray[Any, np.dtype[np.int64]]:
         chunks = self.documents[split].data.column("targets").chunks
@@ -166,7 +189,7 @@ class TextGenerationData(TaskData):
         return batch
 
     def lengths(self, split: str) -> Sequence[int]:
-        sizes = [len(ids) for ids in self.documents[split]["input_ids"]]
+        sizes = list(self.documents[split]["length"])
         return [sum(sizes[document] for document in group) for group in self.splits[split].groups]
 
     def model_arguments(self) -> dict[str, Any]:
@@ -174,13 +197,15 @@ class TextGenerationData(TaskData):
 
     def prompts(self, split: str, count: int) -> list[tuple[dict[str, Any], list[str]]]:
         """What generation starts from, with the texts that follow it in the data: a few distinct ones of a split."""
-        found: dict[str, tuple[dict[str, Any], list[str]]] = {}
-        for row in self.rows[split]:
-            record, reference = self.form.example(row)
-            key = json.dumps(record)
-            if key in found or len(found) < count:
-                found.setdefault(key, (record, []))[1].append(reference)
-        return list(found.values())
+        if (split, count) not in self._prompts:
+            found: dict[str, tuple[dict[str, Any], list[str]]] = {}
+            for row in self.rows[split]:
+                record, reference = self.form.example(row)
+                key = json.dumps(record)
+                if key in found or len(found) < count:
+                    found.setdefault(key, (record, []))[1].append(reference)
+            self._prompts[split, count] = list(found.values())
+        return self._prompts[split, count]
 
     def baseline(self, split: str) -> dict[str, float]:
         """The scores of knowing how often each token comes in training, and nothing of its context."""
@@ -212,13 +237,13 @@ class TextGenerationData(TaskData):
 def _encode(
     batch: dict[str, list[Any]], numbers: list[int], *, form: Form, split: str, max_length: int
 ) -> dict[str, list[Any]]:
-    made: dict[str, list[Any]] = {"input_ids": [], "targets": [], "row": [], "cut": []}
+    made: dict[str, list[Any]] = {name: [] for name in _ENCODED}
     for number, (ids, learnt) in zip(numbers, form.encode(batch, [f"{split} row {n}" for n in numbers]), strict=True):
         for start in _starts(len(ids), max_length) if form.is_divisible else [0]:
             part, marks = ids[start : start + max_length], learnt[start : start + max_length]
             targets = [token if mark else IGNORED for token, mark in zip(part[1:], marks[1:], strict=True)] + [IGNORED]
             if any(target != IGNORED for target in targets):
-                values = (part, targets, number, not form.is_divisible and len(ids) > max_length)
+                values = (part, targets, len(part), number, not form.is_divisible and len(ids) > max_length)
                 for name, value in zip(made, values, strict=True):
                     made[name].append(value)
     return made

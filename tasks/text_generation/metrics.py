@@ -69,7 +69,7 @@ def text_metrics(names: Sequence[str]) -> dict[str, Metric]:
     """Scores of generated texts, each taking (texts, references of each text).
 
     Raises:
-        InputError: there is no such score (``E-METRIC``), or its package is missing (``E-PACKAGE``).
+        InputError: there is no such score (``E-METRIC``).
     """
     for name in names:
         if name not in _OF_TEXTS:
@@ -78,16 +78,11 @@ def text_metrics(names: Sequence[str]) -> dict[str, Metric]:
                 f"task.text_metrics: there is no {name!r}.{did_you_mean(name, _OF_TEXTS)} "
                 f"Possible: {', '.join(_OF_TEXTS)}",
             )
-    try:
-        return {name: _OF_TEXTS[name]() for name in names}
-    except ModuleNotFoundError as error:
-        raise InputError(
-            "E-PACKAGE", f'task.text_metrics={list(names)}: pip install "loralight[text-metrics]" ({error})'
-        ) from error
+    return {name: _OF_TEXTS[name]() for name in names}
 
 
 def text_scores(metrics: dict[str, Metric]) -> dict[str, float]:
-    """What they say, in percent as sacreBLEU and papers give it; of ROUGE its F-measures."""
+    """What they say, in percent as sacreBLEU and papers give it; of ROUGE its F-measures; chrF is chrF++."""
     scores: dict[str, float] = {}
     for name, metric in metrics.items():
         if name == "rouge":

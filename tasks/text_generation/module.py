@@ -18,8 +18,7 @@ from loralight.pretrained import check_vocabulary, load_model, load_tokenizer
 from loralight.task import AdapterTask, Step
 
 from . import samples
-from .data import IGNORED, TextGenerationData
-from .forms import form_of
+from .data import IGNORED, TextGenerationData, form_of
 from .generation import Decoding, Writer
 from .metrics import text_metrics, text_scores, token_metrics
 
@@ -196,17 +195,20 @@ class TextGeneration(AdapterTask):
 
     def on_train_start(self) -> None:
         """Measure the pretrained model, which the adapter does not change before the first step."""
-        if self.num_samples and self.global_step == 0:
+        if self._keeps_samples() and self.global_step == 0:
             self._note(self._scores_of_validation())
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.sanity_checking:
             return
         scores = self._log_text_scores("validation")
-        if self.num_samples and self.trainer.state.fn == TrainerFn.FITTING:
-            self._note({**_floats(self.scores["validation"]), **scores})
-        elif self.num_samples and self.trainer.state.fn == TrainerFn.VALIDATING and self.global_step:
-            self._show_before_and_after({**_floats(self.scores["validation"]), **scores})
+        if not self._keeps_samples():
+            return
+        scores = {**_floats(self.scores["validation"]), **scores}
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._note(scores)
+        elif self.global_step:  # after training, with the weights that are kept
+            self._show_before_and_after(scores)
 
     def on_test_epoch_end(self) -> None:
         self._log_text_scores("test")
@@ -233,7 +235,6 @@ class TextGeneration(AdapterTask):
             samples.append(folder, step=self.global_step, scores=scores, samples=self._samples())
 
     def _show_before_and_after(self, scores: Mapping[str, float]) -> None:
-        """With the weights that are kept, which need not be those of the last epoch."""
         lines = samples.read(Path(self.trainer.default_root_dir))
         if self.trainer.is_global_zero and lines and lines[0]["step"] == 0:
             show(samples.samples_table(lines[0]["samples"], self._samples()))
@@ -249,7 +250,8 @@ class TextGeneration(AdapterTask):
 
     def _log_text_scores(self, split: str) -> dict[str, float]:
         scores = self._text_scores(split)
-        self.log_dict({f"{split}/{name}": value for name, value in scores.items()})  # the same on all ranks
+        # the same on all ranks already
+        self.log_dict({f"{split}/{name}": value for name, value in scores.items()}, sync_dist=True)
         return scores
 
     def _text_scores(self, split: str) -> dict[str, float]:
@@ -263,6 +265,9 @@ class TextGeneration(AdapterTask):
         for metric in metrics.values():
             metric.update(texts, references)
         return text_scores(metrics)
+
+    def _keeps_samples(self) -> bool:
+        return self.num_samples > 0 and isinstance(self.trainer.datamodule, TextGenerationData)  # type: ignore[attr-defined]
 
     def _data(self) -> TextGenerationData:
         data = self.trainer.datamodule  # type: ignore[attr-defined]

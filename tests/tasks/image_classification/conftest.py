@@ -1,10 +1,9 @@
 """Tiny models of timm with random weights, and small folders of images."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 import timm
@@ -69,10 +68,3 @@ def image_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels = (np.array(colour) + noise).clip(0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / split / name / f"{number}.{'png' if number % 2 else 'jpg'}")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _no_progress_bars() -> Iterator[None]:
-    datasets.disable_progress_bars()
-    yield
-    datasets.enable_progress_bars()

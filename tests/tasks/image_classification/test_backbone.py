@@ -101,6 +101,17 @@ def test_timm_s_own_names_have_timm_s_own_preparation() -> None:
     assert find_backbone("resnet50.a1_in1k").preparation() == wanted
 
 
+def test_a_grey_model_gets_grey_images_and_one_of_many_channels_is_refused(tmp_path: Path) -> None:
+    for channels in (1, 12):
+        model = timm.create_model("test_resnet", in_chans=channels)
+        timm.models.save_for_hf(model, tmp_path / str(channels), safe_serialization=True)
+    grey = find_backbone(str(tmp_path / "1"))
+    assert grey.preparation()["input_size"] == (1, 160, 160)
+    assert load_backbone(grey, num_labels=3).eval()(torch.zeros(1, 1, 160, 160)).shape == (1, 3)
+    with pytest.raises(InputError, match=r"^E-MODEL: test_resnet takes images of 12 channels"):
+        find_backbone(str(tmp_path / "12")).preparation()
+
+
 def test_a_vision_transformer_takes_images_of_another_size(checkpoints: Callable[[str], str]) -> None:
     model = load_backbone(find_backbone(checkpoints("test_vit")), num_labels=3, image_size=48)
     assert model.eval()(torch.zeros(1, 3, 48, 48)).shape == (1, 3)

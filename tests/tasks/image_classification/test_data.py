@@ -153,7 +153,7 @@ def test_the_report_tells_sizes_modes_and_labels(tiny_resnet: str, image_folders
     Image.new("L", (300, 200)).save(folder / "train" / "red" / "grey.png")
     Image.new("CMYK", (5, 4)).save(folder / "train" / "red" / "cmyk.jpg")
     report = make(tiny_resnet, path=str(folder)).report()
-    assert "train: 26 images of 5 x 4 to 300 x 200 pixels, 1 CMYK, 1 L" in report
+    assert "train: 26 images of 5 x 4 to 300 x 200 pixels, 1 of mode CMYK, 1 of mode L" in report
     assert "labels in train: blue 8, green 8, red 10" in report
     assert any("colour images of 32 x 32 pixels (bilinear, 90.0% of the side in evaluation)" in line for line in report)
 
@@ -290,6 +290,7 @@ FAULTS: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
         in_table(lambda: table(["a", None, "b"])),
         "E-LABEL-RANGE: train row 1, column 'label': None is no label",
     ),
+    "several labels a row": (in_table(lambda: table([[0], [0, 1]])), "E-LABELS: column 'label' holds lists"),
     "a label twice": (in_table(lambda: table([0, 1]), labels=["a", "a"]), "E-LABELS: data.labels names 'a' twice"),
     "an image size of zero": (lambda _: {"image_size": 0}, "E-IMAGE-SIZE: model.image_size=0"),
     "no such policy": (lambda _: {"auto_augment": "sideways"}, "E-AUGMENT: data.auto_augment=sideways"),

@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 from sklearn.datasets import load_digits
 
+from loralight.checkpoint import write_folder
 from loralight.errors import InputError
 from loralight.tasks.image_classification import digits
 from loralight.tasks.image_classification.backbone import find_backbone, load_backbone
@@ -28,7 +29,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def demo(folder: Path) -> DigitsDemo:
     return DigitsDemo(
-        path=str(folder), checkpoint=str(folder), columns={"image": "image", "label": "label"}, length_grouped=False
+        folder=str(folder), checkpoint=str(folder), columns={"image": "image", "label": "label"}, length_grouped=False
     )
 
 
@@ -102,14 +103,26 @@ def test_without_scikit_learn_the_demo_says_how_to_get_it(tmp_path: Path, monkey
         demo(tmp_path / "digits").setup()
 
 
+@pytest.mark.parametrize("given", [{"path": "mine"}, {"train": "mine.csv"}, {"name": "x", "path": "hub"}])
+def test_other_data_than_the_demo_s_is_refused(tmp_path: Path, given: dict[str, str]) -> None:
+    with pytest.raises(InputError, match=r"^E-DATA: data\..*add data=image_classification"):
+        DigitsDemo(folder=str(tmp_path), checkpoint=str(tmp_path), columns={}, **given)
+
+
+def test_a_folder_of_something_else_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "mine.jpg").write_bytes(b"dear to me")
+    with pytest.raises(InputError, match=r"^E-CKPT-HASH: .*photos is not a whole checkpoint"):
+        demo(tmp_path / "photos").setup()
+    assert (tmp_path / "photos" / "mine.jpg").read_bytes() == b"dear to me"
+
+
 @pytest.mark.slow
 def test_the_resnet_knows_half_of_the_digits_and_every_time_the_same(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        make_digits(tmp_path / name)
+        write_folder(tmp_path / name, make_digits)
     assert (tmp_path / "one/model.safetensors").read_bytes() == (tmp_path / "two/model.safetensors").read_bytes()
     data = demo(tmp_path / "one")
-    (tmp_path / "one" / "manifest.json").touch()  # else it would be made again
     data.setup()
     model = load_backbone(find_backbone(str(tmp_path / "one")), num_labels=5).eval()
     rows = [row for row, label in enumerate(data.splits["test"].labels) if label < 5]

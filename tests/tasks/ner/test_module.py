@@ -337,13 +337,16 @@ def trained(settings: list[str], in_process: Callable[..., int], tmp_path: Path)
 
 
 def test_what_is_reported_predicted_and_evaluated_is_one_and_the_same_and_seqeval_agrees(
-    trained: Path, towns: Path, in_process: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    settings: list[str], towns: Path, in_process: Callable[..., int], tmp_path: Path, capsys: Any
 ) -> None:
-    reported = json.loads((trained / "summary.json").read_text())["metrics"]
+    assert in_process("train", *settings, "trainer=cpu") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "person: Anna" in printed and "{'type'" not in printed
+    reported = json.loads((tmp_path / "run" / "summary.json").read_text())["metrics"]
     assert reported["test/f1"] > 0.3
 
     rows = [json.loads(line) for line in (towns / "test.jsonl").read_text().splitlines()]
-    task = loralight.load(trained)
+    task = loralight.load("run")
     answers: list[dict[str, Any]] = task.predict([row["text"] for row in rows])
     truths = [_as_tags(row["text"], row["entities"], "label") for row in rows]
     found = [_as_tags(answer["text"], answer["entities"], "type") for answer in answers]
@@ -356,7 +359,6 @@ def test_what_is_reported_predicted_and_evaluated_is_one_and_the_same_and_seqeva
     assert again == pytest.approx({name: value for name, value in reported.items() if name.startswith("test/")})
 
     (tmp_path / "texts.txt").write_text("\n".join(row["text"] for row in rows))
-    capsys.readouterr()
     assert in_process("predict", "run=run", "input=texts.txt", "output=out.jsonl", "options.threshold=0.1") == 0
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [line["text"] for line in lines] == [row["text"] for row in rows]
@@ -397,15 +399,6 @@ def test_the_merged_model_is_a_pipeline_of_transformers_that_finds_the_same(trai
         assert [one["score"] for one in answer["entities"]] == pytest.approx(
             [one["score"] for one in expected], abs=1e-4
         )
-
-
-def test_the_report_at_the_end_shows_entities_as_people_read_them(
-    settings: list[str], in_process: Callable[..., int], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert in_process("train", *settings, "trainer=cpu") == 0
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "person: Anna" in printed
-    assert "{'type'" not in printed
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ MARKED = (
     "{% else %}{{ message['content'] }}<|im_end|>{% endif %}\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "what", "is", "it", "any", "fine", "day"]
 CORPUS = ["the quick brown fox jumps over the lazy dog", "user assistant system", "what is it? it is a fine day!"] * 20
 
 # far from zero, as trained weights are: at the customary 0.02 so small a model says next to nothing
@@ -72,7 +73,7 @@ def language_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., st
             tokenizer = make_tokenizer(template)
             config_class = getattr(transformers, f"{family}Config")
             ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
-            config = config_class(vocab_size=len(tokenizer), **ends, **FAMILIES[family] | changes)
+            config = config_class(vocab_size=len(tokenizer), **ends, **FAMILIES.get(family, {}) | changes)
             name = "GPT2LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM"
             torch.manual_seed(0)
             getattr(transformers, name)(config).save_pretrained(path)

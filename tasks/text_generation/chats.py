@@ -1,166 +1,20 @@
-"""The forms that rows come in (plain texts, prompts with completions, chats), and what of each is learnt."""
+"""Chats, in the chat template of the tokenizer."""
 
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from loralight.errors import InputError
 
+from .form import Form
+
 Message = Mapping[str, str]
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # marks in a chat template what the assistant says
 _SPEAKER = re.compile(r"^(system|user|assistant):[ \t]*", re.IGNORECASE | re.MULTILINE)
-_SHOWN = 300  # characters
-
-
-class Form(ABC):
-    """How a row becomes tokens, and which of them are learnt.
-
-    Args:
-        tokenizer: of the model.
-        columns: where rows have what `roles` names.
-    """
-
-    roles: ClassVar[tuple[str, ...]]
-    """The columns that rows of this form have."""
-
-    is_divisible: ClassVar[bool] = False
-    """Whether a row that is too long is cut into several, where others lose their end."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, columns: Mapping[str, str]) -> None:
-        self.tokenizer, self.columns = tokenizer, {role: columns[role] for role in self.roles}
-        if tokenizer.eos_token_id is None:
-            raise InputError("E-TOKENIZER", "the model's tokenizer has no end-of-text token (eos_token)")
-
-    @abstractmethod
-    def encode(self, rows: Mapping[str, list[Any]], places: Sequence[str]) -> Iterator[tuple[list[int], list[bool]]]:
-        """Each row's tokens, and which of them are learnt.
-
-        Args:
-            rows: their columns.
-            places: what to call each row in a message.
-
-        Raises:
-            InputError: a row cannot be learnt from (``E-TEXT``, ``E-CHAT``).
-        """
-
-    @abstractmethod
-    def record(self, given: Any) -> dict[str, Any]:
-        """What `TextGeneration.predict` is given, as a record with the columns that generation starts from.
-
-        Raises:
-            InputError: it is something else (``E-INPUT``).
-        """
-
-    @abstractmethod
-    def prompt(self, record: Mapping[str, Any]) -> list[int]:
-        """The tokens that generation continues."""
-
-    @abstractmethod
-    def example(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-        """Of a row of data, a record as generation takes it and the text that follows it there."""
-
-    @abstractmethod
-    def shown(self, record: Mapping[str, Any]) -> str:
-        """A record as people read it."""
-
-    def ends(self) -> set[int]:
-        """Tokens that end a text, beside the tokenizer's own."""
-        return set()
-
-    def _opened(self, texts: list[str]) -> list[list[int]]:
-        """Tokens after the mark that opens a text for this model, if it has one."""
-        found: list[list[int]] = self.tokenizer(texts)["input_ids"]
-        return [ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids for ids in found]
-
-    def _text(self, value: Any, role: str, place: str) -> str:
-        if not isinstance(value, str):
-            raise InputError("E-TEXT", f"{place}, column {self.columns[role]!r}: {value!r} is not a text")
-        return value
-
-    def _given(self, given: Any) -> dict[str, Any]:
-        """``given`` as a record whose first column is a text."""
-        column = self.columns[self.roles[0]]
-        record = {column: given} if isinstance(given, str) else given
-        if not isinstance(record, Mapping) or not isinstance(record.get(column), str):
-            raise InputError("E-INPUT", f"{given!r}: give a text, or a record with a text under {column!r}")
-        return {column: record[column]}
-
-
-class PlainText(Form):
-    """A text, every token of which is learnt, and that it ends."""
-
-    roles = ("text",)
-    is_divisible = True
-
-    def encode(self, rows: Mapping[str, list[Any]], places: Sequence[str]) -> Iterator[tuple[list[int], list[bool]]]:
-        texts = [
-            self._text(value, "text", place) for value, place in zip(rows[self.columns["text"]], places, strict=True)
-        ]
-        for text, ids in zip(texts, self._opened(texts), strict=True):
-            closed = [*ids, self.tokenizer.eos_token_id] if text.strip() else []
-            yield closed, [True] * len(closed)
-
-    def record(self, given: Any) -> dict[str, Any]:
-        return self._given(given)
-
-    def prompt(self, record: Mapping[str, Any]) -> list[int]:
-        return self._opened([record[self.columns["text"]]])[0]
-
-    def example(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-        """The opening of a text, of half of it at most, and how it goes on."""
-        text: str = row[self.columns["text"]]
-        half = text[: min(len(text) // 2, _SHOWN)]
-        cut = len(half.rsplit(maxsplit=1)[0]) if len(half.split()) > 1 else len(half)
-        return {self.columns["text"]: text[:cut]}, text[cut : cut + _SHOWN]
-
-    def shown(self, record: Mapping[str, Any]) -> str:
-        return str(record[self.columns["text"]])
-
-
-class PromptCompletion(Form):
-    """A prompt and the completion that is learnt, and that it ends.
-
-    Args:
-        join: what stands between the two; it belongs to the prompt.
-    """
-
-    roles = ("prompt", "completion")
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, columns: Mapping[str, str], *, join: str) -> None:
-        super().__init__(tokenizer, columns)
-        self.join = join
-
-    def encode(self, rows: Mapping[str, list[Any]], places: Sequence[str]) -> Iterator[tuple[list[int], list[bool]]]:
-        texts = {
-            role: [self._text(value, role, place) for value, place in zip(rows[column], places, strict=True)]
-            for role, column in self.columns.items()
-        }
-        for completion, place in zip(texts["completion"], places, strict=True):
-            if not completion.strip():
-                raise InputError("E-TEXT", f"{place}, column {self.columns['completion']!r}: the completion is empty")
-        prompts = self._opened([prompt + self.join for prompt in texts["prompt"]])
-        completions = self.tokenizer(texts["completion"], add_special_tokens=False)["input_ids"]
-        for prompt, completion in zip(prompts, completions, strict=True):
-            closed = [*completion, self.tokenizer.eos_token_id]
-            yield prompt + closed, [False] * len(prompt) + [True] * len(closed)
-
-    def record(self, given: Any) -> dict[str, Any]:
-        return self._given(given)
-
-    def prompt(self, record: Mapping[str, Any]) -> list[int]:
-        return self._opened([record[self.columns["prompt"]] + self.join])[0]
-
-    def example(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-        column = self.columns["prompt"]
-        return {column: row[column]}, row[self.columns["completion"]]
-
-    def shown(self, record: Mapping[str, Any]) -> str:
-        return str(record[self.columns["prompt"]])
 
 
 class Chat(Form):
@@ -275,15 +129,6 @@ class Chat(Form):
         return set([token for token in after[len(before) :] if token in special][:1])
 
 
-def form_of(
-    tokenizer: PreTrainedTokenizerBase, columns: Mapping[str, str], *, join: str = "\n", template: str | None = None
-) -> Form:
-    """The form whose columns these are."""
-    if "messages" in columns:
-        return Chat(tokenizer, columns, template=template)
-    return PromptCompletion(tokenizer, columns, join=join) if "prompt" in columns else PlainText(tokenizer, columns)
-
-
 def read_template(given: str | None) -> str | None:
     """A chat template, or what the file of that name holds.
 
@@ -317,7 +162,7 @@ def _messages(value: Any, place: str) -> list[Message]:
 def _transcript(text: str) -> list[Message]:
     """The turns of ``User: ...`` and ``Assistant: ...``; what stands before the first is none of them."""
     starts = list(_SPEAKER.finditer(text))
-    ends = [start.start() for start in starts[1:]] + [len(text)]
+    ends = [*(start.start() for start in starts), len(text)][1:]
     return [
         {"role": start[1].lower(), "content": text[start.end() : end].strip()}
         for start, end in zip(starts, ends, strict=True)

@@ -1,0 +1,79 @@
+"""What the forms of data have in common, of which each says how a row becomes tokens."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+from transformers import PreTrainedTokenizerBase
+
+from loralight.errors import InputError
+
+
+class Form(ABC):
+    """How a row becomes tokens, and which of them are learnt.
+
+    Args:
+        tokenizer: of the model.
+        columns: where rows have what `roles` names.
+    """
+
+    roles: ClassVar[tuple[str, ...]]
+    """The columns that rows of this form have."""
+
+    is_divisible: ClassVar[bool] = False
+    """Whether a row that is too long is cut into several, where others lose their end."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, columns: Mapping[str, str]) -> None:
+        self.tokenizer, self.columns = tokenizer, {role: columns[role] for role in self.roles}
+        if tokenizer.eos_token_id is None:
+            raise InputError("E-TOKENIZER", "the model's tokenizer has no end-of-text token (eos_token)")
+
+    @abstractmethod
+    def encode(self, rows: Mapping[str, list[Any]], places: Sequence[str]) -> Iterator[tuple[list[int], list[bool]]]:
+        """Each row's tokens, and which of them are learnt.
+
+        Args:
+            rows: their columns.
+            places: what to call each row in a message.
+
+        Raises:
+            InputError: a row cannot be learnt from (``E-TEXT``, ``E-CHAT``).
+        """
+
+    def record(self, given: Any) -> dict[str, Any]:
+        """What `TextGeneration.predict` is given, as a record with the column that generation starts from.
+
+        Raises:
+            InputError: it is something else (``E-INPUT``).
+        """
+        column = self.columns[self.roles[0]]
+        record = {column: given} if isinstance(given, str) else given
+        if not isinstance(record, Mapping) or not isinstance(record.get(column), str):
+            raise InputError("E-INPUT", f"{given!r}: give a text, or a record with a text under {column!r}")
+        return {column: record[column]}
+
+    @abstractmethod
+    def prompt(self, record: Mapping[str, Any]) -> list[int]:
+        """The tokens that generation continues."""
+
+    @abstractmethod
+    def example(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+        """Of a row of data, a record as generation takes it and the text that follows it there."""
+
+    def shown(self, record: Mapping[str, Any]) -> str:
+        """A record as people read it."""
+        return str(record[self.columns[self.roles[0]]])
+
+    def ends(self) -> set[int]:
+        """Tokens that end a text, beside the tokenizer's own."""
+        return set()
+
+    def _opened(self, texts: list[str]) -> list[list[int]]:
+        """Tokens after the mark that opens a text for this model, if it has one."""
+        found: list[list[int]] = self.tokenizer(texts)["input_ids"]
+        return [ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids for ids in found]
+
+    def _text(self, value: Any, role: str, place: str) -> str:
+        if not isinstance(value, str):
+            raise InputError("E-TEXT", f"{place}, column {self.columns[role]!r}: {value!r} is not a text")
+        return value

@@ -1,0 +1,227 @@
+"""What of a text, a completion or a chat is learnt, token by token; what cannot be is an error that names the row."""
+
+from typing import Any
+
+import pytest
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from loralight.errors import InputError
+from loralight.tasks.text_generation.chats import read_template
+from loralight.tasks.text_generation.data import form_of
+from loralight.tasks.text_generation.form import Form
+
+from .conftest import CHATML, MARKED, make_tokenizer
+
+CHAT = [
+    {"role": "system", "content": "it is a fine day"},
+    {"role": "user", "content": "what is it?"},
+    {"role": "assistant", "content": "the fox"},
+    {"role": "user", "content": "the dog?"},
+    {"role": "assistant", "content": "no, the fox\nit is"},
+]
+COLUMNS = {"text": {"text": "t"}, "prompt": {"prompt": "p", "completion": "c"}, "chat": {"messages": "m"}}
+
+
+def make(form: str, *, template: str | None = CHATML, **arguments: Any) -> Form:
+    return form_of(make_tokenizer(template), COLUMNS[form], **arguments)
+
+
+def encode(form: Form, *values: Any) -> list[tuple[list[int], list[bool]]]:
+    """Rows of the form's columns, each given as one value or a tuple of them."""
+    rows = [value if isinstance(value, tuple) else (value,) for value in values]
+    columns = {column: [row[at] for row in rows] for at, column in enumerate(form.columns.values())}
+    return list(form.encode(columns, [f"train row {number}" for number in range(len(rows))]))
+
+
+def learnt(form: Form, ids: list[int], marks: list[bool]) -> list[str]:
+    """The texts of the runs of tokens that are learnt."""
+    runs: list[list[int]] = []
+    for at, (token, mark) in enumerate(zip(ids, marks, strict=True)):
+        if mark and (not at or not marks[at - 1]):
+            runs.append([])
+        if mark:
+            runs[-1].append(token)
+    return [form.tokenizer.decode(run) for run in runs]
+
+
+def with_opening_mark(tokenizer: PreTrainedTokenizerFast, pattern: str) -> PreTrainedTokenizerFast:
+    special = {name: tokenizer.convert_tokens_to_ids(name) for name in ("<|im_start|>", "<|endoftext|>")}
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=pattern, special_tokens=[*special.items()])
+    return tokenizer
+
+
+def test_of_a_text_every_token_and_its_end_is_learnt() -> None:
+    form = make("text")
+    ((ids, marks),) = encode(form, "the quick brown fox")
+    assert ids == [*form.tokenizer("the quick brown fox")["input_ids"], form.tokenizer.eos_token_id]
+    assert all(marks)
+
+
+@pytest.mark.parametrize("text", ["", "  \n"])
+def test_an_empty_text_has_nothing_to_learn(text: str) -> None:
+    assert encode(make("text"), "a", text)[1] == ([], [])
+
+
+@pytest.mark.parametrize("pattern", ["<|im_start|> $A", "<|im_start|> $A <|endoftext|>"])
+def test_a_mark_that_opens_texts_is_kept_and_the_end_stands_once(pattern: str) -> None:
+    form = form_of(with_opening_mark(make_tokenizer(), pattern), COLUMNS["text"])
+    ((ids, _),) = encode(form, "the fox")
+    assert form.tokenizer.decode(ids) == "<|im_start|>the fox<|endoftext|>"
+    assert form.tokenizer.decode(form.prompt(form.record("the fox"))) == "<|im_start|>the fox"
+    pair = form_of(form.tokenizer, COLUMNS["prompt"])
+    ((ids, marks),) = encode(pair, ("the", "fox"))
+    assert pair.tokenizer.decode(ids) == "<|im_start|>the\nfox<|endoftext|>"
+    assert learnt(pair, ids, marks) == ["fox<|endoftext|>"]
+
+
+@pytest.mark.parametrize("join", ["\n", "", " -> "])
+def test_of_a_completion_its_tokens_and_its_end_are_learnt_and_of_its_prompt_none(join: str) -> None:
+    form = make("prompt", join=join)
+    ((ids, marks),) = encode(form, ("what is it?", "the fox"))
+    assert form.tokenizer.decode(ids) == f"what is it?{join}the fox<|endoftext|>"
+    assert learnt(form, ids, marks) == ["the fox<|endoftext|>"]
+    prompt = form.prompt(form.record("what is it?"))
+    assert ids[: len(prompt)] == prompt, "generation starts from the very tokens that training had"
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED], ids=["by prefixes", "by the template's marks"])
+def test_of_a_chat_the_assistant_s_turns_and_their_ends_are_learnt(template: str) -> None:
+    form = make("chat", template=template)
+    ((ids, marks),) = encode(form, CHAT)
+    assert ids == form.tokenizer.apply_chat_template(CHAT, return_dict=False)
+    assert learnt(form, ids, marks) == ["the fox<|im_end|>", "no, the fox\nit is<|im_end|>"]
+    prompt = form.prompt(form.record({"m": CHAT}))
+    assert ids[: len(prompt)] == prompt, "generation starts from the very tokens that training had"
+    assert marks.index(True, len(prompt)) == len(prompt)
+
+
+def test_the_token_behind_an_answer_ends_it_though_it_is_not_the_model_s_own() -> None:
+    form = make("chat")
+    assert form.ends() == {form.tokenizer.convert_tokens_to_ids("<|im_end|>")} != {form.tokenizer.eos_token_id}
+
+
+def test_a_transcript_is_a_chat() -> None:
+    form = make("chat")
+    text = "User: what is it?\nand why?\nASSISTANT:  the fox\nUser: the dog?\nassistant: no: the fox"
+    chat = [
+        {"role": "user", "content": "what is it?\nand why?"},
+        {"role": "assistant", "content": "the fox"},
+        {"role": "user", "content": "the dog?"},
+        {"role": "assistant", "content": "no: the fox"},
+    ]
+    assert encode(form, text) == encode(form, chat)
+
+
+def test_fields_that_a_table_fills_with_nothing_are_left_out_of_messages() -> None:
+    strict = "{% for m in messages %}{% if m.tool is defined %}TOOL{% endif %}{{ m.content }}<|im_end|>{% endfor %}"
+    form = make("chat", template=strict)
+    ((ids, _),) = encode(form, [{"role": "user", "content": "a", "tool": None}, {"role": "assistant", "content": "b"}])
+    assert "TOOL" not in form.tokenizer.decode(ids)
+
+
+FORGETFUL = "{% for m in messages %}{% if loop.last %}{{ m.role }}{% endif %}{{ m.content }}<|im_end|>{% endfor %}"
+STRICT = (
+    "{% for m in messages %}{% if m.role not in ['user', 'assistant'] %}{{ raise_exception('no ' + m.role + ' here') }}"
+    "{% endif %}{{ m.content }}<|im_end|>{% endfor %}"
+)
+FAULTS: dict[str, tuple[str, dict[str, Any], Any, str]] = {
+    "a text is missing": ("text", {}, None, "E-TEXT: train row 1, column 't': None is not a text"),
+    "a number for a text": ("text", {}, 3.5, r"E-TEXT: train row 1, column 't': 3\.5 is not a text"),
+    "a prompt is missing": ("prompt", {}, (None, "a"), "E-TEXT: train row 1, column 'p': None is not a text"),
+    "a completion is missing": ("prompt", {}, ("a", None), "E-TEXT: train row 1, column 'c': None is not a text"),
+    "an empty completion": ("prompt", {}, ("a", " "), "E-TEXT: train row 1, column 'c': the completion is empty"),
+    "no messages": ("chat", {}, [], r"E-CHAT: train row 1, column 'm': '\[\]' is no list of messages"),
+    "a text for a chat": ("chat", {}, "what is it?", "E-CHAT: train row 1, column 'm': 'what is it"),
+    "a message without a role": (
+        "chat",
+        {},
+        [{"from": "human", "value": "a"}],
+        r"E-CHAT: train row 1, column 'm': .*'from'.*: a message has texts as role and content",
+    ),
+    "no turn of the assistant": (
+        "chat",
+        {},
+        [{"role": "human", "content": "a"}, {"role": "gpt", "content": "b"}],
+        "E-CHAT: train row 1: no turn of the assistant, only of: human, gpt",
+    ),
+    "a template that writes the past anew": (
+        "chat",
+        {"template": FORGETFUL},
+        CHAT,
+        "E-CHAT: train row 0: the chat template writes earlier turns otherwise once more have come",
+    ),
+    "a role that the template does not know": (
+        "chat",
+        {"template": STRICT},
+        CHAT,
+        "E-CHAT: train row 1: the chat template refuses this chat: no system here",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_row_that_cannot_be_learnt_from_is_one_clear_error(fault: str) -> None:
+    name, arguments, value, message = FAULTS[fault]
+    fine = {
+        "text": "a",
+        "prompt": ("a", "b"),
+        "chat": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+    }
+    with pytest.raises(InputError, match=f"^{message}"):
+        encode(make(name, **arguments), fine[name], value)
+
+
+def test_a_tokenizer_without_a_chat_template_is_an_error_that_says_what_to_set() -> None:
+    with pytest.raises(InputError, match=r"^E-CHAT: .*has no chat template.*set data\.chat_template"):
+        make("chat", template=None)
+    form = form_of(make_tokenizer(None), COLUMNS["chat"], template=CHATML)
+    assert encode(form, CHAT) == encode(make("chat"), CHAT)
+
+
+def test_a_tokenizer_without_an_end_of_text_is_an_error() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(InputError, match=r"^E-TOKENIZER: .*no end-of-text token"):
+        form_of(tokenizer, COLUMNS["text"])
+
+
+def test_a_template_may_be_a_file(tmp_path: Any) -> None:
+    (tmp_path / "chat.jinja").write_text(CHATML)
+    assert read_template(str(tmp_path / "chat.jinja")) == read_template(CHATML) == CHATML
+    with pytest.raises(InputError, match=r"^E-CHAT: data\.chat_template=no\.jinja: no template, and not a file"):
+        read_template("no.jinja")
+
+
+GIVEN: dict[str, list[tuple[Any, Any]]] = {
+    "text": [("a b", {"t": "a b"}), ({"t": "a b", "id": 3}, {"t": "a b"})],
+    "prompt": [("a b", {"p": "a b"}), ({"p": "a b", "c": "an answer"}, {"p": "a b"})],
+    "chat": [
+        ("a b", {"m": [{"role": "user", "content": "a b"}]}),
+        ([{"role": "user", "content": "a b"}], {"m": [{"role": "user", "content": "a b"}]}),
+        ({"m": CHAT}, {"m": CHAT[:-1]}),
+        ({"m": "User: a\nAssistant: b"}, {"m": [{"role": "user", "content": "a"}]}),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_what_is_given_to_predict_becomes_a_record(name: str) -> None:
+    form = make(name)
+    for given, record in GIVEN[name]:
+        assert form.record(given) == record
+
+
+@pytest.mark.parametrize("name", GIVEN)
+@pytest.mark.parametrize("given", [3, None, {"other": "a"}, {"t": 3, "p": 3, "m": 3}, [{"role": "assistant"}]])
+def test_what_is_no_input_is_an_error_that_shows_it(name: str, given: Any) -> None:
+    with pytest.raises(InputError, match=r"^E-INPUT"):
+        make(name).record(given)
+
+
+def test_an_example_is_how_a_row_begins_and_how_it_goes_on() -> None:
+    text = "the quick brown fox jumps over the lazy dog"
+    record, rest = make("text").example({"t": text})
+    assert record["t"] + rest == text and record["t"] == "the quick brown fox"
+    assert make("prompt").example({"p": "a", "c": "b"}) == ({"p": "a"}, "b")
+    assert make("chat").example({"m": CHAT}) == ({"m": CHAT[:-1]}, "no, the fox\nit is")
