@@ -5,7 +5,8 @@
 What stands behind ``--`` are overrides of ``loralight train``. loralight's side is its command line; PEFT's is
 `get_peft_model` on the same layers with the same head, AdamW, schedule and clipping, in a loop of a few lines around
 the task's own loss. Both keep the epoch that is best on validation. Runs go into --output, and what is finished there
-is not run again. The settings must leave the optimizer (adamw) and the adapter (lora) as they are.
+is not run again. The settings must leave the optimizer adamw; of LoRA's they may set rank, alpha, dropout,
+targets and learning rate.
 """
 
 import argparse
@@ -49,8 +50,14 @@ def with_peft(run: Path) -> dict[str, float]:
     torch.manual_seed(config["seed"])
     base = task.build_model()
     heads = [name for name, module in base.named_modules() if any(module is part for part in task.head(base))]
-    rank = config["adapter"]["rank"]
-    lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names, modules_to_save=heads or None)
+    rank, alpha = config["adapter"]["rank"], config["adapter"]["alpha"]
+    lora = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank if alpha is None else alpha,
+        lora_dropout=config["adapter"]["dropout"],
+        target_modules=names,
+        modules_to_save=heads or None,
+    )
     task.model = get_peft_model(base, lora).get_base_model()
     task.train()
     trained = list(trainable(task.model).values())

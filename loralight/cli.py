@@ -120,8 +120,8 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     if verb == "sweep":
         verb, flags = "train", [*flags, "--multirun"]
     overrides = _with_those_of_a_run(verb, overrides)
-    # each task has options of its own: they are checked once the task is known
-    overrides = [f"++{override}" if override.startswith("options.") else override for override in overrides]
+    if verb == "predict":  # each task has options of its own: they are checked once the task is known
+        overrides = [f"++{override}" if override.startswith("options.") else override for override in overrides]
 
     from loralight.composition import explain, run_hydra, whole_errors
     from loralight.run_folder import share_name

@@ -71,6 +71,7 @@ class TaskData(lightning.LightningDataModule, ABC):
             seed=seed,
             readers=self.readers,
         )
+        self.limit_rows = limit_rows
         self.splits: Mapping[str, Any] = {}
         self._resume_at = (0, 0)
 

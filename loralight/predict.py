@@ -32,7 +32,7 @@ def main(config: DictConfig) -> None:
     if size < 1:
         raise InputError("E-BATCH", f"batch_size is {size}; give at least 1")
     kind = task_class(read_recipe(adapter_folder(settings["run"])))
-    check_keywords(kind.stream if settings["stream"] else kind.predict_batch, options, "options")
+    check_keywords(kind.predict_batch, options, "options")
     inputs = kind.read_inputs(settings["input"])
     task = load(settings["run"], base=settings["checkpoint"], device=settings["device"])
     if settings["stream"]:

@@ -134,7 +134,10 @@ class AdapterTask(lightning.LightningModule, ABC):
         """
 
     def stream(self, given: Any, *args: Any, **options: Any) -> Iterator[str]:
-        """The answer to one input, piece by piece as it is made; for tasks that write text."""
+        """The answer to one input, piece by piece as it is made; for tasks that write text.
+
+        The options are those of `predict_batch`.
+        """
         raise InputError("E-STREAM", f"{type(self).__name__} does not write text; leave out stream=true")
 
     @classmethod

@@ -113,6 +113,7 @@ def test_a_config_dir_brings_experiments_of_ones_own(
         (["train", "logger=null"], "null is no choice"),
         (["train", "~optimizer"], "optimizer"),
         (["train", "--no-such-flag"], "--no-such-flag"),
+        (["train", "options.rank=3"], "E-OVERRIDE: there is no setting 'options"),
         (["train", "resume=nowhere"], "E-RUN: resume=nowhere"),
         (["evaluate", "run=nowhere"], "E-RUN: run=nowhere"),
         (["evaluate"], "Missing mandatory value: run"),

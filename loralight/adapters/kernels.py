@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 _BITS = 16  # random bits per element that decide whether it is dropped: probabilities are exact to 2**-16
 
 
-def is_plain_step(x: Tensor, weight: Tensor, lora_A: Tensor) -> bool:
+def can_be_fused(x: Tensor, weight: Tensor, lora_A: Tensor) -> bool:
     """Whether the fast paths apply: one dtype, no autocast, nothing that traces, and a weight that is frozen."""
     return (
         x.dtype == weight.dtype == lora_A.dtype

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from loralight.adapters.kernels import Geometry, is_plain_step, lora_convolution, lora_linear
+from loralight.adapters.kernels import Geometry, can_be_fused, lora_convolution, lora_linear
 
 
 class LoraLayer(nn.Module):
@@ -89,7 +89,7 @@ class LoraLinear(LoraLayer, nn.Linear):
         return (rank, self.in_features), (self.out_features, rank)
 
     def forward(self, x: Tensor) -> Tensor:
-        if is_plain_step(x, self.weight, self.lora_A):
+        if can_be_fused(x, self.weight, self.lora_A):
             dropout = self.lora_dropout if self.training else 0.0
             return lora_linear(x, self.weight, self.bias, self.lora_A, self.lora_B, self.scaling, dropout)
         return super().forward(x)
@@ -133,7 +133,7 @@ class _LoraConv(LoraLayer, nn.modules.conv._ConvNd):
 
     def forward(self, x: Tensor) -> Tensor:
         # in half precision W would round the update away
-        if self._is_simple and x.dtype.itemsize >= 4 and is_plain_step(x, self.weight, self.lora_A):
+        if self._is_simple and x.dtype.itemsize >= 4 and can_be_fused(x, self.weight, self.lora_A):
             geometry: Geometry = (self.stride, self.padding, self.dilation)  # type: ignore[assignment]  # no text here
             return lora_convolution(x, self.weight, self.bias, self.lora_A, self.lora_B, self.scaling, geometry)
         return super().forward(x)

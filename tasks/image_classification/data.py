@@ -158,7 +158,9 @@ class ImageClassificationData(TaskData):
         if are_lists(rows["train"], column):
             raise InputError("E-LABELS", f"column {self.label_column!r} holds lists; an image has one label")
         labels = {split: read_labels(part, column, split, self.given_labels) for split, part in rows.items()}
-        self.names = self.given_labels or label_names(rows["train"], column, labels["train"])
+        # what a limit leaves of train may lack some
+        seen = labels["train"] if self.limit_rows is None else [row for part in labels.values() for row in part]
+        self.names = self.given_labels or label_names(rows["train"], column, seen)
         if len(self.names) < 2:
             raise InputError(
                 "E-LABELS", f"the only label in train is {self.names}; a classifier needs two. Check data.columns"

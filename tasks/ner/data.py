@@ -117,12 +117,9 @@ class NerData(TaskData):
     def _find_types(self) -> list[str]:
         """The entity types in order; those of all splits are among them."""
         found = {split: {span.label for spans in each for span in spans} for split, each in self.spans.items()}
-        limited = self.read_splits.keywords["limit_rows"] is not None  # what is left of train may lack some
-        types = (
-            self.given_types
-            or self._named_types()
-            or sorted(set().union(*found.values()) if limited else found["train"])
-        )
+        # what a limit leaves of train may lack some
+        seen = found["train"] if self.limit_rows is None else set().union(*found.values())
+        types = self.given_types or self._named_types() or sorted(seen)
         if not types or not found["train"]:
             raise InputError("E-LABELS", "there are no entities in train. Check data.columns and the data")
         if odd := [label for label, count in Counter(types).items() if count > 1 or label == OUTSIDE]:

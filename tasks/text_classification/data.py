@@ -65,7 +65,9 @@ class TextClassificationData(TaskData):
         labels = {
             split: read_labels(part, self.label_columns, split, self.given_labels) for split, part in rows.items()
         }
-        self.names = self.given_labels or label_names(rows["train"], self.label_columns, labels["train"])
+        # what a limit leaves of train may lack some
+        seen = labels["train"] if self.limit_rows is None else [row for part in labels.values() for row in part]
+        self.names = self.given_labels or label_names(rows["train"], self.label_columns, seen)
         if len(self.names) < 2:
             raise InputError(
                 "E-LABELS",

@@ -39,13 +39,13 @@ class Decoding:
         seed: of the draws, together with the prompt: the same prompt gets the same answer, in whatever company.
     """
 
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    repetition_penalty: float
-    stop: Sequence[str]
-    seed: int
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    stop: Sequence[str] = ()
+    seed: int = 0
 
     def __post_init__(self) -> None:
         for name, holds, wanted in (

@@ -132,13 +132,13 @@ class TextGeneration(AdapterTask):
         self,
         inputs: Sequence[Any],
         *,
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        repetition_penalty: float = 1.0,
-        stop: Sequence[str] = (),
-        seed: int = 0,
+        max_new_tokens: int = Decoding.max_new_tokens,
+        temperature: float = Decoding.temperature,
+        top_p: float = Decoding.top_p,
+        top_k: int = Decoding.top_k,
+        repetition_penalty: float = Decoding.repetition_penalty,
+        stop: Sequence[str] = Decoding.stop,
+        seed: int = Decoding.seed,
     ) -> list[dict[str, Any]]:
         """What follows each input, and why it ends there (``stop`` or ``length``); for the options see `Decoding`.
 
@@ -161,28 +161,9 @@ class TextGeneration(AdapterTask):
             for record, (text, finish) in zip(records, written, strict=True)
         ]
 
-    def stream(
-        self,
-        given: Any,
-        *,
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        repetition_penalty: float = 1.0,
-        stop: Sequence[str] = (),
-        seed: int = 0,
-    ) -> Iterator[str]:
-        """What `predict_batch` says of one input, in pieces."""
-        decoding = Decoding(
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            repetition_penalty=repetition_penalty,
-            stop=stop,
-            seed=seed,
-        )
+    def stream(self, given: Any, *args: Any, **options: Any) -> Iterator[str]:
+        """What `predict_batch` says of one input, in pieces; the options are the same."""
+        decoding = Decoding(**options)
         was_training = self.training
         self.eval()
         try:

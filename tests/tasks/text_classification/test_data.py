@@ -59,6 +59,13 @@ def test_a_batch_is_what_the_tokenizer_makes_of_its_rows(tmp_path: Path, tiny_be
     assert batch["labels"].tolist() == [1, 0, 1, 0]  # names in training are sorted: bad, good
 
 
+def test_a_few_rows_of_train_do_not_hide_the_labels_of_the_rest(tmp_path: Path, tiny_bert: str) -> None:
+    splits = {"train": rows(label=["good", "bad", "odd", "odd"])}
+    for seed in range(4):
+        data = make(tmp_path, tiny_bert, splits=splits, limit_rows=1, seed=seed)
+        assert data.names == ["bad", "good", "odd"]
+
+
 def test_columns_may_have_any_names_and_others_are_left_out(tmp_path: Path, tiny_bert: str) -> None:
     content = {"labels": [1, 2, 3, 4], "Überschrift": SHORT, "input_ids": SHORT, "stars": [10, 9, 10, 9]}
     columns = {"text": "Überschrift", "label": "stars"}

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 import pytest
 
 from loralight.composition import compose, plain
+from loralight.data import TaskData
+from loralight.tasks.text_generation import TextGenerationData
 from loralight.testing import TaskContract
 
 from .conftest import WORDS
@@ -45,6 +47,10 @@ class OfForm(TaskContract):
         ]
         settings: dict[str, Any] = plain(compose("train", [*overrides, "trainer=cpu", "~callbacks", "~logger"]))
         return settings
+
+    def inputs(self, data: TaskData) -> list[Any]:
+        assert isinstance(data, TextGenerationData)
+        return [record for record, _ in data.prompts("validation", 3)]
 
 
 class TestPlainText(OfForm):
