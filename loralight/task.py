@@ -307,7 +307,11 @@ class AdapterTask(lightning.LightningModule, ABC):
         self._window = window if self._window is None else self._window + window
         self.train_loss.update(loss, weight)
         self.log("train/loss", loss, prog_bar=True)
-        return step.loss * weight
+        penalty = self.adapter.penalty(self.model)
+        if penalty is None:
+            return step.loss * weight
+        self.log("train/penalty", penalty.detach())
+        return (step.loss + penalty) * weight
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Turn the gradient of the summed loss into that of the mean over all items, ranks and accumulated batches."""
@@ -331,6 +335,14 @@ class AdapterTask(lightning.LightningModule, ABC):
         for parameter in parameters.values():
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Make the step, then let the adapter do what it does after one: before any callback saves a checkpoint."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        num_steps = float(self.trainer.estimated_stepping_batches)
+        self.adapter.after_step_(self.model, step=self.global_step + 1, num_steps=num_steps)
 
     def on_train_epoch_end(self) -> None:
         self.log("train/epoch_loss", self.train_loss.compute(), sync_dist=True)  # the same on all ranks already

@@ -1,5 +1,6 @@
 """``loralight train``: check, fit, test the best checkpoint, save the adapter, report."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,8 @@ def _save(
     throughput: Throughput,
 ) -> None:
     folder = output_dir / "adapter"
+    task.adapter = task.adapter.finish_(task.model)
+    config = {**config, "adapter": {**config["adapter"], **asdict(task.adapter)}}
     save_adapter(task, folder, recipe=recipe(config, data.model_arguments()), metrics=metrics)
     summary = summarise(config, output_dir, task, data, metrics, throughput.seconds_per_step())
     final_report(summary, task, data, output_dir)

@@ -26,6 +26,7 @@ OWNED = (
     "on_before_optimizer_step",
     "on_load_checkpoint",
     "on_save_checkpoint",
+    "optimizer_step",
     "test_step",
     "train",
     "training_step",
@@ -400,3 +401,45 @@ def test_a_training_step_depends_on_seed_epoch_and_batch_alone() -> None:
         finals.append(weights(task))
     assert equal(finals[0], finals[1]) and equal(finals[2], finals[3])
     assert not equal(finals[0], finals[2])
+
+
+def test_a_penalty_of_the_adapter_is_added_to_the_mean_loss_of_a_step_however_it_is_accumulated() -> None:
+    class Decayed(Lora):
+        def penalty(self, model: nn.Module) -> Tensor:
+            return sum((p.square().sum() for p in trainable(model).values()), torch.tensor(0.0, dtype=torch.float64))
+
+    def gradients(adapter: Lora, **settings: Any) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        task = built(model=Net().double(), adapter=adapter, base_dropout=False)
+        task.model.get_submodule("head.1").p = 0.0  # type: ignore[assignment]
+        task.model.get_submodule("head.0").momentum = 0.0  # type: ignore[assignment]
+        start = learned(task)
+        trainer(**settings).fit(task, batches_of(6, 3, dtype=torch.float64), batches_of(4, dtype=torch.float64))
+        return {name: (start[name] - p) / 0.05 for name, p in learned(task).items()} | {
+            f"start {name}": p for name, p in start.items()
+        }
+
+    plain = Lora(targets="body.*", rank=2)
+    without = gradients(plain, accumulate_grad_batches=2)
+    found = gradients(Decayed(targets="body.*", rank=2), accumulate_grad_batches=2)
+    for name in [name for name in found if not name.startswith("start ")]:
+        expected = without[name] + 2 * found[f"start {name}"]
+        torch.testing.assert_close(found[name], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_an_adapter_is_called_after_each_optimizer_step_with_its_gradients_and_before_a_checkpoint() -> None:
+    calls: list[tuple[int, float]] = []
+
+    class Watching(Lora):
+        def after_step_(self, model: nn.Module, *, step: int, num_steps: float) -> None:
+            assert all(parameter.grad is not None for parameter in trainable(model).values())
+            calls.append((step, num_steps))
+
+    seen_by_callbacks: list[int] = []
+    watch = lightning.pytorch.callbacks.LambdaCallback(
+        on_train_batch_end=lambda *_: seen_by_callbacks.append(len(calls))
+    )
+    task = built(adapter=Watching(targets="body.*", rank=2))
+    trainer(callbacks=[watch], accumulate_grad_batches=2, max_epochs=2).fit(task, batches_of(4, 4, 4), batches_of(4))
+    assert calls == [(1, 4.0), (2, 4.0), (3, 4.0), (4, 4.0)]
+    assert seen_by_callbacks == [0, 1, 2, 2, 3, 4]

@@ -3,9 +3,9 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from loralight.errors import InputError
 
@@ -21,6 +21,9 @@ class Adapter(ABC):
     """
 
     lr: float
+
+    starts_at_base: ClassVar[bool] = True
+    """Whether the adapted model computes at step 0 exactly what the base does."""
 
     @abstractmethod
     def apply_(self, model: nn.Module, candidates: Mapping[str, nn.Module]) -> dict[str, list[str]]:
@@ -38,6 +41,28 @@ class Adapter(ABC):
         """The parameters whose learning rate is a multiple of the others', with that multiple."""
         return {}
 
+    def penalty(self, model: nn.Module) -> Tensor | None:
+        """A scalar that training adds to the mean loss of every step, or None."""
+        return None
+
+    def after_step_(self, model: nn.Module, *, step: int, num_steps: float) -> None:
+        """Change ``model`` after an optimizer step, whose gradients are still there; nothing by default.
+
+        What the method has to remember lies in buffers of the modules that learn: checkpoints hold these.
+
+        Args:
+            model: the adapted model.
+            step: optimizer steps so far, at least 1.
+            num_steps: those of the whole run; inf if it has no end.
+        """
+
+    def finish_(self, model: nn.Module) -> "Adapter":
+        """Give what was trained the form in which it is kept, in place, and return the adapter that builds this form.
+
+        By default nothing changes.
+        """
+        return self
+
     def peft_config(self, model: nn.Module) -> dict[str, Any] | None:
         """The fields of PEFT's ``adapter_config.json`` that say the same, or None where PEFT has no such method."""
         return None
@@ -52,6 +77,10 @@ class Mergeable(Protocol):
     """A layer that can put its update into its weight and be the plain layer again."""
 
     def merge_(self) -> None: ...
+
+
+class Added(nn.Module):
+    """A part that a method adds to a model and that no weight can take up: such a model is never merged."""
 
 
 def inject(model: nn.Module, adapter: Adapter, *, head: Sequence[nn.Module] = ()) -> dict[str, list[str]]:
@@ -80,7 +109,17 @@ def inject(model: nn.Module, adapter: Adapter, *, head: Sequence[nn.Module] = ()
 
 
 def merge(model: nn.Module) -> None:
-    """Put every adapter's update into the weights it adapts, in place: a plain model again, with its old keys."""
+    """Put every adapter's update into the weights it adapts, in place: a plain model again, with its old keys.
+
+    Raises:
+        InputError: the adapter is no change of weights (``E-MERGE``); the model is as it was.
+    """
+    if added := [name for name, module in model.named_modules() if isinstance(module, Added)]:
+        raise InputError(
+            "E-MERGE",
+            f"{added[0]} ({type(model.get_submodule(added[0])).__name__}) is an added part and no change of weights, so "
+            "it cannot be merged; use the adapter beside its base model",
+        )
     for module in list(model.modules()):
         if isinstance(module, Mergeable):
             module.merge_()
