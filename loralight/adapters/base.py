@@ -55,6 +55,7 @@ class Adapter(ABC):
             step: optimizer steps so far, at least 1.
             num_steps: those of the whole run; inf if it has no end.
         """
+        return None
 
     def finish_(self, model: nn.Module) -> "Adapter":
         """Give what was trained the form in which it is kept, in place, and return the adapter that builds this form.
@@ -115,10 +116,11 @@ def merge(model: nn.Module) -> None:
         InputError: the adapter is no change of weights (``E-MERGE``); the model is as it was.
     """
     if added := [name for name, module in model.named_modules() if isinstance(module, Added)]:
+        kind = type(model.get_submodule(added[0])).__name__
         raise InputError(
             "E-MERGE",
-            f"{added[0]} ({type(model.get_submodule(added[0])).__name__}) is an added part and no change of weights, so "
-            "it cannot be merged; use the adapter beside its base model",
+            f"{added[0]} ({kind}) is an added part and no change of weights, so it cannot be merged; use the adapter "
+            "beside its base model",
         )
     for module in list(model.modules()):
         if isinstance(module, Mergeable):
