@@ -25,6 +25,7 @@ from rich.table import Table
 from torchmetrics import MeanMetric
 from transformers import get_scheduler
 
+from loralight.adapters import LoraLayer
 from loralight.adapters.base import trainable
 from loralight.build import build_data, build_task
 from loralight.run_folder import read_config
@@ -46,7 +47,7 @@ def with_peft(run: Path) -> dict[str, float]:
     config = read_config(run)
     data = build_data(config)
     task = build_task(config, data.model_arguments())  # for its loss, its metrics and the names of its layers
-    names = [name for found in task.adapted.values() for name in found]
+    names = [name for name, module in task.model.named_modules() if isinstance(module, LoraLayer)]
     torch.manual_seed(config["seed"])
     base = task.build_model()
     heads = [name for name, module in base.named_modules() if any(module is part for part in task.head(base))]
@@ -59,6 +60,7 @@ def with_peft(run: Path) -> dict[str, float]:
         modules_to_save=heads or None,
     )
     task.model = get_peft_model(base, lora).get_base_model()
+    task._set_batch_norm()  # the run's policy, on PEFT's model too: get_peft_model leaves BatchNorm to train()
     task.train()
     trained = list(trainable(task.model).values())
     groups = [

@@ -270,18 +270,14 @@ class AdapterTask(lightning.LightningModule, ABC):
         """Choose what stays in evaluation mode: frozen BatchNorm, and without ``base_dropout`` all that is frozen."""
         learns = {name.rpartition(".")[0] for name in trainable(self.model)}
         in_head = {id(module) for part in self.head(self.model) for module in part.modules()}
-        frozen = {
-            name: module
-            for name, module in self.model.named_modules()
-            if name not in learns and id(module) not in in_head
-        }
+        base = {name: module for name, module in self.model.named_modules() if id(module) not in in_head}
+        frozen = {name: module for name, module in base.items() if name not in learns}
         norms = {name: module for name, module in frozen.items() if isinstance(module, _BATCH_NORM)}
-        if self.batch_norm != "frozen" and not norms:
+        if self.batch_norm != "frozen" and not any(isinstance(module, _BATCH_NORM) for module in base.values()):
             raise InputError(
-                "E-BATCH-NORM",
-                f"task.batch_norm={self.batch_norm}: the model has no frozen BatchNorm; leave it frozen",
+                "E-BATCH-NORM", f"task.batch_norm={self.batch_norm}: the model has no BatchNorm; leave it frozen"
             )
-        if self.batch_norm != "frozen":
+        if self.batch_norm != "frozen" and norms:  # those that learn as a whole, in full fine-tuning say, do both
             self.adapted_norms = self.adapted[f"(BatchNorm {self.batch_norm})"] = list(norms)
         if self.batch_norm == "affine":
             for norm in norms.values():

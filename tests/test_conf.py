@@ -66,6 +66,15 @@ def test_every_recipe_passes_the_check_before_a_run(group: str, tmp_path: Path) 
         check_config(composed([f"{group}={option}"], tmp_path))
 
 
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_an_experiment_s_settings_of_one_method_leave_the_others_as_they_are(experiment: str, tmp_path: Path) -> None:
+    for adapter in options("adapter"):
+        if adapter != "lora":
+            config = composed([f"experiment={experiment}", f"adapter={adapter}"], tmp_path)
+            check_config(config)
+            assert config["adapter"]["lr"] == composed([f"adapter={adapter}"], tmp_path)["adapter"]["lr"]
+
+
 @pytest.mark.parametrize(
     "data", [file for folder in FOLDERS for file in folder.glob("data/*.yaml")], ids=lambda f: f.stem
 )

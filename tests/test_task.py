@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from loralight.adapters import Lora
+from loralight.adapters import FullFineTuning, Lora
 from loralight.adapters.base import trainable
 from loralight.errors import InputError
 from loralight.optim import schedule
@@ -177,6 +177,11 @@ def test_a_batch_norm_policy_for_a_model_without_any_is_an_error() -> None:
 
     with pytest.raises(InputError, match="E-BATCH-NORM"):
         built(model=Plain(), batch_norm="statistics", adapter=Lora(targets="body.0"))
+
+
+def test_in_full_fine_tuning_batch_norm_learns_whatever_its_policy_for_frozen_layers() -> None:
+    task = built(adapter=FullFineTuning(), batch_norm="statistics")
+    assert task.model.body[1].training and task.model.body[1].weight.requires_grad and not task.adapted_norms
 
 
 @pytest.mark.parametrize("base_dropout", [True, False])
