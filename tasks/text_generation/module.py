@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -20,6 +19,7 @@ from loralight.task import AdapterTask, Step
 from . import samples
 from .data import IGNORED, TextGenerationData, form_of
 from .generation import Decoding, Writer
+from .loss import TokenScores, plain_token_scores, token_scores
 from .metrics import text_metrics, text_scores, token_metrics
 
 
@@ -68,6 +68,7 @@ class TextGeneration(AdapterTask):
         self.num_text_rows, self.text_tokens = text_metrics_rows, text_metrics_tokens
         _check_text_metrics(self.text_metrics, self.columns)
         self._keeps_documents_apart = False  # not known before the first packed batch
+        self._logits_are_plain: bool | None = None  # what the output layer gives; not known before the first batch
 
     def build_model(self) -> PreTrainedModel:
         model = load_model(AutoModelForCausalLM, self.checkpoint)
@@ -85,25 +86,36 @@ class TextGeneration(AdapterTask):
             self._check_that_documents_are_kept_apart()
         learnt = batch["targets"] != IGNORED  # (batch, tokens)
         targets = batch["targets"][learnt]  # (learnt,)
-        logits = self._logits_where(learnt, inputs).float()  # (learnt, vocabulary)
-        losses = F.cross_entropy(logits, targets, reduction="none")
-        hits = logits.detach().argmax(-1) == targets
-        return Step(losses.sum() / max(len(targets), 1), losses.detach(), hits)
+        scores = self._scores(learnt, targets, inputs)
+        return Step(scores.losses.sum() / max(len(targets), 1), scores.losses.detach(), scores.hits)
 
-    def _logits_where(self, learnt: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        """The model's own logits, computed at the positions in ``learnt`` alone.
+    def _scores(self, learnt: Tensor, targets: Tensor, inputs: Mapping[str, Tensor]) -> TokenScores:
+        """The scores of the tokens in ``learnt``; the output layer is handed nothing else.
 
-        The output embedding is handed only these, as a vocabulary of 50,000 words costs as much there as several
-        layers; whatever the model does to logits afterwards (Gemma caps them, Granite scales them) it does itself.
+        Where logits are its output and it is frozen, they are made by parts: the model itself makes those of one token.
         """
         output = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        hook = output.register_forward_pre_hook(lambda _, given: (given[0][learnt].unsqueeze(0),))
+        by_parts = self._logits_are_plain is not False and type(output) is nn.Linear and not output.weight.requires_grad
+        given: list[Tensor] = []
+
+        def keep(_: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
+            given.append(arguments[0][learnt])  # (learnt, width)
+            return (given[0][:1] if by_parts else given[0]).unsqueeze(0)  # type: ignore[return-value]
+
+        hook = output.register_forward_pre_hook(keep)
         try:
             # with a cache, transformers would let packed documents see one another
-            logits: Tensor = self.model(**inputs, use_cache=False).logits
+            logits = self.model(**inputs, use_cache=False).logits.squeeze(0)
         finally:
             hook.remove()
-        return logits.squeeze(0)
+        if not by_parts:
+            return plain_token_scores(logits, targets)
+        if self._logits_are_plain is None and len(targets):
+            # Gemma caps its logits, Granite scales them
+            self._logits_are_plain = torch.allclose(logits, output(given[0][:1]))
+            if not self._logits_are_plain:
+                return self._scores(learnt, targets, inputs)
+        return token_scores(given[0], targets, output.weight, output.bias)
 
     @torch.no_grad()
     def _check_that_documents_are_kept_apart(self) -> None:

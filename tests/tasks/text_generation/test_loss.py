@@ -1,0 +1,63 @@
+"""Losses made by parts are those of cross-entropy over all logits, and so are their gradients."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from loralight.adapters import Lora, inject
+from loralight.tasks.text_generation.data import IGNORED
+from loralight.tasks.text_generation.loss import plain_token_scores, token_scores
+from loralight.tasks.text_generation.module import TextGeneration
+
+SMALL = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8}
+HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 255, 256, 700])
+@pytest.mark.parametrize("bias", [True, False])
+def test_losses_hits_and_gradients_equal_those_over_all_logits(tokens: int, bias: bool) -> None:
+    torch.manual_seed(tokens)
+    layer = nn.Linear(24, 90, bias=bias).double().requires_grad_(False)
+    hidden = torch.randn(tokens, 24, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(0, 90, (tokens,))
+    upstream = torch.randn(tokens, dtype=torch.float64)
+    plain = plain_token_scores(layer(hidden), targets)
+    parts = token_scores(hidden, targets, layer.weight, layer.bias)
+    torch.testing.assert_close(parts.losses, plain.losses, rtol=1e-12, atol=1e-12)
+    assert torch.equal(parts.hits, plain.hits)
+    found, expected = (torch.autograd.grad((s.losses * upstream).sum(), hidden)[0] for s in (parts, plain))
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
+
+
+class Task(TextGeneration):
+    """The step of the task on a model that is given."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(checkpoint="", columns={"text": "text"}, adapter=Lora(targets="q_proj", rank=2))
+        self.model = model  # type: ignore[assignment]
+        inject(model, self.adapter)
+
+
+def losses_of(task: Task, model: nn.Module, targets: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The step's loss, and that of the model's own logits."""
+    logits = model(input_ids=ids).logits
+    whole = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+    return task.step({"input_ids": ids, "targets": targets}).loss, whole
+
+
+def test_a_model_that_changes_its_logits_afterwards_keeps_its_own_loss() -> None:
+    torch.manual_seed(0)
+    gemma = Gemma2Config(**SMALL, **HEADS, final_logit_softcapping=0.5, query_pre_attn_scalar=8)
+    for model in (Gemma2ForCausalLM(gemma), LlamaForCausalLM(LlamaConfig(**SMALL, **HEADS))):
+        model.double().eval().get_output_embeddings().weight.data.mul_(50)
+        ids = torch.randint(0, 50, (2, 9))
+        targets = ids.roll(-1, 1).where(torch.rand(2, 9) < 0.6, torch.tensor(IGNORED))
+        task = Task(model)
+        for _ in range(2):  # the first step finds out, the next relies on it
+            found, expected = losses_of(task, model, targets, ids)
+            torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+        assert task._logits_are_plain is isinstance(model, LlamaForCausalLM)
+        name, factor = next((n, p) for n, p in model.named_parameters() if n.endswith("lora_B"))
+        ours, theirs = (torch.autograd.grad(loss, factor)[0] for loss in losses_of(task, model, targets, ids))
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-9, msg=name)
