@@ -11,8 +11,9 @@ from loralight.adapters.base import Adapter
 from loralight.adapters.lora_attention import show_weights_
 from loralight.adapters.lora_experts import expert_weights
 from loralight.adapters.lora_kinds import LAYERS, check, check_slices, upgrade_
-from loralight.adapters.lora_layers import LoraConv1D, LoraLayer, peft_computes_the_same
+from loralight.adapters.lora_layers import LoraConv1D, LoraLayer
 from loralight.adapters.lora_parameters import LowRank
+from loralight.adapters.lora_peft import peft_experts, peft_has_a_form, peft_tensor_names
 from loralight.adapters.lora_tied import share_, tied
 from loralight.adapters.targets import match, resolve
 from loralight.errors import InputError
@@ -99,8 +100,9 @@ class Lora(Adapter):
 
     def peft_config(self, model: nn.Module) -> dict[str, Any] | None:
         layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
-        if not all(map(peft_computes_the_same, layers.values())):
+        if not peft_has_a_form(model):
             return None
+        adapted = {**layers, **peft_experts(model)}
         alpha = float(2 * self.rank if self.alpha is None else self.alpha)
         # PEFT takes a name for the end of longer names too; `^` in a pattern and `exclude_modules` say it is the whole
         others = [
@@ -114,9 +116,10 @@ class Lora(Adapter):
             "lora_alpha": alpha,
             "lora_dropout": self.dropout,
             "target_modules": sorted(layers),
+            "target_parameters": sorted(peft_experts(model)) or None,
             "exclude_modules": others or None,
-            "rank_pattern": {f"^{name}": layer.rank for name, layer in layers.items() if layer.rank != self.rank},
-            "alpha_pattern": {f"^{name}": layer.alpha for name, layer in layers.items() if layer.alpha != alpha},
+            "rank_pattern": {f"^{name}": layer.rank for name, layer in adapted.items() if layer.rank != self.rank},
+            "alpha_pattern": {f"^{name}": layer.alpha for name, layer in adapted.items() if layer.alpha != alpha},
             "bias": "none",
             "fan_in_fan_out": any(isinstance(layer, LoraConv1D) for layer in layers.values()),
             "init_lora_weights": True,
@@ -125,8 +128,7 @@ class Lora(Adapter):
         }
 
     def peft_names(self, model: nn.Module) -> dict[str, str]:
-        layers = [name for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
-        return {f"{name}.{part}": f"{name}.{part}.weight" for name in layers for part in ("lora_A", "lora_B")}
+        return peft_tensor_names(model)
 
 
 def _by_name(values: Mapping[str, T], together: Mapping[str, list[str]], option: str) -> dict[str, T]:

@@ -14,7 +14,7 @@ SLICES = "qkv"
 """The equal parts of a fused projection's output, in their order."""
 
 
-class _Sliced(LoraLayer):
+class SlicedLayer(LoraLayer):
     """A fused projection ``[W_q; W_k; W_v]`` whose chosen slices have the updates ``(alpha / rank) B_i A_i``.
 
     Together they are one update of rank ``n rank``, of which B has the blocks B_i::
@@ -55,8 +55,8 @@ class _Sliced(LoraLayer):
         del self.slices
 
 
-class LoraSlicedLinear(_Sliced, LoraLinear):
-    """See `_Sliced`."""
+class LoraSlicedLinear(SlicedLayer, LoraLinear):
+    """See `SlicedLayer`."""
 
     def forward(self, x: Tensor) -> Tensor:
         if can_be_fused(x, self.weight, self.lora_A):
@@ -65,12 +65,12 @@ class LoraSlicedLinear(_Sliced, LoraLinear):
         return LoraLayer.forward(self, x)
 
 
-class LoraSlicedConv1D(_Sliced, LoraConv1D):
-    """See `_Sliced`; the weight is (in, out)."""
+class LoraSlicedConv1D(SlicedLayer, LoraConv1D):
+    """See `SlicedLayer`; the weight is (in, out)."""
 
     def product(self, dtype: torch.dtype) -> Tensor:
         return super().product(dtype).T
 
 
-SLICED: dict[type[nn.Module], type[_Sliced]] = {nn.Linear: LoraSlicedLinear, Conv1D: LoraSlicedConv1D}
+SLICED: dict[type[nn.Module], type[SlicedLayer]] = {nn.Linear: LoraSlicedLinear, Conv1D: LoraSlicedConv1D}
 """What each class of fused projection becomes."""
