@@ -46,6 +46,11 @@ class LoraAttention(LoraParameters, nn.MultiheadAttention):
         with read_once(self.out_proj):
             return super().forward(*args, **kwargs)
 
+    def merge_(self) -> None:
+        if isinstance(self.out_proj, LoraParameters):
+            self.out_proj.merge_()
+        super().merge_()
+
 
 class _OutputProjection(LoraParameters, NonDynamicallyQuantizableLinear):
     """The output projection of `nn.MultiheadAttention`, which reads its weight and never calls it."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from loralight.adapters.lora_attention import LoraAttention
 from loralight.adapters.lora_embedding import LoraEmbedding
@@ -69,7 +70,7 @@ def _check_fused(name: str, layer: Any, slices: str) -> None:
     """
     if type(layer) not in SLICED:
         raise InputError("E-SLICES", f"adapter.slices: {name} ({type(layer).__name__}) has no slices; leave it out")
-    width, out = sorted(layer.weight.shape)
+    out, width = layer.weight.T.shape if isinstance(layer, Conv1D) else layer.weight.shape
     if "o" in slices or out != len(SLICES) * width:
         raise InputError(
             "E-SLICES",
