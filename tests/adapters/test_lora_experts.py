@@ -52,7 +52,11 @@ def draw_experts(draw: random.Random) -> tuple[nn.Sequential, Tensor, list[str]]
     """A model of one module, an input, and the weights to adapt."""
     width = draw.randint(1, 8)
     experts = Experts(draw.randint(2, 5), width, draw.randint(1, 8), draw.random() < 0.5)
-    return nn.Sequential(experts), torch.randn(draw.randint(1, 6), width), draw.choice([["up"], ["down"], ["up", "down"]])
+    return (
+        nn.Sequential(experts),
+        torch.randn(draw.randint(1, 6), width),
+        draw.choice([["up"], ["down"], ["up", "down"]]),
+    )
 
 
 def disturbed(model: nn.Module, weights: list[str], rank: int) -> nn.Module:
@@ -193,7 +197,9 @@ def test_every_way_of_computing_experts_sees_their_updates(implementation: str) 
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT 0.21 on transformers 5.23
-@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did not match")  # PEFT looks at modules alone
+@pytest.mark.filterwarnings(
+    "ignore:The following (rank|alpha)_pattern keys did not match"
+)  # PEFT looks at modules alone
 @pytest.mark.parametrize(
     "settings",
     [
