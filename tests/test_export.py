@@ -34,6 +34,7 @@ PATTERNS = {
 ADAPTERS: dict[str, dict[str, Any]] = {
     "plain": {"targets": "all-linear", "rank": 4, "alpha": 16.0},
     "patterns": PATTERNS,
+    "embeddings": {"targets": ["embedding", "query"], "rank": 4, "rank_pattern": {"word_embeddings": 2}},
 }
 
 

@@ -3,14 +3,22 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from loralight.adapters.base import Adapter
-from loralight.adapters.lora_layers import LAYERS, LoraConv1D, LoraLayer, peft_computes_the_same
+from loralight.adapters.lora_attention import show_weights_
+from loralight.adapters.lora_experts import expert_weights
+from loralight.adapters.lora_kinds import LAYERS, check, check_slices, upgrade_
+from loralight.adapters.lora_layers import LoraConv1D, LoraLayer
+from loralight.adapters.lora_parameters import LowRank
+from loralight.adapters.lora_peft import peft_experts, peft_has_a_form, peft_tensor_names
+from loralight.adapters.lora_tied import share_, tied
 from loralight.adapters.targets import match, resolve
 from loralight.errors import InputError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,14 +27,18 @@ class Lora(Adapter):
 
     Args:
         targets: which layers, one pattern or several: presets (``all``, ``all-linear``, ``all-conv``, ``attention``,
-            ``mlp``), module names (``query``, ``layer.0.query``), or globs over dotted module names
-            (``*.layer.[0-3].*``). Each must match.
+            ``mlp``, ``embedding``, ``experts``), module names (``query``, ``layer.0.query``), or globs over dotted
+            module names (``*.layer.[0-3].*``). Each must match. Experts go by the name of their weight
+            (``experts.down_proj``).
         rank: rows of A and columns of B.
         alpha: the update is scaled by ``alpha / rank``; 2 x rank if None.
         dropout: probability with which an input of the low-rank path is dropped.
         exclude: patterns of layers that ``targets`` choose and that stay as they are.
         rank_pattern: ranks of particular layers, by pattern; the last that matches counts.
         alpha_pattern: alphas of particular layers, likewise; else 2 x the layer's rank if ``alpha`` is None.
+        slices: for layers that compute queries, keys and values at once (q over k over v, as in timm and GPT-2, not
+            mixed head by head), by pattern: which of them are adapted, each with its own A and B (``qv``). For
+            ``nn.MultiheadAttention`` also ``o``, its output projection; there ``qkvo`` if not given.
         lr_ratio_B: B's learning rate over A's (LoRA+, Hayou et al., 2024, https://arxiv.org/abs/2402.12354).
         lr: learning rate per step; about ten times what full fine-tuning takes.
     """
@@ -38,6 +50,7 @@ class Lora(Adapter):
     exclude: str | Sequence[str] = ()
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    slices: Mapping[str, str] = field(default_factory=dict)
     lr_ratio_B: float = 1.0
     lr: float = 1e-3
 
@@ -55,6 +68,7 @@ class Lora(Adapter):
                 raise InputError(
                     "E-ALPHA", f"adapter.{where} is {alpha!r}; give a positive number, or null for 2 x rank"
                 )
+        check_slices(self.slices)
         if not 0 <= self.dropout < 1:
             raise InputError("E-DROPOUT", f"adapter.dropout is {self.dropout!r}; give a probability in [0, 1)")
         if not 0 < self.lr_ratio_B < math.inf:
@@ -63,29 +77,32 @@ class Lora(Adapter):
             )
 
     def apply_(self, model: nn.Module, candidates: Mapping[str, nn.Module]) -> dict[str, list[str]]:
-        hits = resolve(candidates, self.targets, types=tuple(LAYERS), exclude=self.exclude)
-        names = list(dict.fromkeys(name for found in hits.values() for name in found))
-        _refuse_tied(model, names)
-        ranks = {
-            n: r for pattern, r in self.rank_pattern.items() for n in match(names, pattern, "adapter.rank_pattern")
-        }
-        alphas = {
-            n: a for pattern, a in self.alpha_pattern.items() for n in match(names, pattern, "adapter.alpha_pattern")
-        }
-        for name in names:
+        layers: dict[str, Any] = {**candidates, **expert_weights(candidates)}
+        hits = resolve(layers, self.targets, types=(*LAYERS, nn.Parameter), exclude=self.exclude)
+        names = dict.fromkeys(name for found in hits.values() for name in found)
+        together = tied(model, layers, names, self.exclude)
+        hits = {target: [twin for name in found for twin in together[name]] for target, found in hits.items()}
+        ranks = _by_name(self.rank_pattern, together, "adapter.rank_pattern")
+        alphas = _by_name(self.alpha_pattern, together, "adapter.alpha_pattern")
+        slices = _by_name(self.slices, together, "adapter.slices")
+        for name in together:
+            check(name, layers[name], dropout=self.dropout, slices=slices.get(name))
+        for name in [name for name, group in together.items() if name == group[0]]:
             rank = ranks.get(name, self.rank)
-            alpha = alphas.get(name, 2 * rank if self.alpha is None else self.alpha)
-            layer = candidates[name]
-            LAYERS[type(layer)].upgrade_(layer, rank=rank, alpha=float(alpha), dropout=self.dropout)
-        return hits
+            alpha = float(alphas.get(name, 2 * rank if self.alpha is None else self.alpha))
+            upgrade_(layers, name, rank=rank, alpha=alpha, dropout=self.dropout, slices=slices.get(name))
+            share_(layers, together[name])
+        show_weights_(model)
+        return {target: list(dict.fromkeys(found)) for target, found in hits.items()}
 
     def lr_factors(self, model: nn.Module) -> dict[nn.Parameter, float]:
-        return {layer.lora_B: self.lr_ratio_B for layer in model.modules() if isinstance(layer, LoraLayer)}
+        return {layer.lora_B: self.lr_ratio_B for layer in model.modules() if isinstance(layer, LoraLayer | LowRank)}
 
     def peft_config(self, model: nn.Module) -> dict[str, Any] | None:
         layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
-        if not all(map(peft_computes_the_same, layers.values())):
+        if not peft_has_a_form(model):
             return None
+        adapted = {**layers, **peft_experts(model)}
         alpha = float(2 * self.rank if self.alpha is None else self.alpha)
         # PEFT takes a name for the end of longer names too; `^` in a pattern and `exclude_modules` say it is the whole
         others = [
@@ -99,9 +116,10 @@ class Lora(Adapter):
             "lora_alpha": alpha,
             "lora_dropout": self.dropout,
             "target_modules": sorted(layers),
+            "target_parameters": sorted(peft_experts(model)) or None,
             "exclude_modules": others or None,
-            "rank_pattern": {f"^{name}": layer.rank for name, layer in layers.items() if layer.rank != self.rank},
-            "alpha_pattern": {f"^{name}": layer.alpha for name, layer in layers.items() if layer.alpha != alpha},
+            "rank_pattern": {f"^{name}": layer.rank for name, layer in adapted.items() if layer.rank != self.rank},
+            "alpha_pattern": {f"^{name}": layer.alpha for name, layer in adapted.items() if layer.alpha != alpha},
             "bias": "none",
             "fan_in_fan_out": any(isinstance(layer, LoraConv1D) for layer in layers.values()),
             "init_lora_weights": True,
@@ -110,21 +128,14 @@ class Lora(Adapter):
         }
 
     def peft_names(self, model: nn.Module) -> dict[str, str]:
-        layers = [name for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
-        return {f"{name}.{part}": f"{name}.{part}.weight" for name in layers for part in ("lora_A", "lora_B")}
+        return peft_tensor_names(model)
 
 
-def _refuse_tied(model: nn.Module, names: list[str]) -> None:
-    """Raise ``E-TIED`` if a layer's weight is another module's too: merging an update of one would change both."""
-    owners: dict[int, list[str]] = {}
-    for name, module in model.named_modules():
-        for parameter in module.parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append(name)
-    for sharing in owners.values():
-        if len(sharing) > 1 and (chosen := [name for name in sharing if name in names]):
-            others = ", ".join(name for name in sharing if name != chosen[0])
-            raise InputError(
-                "E-TIED",
-                f"{chosen[0]} shares its weight with {others}, so an update of one would be merged into both: leave "
-                f"it out, with adapter.exclude=[{chosen[0]}] say",
-            )
+def _by_name(values: Mapping[str, T], together: Mapping[str, list[str]], option: str) -> dict[str, T]:
+    """What a mapping from patterns says of each layer; of layers that share a weight, to all or none."""
+    return {
+        twin: value
+        for pattern, value in values.items()
+        for name in match(together, pattern, option)
+        for twin in together[name]
+    }

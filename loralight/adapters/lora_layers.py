@@ -169,12 +169,6 @@ class LoraConv3d(_LoraConv, nn.Conv3d):
     _convolve = staticmethod(F.conv3d)
 
 
-LAYERS: dict[type[nn.Module], type[LoraLayer]] = {
-    layer.plain: layer for layer in (LoraLinear, LoraConv1D, LoraConv1d, LoraConv2d, LoraConv3d)
-}
-"""What each class of layer becomes."""
-
-
 def peft_computes_the_same(layer: LoraLayer) -> bool:
     """Whether PEFT's layer of this kind computes what ours does.
 

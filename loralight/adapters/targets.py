@@ -10,35 +10,49 @@ from transformers.pytorch_utils import Conv1D
 
 from loralight.errors import InputError
 
+Modules = Mapping[str, nn.Module | nn.Parameter]
+"""What can be adapted by name: layers, and weights of experts, which are no layers."""
 
-def _in_attention(modules: Mapping[str, nn.Module], name: str) -> bool:
-    """Whether a layer lies in an attention block: transformers and timm both say so in the block's class name."""
+
+def _in_attention(modules: Modules, name: str) -> bool:
+    """Whether a layer lies in an attention block (transformers and timm both say so in its class name), or is one."""
+    if isinstance(modules[name], nn.MultiheadAttention):
+        return True
     parents = (name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1))
     return any("Attention" in type(modules[parent]).__name__ for parent in parents if parent in modules)
 
 
-def _in_block(modules: Mapping[str, nn.Module], name: str) -> bool:
+def _in_block(modules: Modules, name: str) -> bool:
     """Whether a layer lies in one of a stack of repeated blocks."""
     parents = (name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1))
     return any(isinstance(modules.get(parent), nn.ModuleList | nn.Sequential) for parent in parents)
 
 
-def _is_linear(modules: Mapping[str, nn.Module], name: str) -> bool:
+def _is_linear(modules: Modules, name: str) -> bool:
     return isinstance(modules[name], nn.Linear | Conv1D)  # GPT-2's Conv1D is a linear layer
 
 
-def _is_output(modules: Mapping[str, nn.Module], name: str) -> bool:
+def _is_output(modules: Modules, name: str) -> bool:
     """Whether a layer turns a language model's hidden states into words: it is as large as the embeddings."""
     model = modules.get("")
     return isinstance(model, PreTrainedModel) and model.get_output_embeddings() is modules[name]  # type: ignore[no-untyped-call]
 
 
-PRESETS: dict[str, Callable[[Mapping[str, nn.Module], str], bool]] = {
-    "all": lambda modules, name: not _is_output(modules, name),
+def _is_asked_for(modules: Modules, name: str) -> bool:
+    """Whether a layer is one that only its name or its own preset chooses."""
+    return isinstance(modules[name], nn.Embedding | nn.Parameter)
+
+
+PRESETS: dict[str, Callable[[Modules, str], bool]] = {
+    "all": lambda modules, name: not _is_output(modules, name) and not _is_asked_for(modules, name),
     "all-linear": lambda modules, name: _is_linear(modules, name) and not _is_output(modules, name),
     "all-conv": lambda modules, name: isinstance(modules[name], nn.modules.conv._ConvNd),
-    "attention": _in_attention,
-    "mlp": lambda modules, name: _in_block(modules, name) and not _in_attention(modules, name),
+    "attention": lambda modules, name: _in_attention(modules, name) and not _is_asked_for(modules, name),
+    "mlp": lambda modules, name: (
+        _in_block(modules, name) and not _in_attention(modules, name) and not _is_asked_for(modules, name)
+    ),
+    "embedding": lambda modules, name: isinstance(modules[name], nn.Embedding),
+    "experts": lambda modules, name: isinstance(modules[name], nn.Parameter),
 }
 
 
@@ -64,16 +78,17 @@ def match(names: Iterable[str], pattern: str, option: str) -> list[str]:
 
 
 def resolve(
-    candidates: Mapping[str, nn.Module],
+    candidates: Modules,
     targets: str | Sequence[str],
     *,
-    types: tuple[type[nn.Module], ...],
+    types: tuple[type[nn.Module | nn.Parameter], ...],
     exclude: str | Sequence[str] = (),
 ) -> dict[str, list[str]]:
     """The layers that each target means, among those of exactly the given types.
 
     A subclass is left out on purpose: it may compute something else than the layer it extends, or, as the output
-    projection of ``nn.MultiheadAttention`` does, have its weight used without its forward ever being called.
+    projection of ``nn.MultiheadAttention`` does, have its weight used without its forward ever being called (it is
+    adapted with the attention layer it belongs to).
 
     Raises:
         InputError: a target or an exclusion matches nothing (``E-TARGET-NONE``), or everything is excluded.

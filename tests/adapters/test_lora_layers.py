@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from loralight.adapters import Lora, LoraLayer, inject, merge
-from loralight.adapters.lora_layers import LAYERS, peft_computes_the_same
+from loralight.adapters.lora_kinds import LAYERS
+from loralight.adapters.lora_layers import peft_computes_the_same
 
-NUM_SPECS = 60
+HALF = {torch.float16: 3e-3, torch.bfloat16: 2e-2}
+many = pytest.mark.parametrize("num_specs", [60, pytest.param(500, marks=pytest.mark.slow)])
 
 
 def linear(draw: random.Random) -> tuple[nn.Module, Tensor]:
@@ -28,6 +30,13 @@ def conv1d_of_gpt2(draw: random.Random) -> tuple[nn.Module, Tensor]:
     layer = Conv1D(out, width)
     nn.init.normal_(layer.bias)
     return layer, torch.randn(*[draw.randint(1, 4) for _ in range(draw.randint(1, 3))], width)
+
+
+def embedding(draw: random.Random) -> tuple[nn.Module, Tensor]:
+    words = draw.randint(1, 40)
+    padding = draw.choice([None, draw.randrange(words)])
+    shape = [draw.randint(1, 4) for _ in range(draw.randint(0, 3))]
+    return nn.Embedding(words, draw.randint(1, 40), padding_idx=padding), torch.randint(words, shape)
 
 
 def convolution(dimensions: int) -> Callable[[random.Random], tuple[nn.Module, Tensor]]:
@@ -62,6 +71,7 @@ def convolution(dimensions: int) -> Callable[[random.Random], tuple[nn.Module, T
 KINDS = {
     nn.Linear: linear,
     Conv1D: conv1d_of_gpt2,
+    nn.Embedding: embedding,
     nn.Conv1d: convolution(1),
     nn.Conv2d: convolution(2),
     nn.Conv3d: convolution(3),
@@ -76,32 +86,44 @@ def disturbed(layer: nn.Module, rank: int, alpha: float) -> LoraLayer:
     return adapted
 
 
+def as_float(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype) if x.is_floating_point() else x  # token ids stay what they are
+
+
+def size_of(x: Tensor) -> Tensor:
+    return x.norm() if x.is_floating_point() else torch.zeros(())
+
+
+def as_weight(update: Tensor, plain: Any) -> Tensor:
+    return update.T if isinstance(plain, Conv1D | nn.Embedding) else update.reshape(plain.weight.shape)
+
+
 def with_dense_update(plain: nn.Module, adapted: LoraLayer) -> nn.Module:
     """The plain layer with W + (alpha / rank) B A, formed by the definition."""
     dense: Any = copy.deepcopy(plain)
     b, a = adapted.lora_B.flatten(1).double(), adapted.lora_A.flatten(1).double()
     update = torch.einsum("or,ri->oi", b, a) * (adapted.alpha / adapted.rank)
-    update = update.T if isinstance(plain, Conv1D) else update.reshape(dense.weight.shape)
-    dense.weight = nn.Parameter(dense.weight.double() + update)
+    dense.weight = nn.Parameter(dense.weight.double() + as_weight(update, plain))
     return dense.double()
 
 
 def test_every_kind_of_layer_is_put_to_these_tests() -> None:
-    assert KINDS.keys() == LAYERS.keys()
+    assert KINDS.keys() | {nn.MultiheadAttention} == LAYERS.keys(), "attention has a file of its own"
 
 
+@many
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_random_layers_compute_what_the_definition_says_and_merge_to_it(kind: type[nn.Module]) -> None:
+def test_random_layers_compute_what_the_definition_says_and_merge_to_it(kind: type[nn.Module], num_specs: int) -> None:
     draw = random.Random(kind.__name__)
     torch.manual_seed(0)
-    for _ in range(NUM_SPECS):
+    for _ in range(num_specs):
         plain, x = KINDS[kind](draw)
         rank = draw.randint(1, 8)
         fresh = LAYERS[kind].upgrade_(copy.deepcopy(plain), rank=rank, alpha=2.0 * rank)
         assert torch.equal(fresh(x), plain(x)), plain
         adapted = disturbed(copy.deepcopy(plain), rank, 1.5)
-        expected = with_dense_update(plain, adapted)(x.double())
-        scale = expected.norm() + x.norm()
+        expected = with_dense_update(plain, adapted)(as_float(x, torch.float64))
+        scale = expected.norm() + size_of(x)
         assert (adapted(x) - expected).norm() <= 2e-6 * scale, plain
         adapted.merge_()
         assert type(adapted) is kind and adapted.state_dict().keys() == plain.state_dict().keys()
@@ -114,18 +136,38 @@ def test_gradients_are_those_of_the_dense_formula(kind: type[nn.Module]) -> None
     torch.manual_seed(0)
     for _ in range(10):
         plain, x = KINDS[kind](draw)
-        plain, x = plain.double(), x.double().requires_grad_()
+        plain, x = plain.double(), as_float(x, torch.float64)
+        inputs = [x.requires_grad_()] if x.is_floating_point() else []
         adapted = disturbed(copy.deepcopy(plain), 3, 6.0)
+        if isinstance(plain, nn.Embedding) and plain.padding_idx is not None:
+            nn.init.zeros_(adapted.lora_A[:, plain.padding_idx])  # where it starts, and no gradient goes
         b, a = adapted.lora_B.detach().clone().requires_grad_(), adapted.lora_A.detach().clone().requires_grad_()
         update = b.flatten(1) @ a.flatten(1) * 2.0
-        weight = plain.weight + (update.T if isinstance(plain, Conv1D) else update.view(plain.weight.shape))
+        weight = plain.weight + as_weight(update, plain)
         upstream = torch.randn_like(adapted(x))
         expected = torch.autograd.grad(
-            (torch.func.functional_call(plain, {"weight": weight}, x) * upstream).sum(), [a, b, x]
+            (torch.func.functional_call(plain, {"weight": weight}, x) * upstream).sum(), [a, b, *inputs]
         )
-        found = torch.autograd.grad((adapted(x) * upstream).sum(), [adapted.lora_A, adapted.lora_B, x])
+        found = torch.autograd.grad((adapted(x) * upstream).sum(), [adapted.lora_A, adapted.lora_B, *inputs])
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_layers_in_half_precision_agree_with_their_merged_selves(kind: type[nn.Module], dtype: torch.dtype) -> None:
+    draw = random.Random(3)
+    torch.manual_seed(0)
+    for _ in range(20):
+        plain, x = KINDS[kind](draw)
+        plain, x = plain.to(dtype), as_float(x, dtype)
+        base = plain(x).double()
+        adapted = disturbed(copy.deepcopy(plain), 2, 1.0)
+        before = adapted(x)
+        assert before.dtype is dtype and adapted.lora_A.dtype is adapted.lora_B.dtype is torch.float32
+        adapted.merge_()
+        error = (adapted(x).double() - before).norm()
+        assert error <= HALF[dtype] * (base.norm() + (before - base).norm()), plain
 
 
 @pytest.mark.parametrize("kind", [nn.Conv2d, nn.Conv1d, Conv1D], ids=lambda kind: kind.__name__)

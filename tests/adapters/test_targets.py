@@ -14,10 +14,16 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
+    T5Config,
+    T5EncoderModel,
 )
 
 from loralight.adapters import Lora, LoraLayer, inject
+from loralight.adapters.lora_attention import LoraAttention
+from loralight.adapters.lora_peft import peft_experts
 from loralight.errors import InputError
 
 
@@ -38,6 +44,27 @@ def torch_transformer() -> nn.Module:
     return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
 
 
+def t5() -> nn.Module:
+    config = T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2, is_encoder_decoder=False)
+    return T5EncoderModel(config)
+
+
+def mixtral() -> nn.Module:
+    config = MixtralConfig(
+        vocab_size=20,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=3,
+    )
+    return MixtralForCausalLM(config)
+
+
+LLAMA_ATTENTION = [f"self_attn.{name}_proj" for name in "qkvo"]
+T5_ATTENTION = {f"encoder.block.0.layer.0.SelfAttention.{name}" for name in "qkvo"}
+T5_BIAS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias"
 BERT_ATTENTION = ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"]
 BERT_MLP = ["intermediate.dense", "output.dense"]
 
@@ -47,7 +74,8 @@ def layers(stack: str, names: list[str], numbers: tuple[int, ...] = (0, 1)) -> s
 
 
 def adapted(model: nn.Module) -> set[str]:
-    return {name for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    layers = {name for name, module in model.named_modules() if isinstance(module, LoraLayer | LoraAttention)}
+    return layers | set(peft_experts(model))
 
 
 @pytest.mark.parametrize(
@@ -76,6 +104,18 @@ def adapted(model: nn.Module) -> set[str]:
         ),
         (torch_transformer, "all-linear", layers("layers", ["linear1", "linear2"])),
         (torch_transformer, "mlp", layers("layers", ["linear1", "linear2"])),
+        (torch_transformer, "attention", layers("layers", ["self_attn"])),
+        (torch_transformer, "all", layers("layers", ["self_attn", "linear1", "linear2"])),
+        (torch_transformer, "self_attn", layers("layers", ["self_attn"])),
+        (bert, "all", layers("encoder.layer", BERT_ATTENTION + BERT_MLP) | {"pooler.dense"}),
+        (bert, "embedding", {f"embeddings.{kind}_embeddings" for kind in ("word", "position", "token_type")}),
+        (bert, "word_embeddings", {"embeddings.word_embeddings"}),
+        (t5, "attention", T5_ATTENTION),
+        (t5, ["attention", "relative_attention_bias"], T5_ATTENTION | {T5_BIAS}),
+        (mixtral, "all", layers("model.layers", LLAMA_ATTENTION)),
+        (mixtral, "experts", layers("model.layers", ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])),
+        (mixtral, "experts.down_proj", layers("model.layers", ["mlp.experts.down_proj"])),
+        (mixtral, "*.0.mlp.*.gate_up_proj", layers("model.layers", ["mlp.experts.gate_up_proj"], (0,))),
     ],
 )
 def test_a_target_means_exactly_these_layers(
@@ -123,7 +163,7 @@ def test_the_head_is_trained_whole_and_never_adapted(build: Callable[[], nn.Modu
             {"targets": "all_linear"},
             "adapter.targets: 'all_linear'.*presets: all, all-linear, all-conv",
         ),
-        ({"targets": "embeddings.word_embeddings"}, "adapter.targets: 'embeddings.word_embeddings'"),
+        ({"targets": "embeddings.LayerNorm"}, "adapter.targets: 'embeddings.LayerNorm'"),
         ({"targets": ""}, "adapter.targets: ''"),
         ({"targets": []}, "adapter.targets is empty; name a preset"),
         ({"targets": "query", "exclude": "kye"}, r"adapter.exclude: 'kye'.*'\*\.key'"),
@@ -141,8 +181,8 @@ def test_a_pattern_without_a_match_is_an_error_that_names_near_misses(settings: 
     assert not adapted(model), "a refused model is not half adapted"
 
 
-@pytest.mark.parametrize("targets", ["attention", "out_proj", "*.self_attn.*"])
-def test_a_subclass_of_linear_is_never_adapted(targets: str) -> None:
+@pytest.mark.parametrize("targets", ["out_proj", "*.self_attn.*"])
+def test_a_subclass_of_linear_is_never_adapted_by_itself(targets: str) -> None:
     """MultiheadAttention reads its output projection's weight and never calls it: an update there would do nothing."""
     with pytest.raises(InputError, match="E-TARGET-NONE"):
         inject(torch_transformer(), Lora(targets=targets))
@@ -201,13 +241,6 @@ def test_all_linear_takes_a_language_models_layers_and_leaves_out_its_output(mod
     }
     inject(model, Lora(targets="all-linear"))
     assert adapted(model) == chosen and chosen
-
-
-def test_a_layer_that_shares_its_weight_is_refused() -> None:
-    model = llama(tied=True)
-    with pytest.raises(InputError, match=r"E-TIED: lm_head shares its weight with model.embed_tokens.*adapter.exclude"):
-        inject(model, Lora(targets=["q_proj", "lm_head"]))
-    assert not adapted(model)
 
 
 def test_an_output_layer_of_its_own_can_be_named() -> None:

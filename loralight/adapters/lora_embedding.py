@@ -1,0 +1,44 @@
+"""LoRA on embeddings (Hu et al., 2021, https://arxiv.org/abs/2106.09685, in the authors' loralib)."""
+
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from loralight.adapters.lora_layers import LoraLayer
+
+
+class LoraEmbedding(LoraLayer, nn.Embedding):
+    """An embedding whose row of token t is ``W[t] + (alpha / rank) B A[:, t]``.
+
+    A is zero at first and B normal, the reverse of a linear layer: what B learns then moves no token that was never
+    seen, nor the one of ``padding_idx``, to which no gradient goes. Dropout drops the whole update of a token.
+    ``scale_grad_by_freq`` holds for A; gradients are dense whatever ``sparse`` says, as most optimizers want them.
+
+    Shapes: x (...) of token ids, lora_A (rank, num_embeddings), lora_B (dim, rank), y (..., dim).
+    """
+
+    plain = nn.Embedding
+
+    @classmethod
+    def upgrade_(cls, layer: nn.Module, **settings: Any) -> Self:
+        adapted = super().upgrade_(layer, **settings)
+        nn.init.zeros_(adapted.lora_A)
+        nn.init.normal_(adapted.lora_B)
+        return adapted
+
+    def factor_shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return (rank, self.num_embeddings), (self.embedding_dim, rank)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.Embedding.forward(self, x)
+        return y + (self.low_rank(x) * self.scaling).to(y.dtype)
+
+    def low_rank(self, x: Tensor) -> Tensor:
+        low = F.embedding(x, self.lora_A.T, self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq)
+        kept = F.dropout(low.new_ones(*x.shape, 1), self.lora_dropout, self.training)
+        return F.linear(low * kept, self.lora_B)
+
+    def product(self, dtype: torch.dtype) -> Tensor:
+        return (self.lora_B.to(dtype) @ self.lora_A.to(dtype)).T

@@ -1,0 +1,101 @@
+"""LoRA (Hu et al., 2021, https://arxiv.org/abs/2106.09685) on weights that their module computes with by itself.
+
+There is no layer whose output could be added to, so it is the weight that is read as ``W + (alpha / rank) B A``.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class LowRank(nn.Module):
+    """The update of one matrix, or of each in a stack.
+
+    Shapes: weight (*stack, out, in), lora_A (*stack, rank, in), lora_B (*stack, out, rank).
+    """
+
+    def __init__(self, weight: Tensor, *, rank: int, alpha: float) -> None:
+        super().__init__()
+        *stack, out, width = weight.shape
+        like: Any = {"device": weight.device, "dtype": torch.promote_types(weight.dtype, torch.float32)}
+        self.lora_A = nn.Parameter(torch.empty(*stack, rank, width, **like))
+        self.lora_B = nn.Parameter(torch.zeros(*stack, out, rank, **like))
+        bound = 1 / math.sqrt(width)  # as `nn.init.kaiming_uniform_` with a = sqrt 5 has it for each matrix
+        nn.init.uniform_(self.lora_A, -bound, bound)
+        self.rank, self.alpha = rank, alpha
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A and B of each matrix in the stack."""
+        return self.lora_A, self.lora_B
+
+    def update(self) -> Tensor:
+        """``(alpha / rank) B A``, in A's precision even under autocast, which would round it."""
+        a, b = self.factors()
+        with torch.autocast(a.device.type, enabled=False):
+            return b @ a * (self.alpha / self.rank)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """``weight`` with the update, summed in single precision and rounded once."""
+        return (weight.to(self.lora_A.dtype) + self.update()).to(weight.dtype)
+
+    def extra_repr(self) -> str:
+        return f"rank={self.rank}, alpha={self.alpha:g}"
+
+
+class LoraParameters(nn.Module):
+    """A module that reads each parameter named in ``lora`` as its weight with the update.
+
+    ``state_dict`` and ``parameters`` have the frozen weight. A reading costs the product of A and B; within one
+    forward pass it is made once. In half precision the sum is rounded as merging rounds it.
+    """
+
+    plain: ClassVar[type[nn.Module]]
+    """The class of modules that is upgraded."""
+
+    lora: nn.ModuleDict
+
+    def __getattr__(self, name: str) -> Any:
+        value = super().__getattr__(name)
+        updates = self.__dict__["_modules"].get("lora")
+        if updates is None or not isinstance(value, nn.Parameter) or name not in updates:
+            return value
+        made: dict[str, Tensor] = self.__dict__.get("_made", {})
+        if name not in made:
+            made[name] = updates[name](value)
+        return made[name]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with read_once(self):
+            return super().forward(*args, **kwargs)  # of the plain module, which comes next in every subclass
+
+    @torch.no_grad()
+    def merge_(self) -> None:
+        for name, update in self.lora.items():
+            weight = self._parameters[name]
+            assert weight is not None
+            weight.copy_(update(weight))
+        del self.lora
+        self.__class__ = self.plain  # type: ignore[assignment]  # the way back from `read_with_`
+
+
+def read_with_(kind: type[LoraParameters], module: nn.Module, updates: Mapping[str, LowRank]) -> None:
+    """Turn ``module`` into a ``kind`` that reads its parameters with these updates; it may be one already."""
+    module.__class__ = kind
+    assert isinstance(module, LoraParameters)
+    if "lora" not in module._modules:
+        module.lora = nn.ModuleDict()
+    module.lora.update(updates)
+
+
+@contextmanager
+def read_once(module: nn.Module) -> Iterator[None]:
+    """Make the sum of each weight of ``module`` with its update once, however often it is read."""
+    module.__dict__["_made"] = {}
+    try:
+        yield
+    finally:
+        del module.__dict__["_made"]
