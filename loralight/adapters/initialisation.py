@@ -1,4 +1,4 @@
-"""How the factors of a LoRA layer start. Whatever they start at, the layer computes at first what the plain one does."""
+"""How the factors of a LoRA layer start; the layer computes at first what the plain one does, whatever they are."""
 
 from collections.abc import Callable
 
@@ -31,7 +31,8 @@ def orthogonal_(layer: LoraLayer) -> None:
 def pissa_(layer: LoraLayer) -> None:
     """The weight's largest singular directions (PiSSA, Meng et al., 2024, https://arxiv.org/abs/2404.02948).
 
-    The paper takes ``scaling B A`` off the frozen weight; here it is taken off the update, and the weight stays as it is.
+    The paper takes ``scaling B A`` off the frozen weight; here it is taken off the update, so that the weight stays as
+    it is.
     """
     matrix = _matrix(layer)
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)

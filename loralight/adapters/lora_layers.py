@@ -73,7 +73,7 @@ class LoraLayer(nn.Module):
 
     @torch.no_grad()
     def join_start_(self) -> None:
-        """Become a layer without a start that computes the same: of twice the rank, with A_0 below A and -B_0 beside B."""
+        """Become a layer without a start that computes the same, of twice the rank: A_0 below A, -B_0 beside B."""
         if self.start is None:
             return
         self.lora_A = nn.Parameter(torch.cat([self.lora_A, self.start_A]))
@@ -99,6 +99,10 @@ class LoraLayer(nn.Module):
         """The inverse of `as_matrix`."""
         return matrix.view(self.weight.shape)
 
+    def as_output(self, vector: Tensor) -> Tensor:
+        """A vector (out,) in the shape of the output, up to the dimensions of the batch."""
+        return vector
+
     def update(self, x: Tensor) -> Tensor:
         """What the low-rank path adds, without the scaling."""
         kept = self.draw_ranks()
@@ -120,7 +124,7 @@ class LoraLayer(nn.Module):
         return y + (self.update(x) * self.scaling).to(y.dtype)
 
     def update_factors(self) -> tuple[Tensor, Tensor]:
-        """Matrices A (n, fan in) and B (out, n) whose product is the update; n is twice the rank if there is a start."""
+        """Matrices A (n, fan in) and B (out, n) whose product is the update; n is twice the rank with a start."""
         a, b = self.lora_A.flatten(1), self.lora_B.flatten(1)
         if self.start is None:
             return a, b
@@ -139,9 +143,14 @@ class LoraLayer(nn.Module):
     @torch.no_grad()
     def merge_(self) -> None:
         self.weight.copy_(self.merged(wide(self.weight.dtype)))
+        self.strip_()
+
+    def strip_(self) -> None:
+        """Be the plain layer again, without the update."""
         for name in self.extras:
             for owner in (vars(self), self._parameters, self._buffers):
                 owner.pop(name, None)
+            self._non_persistent_buffers_set.discard(name)
         self.__class__ = self.plain  # type: ignore[assignment]  # the way back from `upgrade_`
 
     def extra_repr(self) -> str:
@@ -223,6 +232,9 @@ class _LoraConv(LoraLayer, nn.modules.conv._ConvNd):
             lora_A = thin(self.lora_A, self.draw_ranks())
             return lora_convolution(x, self.weight, self.bias, lora_A, self.lora_B, self.scaling, geometry)
         return super().forward(x)
+
+    def as_output(self, vector: Tensor) -> Tensor:
+        return vector.view(1, -1, *(1,) * len(self.kernel_size))
 
     @property
     def _is_simple(self) -> bool:
