@@ -93,9 +93,9 @@ class AdaLoraLayer(LoraLayer):
         left = self.lora_Lambda.nonzero().flatten()
         left = left if len(left) else left.new_zeros(1)
         lora_A, lora_B, dropout = self.lora_A[left], self.lora_B[:, left], self.lora_dropout
-        alpha = self.scaling * len(left)
+        kind, alpha = LAYERS[self.plain], self.scaling * len(left)
         self.strip_()
-        lora = LAYERS[self.plain].upgrade_(self, rank=len(left), alpha=alpha, dropout=dropout)
+        lora = kind.upgrade_(self, rank=len(left), alpha=alpha, dropout=dropout)
         lora.lora_A.copy_(lora_A)
         lora.lora_B.copy_(lora_B)
 

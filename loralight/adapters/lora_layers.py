@@ -226,8 +226,9 @@ class _LoraConv(LoraLayer, nn.modules.conv._ConvNd):
         return (rank, *self.weight.shape[1:]), (self.out_channels, rank, *ones)
 
     def forward(self, x: Tensor) -> Tensor:
-        # in half precision W would round the update away
-        if self._is_simple and x.dtype.itemsize >= 4 and can_be_fused(x, self.weight, self.lora_A):
+        # in half precision W would round the update away; an input without a batch is rare
+        fits = x.dtype.itemsize >= 4 and x.ndim == self.weight.ndim
+        if fits and self._is_simple and can_be_fused(x, self.weight, self.lora_A):
             geometry: Geometry = (self.stride, self.padding, self.dilation)  # type: ignore[assignment]  # no text here
             lora_A = thin(self.lora_A, self.draw_ranks())
             return lora_convolution(x, self.weight, self.bias, lora_A, self.lora_B, self.scaling, geometry)
