@@ -1,6 +1,7 @@
 """The one way from a config to a task, its data and its trainer: for training, resuming, evaluating and predicting."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
 
+from loralight.adapters.base import Adapter
 from loralight.checkpoint import FolderCheckpointIO
 from loralight.composition import trusted_packages
 from loralight.config_check import check, find_target
@@ -133,18 +135,36 @@ def task_class(made: Mapping[str, Any]) -> type[AdapterTask]:
     return found
 
 
+def adapter_node(made: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a recipe's adapter, by the name of an installed one.
+
+    Raises:
+        InputError: no such adapter is installed (``E-ADAPTER``).
+    """
+    return {**made["adapter"]["arguments"], "_target_": _target_in(_adapter_file(made["adapter"]["name"]), "adapter")}
+
+
+def adapter_recipe(adapter: Adapter, name: str) -> dict[str, Any]:
+    """What a recipe says of ``adapter``, which goes by ``name`` unless it is of another class than that file's."""
+    files = _adapter_files()
+    for known in (name, *files):
+        target = _target_in(files[known], "adapter")
+        of_class = target.rpartition(".")[2] == type(adapter).__name__
+        if of_class and find_target(target, "adapter", trusted_packages()) is type(adapter):
+            return {"name": known, "arguments": asdict(adapter)}
+    raise TypeError(f"no file in conf/adapter configures a {type(adapter).__name__}, so it could not be loaded again")
+
+
 def from_recipe(made: Mapping[str, Any]) -> AdapterTask:
     """The task of a recipe, by the names of an installed plugin and adapter: nothing in the recipe is imported.
 
     Raises:
         InputError: no such plugin or adapter is installed, or its arguments are others (``E-TASK``, ``E-CONFIG``).
     """
-    files = {"task": task_file(made["task"]["name"]), "adapter": _adapter_file(made["adapter"]["name"])}
+    task = _target_in(task_file(made["task"]["name"]), "task")
     if "adapter" in made["task"]["arguments"]:
         raise InputError("E-CONFIG", "task: the adapter is not among a recipe's arguments of the task")
-    config: dict[str, Any] = {}
-    for part, file in files.items():
-        config[part] = {**made[part]["arguments"], "_target_": _target_in(file, part)}
+    config = {"task": {**made["task"]["arguments"], "_target_": task}, "adapter": adapter_node(made)}
     check(config["adapter"], "adapter", trusted_packages())
     check({**config["task"], "adapter": config["adapter"]}, "task", trusted_packages())
     return build_task(config, {})
@@ -155,8 +175,12 @@ def _target_in(file: Path, part: str) -> Any:
     return (content["task"] if part == "task" else content)["_target_"]
 
 
+def _adapter_files() -> dict[str, Path]:
+    return {file.stem: file for folder in conf_folders() for file in folder.glob("adapter/*.yaml")}
+
+
 def _adapter_file(name: str) -> Path:
-    files = {file.stem: file for folder in conf_folders() for file in folder.glob("adapter/*.yaml")}
+    files = _adapter_files()
     if name not in files:
         raise InputError("E-ADAPTER", f"there is no adapter method {name!r}; installed are {', '.join(sorted(files))}")
     return files[name]

@@ -7,11 +7,12 @@ from typing import Any
 from omegaconf import DictConfig
 
 from loralight import logs
-from loralight.build import build_data, build_task, build_trainer, check_config
+from loralight.build import adapter_node, build_data, build_task, build_trainer, check_config
 from loralight.composition import plain
 from loralight.errors import InputError
 from loralight.export import load_adapter, read_recipe
 from loralight.progress import progress_callbacks
+from loralight.run_folder import read_config
 from loralight.summary import metrics_table
 
 
@@ -39,6 +40,8 @@ def work(config: dict[str, Any]) -> dict[str, float]:
         "logger": {},
         "trainer": {**config["trainer"], "devices": 1, "strategy": "auto"},
     }
+    if config["adapter"] == read_config(Path(config["run"]))["adapter"]:
+        config["adapter"] = adapter_node(made)  # a trained adapter may be kept as another kind
     check_config(config)
     # The data is encoded as in training: what it told the task then (label names in their order) it is told now
     told = {name: value for name, value in made["task"]["arguments"].items() if name not in config["task"]}

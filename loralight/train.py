@@ -1,6 +1,5 @@
 """``loralight train``: check, fit, test the best checkpoint, save the adapter, report."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,13 @@ from omegaconf import DictConfig
 from torchmetrics import MetricCollection
 
 from loralight import logs
-from loralight.build import build_data, build_task, build_trainer, check_config, recipe
+from loralight.build import adapter_recipe, build_data, build_task, build_trainer, check_config, recipe
 from loralight.checkpoint import FolderCheckpointIO, newest
 from loralight.composition import plain
 from loralight.data import TaskData
 from loralight.errors import InputError, did_you_mean
 from loralight.export import save_adapter
+from loralight.initialising import initialise_, with_initialised
 from loralight.launch import launch, process_rank
 from loralight.preflight import memory_table, targets_table
 from loralight.progress import Throughput, progress_callbacks
@@ -49,8 +49,10 @@ def work(config: dict[str, Any], output_dir: Path) -> float | None:
     rank = process_rank() or 0
     logs.configure(output_dir / ("train.log" if rank == 0 else f"train.rank{rank}.log"), rank=rank)
     data = build_data(config)
-    task = build_task(config, data.model_arguments())
     resumed = newest(output_dir) if config["resume"] is not None else None
+    if resumed:
+        config = with_initialised(config, output_dir)
+    task = build_task(config, data.model_arguments())
     throughput, callbacks = progress_callbacks(data.batch_size)
     trainer = build_trainer(config, output_dir, callbacks)
     _check_monitors(config["monitor"]["metric"], trainer, task)
@@ -59,6 +61,8 @@ def work(config: dict[str, Any], output_dir: Path) -> float | None:
         logs.show(*data.report(), targets_table(task), memory_table(task))
         if resumed:
             logs.logger.info("going on from %s", resumed)
+    if not resumed:
+        initialise_(task, data, trainer, output_dir, config["names"]["adapter"])
     trainer.fit(task, datamodule=data, ckpt_path=resumed)
     score = _load_best(config["monitor"]["metric"], trainer, task)
     metrics = _measure(trainer, task, data)
@@ -108,7 +112,8 @@ def _save(
 ) -> None:
     folder = output_dir / "adapter"
     task.adapter = task.adapter.finish_(task.model)
-    config = {**config, "adapter": {**config["adapter"], **asdict(task.adapter)}}
-    save_adapter(task, folder, recipe=recipe(config, data.model_arguments()), metrics=metrics)
+    made = recipe(config, data.model_arguments())
+    made["adapter"] = adapter_recipe(task.adapter, config["names"]["adapter"])
+    save_adapter(task, folder, recipe=made, metrics=metrics)
     summary = summarise(config, output_dir, task, data, metrics, throughput.seconds_per_step())
     final_report(summary, task, data, output_dir)

@@ -1,7 +1,7 @@
 """What every adapter method promises, and the two verbs on a model: inject and merge."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -36,6 +36,19 @@ class Adapter(ABC):
         Returns:
             The adapted layers' names by the target pattern that chose them.
         """
+
+    def initialise_(self, model: nn.Module, run_batches: Callable[[int], None]) -> "Adapter":
+        """Look at training data before the first step, change the model by it, and return the adapter that builds that.
+
+        By default nothing happens. It is called once in a run, in every process with the same data; a resumed run
+        builds its model from what was returned.
+
+        Args:
+            model: the adapted model, in evaluation mode.
+            run_batches: has the model compute the outputs of so many training batches, without gradients: forward hooks
+                see what layers are given.
+        """
+        return self
 
     def lr_factors(self, model: nn.Module) -> dict[nn.Parameter, float]:
         """The parameters whose learning rate is a multiple of the others', with that multiple."""

@@ -70,7 +70,8 @@ class _LoraLinear(Function):
         kept = rows if mask is None else rows.masked_fill(mask, 0.0)
         low = lora_A @ kept.T  # (rank, tokens)
         y.addmm_(low.T, lora_B.T, alpha=scaling * keep)
-        ctx.save_for_backward(rows, weight, lora_A, lora_B, low, mask)
+        of_A = rows if ctx.needs_input_grad[3] else None  # a frozen A (LoRA-FA) needs no input kept
+        ctx.save_for_backward(of_A, weight, lora_A, lora_B, low, mask)
         ctx.scaling, ctx.shape = scaling * keep, x.shape
         return y.view(*x.shape[:-1], -1)
 
@@ -81,9 +82,10 @@ class _LoraLinear(Function):
         g = gradient.reshape(-1, gradient.shape[-1])  # (tokens, out)
         g_low = lora_B.T @ g.T  # (rank, tokens)
         g_B = (low @ g).T.mul_(ctx.scaling)
-        kept = rows if mask is None else rows.masked_fill(mask, 0.0)
-        g_A = (g_low @ kept).mul_(ctx.scaling)
-        g_x = None
+        g_A = g_x = None
+        if rows is not None:
+            kept = rows if mask is None else rows.masked_fill(mask, 0.0)
+            g_A = (g_low @ kept).mul_(ctx.scaling)
         if ctx.needs_input_grad[0]:
             g_x = g @ weight
             if mask is None:
@@ -136,8 +138,10 @@ class _LoraConvolution(Function):
         low = _convolve(x, lora_A, None, ctx.geometry)  # (batch, rank, *space)
         point = tuple(tuple(value for _ in ctx.geometry[0]) for value in (1, 0, 1))
         g_B = _backward(gradient, low, lora_B, point, 1).mul_(ctx.scaling)
-        g_low = _backward(gradient, low, lora_B, point, 0)
-        g_A = _backward(g_low, x, lora_A, ctx.geometry, 1).mul_(ctx.scaling)
+        g_A = None
+        if ctx.needs_input_grad[3]:
+            g_low = _backward(gradient, low, lora_B, point, 0)
+            g_A = _backward(g_low, x, lora_A, ctx.geometry, 1).mul_(ctx.scaling)
         g_bias = gradient.sum((0, *range(2, gradient.ndim))) if ctx.needs_input_grad[2] else None
         return g_x, None, g_bias, g_A, g_B, None, None
 

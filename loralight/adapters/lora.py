@@ -1,76 +1,68 @@
 """LoRA: Hu et al., 2021, https://arxiv.org/abs/2106.09685."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from loralight.adapters.base import Adapter
+from loralight.adapters.initialisation import INITIALISATIONS
 from loralight.adapters.lora_attention import show_weights_
-from loralight.adapters.lora_experts import expert_weights
-from loralight.adapters.lora_kinds import LAYERS, check, check_slices, upgrade_
-from loralight.adapters.lora_layers import LoraConv1D, LoraLayer
+from loralight.adapters.lora_experts import adapt_experts_, expert_weights
+from loralight.adapters.lora_kinds import KINDS, check, check_slices, kind_of
+from loralight.adapters.lora_layers import LoraLayer
 from loralight.adapters.lora_parameters import LowRank
-from loralight.adapters.lora_peft import peft_experts, peft_has_a_form, peft_tensor_names
-from loralight.adapters.lora_tied import share_, tied
-from loralight.adapters.targets import match, resolve
+from loralight.adapters.lora_tied import LoraTwin, share_, tied
+from loralight.adapters.low_rank import LowRankAdapter, by_name, check_probability, patterns
+from loralight.adapters.penalties import crosstalk, squared_norm
+from loralight.adapters.targets import resolve
 from loralight.errors import InputError
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lora(Adapter):
-    """Low-rank updates beside the frozen weights of the chosen layers.
+class Lora(LowRankAdapter):
+    """Low-rank updates ``scaling B A`` of frozen weights.
 
     Args:
-        targets: which layers, one pattern or several: presets (``all``, ``all-linear``, ``all-conv``, ``attention``,
-            ``mlp``, ``embedding``, ``experts``), module names (``query``, ``layer.0.query``), or globs over dotted
-            module names (``*.layer.[0-3].*``). Each must match. Experts go by the name of their weight
-            (``experts.down_proj``).
-        rank: rows of A and columns of B.
-        alpha: the update is scaled by ``alpha / rank``; 2 x rank if None.
-        dropout: probability with which an input of the low-rank path is dropped.
-        exclude: patterns of layers that ``targets`` choose and that stay as they are.
-        rank_pattern: ranks of particular layers, by pattern; the last that matches counts.
-        alpha_pattern: alphas of particular layers, likewise; else 2 x the layer's rank if ``alpha`` is None.
+        targets: as for the other methods, and the presets ``embedding`` and ``experts``. Experts go by the name of
+            their weight (``experts.down_proj``).
+        alpha: the update is scaled by ``alpha / rank``, or by ``alpha / sqrt(rank)`` with ``use_rslora``; 2 x rank if
+            None, and 16 at every rank with ``use_rslora``, whose point is that the rank does not move it.
         slices: for layers that compute queries, keys and values at once (q over k over v, as in timm and GPT-2, not
             mixed head by head), by pattern: which of them are adapted, each with its own A and B (``qv``). For
             ``nn.MultiheadAttention`` also ``o``, its output projection; there ``qkvo`` if not given.
+        use_rslora: scale by ``alpha / sqrt(rank)``, under which the size of a step does not shrink as the rank grows
+            (rsLoRA, Kalajdzievski, 2023, https://arxiv.org/abs/2312.03732).
+        rank_dropout: probability with which a rank is dropped, from the whole batch; the others are scaled up. As in
+            LyCORIS (Yeh et al., 2023, https://arxiv.org/abs/2309.14859).
+        init: how A and B start, see `loralight.adapters.initialisation`. ``pissa`` and ``olora`` start at large
+            factors and want a lower ``lr`` (PiSSA's authors train at 2e-5).
+        frobenius: weight of a penalty on the updates, the sum of the squared Frobenius norms of ``scaling B A``.
+        orthogonality: weight of a penalty on ranks that overlap, see `loralight.adapters.penalties.crosstalk`.
         lr_ratio_B: B's learning rate over A's (LoRA+, Hayou et al., 2024, https://arxiv.org/abs/2402.12354).
-        lr: learning rate per step; about ten times what full fine-tuning takes.
     """
 
-    targets: str | Sequence[str]
-    rank: int = 8
-    alpha: float | None = None
-    dropout: float = 0.0
-    exclude: str | Sequence[str] = ()
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     slices: Mapping[str, str] = field(default_factory=dict)
+    use_rslora: bool = False
+    rank_dropout: float = 0.0
+    init: Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora"] = "kaiming"
+    frobenius: float = 0.0
+    orthogonality: float = 0.0
     lr_ratio_B: float = 1.0
-    lr: float = 1e-3
+
+    layers: ClassVar[Mapping[type[nn.Module], type[Any]]] = KINDS
 
     def __post_init__(self) -> None:
-        for where, rank in {
-            "rank": self.rank,
-            **{f"rank_pattern[{k}]": v for k, v in self.rank_pattern.items()},
-        }.items():
-            if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-                raise InputError("E-RANK", f"adapter.{where} is {rank!r}; give a whole number of at least 1, such as 8")
-        alphas = {"alpha": self.alpha, **{f"alpha_pattern[{k}]": v for k, v in self.alpha_pattern.items()}}
-        for where, alpha in alphas.items():
-            number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
-            if alpha is not None and not (number and 0 < alpha < math.inf):
-                raise InputError(
-                    "E-ALPHA", f"adapter.{where} is {alpha!r}; give a positive number, or null for 2 x rank"
-                )
+        super().__post_init__()
         check_slices(self.slices)
-        if not 0 <= self.dropout < 1:
-            raise InputError("E-DROPOUT", f"adapter.dropout is {self.dropout!r}; give a probability in [0, 1)")
+        check_probability("rank_dropout", self.rank_dropout)
+        if self.init not in INITIALISATIONS:
+            raise InputError("E-INIT", f"adapter.init is {self.init!r}; choose {', '.join(INITIALISATIONS)}")
+        for where, weight in {"frobenius": self.frobenius, "orthogonality": self.orthogonality}.items():
+            if not 0 <= weight < math.inf:
+                raise InputError("E-PENALTY", f"adapter.{where} is {weight!r}; give a weight of at least 0")
         if not 0 < self.lr_ratio_B < math.inf:
             raise InputError(
                 "E-LR-RATIO", f"adapter.lr_ratio_B is {self.lr_ratio_B!r}; give a positive number, such as 16"
@@ -78,64 +70,62 @@ class Lora(Adapter):
 
     def apply_(self, model: nn.Module, candidates: Mapping[str, nn.Module]) -> dict[str, list[str]]:
         layers: dict[str, Any] = {**candidates, **expert_weights(candidates)}
-        hits = resolve(layers, self.targets, types=(*LAYERS, nn.Parameter), exclude=self.exclude)
+        hits = resolve(layers, self.targets, types=(*self.layers, nn.Parameter), exclude=self.exclude)
         names = dict.fromkeys(name for found in hits.values() for name in found)
         together = tied(model, layers, names, self.exclude)
-        hits = {target: [twin for name in found for twin in together[name]] for target, found in hits.items()}
-        ranks = _by_name(self.rank_pattern, together, "adapter.rank_pattern")
-        alphas = _by_name(self.alpha_pattern, together, "adapter.alpha_pattern")
-        slices = _by_name(self.slices, together, "adapter.slices")
-        for name in together:
-            check(name, layers[name], dropout=self.dropout, slices=slices.get(name))
+        sizes, slices = self.sizes(together), by_name(self.slices, together, "adapter.slices")
+        for name, group in together.items():
+            check(name, layers[name], special=self._special(), slices=slices.get(name), is_tied=len(group) > 1)
         for name in [name for name, group in together.items() if name == group[0]]:
-            rank = ranks.get(name, self.rank)
-            alpha = float(alphas.get(name, 2 * rank if self.alpha is None else self.alpha))
-            upgrade_(layers, name, rank=rank, alpha=alpha, dropout=self.dropout, slices=slices.get(name))
+            owner, _, weight = name.rpartition(".")
+            if isinstance(layers[name], nn.Parameter):
+                adapt_experts_(candidates[owner], weight, **sizes[name])
+            else:
+                self.adapt_(layers[name], **sizes[name], slices=slices.get(name))
             share_(layers, together[name])
         show_weights_(model)
+        hits = {target: [twin for name in found for twin in together[name]] for target, found in hits.items()}
         return {target: list(dict.fromkeys(found)) for target, found in hits.items()}
 
+    def adapt_(self, layer: nn.Module, *, rank: int, alpha: float, slices: str | None = None) -> LoraLayer:
+        chosen = {} if slices is None else {"slices": slices}
+        adapted: LoraLayer = kind_of(layer, slices).upgrade_(
+            layer, rank=rank, alpha=alpha, dropout=self.dropout, **chosen
+        )
+        if isinstance(adapted, LoraLayer):
+            adapted.rank_dropout, adapted.use_rslora = self.rank_dropout, self.use_rslora
+            INITIALISATIONS[self.init](adapted)
+        return adapted
+
+    def _special(self) -> dict[str, Any]:
+        """The settings beyond rank and alpha that are in use."""
+        names = ("dropout", "rank_dropout", "use_rslora", "init", "frobenius", "orthogonality")
+        usual = {name: type(self).__dataclass_fields__[name].default for name in names}
+        return {name: getattr(self, name) for name in names if getattr(self, name) != usual[name]}
+
+    def alpha_of(self, rank: int) -> float:
+        return 16.0 if self.use_rslora and self.alpha is None else super().alpha_of(rank)
+
     def lr_factors(self, model: nn.Module) -> dict[nn.Parameter, float]:
-        return {layer.lora_B: self.lr_ratio_B for layer in model.modules() if isinstance(layer, LoraLayer | LowRank)}
+        factors = [layer.lora_B for layer in model.modules() if isinstance(layer, LoraLayer | LowRank)]
+        return {factor: self.lr_ratio_B for factor in factors if isinstance(factor, nn.Parameter)}
+
+    def penalty(self, model: nn.Module) -> Tensor | None:
+        terms = [(self.frobenius, squared_norm), (self.orthogonality, crosstalk)]
+        modules = model.modules() if self.frobenius or self.orthogonality else ()
+        layers = [layer for layer in modules if isinstance(layer, LoraLayer) and not isinstance(layer, LoraTwin)]
+        parts = [weight * term(layer) for weight, term in terms if weight for layer in layers]
+        return sum(parts[1:], parts[0]) if parts else None
+
+    def finish_(self, model: nn.Module) -> Adapter:
+        """Make factors with a start plain ones of twice the rank, which PEFT knows."""
+        layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+        if all(layer.start is None for layer in layers):
+            return self
+        for layer in layers:
+            layer.join_start_()
+        return replace(self, init="kaiming", **patterns(model))
 
     def peft_config(self, model: nn.Module) -> dict[str, Any] | None:
-        layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
-        if not peft_has_a_form(model):
-            return None
-        adapted = {**layers, **peft_experts(model)}
-        alpha = float(2 * self.rank if self.alpha is None else self.alpha)
-        # PEFT takes a name for the end of longer names too; `^` in a pattern and `exclude_modules` say it is the whole
-        others = [
-            name
-            for name, _ in model.named_modules()
-            if name not in layers and name.endswith(tuple(f".{layer}" for layer in layers))
-        ]
-        return {
-            "peft_type": "LORA",
-            "r": self.rank,
-            "lora_alpha": alpha,
-            "lora_dropout": self.dropout,
-            "target_modules": sorted(layers),
-            "target_parameters": sorted(peft_experts(model)) or None,
-            "exclude_modules": others or None,
-            "rank_pattern": {f"^{name}": layer.rank for name, layer in adapted.items() if layer.rank != self.rank},
-            "alpha_pattern": {f"^{name}": layer.alpha for name, layer in adapted.items() if layer.alpha != alpha},
-            "bias": "none",
-            "fan_in_fan_out": any(isinstance(layer, LoraConv1D) for layer in layers.values()),
-            "init_lora_weights": True,
-            "use_rslora": False,
-            "use_dora": False,
-        }
-
-    def peft_names(self, model: nn.Module) -> dict[str, str]:
-        return peft_tensor_names(model)
-
-
-def _by_name(values: Mapping[str, T], together: Mapping[str, list[str]], option: str) -> dict[str, T]:
-    """What a mapping from patterns says of each layer; of layers that share a weight, to all or none."""
-    return {
-        twin: value
-        for pattern, value in values.items()
-        for name in match(together, pattern, option)
-        for twin in together[name]
-    }
+        config = super().peft_config(model)
+        return None if config is None else {**config, "use_rslora": self.use_rslora}

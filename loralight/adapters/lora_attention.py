@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from loralight.adapters.lora_layers import LoraLinear
+from loralight.adapters.lora_layers import LoraLinear, wide
 from loralight.adapters.lora_parameters import LoraParameters, LowRank, read_once, read_with_
 from loralight.adapters.lora_slices import SLICES
 
@@ -81,8 +81,8 @@ class LoraEncoderLinear(LoraLinear):
         value: Any = super().__getattr__(name)
         if name != "weight" or self.training:
             return value
-        wide = torch.promote_types(value.dtype, torch.float32)
-        return (value.to(wide) + self.scaling * (self.lora_B.to(wide) @ self.lora_A.to(wide))).to(value.dtype)
+        a, b = (factor.to(wide(value.dtype)) for factor in self.update_factors())
+        return (value.to(a.dtype) + self.scaling * (b @ a)).to(value.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) if self.training else F.linear(x, self.weight, self.bias)

@@ -2,7 +2,6 @@
 
 from typing import Any, Self
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -33,12 +32,15 @@ class LoraEmbedding(LoraLayer, nn.Embedding):
 
     def forward(self, x: Tensor) -> Tensor:
         y = nn.Embedding.forward(self, x)
-        return y + (self.low_rank(x) * self.scaling).to(y.dtype)
+        return y + (self.update(x) * self.scaling).to(y.dtype)
 
-    def low_rank(self, x: Tensor) -> Tensor:
-        low = F.embedding(x, self.lora_A.T, self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq)
+    def low_rank(self, x: Tensor, lora_A: Tensor, lora_B: Tensor) -> Tensor:
+        low = F.embedding(x, lora_A.T, self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq)
         kept = F.dropout(low.new_ones(*x.shape, 1), self.lora_dropout, self.training)
-        return F.linear(low * kept, self.lora_B)
+        return F.linear(low * kept, lora_B)
 
-    def product(self, dtype: torch.dtype) -> Tensor:
-        return (self.lora_B.to(dtype) @ self.lora_A.to(dtype)).T
+    def as_matrix(self, weight: Tensor) -> Tensor:
+        return weight.T
+
+    def as_weight(self, matrix: Tensor) -> Tensor:
+        return matrix.T

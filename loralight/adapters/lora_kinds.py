@@ -8,16 +8,21 @@ from transformers.pytorch_utils import Conv1D
 
 from loralight.adapters.lora_attention import LoraAttention
 from loralight.adapters.lora_embedding import LoraEmbedding
-from loralight.adapters.lora_experts import adapt_experts_
-from loralight.adapters.lora_layers import LoraConv1D, LoraConv1d, LoraConv2d, LoraConv3d, LoraLayer, LoraLinear
+from loralight.adapters.lora_layers import LAYERS, LoraLayer
 from loralight.adapters.lora_slices import SLICED, SLICES
 from loralight.errors import InputError
 
-LAYERS: dict[type[nn.Module], type[LoraLayer | LoraAttention]] = {
-    layer.plain: layer
-    for layer in (LoraLinear, LoraConv1D, LoraConv1d, LoraConv2d, LoraConv3d, LoraEmbedding, LoraAttention)
+KINDS: dict[type[nn.Module], type[LoraLayer | LoraAttention]] = {
+    **LAYERS,
+    nn.Embedding: LoraEmbedding,
+    nn.MultiheadAttention: LoraAttention,
 }
 """What each class of layer becomes."""
+
+
+def kind_of(layer: nn.Module, slices: str | None) -> Any:
+    """What a layer becomes, with A and B for each of ``slices`` if these are told apart."""
+    return KINDS[type(layer)] if slices is None else SLICED.get(type(layer), LoraAttention)
 
 
 def check_slices(slices: Mapping[str, str]) -> None:
@@ -40,12 +45,16 @@ def check_slices(slices: Mapping[str, str]) -> None:
             )
 
 
-def check(name: str, layer: Any, *, dropout: float, slices: str | None) -> None:
+def check(name: str, layer: Any, *, special: Mapping[str, Any], slices: str | None, is_tied: bool) -> None:
     """Check that ``layer`` can be adapted as it is asked for.
 
+    Args:
+        special: the settings in use beyond rank and alpha.
+        is_tied: other layers share its weight.
+
     Raises:
-        InputError: it is an embedding that rescales its rows (``E-MAX-NORM``), dropout has no input to act on
-            (``E-DROPOUT``), or it has no such slices (``E-SLICES``).
+        InputError: it is an embedding that rescales its rows (``E-MAX-NORM``), a setting has nothing to act on
+            (``E-LAYER``), or it has no such slices (``E-SLICES``).
     """
     if isinstance(layer, nn.Embedding) and layer.max_norm is not None:
         raise InputError(
@@ -53,14 +62,23 @@ def check(name: str, layer: Any, *, dropout: float, slices: str | None) -> None:
             f"{name} has max_norm={layer.max_norm}: it would rescale its frozen rows without their updates; leave it "
             f"out, with adapter.exclude=[{name}] say",
         )
-    if dropout and isinstance(layer, nn.MultiheadAttention | nn.Parameter):
-        raise InputError(
-            "E-DROPOUT",
-            f"adapter.dropout is {dropout}, which drops inputs of a layer, but {name} is adapted in its weights alone; "
-            f"set adapter.dropout=0, or leave it out, with adapter.exclude=[{name}] say",
-        )
+    if isinstance(layer, nn.MultiheadAttention | nn.Parameter):
+        _refuse(name, special, list(special), "is adapted in its weights alone")
+    elif is_tied:
+        _refuse(name, special, ["init"], "shares its weight and its factors with another layer")
+    elif slices is not None:
+        _refuse(name, special, ["init", "orthogonality"], "has factors for each of its slices")
     if slices is not None and not isinstance(layer, nn.MultiheadAttention):
         _check_fused(name, layer, slices)
+
+
+def _refuse(name: str, special: Mapping[str, Any], settings: list[str], why: str) -> None:
+    if taken := [f"adapter.{setting}={special[setting]}" for setting in settings if setting in special]:
+        raise InputError(
+            "E-LAYER",
+            f"{name} {why}, for which there is no {taken[0]}: leave that setting as it is by default, or the layer "
+            f"out, with adapter.exclude=[{name}] say",
+        )
 
 
 def _check_fused(name: str, layer: Any, slices: str) -> None:
@@ -77,18 +95,3 @@ def _check_fused(name: str, layer: Any, slices: str) -> None:
             f"adapter.slices: {name} takes {width} numbers and gives {out}; {slices!r} can only be told apart in a "
             "layer that gives three times what it takes, and o only in nn.MultiheadAttention. Leave it out",
         )
-
-
-def upgrade_(
-    candidates: Mapping[str, Any], name: str, *, rank: int, alpha: float, dropout: float, slices: str | None
-) -> None:
-    """Adapt the layer, or the weight of experts, called ``name``; in place."""
-    layer = candidates[name]
-    if isinstance(layer, nn.Parameter):
-        owner, _, weight = name.rpartition(".")
-        adapt_experts_(candidates[owner], weight, rank=rank, alpha=alpha)
-    elif slices is None:
-        LAYERS[type(layer)].upgrade_(layer, rank=rank, alpha=alpha, dropout=dropout)
-    else:
-        kind: Any = SLICED.get(type(layer), LoraAttention)
-        kind.upgrade_(layer, slices=slices, rank=rank, alpha=alpha, dropout=dropout)

@@ -14,67 +14,157 @@ from loralight.adapters.kernels import Geometry, can_be_fused, lora_convolution,
 
 
 class LoraLayer(nn.Module):
-    """A frozen layer whose weight W has a low-rank update: it computes with ``W + (alpha / rank) B A``.
+    """A frozen layer whose weight W has a low-rank update: it computes with ``W + scaling B A``.
 
     A plain layer becomes one in place, so its weight, its name in the model and every reference to it stay what they
     were; ``merge_`` turns it back. Dropout is on the low-rank path's input.
+
+    Where the factors do not start at a product of zero, `keep_start_` takes that first product off again: the layer
+    computes with ``W + scaling (B A - B_0 A_0)``, A_0 and B_0 frozen.
     """
 
     plain: ClassVar[type[nn.Module]]
     """The class of layers that is upgraded."""
 
+    extras: ClassVar[tuple[str, ...]] = (
+        *("lora_A", "lora_B", "start_A", "start_B"),
+        *("rank", "alpha", "lora_dropout", "rank_dropout", "use_rslora"),
+    )
+    """What the layer may have beyond a plain one; `merge_` takes it off."""
+
     weight: Any  # a frozen parameter; each plain class types it in its own way
-    lora_A: nn.Parameter
-    lora_B: nn.Parameter
+    lora_A: Tensor
+    lora_B: Tensor
+    start_A: Tensor
+    start_B: Tensor
     rank: int
     alpha: float
     lora_dropout: float
+    rank_dropout: float = 0.0
+    use_rslora: bool = False
 
     @classmethod
     def upgrade_(cls, layer: nn.Module, *, rank: int, alpha: float, dropout: float = 0.0) -> Self:
         """Turn ``layer`` into a LoRA layer: A Kaiming-uniform, B zero, so that it computes what it computed before."""
         layer.__class__ = cls
         assert isinstance(layer, cls)
-        weight = layer.weight
-        # In half precision small updates to A and B would be rounded away, and A x could overflow to inf.
-        dtype = torch.float32 if weight.dtype in (torch.float16, torch.bfloat16) else weight.dtype
         down, up = layer.factor_shapes(rank)
-        layer.lora_A = nn.Parameter(torch.empty(down, device=weight.device, dtype=dtype))
-        layer.lora_B = nn.Parameter(torch.zeros(up, device=weight.device, dtype=dtype))
+        like: Any = {"device": layer.weight.device, "dtype": wide(layer.weight.dtype)}
+        layer.lora_A = nn.Parameter(torch.empty(down, **like))
+        layer.lora_B = nn.Parameter(torch.zeros(up, **like))
         nn.init.kaiming_uniform_(layer.lora_A, a=math.sqrt(5))
         layer.rank, layer.alpha, layer.lora_dropout = rank, alpha, dropout
         return layer
 
     @property
     def scaling(self) -> float:
-        return self.alpha / self.rank
+        """``alpha / rank``, or ``alpha / sqrt(rank)`` (rsLoRA: Kalajdzievski, 2023, https://arxiv.org/abs/2312.03732)."""
+        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
+
+    @property
+    def start(self) -> tuple[Tensor, Tensor] | None:
+        """A_0 and B_0, if there are any."""
+        return (self.start_A, self.start_B) if "start_A" in self._buffers else None
+
+    def keep_start_(self) -> None:
+        """Make the present factors A_0 and B_0, so that the layer computes what the plain one does."""
+        self.register_buffer("start_A", self.lora_A.detach().clone())
+        self.register_buffer("start_B", self.lora_B.detach().clone())
+
+    @torch.no_grad()
+    def join_start_(self) -> None:
+        """Become a layer without a start that computes the same, of twice the rank: A_0 below A, -B_0 beside B."""
+        if self.start is None:
+            return
+        self.lora_A = nn.Parameter(torch.cat([self.lora_A, self.start_A]))
+        self.lora_B = nn.Parameter(torch.cat([self.lora_B, -self.start_B], dim=1))
+        scaling = self.scaling
+        self.rank *= 2
+        self.alpha *= scaling / self.scaling
+        del self.start_A, self.start_B
 
     @abstractmethod
     def factor_shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The shapes of A and B."""
 
     @abstractmethod
-    def low_rank(self, x: Tensor) -> Tensor:
-        """``B A x``, without the scaling."""
+    def low_rank(self, x: Tensor, lora_A: Tensor, lora_B: Tensor) -> Tensor:
+        """``B A x`` for factors of these shapes."""
+
+    def as_matrix(self, weight: Tensor) -> Tensor:
+        """A weight of this layer as the matrix (out, fan in) that ``B A`` is added to."""
+        return weight.flatten(1)
+
+    def as_weight(self, matrix: Tensor) -> Tensor:
+        """The inverse of `as_matrix`."""
+        return matrix.view(self.weight.shape)
+
+    def as_output(self, vector: Tensor) -> Tensor:
+        """A vector (out,) in the shape of the output, up to the dimensions of the batch."""
+        return vector
+
+    def update(self, x: Tensor) -> Tensor:
+        """What the low-rank path adds, without the scaling."""
+        kept = self.draw_ranks()
+        y = self.low_rank(x, thin(self.lora_A, kept), self.lora_B)
+        if self.start is None:
+            return y
+        return y - self.low_rank(x, thin(self.start_A, kept), self.start_B)  # the same operations: zero at step 0
+
+    def draw_ranks(self) -> Tensor | None:
+        """The factor of each rank in this pass, (rank, 1, ...): 0 for those that are dropped; None if none can be."""
+        if not (self.training and self.rank_dropout):
+            return None
+        ones = self.lora_A.new_ones(len(self.lora_A), *(1,) * (self.lora_A.ndim - 1))
+        return F.dropout(ones, self.rank_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = super().forward(x)  # of the plain layer, which comes next in every subclass
         x = F.dropout(x, self.lora_dropout, self.training).to(self.lora_A.dtype)
-        return y + (self.low_rank(x) * self.scaling).to(y.dtype)
+        return y + (self.update(x) * self.scaling).to(y.dtype)
+
+    def update_factors(self) -> tuple[Tensor, Tensor]:
+        """Matrices A (n, fan in) and B (out, n) whose product is the update; n is twice the rank with a start."""
+        a, b = self.lora_A.flatten(1), self.lora_B.flatten(1)
+        if self.start is None:
+            return a, b
+        return torch.cat([a, self.start_A.flatten(1)]), torch.cat([b, -self.start_B.flatten(1)], dim=1)
 
     def product(self, dtype: torch.dtype) -> Tensor:
-        """``B A`` in the shape of the weight."""
-        return (self.lora_B.to(dtype).flatten(1) @ self.lora_A.to(dtype).flatten(1)).view(self.weight.shape)
+        """The update in the shape of the weight, without the scaling."""
+        a, b = self.update_factors()
+        return self.as_weight(b.to(dtype) @ a.to(dtype))
+
+    def merged(self, dtype: torch.dtype) -> Tensor:
+        """The weight of the plain layer that computes the same."""
+        merged: Tensor = self.weight.to(dtype) + self.scaling * self.product(dtype)
+        return merged
 
     @torch.no_grad()
     def merge_(self) -> None:
-        wide = torch.promote_types(self.weight.dtype, torch.float32)  # bfloat16 would round small updates away
-        self.weight.copy_(self.weight.to(wide) + self.scaling * self.product(wide))
-        del self.lora_A, self.lora_B, self.rank, self.alpha, self.lora_dropout
+        self.weight.copy_(self.merged(wide(self.weight.dtype)))
+        self.strip_()
+
+    def strip_(self) -> None:
+        """Be the plain layer again, without the update."""
+        for name in self.extras:
+            for owner in (vars(self), self._parameters, self._buffers):
+                owner.pop(name, None)
+            self._non_persistent_buffers_set.discard(name)
         self.__class__ = self.plain  # type: ignore[assignment]  # the way back from `upgrade_`
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rank={self.rank}, alpha={self.alpha:g}, lora_dropout={self.lora_dropout}"
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The type to add updates in: half precision would round small ones away, and ``A x`` could overflow to inf."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def thin(factor: Tensor, kept: Tensor | None) -> Tensor:
+    """A with some ranks dropped, as `LoraLayer.draw_ranks` has drawn them."""
+    return factor if kept is None else factor * kept
 
 
 class LoraLinear(LoraLayer, nn.Linear):
@@ -89,13 +179,14 @@ class LoraLinear(LoraLayer, nn.Linear):
         return (rank, self.in_features), (self.out_features, rank)
 
     def forward(self, x: Tensor) -> Tensor:
-        if can_be_fused(x, self.weight, self.lora_A):
+        if self.start is None and can_be_fused(x, self.weight, self.lora_A):
             dropout = self.lora_dropout if self.training else 0.0
-            return lora_linear(x, self.weight, self.bias, self.lora_A, self.lora_B, self.scaling, dropout)
+            lora_A = thin(self.lora_A, self.draw_ranks())
+            return lora_linear(x, self.weight, self.bias, lora_A, self.lora_B, self.scaling, dropout)
         return super().forward(x)
 
-    def low_rank(self, x: Tensor) -> Tensor:
-        return F.linear(F.linear(x, self.lora_A), self.lora_B)
+    def low_rank(self, x: Tensor, lora_A: Tensor, lora_B: Tensor) -> Tensor:
+        return F.linear(F.linear(x, lora_A), lora_B)
 
 
 class LoraConv1D(LoraLayer, Conv1D):
@@ -106,11 +197,14 @@ class LoraConv1D(LoraLayer, Conv1D):
     def factor_shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (rank, self.nx), (self.nf, rank)
 
-    def low_rank(self, x: Tensor) -> Tensor:
-        return F.linear(F.linear(x, self.lora_A), self.lora_B)
+    def low_rank(self, x: Tensor, lora_A: Tensor, lora_B: Tensor) -> Tensor:
+        return F.linear(F.linear(x, lora_A), lora_B)
 
-    def product(self, dtype: torch.dtype) -> Tensor:
-        return (self.lora_B.to(dtype) @ self.lora_A.to(dtype)).T
+    def as_matrix(self, weight: Tensor) -> Tensor:
+        return weight.T
+
+    def as_weight(self, matrix: Tensor) -> Tensor:
+        return matrix.T
 
     def extra_repr(self) -> str:
         return f"nx={self.nx}, nf={self.nf}, rank={self.rank}, alpha={self.alpha:g}, lora_dropout={self.lora_dropout}"
@@ -132,20 +226,26 @@ class _LoraConv(LoraLayer, nn.modules.conv._ConvNd):
         return (rank, *self.weight.shape[1:]), (self.out_channels, rank, *ones)
 
     def forward(self, x: Tensor) -> Tensor:
-        # in half precision W would round the update away
-        if self._is_simple and x.dtype.itemsize >= 4 and can_be_fused(x, self.weight, self.lora_A):
+        # in half precision W would round the update away; an input without a batch is rare
+        fits = x.dtype.itemsize >= 4 and x.ndim == self.weight.ndim
+        if fits and self._is_simple and can_be_fused(x, self.weight, self.lora_A):
             geometry: Geometry = (self.stride, self.padding, self.dilation)  # type: ignore[assignment]  # no text here
-            return lora_convolution(x, self.weight, self.bias, self.lora_A, self.lora_B, self.scaling, geometry)
+            lora_A = thin(self.lora_A, self.draw_ranks())
+            return lora_convolution(x, self.weight, self.bias, lora_A, self.lora_B, self.scaling, geometry)
         return super().forward(x)
+
+    def as_output(self, vector: Tensor) -> Tensor:
+        return vector.view(1, -1, *(1,) * len(self.kernel_size))
 
     @property
     def _is_simple(self) -> bool:
-        drops = self.training and self.lora_dropout > 0
-        return self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str) and not drops
+        if (self.training and self.lora_dropout > 0) or self.start is not None:
+            return False
+        return self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str)
 
-    def low_rank(self, x: Tensor) -> Tensor:
-        down = torch.cat([self.lora_A] * self.groups) if self.groups > 1 else self.lora_A
-        return type(self)._convolve(self._conv_forward(x, down, None), self.lora_B, groups=self.groups)
+    def low_rank(self, x: Tensor, lora_A: Tensor, lora_B: Tensor) -> Tensor:
+        down = torch.cat([lora_A] * self.groups) if self.groups > 1 else lora_A
+        return type(self)._convolve(self._conv_forward(x, down, None), lora_B, groups=self.groups)
 
 
 class LoraConv1d(_LoraConv, nn.Conv1d):
@@ -167,6 +267,12 @@ class LoraConv3d(_LoraConv, nn.Conv3d):
 
     plain = nn.Conv3d
     _convolve = staticmethod(F.conv3d)
+
+
+LAYERS: dict[type[nn.Module], type[LoraLayer]] = {
+    layer.plain: layer for layer in (LoraLinear, LoraConv1D, LoraConv1d, LoraConv2d, LoraConv3d)
+}
+"""What each class of layer becomes that multiplies its input with a weight."""
 
 
 def peft_computes_the_same(layer: LoraLayer) -> bool:

@@ -23,7 +23,8 @@ def peft_has_a_form(model: nn.Module) -> bool:
     if any(isinstance(module, LoraExperts) for module in modules):
         unknown.append(LoraConv1D)
     layers = [module for module in modules if isinstance(module, LoraLayer)]
-    return all(map(peft_computes_the_same, layers)) and not any(isinstance(m, tuple(unknown)) for m in modules)
+    plain = all(layer.start is None and peft_computes_the_same(layer) for layer in layers)
+    return plain and not any(isinstance(m, tuple(unknown)) for m in modules)
 
 
 def peft_experts(model: nn.Module) -> dict[str, ExpertLowRank]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from loralight.adapters.kernels import can_be_fused, lora_linear
-from loralight.adapters.lora_layers import LoraConv1D, LoraLayer, LoraLinear
+from loralight.adapters.lora_layers import LoraConv1D, LoraLayer, LoraLinear, thin
 
 SLICES = "qkv"
 """The equal parts of a fused projection's output, in their order."""
@@ -26,6 +26,8 @@ class SlicedLayer(LoraLayer):
     Shapes: x (..., in), lora_A (n rank, in), lora_B (n in, rank), y (..., out) with out = 3 in.
     """
 
+    extras = (*LoraLayer.extras, "slices")
+
     slices: str
 
     @classmethod
@@ -37,22 +39,18 @@ class SlicedLayer(LoraLayer):
         width = min(self.weight.shape)  # each slice is square
         return (len(self.slices) * rank, width), (len(self.slices) * width, rank)
 
-    def blocks(self) -> Tensor:
+    def blocks(self, lora_B: Tensor) -> Tensor:
         """B as a whole, (out, n rank)."""
-        diagonal = torch.block_diag(*self.lora_B.chunk(len(self.slices)))  # type: ignore[no-untyped-call]
+        diagonal = torch.block_diag(*lora_B.chunk(len(self.slices)))  # type: ignore[no-untyped-call]
         rows = dict(zip(self.slices, diagonal.chunk(len(self.slices)), strict=True))
         empty = torch.zeros_like(rows[self.slices[0]])
         return torch.cat([rows.get(name, empty) for name in SLICES])
 
-    def low_rank(self, x: Tensor) -> Tensor:
-        return F.linear(F.linear(x, self.lora_A), self.blocks())
+    def low_rank(self, x: Tensor, lora_A: Tensor, lora_B: Tensor) -> Tensor:
+        return F.linear(F.linear(x, lora_A), self.blocks(lora_B))
 
-    def product(self, dtype: torch.dtype) -> Tensor:
-        return self.blocks().to(dtype) @ self.lora_A.to(dtype)
-
-    def merge_(self) -> None:
-        super().merge_()
-        del self.slices
+    def update_factors(self) -> tuple[Tensor, Tensor]:
+        return self.lora_A, self.blocks(self.lora_B)
 
 
 class LoraSlicedLinear(SlicedLayer, LoraLinear):
@@ -61,15 +59,13 @@ class LoraSlicedLinear(SlicedLayer, LoraLinear):
     def forward(self, x: Tensor) -> Tensor:
         if can_be_fused(x, self.weight, self.lora_A):
             dropout = self.lora_dropout if self.training else 0.0
-            return lora_linear(x, self.weight, self.bias, self.lora_A, self.blocks(), self.scaling, dropout)
+            lora_A = thin(self.lora_A, self.draw_ranks())
+            return lora_linear(x, self.weight, self.bias, lora_A, self.blocks(self.lora_B), self.scaling, dropout)
         return LoraLayer.forward(self, x)
 
 
 class LoraSlicedConv1D(SlicedLayer, LoraConv1D):
     """See `SlicedLayer`; the weight is (in, out)."""
-
-    def product(self, dtype: torch.dtype) -> Tensor:
-        return super().product(dtype).T
 
 
 SLICED: dict[type[nn.Module], type[SlicedLayer]] = {nn.Linear: LoraSlicedLinear, Conv1D: LoraSlicedConv1D}

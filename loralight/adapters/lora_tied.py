@@ -21,24 +21,26 @@ class LoraTwin(LoraLayer):
         assert isinstance(layer, LoraTwin)
         layer.embedding_A, layer.embedding_B = owner.lora_A, owner.lora_B
         layer.rank, layer.alpha, layer.lora_dropout = owner.rank, owner.alpha, owner.lora_dropout
+        layer.rank_dropout, layer.use_rslora = owner.rank_dropout, owner.use_rslora
+
+    extras = (*LoraLayer.extras, "embedding_A", "embedding_B")
 
     embedding_A: nn.Parameter
     embedding_B: nn.Parameter
 
     def merge_(self) -> None:
-        del self.embedding_A, self.embedding_B, self.rank, self.alpha, self.lora_dropout
-        self.__class__ = self.plain  # type: ignore[assignment]  # the way back from `share_`
+        self.strip_()
 
 
 class TwinEmbedding(LoraTwin, LoraEmbedding):
     """An embedding that shares its weight with another."""
 
     @property
-    def lora_A(self) -> Tensor:  # type: ignore[override]  # noqa: N802  # a parameter by another name
+    def lora_A(self) -> Tensor:  # type: ignore[override]  # a parameter by another name
         return self.embedding_A
 
     @property
-    def lora_B(self) -> Tensor:  # type: ignore[override]  # noqa: N802
+    def lora_B(self) -> Tensor:  # type: ignore[override]
         return self.embedding_B
 
 
@@ -46,11 +48,11 @@ class TwinLinear(LoraTwin, LoraLinear):
     """A linear layer that shares its weight with an embedding: the update is ``A^T B^T``, A and B the embedding's."""
 
     @property
-    def lora_A(self) -> Tensor:  # type: ignore[override]  # noqa: N802  # a parameter, seen from the other side
+    def lora_A(self) -> Tensor:  # type: ignore[override]  # a parameter, seen from the other side
         return self.embedding_B.T
 
     @property
-    def lora_B(self) -> Tensor:  # type: ignore[override]  # noqa: N802
+    def lora_B(self) -> Tensor:  # type: ignore[override]
         return self.embedding_A.T
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from loralight.adapters import LoraLayer, kernels, lora_layers
-from loralight.adapters.lora_kinds import LAYERS
+from loralight.adapters.lora_layers import LAYERS
 
 SHAPES = [(nn.Linear(20, 11), (3, 7, 20)), (nn.Linear(5, 9, bias=False), (4, 5)), (nn.Linear(5, 9), (5,))]
 CONVOLUTIONS = [

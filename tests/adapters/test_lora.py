@@ -250,3 +250,60 @@ def test_peft_adapts_the_layers_we_adapt_and_none_whose_name_only_ends_alike() -
     theirs = peft.inject_adapter_in_model(peft.LoraConfig(**config), build())
     ranks = {name: dict(module.r)["default"] for name, module in theirs.named_modules() if hasattr(module, "r")}
     assert ranks == {"fc": 3}
+
+
+@pytest.mark.parametrize(
+    ("settings", "scaling"), [({}, 16 / 2), ({"rank": 16}, 16 / 4), ({"alpha": 3.0}, 3 / 2)], ids=str
+)
+def test_rank_stabilised_scaling_is_that_of_peft(settings: dict[str, Any], scaling: float) -> None:
+    model, adapter = (
+        nn.Sequential(nn.Linear(20, 20)),
+        Lora(**{"targets": "0", "rank": 4, "use_rslora": True, **settings}),
+    )
+    inject(model, adapter)
+    fields = adapter.peft_config(model)
+    assert fields is not None and fields.pop("peft_type") == "LORA" and fields["use_rslora"] is True
+    theirs = peft.get_peft_model(nn.Sequential(nn.Linear(20, 20)), peft.LoraConfig(**fields))  # type: ignore[arg-type]
+    assert model[0].scaling == theirs.get_submodule("base_model.model.0").scaling["default"] == scaling
+
+
+@pytest.mark.parametrize("plain", [nn.Linear(6, 9), nn.Conv2d(6, 9, 1), nn.Conv2d(6, 9, 1, groups=3)], ids=str)
+def test_rank_dropout_drops_whole_ranks_in_training_and_keeps_the_expectation(plain: nn.Module) -> None:
+    model = nn.Sequential(copy.deepcopy(plain)).double()
+    inject(model, Lora(targets="0", rank=5, alpha=5, rank_dropout=0.4))
+    layer = with_random_factors(model)[0]
+    x = torch.randn(3, 6, *(1,) * (plain.weight.ndim - 2), dtype=torch.float64)
+    model.eval()
+    whole, base = model(x), F.linear if isinstance(plain, nn.Linear) else layer._conv_forward
+    base = base(x, layer.weight, layer.bias)
+    parts = []
+    for rank in range(5):  # what each rank alone adds
+        others = [other for other in range(5) if other != rank]
+        kept = layer.lora_B.detach().clone()
+        layer.lora_B.data[:, others] = 0.0
+        parts.append(model(x) - base)
+        layer.lora_B.data.copy_(kept)
+    torch.testing.assert_close(base + sum(parts), whole)
+    model.train()
+    counts = torch.zeros(5)
+    for _ in range(400):
+        weights = torch.linalg.lstsq(torch.stack([p.flatten() for p in parts], 1), (model(x) - base).flatten()).solution
+        ranks = weights.round(decimals=6)
+        assert set(ranks.tolist()) <= {0.0, round(1 / 0.6, 6)}
+        counts += (ranks > 0).float()
+    assert ((counts / 400 - 0.6).abs() < 0.1).all()
+
+
+def test_what_rank_dropout_drops_gets_no_gradient() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 9)).double()
+    inject(model, Lora(targets="0", rank=8, rank_dropout=0.5))
+    with_random_factors(model)(torch.randn(3, 6, dtype=torch.float64)).sum().backward()
+    of_a, of_b = model[0].lora_A.grad.any(dim=1), model[0].lora_B.grad.any(dim=0)
+    assert torch.equal(of_a, of_b) and 0 < of_a.sum() < 8
+
+
+@pytest.mark.parametrize("value", [1.0, -0.1, float("nan")])
+def test_a_rank_dropout_that_is_no_probability_is_refused(value: float) -> None:
+    with pytest.raises(InputError, match=r"E-DROPOUT: adapter\.rank_dropout"):
+        Lora(targets="0", rank_dropout=value)

@@ -260,7 +260,7 @@ def test_lora_plus_and_ranks_reach_all_projections() -> None:
 
 def test_dropout_on_attention_is_refused() -> None:
     model = Attention()
-    with pytest.raises(InputError, match=r"E-DROPOUT: adapter.dropout is 0.1.*attn is adapted in its weights alone"):
+    with pytest.raises(InputError, match=r"E-LAYER: attn is adapted in its weights alone.*dropout=0\.1"):
         inject(model, Lora(targets="attn", dropout=0.1))
     assert type(model.attn) is nn.MultiheadAttention
 

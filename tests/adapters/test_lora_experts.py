@@ -254,7 +254,7 @@ def test_all_means_no_experts_unless_they_are_named() -> None:
 
 def test_dropout_on_experts_is_refused() -> None:
     model = mixtral()
-    with pytest.raises(InputError, match=r"E-DROPOUT: .*experts.gate_up_proj is adapted in its weights alone"):
+    with pytest.raises(InputError, match=r"E-LAYER: .*experts\.gate_up_proj is adapted in its weights alone"):
         inject(model, Lora(targets=["q_proj", "experts"], dropout=0.1))
     assert not trainable(model) and not [module for module in model.modules() if isinstance(module, LoraExperts)]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from loralight.adapters import Lora, LoraLayer, inject, merge
-from loralight.adapters.lora_kinds import LAYERS
+from loralight.adapters.lora_kinds import KINDS as LAYERS
 from loralight.adapters.lora_layers import peft_computes_the_same
 
 HALF = {torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -214,3 +214,10 @@ def test_layers_of_one_model_are_merged_together() -> None:
     merge(model)
     assert [type(layer) for layer in model] == [nn.Conv2d, nn.Flatten, nn.Linear]
     torch.testing.assert_close(model(x), before, rtol=1e-5, atol=1e-5)
+
+
+def test_a_convolution_takes_an_input_without_a_batch() -> None:
+    plain = nn.Conv2d(3, 5, 3).double()
+    layer = disturbed(copy.deepcopy(plain), 2, 4.0)
+    x = torch.randn(3, 6, 6, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), layer(x[None])[0], rtol=1e-12, atol=1e-12)
