@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 
@@ -17,8 +17,6 @@ from loralight.adapters.lora_peft import peft_experts, peft_has_a_form, peft_ten
 from loralight.adapters.lora_tied import share_, tied
 from loralight.adapters.targets import match, resolve
 from loralight.errors import InputError
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +129,7 @@ class Lora(Adapter):
         return peft_tensor_names(model)
 
 
-def _by_name(values: Mapping[str, T], together: Mapping[str, list[str]], option: str) -> dict[str, T]:
+def _by_name(values: Mapping[str, Any], together: Mapping[str, list[str]], option: str) -> dict[str, Any]:
     """What a mapping from patterns says of each layer; of layers that share a weight, to all or none."""
     return {
         twin: value

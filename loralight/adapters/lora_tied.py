@@ -14,6 +14,9 @@ from loralight.errors import InputError
 class LoraTwin(LoraLayer):
     """A layer whose factors are those of an embedding, which alone merges them into the weight of both."""
 
+    embedding_A: nn.Parameter
+    embedding_B: nn.Parameter
+
     @classmethod
     def share_(cls, layer: nn.Module, owner: LoraEmbedding) -> None:
         """Turn ``layer`` into a LoRA layer with ``owner``'s very parameters: as tied as the weight is."""
@@ -21,9 +24,6 @@ class LoraTwin(LoraLayer):
         assert isinstance(layer, LoraTwin)
         layer.embedding_A, layer.embedding_B = owner.lora_A, owner.lora_B
         layer.rank, layer.alpha, layer.lora_dropout = owner.rank, owner.alpha, owner.lora_dropout
-
-    embedding_A: nn.Parameter
-    embedding_B: nn.Parameter
 
     def merge_(self) -> None:
         del self.embedding_A, self.embedding_B, self.rank, self.alpha, self.lora_dropout
