@@ -3,7 +3,6 @@
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
@@ -72,20 +71,24 @@ class _Packed(LowRank):
 
 
 class LoraEncoderLinear(LoraLinear):
-    """A linear layer of `nn.TransformerEncoderLayer`, which in evaluation may read its weight and never call it.
+    """A linear layer of `nn.TransformerEncoderLayer`, whose fused kernel takes the weight and never calls the layer.
 
-    So its weight reads as ``W + (alpha / rank) B A`` in evaluation, and it computes with that.
+    So to others the weight reads as ``W + (alpha / rank) B A``; the layer itself, if it is called, adds ``B A x``.
     """
 
     def __getattr__(self, name: str) -> Any:
         value: Any = super().__getattr__(name)
-        if name != "weight" or self.training:
+        if name != "weight":
             return value
         a, b = (factor.to(wide(value.dtype)) for factor in self.update_factors())
         return (value.to(a.dtype) + self.scaling * (b @ a)).to(value.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if self.training else F.linear(x, self.weight, self.bias)
+        self.__dict__["weight"] = self._parameters["weight"]  # found before `__getattr__` is asked
+        try:
+            return super().forward(x)
+        finally:
+            del self.__dict__["weight"]
 
     def merge_(self) -> None:
         self.__class__ = LoraLinear  # type: ignore[assignment]  # what it was before `show_weights_`
@@ -93,7 +96,7 @@ class LoraEncoderLinear(LoraLinear):
 
 
 def show_weights_(model: nn.Module) -> None:
-    """Let encoder layers of PyTorch's see the updates of their linear layers also where they do not call them."""
+    """Let PyTorch's encoder layers see the updates of their linear layers also where they do not call them."""
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             for part in (module.linear1, module.linear2):

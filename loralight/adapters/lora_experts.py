@@ -37,11 +37,12 @@ class ExpertLowRank(LowRank):
 
 def expert_weights(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
     """The weights of experts by name: stacks of matrices that a module of no known kind has for its own use."""
+    others = (nn.modules.conv._ConvNd, LoraParameters, LowRank)
     return {
         f"{name}.{weight_name}": weight
         for name, module in modules.items()
         for weight_name, weight in module.named_parameters(recurse=False)
-        if weight.ndim == 3 and len(weight) > 1 and not isinstance(module, nn.modules.conv._ConvNd)
+        if weight.ndim == 3 and len(weight) > 1 and not isinstance(module, others)
     }
 
 

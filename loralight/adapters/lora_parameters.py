@@ -28,6 +28,10 @@ class LowRank(nn.Module):
         nn.init.uniform_(self.lora_A, -bound, bound)
         self.rank, self.alpha = rank, alpha
 
+    @property
+    def scaling(self) -> float:
+        return self.alpha / self.rank
+
     def factors(self) -> tuple[Tensor, Tensor]:
         """A and B of each matrix in the stack."""
         return self.lora_A, self.lora_B
@@ -36,7 +40,7 @@ class LowRank(nn.Module):
         """``(alpha / rank) B A``, in A's precision even under autocast, which would round it."""
         a, b = self.factors()
         with torch.autocast(a.device.type, enabled=False):
-            return b @ a * (self.alpha / self.rank)
+            return b @ a * self.scaling
 
     def forward(self, weight: Tensor) -> Tensor:
         """``weight`` with the update, summed in single precision and rounded once."""

@@ -14,6 +14,9 @@ from loralight.errors import InputError
 class LoraTwin(LoraLayer):
     """A layer whose factors are those of an embedding, which alone merges them into the weight of both."""
 
+    embedding_A: nn.Parameter
+    embedding_B: nn.Parameter
+
     @classmethod
     def share_(cls, layer: nn.Module, owner: LoraEmbedding) -> None:
         """Turn ``layer`` into a LoRA layer with ``owner``'s very parameters: as tied as the weight is."""
@@ -24,9 +27,6 @@ class LoraTwin(LoraLayer):
         layer.rank_dropout, layer.use_rslora = owner.rank_dropout, owner.use_rslora
 
     extras = (*LoraLayer.extras, "embedding_A", "embedding_B")
-
-    embedding_A: nn.Parameter
-    embedding_B: nn.Parameter
 
     def merge_(self) -> None:
         self.strip_()

@@ -227,10 +227,15 @@ def test_a_transformer_in_evaluation_computes_with_the_updates_though_its_kernel
     assert [type(module) for module in model.modules()] == [type(module) for module in base.modules()]
 
 
-def test_a_transformer_in_evaluation_learns_where_gradients_are_on() -> None:
+@pytest.mark.parametrize("targets", ["all", "mlp", "attention"])
+@pytest.mark.parametrize("training", [set(), {"linear1", "linear2"}], ids=str)
+def test_a_transformer_in_evaluation_learns_where_gradients_are_on(targets: str, training: set[str]) -> None:
+    """Also where only what learns is in training mode, so that frozen dropout is off."""
     model = encoder().eval()
-    inject(model, Lora(targets="all", rank=2))
-    model(torch.randn(2, 3, 8)).sum().backward()
+    inject(model, Lora(targets=targets, rank=2))
+    for name, module in model.named_modules():
+        module.training = name.rpartition(".")[2] in training
+    model(torch.randn(2, 3, 8)).square().sum().backward()
     assert all(parameter.grad is not None for parameter in trainable(model).values())
 
 
@@ -280,9 +285,9 @@ def test_an_adapted_transformer_can_be_copied(copied: Any, training: bool) -> No
 
 
 def test_compiling_changes_nothing() -> None:
-    model = Attention()
-    inject(model, Lora(targets="attn", rank=2))
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+    inject(model, Lora(targets="all", rank=2))
     for parameter in trainable(model).values():
         nn.init.normal_(parameter)
-    x = torch.randn(2, 3, 12)
-    torch.testing.assert_close(torch.compile(model, backend="aot_eager")(x), model(x))
+    x = torch.randn(2, 3, 8)
+    torch.testing.assert_close(torch.compile(model, backend="eager")(x), model(x), rtol=1e-5, atol=1e-5)

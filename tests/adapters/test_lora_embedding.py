@@ -90,4 +90,4 @@ def test_peft_reads_the_adapter_and_computes_the_same(
         nn.init.normal_(parameter)
     theirs = load_in_peft(adapter, model, base)
     ids = torch.randint(12, (4, 5))
-    torch.testing.assert_close(model(ids), theirs(ids))
+    torch.testing.assert_close(model(ids), theirs(ids), rtol=1e-4, atol=1e-4)

@@ -249,11 +249,14 @@ def test_an_output_layer_of_its_own_can_be_named() -> None:
     assert adapted(model) == {"lm_head"}
 
 
-def test_an_adapted_model_is_not_adapted_again() -> None:
-    model = bert()
-    inject(model, Lora(targets="query"))
+@pytest.mark.parametrize(
+    ("build", "targets"), [(bert, "query"), (bert, "embedding"), (mixtral, "experts"), (torch_transformer, "*")]
+)
+def test_an_adapted_model_is_not_adapted_again(build: Callable[[], nn.Module], targets: str) -> None:
+    model = build()
+    inject(model, Lora(targets=targets))
     with pytest.raises(InputError, match="E-TARGET-NONE"):
-        inject(model, Lora(targets="query"))
+        inject(model, Lora(targets=targets))
 
 
 def test_a_layer_that_two_targets_mean_is_adapted_once() -> None:
