@@ -135,5 +135,5 @@ def test_a_start_in_more_directions_than_the_weight_has_is_refused() -> None:
 
 
 def test_an_unknown_initialisation_is_refused() -> None:
-    with pytest.raises(InputError, match="E-INIT: adapter.init is 'pisa'; choose kaiming"):
+    with pytest.raises(InputError, match=r"E-INIT: adapter\.init is 'pisa'; choose kaiming"):
         Lora(targets="0", init="pisa")  # type: ignore[arg-type]

@@ -305,5 +305,5 @@ def test_what_rank_dropout_drops_gets_no_gradient() -> None:
 
 @pytest.mark.parametrize("value", [1.0, -0.1, float("nan")])
 def test_a_rank_dropout_that_is_no_probability_is_refused(value: float) -> None:
-    with pytest.raises(InputError, match="E-DROPOUT: adapter.rank_dropout"):
+    with pytest.raises(InputError, match=r"E-DROPOUT: adapter\.rank_dropout"):
         Lora(targets="0", rank_dropout=value)
