@@ -139,7 +139,8 @@ def fingerprint(task: AdapterTask) -> str:
 def _peft_names(task: AdapterTask) -> dict[str, str]:
     """What PEFT calls each tensor that learns."""
     renamed = task.adapter.peft_names(task.model)
-    return {name: _PREFIX + renamed.get(name, name) for name in task.trainable_tensors()}
+    prefixed = {name: _PREFIX + theirs if "." in theirs else theirs for name, theirs in renamed.items()}
+    return {name: prefixed.get(name, _PREFIX + name) for name in task.trainable_tensors()}
 
 
 def _whole_modules(task: AdapterTask) -> list[str]:

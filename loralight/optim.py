@@ -1,12 +1,12 @@
 """Parameter groups and learning-rate schedules."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import SchedulerType, get_scheduler
 
 from loralight.adapters.base import Adapter, trainable
@@ -24,7 +24,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Every parameter that learns, once, in groups of equal learning rate and weight decay.
 
-    Vectors and scalars (biases, norms) have no weight decay, whatever the optimizer's.
+    Vectors and scalars (biases, norms) have no weight decay, whatever the optimizer's. Parameters that the adapter lets
+    start later are in groups with a ``start``, the fraction of the run.
 
     Args:
         lr: the optimizer's learning rate per step, which the adapter's ``lr_factors`` multiply.
@@ -36,13 +37,17 @@ def parameter_groups(
     """
     in_head = {id(parameter) for part in head for parameter in part.parameters()}
     factors = {id(parameter): factor for parameter, factor in adapter.lr_factors(model).items()}
+    starts = {id(parameter): start for parameter, start in adapter.starts(model).items()}
+    undecayed = {id(parameter) for parameter in adapter.undecayed(model)}
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for name, parameter in trainable(model).items():
         of_head = id(parameter) in in_head
         settings = {"name": "head" if of_head else "adapter", "lr": lr * factors.get(id(parameter), 1.0)}
         if of_head and head_lr is not None:
             settings["lr"] = head_lr
-        if parameter.ndim < 2:
+        if not of_head and starts.get(id(parameter)):
+            settings["start"] = starts[id(parameter)]
+        if parameter.ndim < 2 or id(parameter) in undecayed:
             settings["weight_decay"] = 0.0
         elif of_head and head_weight_decay is not None:
             settings["weight_decay"] = head_weight_decay
@@ -80,6 +85,35 @@ def schedule(
         raise InputError("E-SCHEDULER", f"scheduler.name is {name!r}.{hint} Possible: {', '.join(names)}")
     made: LRScheduler = get_scheduler(name, optimizer, steps, num_steps, scheduler_specific_kwargs=arguments or {})
     return made
+
+
+def delayed(scheduler: LRScheduler, num_steps: int) -> LRScheduler:
+    """``scheduler``, but with a learning rate of 0 for each group before the ``start`` that it may have.
+
+    Without a learning rate a step changes no bit of a parameter: neither by its gradient nor by weight decay, which is
+    in proportion to it.
+
+    Args:
+        num_steps: optimizer steps of the whole run.
+
+    Raises:
+        InputError: a group starts late and the schedule is no multiple of its rate (``E-SCHEDULER``).
+    """
+    optimizer = scheduler.optimizer
+    starts = [round(group.get("start", 0.0) * num_steps) for group in optimizer.param_groups]
+    if not any(starts):
+        return scheduler
+    if not isinstance(scheduler, LambdaLR):
+        raise InputError(
+            "E-SCHEDULER",
+            f"adapter.gradual needs a schedule that multiplies each group's rate; {type(scheduler).__name__} does not. "
+            "Take scheduler=linear, cosine or constant",
+        )
+    return LambdaLR(optimizer, [_from(*pair) for pair in zip(starts, scheduler.lr_lambdas, strict=True)])
+
+
+def _from(start: int, factor: Callable[[int], float]) -> Callable[[int], float]:
+    return lambda step: factor(step) if step >= start else 0.0
 
 
 def by_name(state: dict[str, Any]) -> dict[str, Any]:

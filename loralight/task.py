@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from loralight.adapters.base import Adapter, inject, trainable
 from loralight.errors import InputError
 from loralight.inputs import read_inputs
-from loralight.optim import by_name, by_position, parameter_groups
+from loralight.optim import by_name, by_position, delayed, parameter_groups, schedule
 
 _BATCH_NORM = (nn.modules.batchnorm._BatchNorm,)
 
@@ -247,16 +247,17 @@ class AdapterTask(lightning.LightningModule, ABC):
         )
         optimizer = self.optimizer(groups)
         optimizer.register_load_state_dict_pre_hook(by_position)
-        if self.scheduler is None:
+        if self.scheduler is None and not any("start" in group for group in groups):
             return optimizer
         num_steps = self.trainer.estimated_stepping_batches
         if num_steps == float("inf"):
             raise InputError(
                 "E-STEPS", "a schedule needs to know where the run ends; set trainer.max_epochs or trainer.max_steps"
             )
+        scheduler = (self.scheduler or partial(schedule, name="constant"))(optimizer, int(num_steps))
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.scheduler(optimizer, int(num_steps)), "interval": "step"},
+            "lr_scheduler": {"scheduler": delayed(scheduler, int(num_steps)), "interval": "step"},
         }
 
     def train(self, mode: bool = True) -> "AdapterTask":

@@ -54,6 +54,14 @@ class Adapter(ABC):
         """The parameters whose learning rate is a multiple of the others', with that multiple."""
         return {}
 
+    def starts(self, model: nn.Module) -> dict[nn.Parameter, float]:
+        """The parameters that begin to learn later than at step 0, with the fraction of the run at which they do."""
+        return {}
+
+    def undecayed(self, model: nn.Module) -> set[nn.Parameter]:
+        """The matrices without weight decay; vectors have none anyway."""
+        return set()
+
     def penalty(self, model: nn.Module) -> Tensor | None:
         """A scalar that training adds to the mean loss of every step, or None."""
         return None
@@ -82,7 +90,10 @@ class Adapter(ABC):
         return None
 
     def peft_names(self, model: nn.Module) -> dict[str, str]:
-        """PEFT's names for those tensors that it calls otherwise than the model does."""
+        """PEFT's names for those tensors that it calls otherwise than the model does.
+
+        They stand for what follows ``base_model.model.``, but a name without a dot is a whole one.
+        """
         return {}
 
 

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from loralight.adapters.base import Adapter
+from loralight.adapters.blocks import blocks
+from loralight.adapters.layer_wise import LayerWise
 
 
 @dataclass(frozen=True, kw_only=True)
-class FullFineTuning(Adapter):
+class FullFineTuning(LayerWise):
     """Train all of the model.
 
     Args:
@@ -20,6 +21,8 @@ class FullFineTuning(Adapter):
     lr: float = 5e-5
 
     def apply_(self, model: nn.Module, candidates: Mapping[str, nn.Module]) -> dict[str, list[str]]:
+        if self.layer_decay != 1 or self.gradual:
+            blocks(candidates)  # without any it would fail after the data has been read
         model.requires_grad_(True)
         return {
             "(all)": [name for name, module in candidates.items() if next(module.parameters(False), None) is not None]
