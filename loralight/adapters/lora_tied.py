@@ -14,8 +14,8 @@ from loralight.errors import InputError
 class LoraTwin(LoraLayer):
     """A layer whose factors are those of an embedding, which alone merges them into the weight of both."""
 
-    embedding_A: nn.Parameter
-    embedding_B: nn.Parameter
+    embedding_A: Tensor
+    embedding_B: Tensor
 
     @classmethod
     def share_(cls, layer: nn.Module, owner: LoraEmbedding) -> None:

@@ -74,7 +74,8 @@ class LowRankAdapter(Adapter):
 
     def adapt_(self, layer: nn.Module, *, rank: int, alpha: float) -> LoraLayer:
         """Turn one of the chosen layers into what learns."""
-        return self.layers[type(layer)].upgrade_(layer, rank=rank, alpha=alpha, dropout=self.dropout)
+        adapted: LoraLayer = self.layers[type(layer)].upgrade_(layer, rank=rank, alpha=alpha, dropout=self.dropout)
+        return adapted
 
     def alpha_of(self, rank: int) -> float:
         """Alpha of a layer that no pattern names."""
