@@ -118,8 +118,11 @@ def certificate_tables(certificate: dict[str, Any]) -> list[Table]:
         table.add_row("largest output", f"{found['max_abs_output']:.3g}")
         table.add_row("relative error", f"{found['relative_error']:.1e} (tolerance {certificate['tolerance']:.1e})")
     if lost := certificate["update_lost"]:
-        table.add_row("lost of the updates", f"{lost['mean']:.2%} on average over {len(lost['layers'])} layers")
-        table.add_row("", f"{lost['max']:.2%} at most, in {lost['worst_layer']}")
+        if lost["max"] == 0:
+            table.add_row("lost of the updates", f"nothing in {len(lost['layers'])} layers")
+        else:
+            table.add_row("lost of the updates", f"{lost['mean']:.2%} on average over {len(lost['layers'])} layers")
+            table.add_row("", f"{lost['max']:.2%} at most, in {lost['worst_layer']}")
     if certificate["folded_batch_norms"]:
         table.add_row("BatchNorm layers folded", str(certificate["folded_batch_norms"]))
     if (metrics := certificate["metrics"]) is None:

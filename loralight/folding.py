@@ -17,6 +17,12 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
 """Exact classes: a subclass may compute something else, as one that standardises its weight does."""
 
 
+def refuse_without_batch_norm(model: nn.Module) -> None:
+    """Raise ``E-FOLD`` if a model has no BatchNorm."""
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        raise InputError("E-FOLD", f"{type(model).__name__} has no BatchNorm; leave fold_batch_norm=false")
+
+
 def fold_batch_norm_(model: nn.Module) -> int:
     """Put each BatchNorm into the convolution whose output it alone reads, in place; returns how many.
 

@@ -28,6 +28,7 @@ from loralight.dtypes import TOLERANCES, cast_, computing_in, find_dtype
 from loralight.errors import InputError
 from loralight.evaluate import check_split, measure, measuring, read_data
 from loralight.export import adapter_folder, read_recipe
+from loralight.folding import fold_batch_norm_, refuse_without_batch_norm
 from loralight.loading import load
 from loralight.task import AdapterTask
 
@@ -45,7 +46,7 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
     check_config(config)
     made = read_recipe(adapter_folder(config["run"]))
     task = load(config["run"], base=config["checkpoint"], device=config["device"])
-    mergeable(task.model)  # an adapter that cannot be merged is refused before any long work
+    _refuse_early(task, config)
     config["trainer"] |= _trainer(task.device)
     cast_(task.model, torch.float32)
     data = _data(config, made)
@@ -90,6 +91,13 @@ def _checked(config: dict[str, Any]) -> tuple[torch.dtype, float, Path]:
     return dtype, float(tolerance), output
 
 
+def _refuse_early(task: AdapterTask, config: dict[str, Any]) -> None:
+    """Raise ``E-MERGE`` or ``E-FOLD`` before any long work, if the model cannot be what is asked for."""
+    mergeable(task.model)
+    if config["fold_batch_norm"]:
+        refuse_without_batch_norm(task.model)
+
+
 def _trainer(device: torch.device) -> dict[str, Any]:
     """The trainer's settings for measuring where the model is, in float32 but for what the model itself does."""
     devices = 1 if device.index is None else [device.index]
@@ -121,7 +129,7 @@ def _merge_and_measure(
     for state in ("adapted", "merged"):
         if state == "merged":
             lost = merge_(task.model, dtype)
-            folded = _fold_(task) if config["fold_batch_norm"] else 0
+            folded = fold_batch_norm_(task.model) if config["fold_batch_norm"] else 0
             cast_(task.model, dtype)
         if data is None:
             continue
@@ -138,12 +146,6 @@ def _merge_and_measure(
         if scored_before is not None:
             measured["metrics"] = {"split": config["split"], "adapted": scored_before, "merged": scored_after}
     return {**measured, "update_lost": lost_in_short(lost), "folded_batch_norms": folded}
-
-
-def _fold_(task: AdapterTask) -> int:
-    from loralight.folding import fold_batch_norm_  # imports timm
-
-    return fold_batch_norm_(task.model)
 
 
 def _write(task: AdapterTask, output: Path, certificate: dict[str, Any]) -> None:
