@@ -164,8 +164,10 @@ def _job(verb: str, wants_traceback: bool = False) -> Callable[[Any], Any]:
 
             if HydraConfig.get().mode == RunMode.MULTIRUN or wants_traceback:
                 raise  # Hydra names the job that failed
-            with suppress(OSError):  # Hydra has made the run's folder; only an empty one goes
-                Path(HydraConfig.get().runtime.output_dir).rmdir()
+            folder = Path(HydraConfig.get().runtime.output_dir)
+            with suppress(OSError):  # Hydra has made the run's folder; only an empty one goes, and never the user's own
+                if folder != Path.cwd():
+                    folder.rmdir()
             raise SystemExit(_fail(str(error))) from None
 
     return job
