@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 import loralight
@@ -20,7 +21,8 @@ from loralight.adapters.base import Added
 from loralight.checkpoint import verify
 from loralight.cli import run as command_line
 from loralight.data import TaskData
-from loralight.pretrained import save_model
+from loralight.pretrained import load_model, load_tokenizer, new_head, save_model
+from loralight.task import AdapterTask, Step
 
 InProcess = Callable[..., int]
 TEXTS = ["a fine film", "what a mess, really", "joy"]
@@ -281,6 +283,39 @@ def test_what_cannot_be_is_told_and_nothing_is_written(
     assert in_process("merge", *{**line, **{one.partition("=")[0]: one for one in given}}.values()) == 2
     assert message in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["kept"] and os.listdir(tmp_path / "kept") == []
+
+
+class _Plugin(AdapterTask):
+    """A stranger's task, which says nothing of merging."""
+
+    def build_model(self) -> nn.Module:
+        self.tokenizer = load_tokenizer(self.checkpoint)
+        return load_model(AutoModelForSequenceClassification, self.checkpoint, num_labels=2)
+
+    def __init__(self, *, checkpoint: str, **training: Any) -> None:
+        super().__init__(**training)
+        self.checkpoint = checkpoint
+
+    def head(self, model: nn.Module) -> list[nn.Module]:
+        return new_head(model, self.fresh(model))  # type: ignore[arg-type]
+
+    def step(self, batch: Any) -> Step: ...
+
+    def metrics(self) -> MetricCollection:
+        return MetricCollection({})
+
+    def predict_batch(self, inputs: Any) -> Any: ...
+
+
+def test_a_plugin_need_not_say_how_its_transformers_model_is_written(tiny_bert: str, tmp_path: Path) -> None:
+    task = _Plugin(checkpoint=tiny_bert, adapter=Lora(targets="all-linear"))
+    task.configure_model()
+    loralight.merge(task.eval().model)
+    task.save_pretrained(tmp_path)
+    model, tokenizer = (auto.from_pretrained(tmp_path) for auto in (AutoModelForSequenceClassification, AutoTokenizer))
+    inputs = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, task.model(**inputs).logits)
 
 
 def test_of_a_model_of_no_library_the_weights_are_written(tmp_path: Path) -> None:
