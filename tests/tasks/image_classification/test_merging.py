@@ -57,8 +57,8 @@ def test_timm_loads_the_merged_folder_with_equal_outputs(
     config = model.pretrained_cfg
     assert isinstance(config, dict)
     assert (model.num_classes, list(config["label_names"])) == (3, LABELS)
-    assert config["input_size"] == (3, size or 32, size or 32)
-    assert (config["mean"], config["std"], config["crop_pct"]) == ((0.4, 0.5, 0.6), (0.3, 0.2, 0.25), 0.9)
+    assert tuple(config["input_size"]) == (3, size or 32, size or 32)
+    assert [*config["mean"], *config["std"], config["crop_pct"]] == [0.4, 0.5, 0.6, 0.3, 0.2, 0.25, 0.9]
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ def test_a_pipeline_writes_greedily_what_the_adapted_model_does(
     task.save_pretrained(tmp_path)
     write = pipeline("text-generation", model=str(tmp_path), device="cpu")
     for prompt, completion in zip(PROMPTS, wanted, strict=True):
-        (found,) = write(prompt, return_full_text=False, generation_config=GenerationConfig(max_new_tokens=16))
+        (found,) = write(prompt, return_full_text=False, do_sample=False, max_new_tokens=16)
         assert found["generated_text"] == completion
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
@@ -83,5 +83,5 @@ def test_a_run_on_packed_texts_is_merged_from_the_command_line(
     assert found["metrics"]["merged"] == pytest.approx(found["metrics"]["adapted"], rel=1e-4)
     (answer,) = loralight.load("run", device="cpu").predict(["the quick"], max_new_tokens=12)
     write = pipeline("text-generation", model="merged", device="cpu")
-    (said,) = write("the quick", return_full_text=False, generation_config=GenerationConfig(max_new_tokens=12))
+    (said,) = write("the quick", return_full_text=False, do_sample=False, max_new_tokens=12)
     assert said["generated_text"] == answer["completion"]
