@@ -42,6 +42,8 @@ class FolderCheckpointIO(CheckpointIO):
             save_file(tensors, folder / TENSORS)
             (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
 
+        for left in Path(path).parent.glob(f".*{_UNFINISHED}*"):  # by a process that was killed: a run has one
+            shutil.rmtree(left, ignore_errors=True)
         write_folder(Path(path), fill)
 
     def load_checkpoint(
@@ -66,19 +68,18 @@ class FolderCheckpointIO(CheckpointIO):
 def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
     """Make ``target`` a folder with what ``fill`` writes into it and a manifest: in one step, or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    for left in target.parent.glob(f".*{_UNFINISHED}*"):  # of a process that was killed: one at a time writes here
+    building, old = (target.parent / f".{target.name}{_UNFINISHED}{state}" for state in ("new", "old"))
+    for left in (building, old):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
-    building = target.parent / f".{target.name}{_UNFINISHED}new"
     building.mkdir()
     try:
         fill(building)
-        digests = {file.name: _sha256(file) for file in sorted(building.iterdir())}
+        files = sorted(file for file in building.rglob("*") if file.is_file())
+        digests = {file.relative_to(building).as_posix(): _sha256(file) for file in files}
         (building / MANIFEST).write_text(json.dumps({"sha256": digests}, indent=2), encoding="utf-8")
-        for file in building.iterdir():
-            _sync(file)
-        _sync(building)
+        for path in (*building.rglob("*"), building):
+            _sync(path)
         if target.exists():  # a folder cannot be renamed onto one that is not empty
-            old = target.parent / f".{target.name}{_UNFINISHED}old"
             os.replace(target, old)
             try:
                 os.replace(building, target)

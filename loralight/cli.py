@@ -16,6 +16,7 @@ VERBS = {
     "train": "fine-tune a model: check, fit, test, save",
     "evaluate": "the metrics of a finished run, on any split or other data",
     "predict": "what a trained adapter says of new inputs, a line of JSON each",
+    "merge": "a plain model with the adapter in its weights, and how true it is to the adapted one",
     "spectrum": "what a trained low-rank adapter has learned in each layer",
     "sweep": "train once for each of several values (train --multirun)",
     "tasks": "the task plugins found, and what each needs",
@@ -37,6 +38,8 @@ HELP = """loralight: fine-tune pretrained models with adapters.
   --version
   eval "$(loralight -sc install=bash)"                complete names with TAB
 """
+
+_MODULES = {"merge": "merging"}  # a module `loralight.merge` would take the place of the function of that name
 
 _FLAGS_WITH_VALUE = {
     "--cfg",
@@ -155,15 +158,17 @@ def _job(verb: str, wants_traceback: bool = False) -> Callable[[Any], Any]:
 
         spare_the_hub_without_network()
         try:
-            return import_module(f"loralight.{verb}").main(config)
+            return import_module(f"loralight.{_MODULES.get(verb, verb)}").main(config)
         except InputError as error:
             from hydra.core.hydra_config import HydraConfig
             from hydra.types import RunMode
 
             if HydraConfig.get().mode == RunMode.MULTIRUN or wants_traceback:
                 raise  # Hydra names the job that failed
-            with suppress(OSError):  # Hydra has made the run's folder; only an empty one goes
-                Path(HydraConfig.get().runtime.output_dir).rmdir()
+            folder = Path(HydraConfig.get().runtime.output_dir)
+            with suppress(OSError):  # Hydra has made the run's folder; only an empty one goes, and never the user's own
+                if folder != Path.cwd():
+                    folder.rmdir()
             raise SystemExit(_fail(str(error))) from None
 
     return job
@@ -181,8 +186,8 @@ def _sort(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _with_those_of_a_run(verb: str, overrides: list[str]) -> list[str]:
-    """For ``resume=DIR`` and ``evaluate run=DIR``: the overrides of that run first, so that nothing must be retyped."""
-    key = {"train": "resume", "evaluate": "run"}.get(verb)
+    """For ``resume=DIR``, and to evaluate or merge ``run=DIR``: that run's overrides first, so none must be retyped."""
+    key = {"train": "resume", "evaluate": "run", "merge": "run"}.get(verb)
     given = dict(override.partition("=")[::2] for override in overrides)
     if key is None or given.get(key, "null") in ("", "null"):
         return overrides

@@ -9,11 +9,13 @@ from omegaconf import DictConfig
 from loralight import logs
 from loralight.build import adapter_node, build_data, build_task, build_trainer, check_config
 from loralight.composition import plain
+from loralight.data import TaskData
 from loralight.errors import InputError
 from loralight.export import load_adapter, read_recipe
 from loralight.progress import progress_callbacks
 from loralight.run_folder import read_config
 from loralight.summary import metrics_table
+from loralight.task import AdapterTask
 
 
 def main(config: DictConfig) -> dict[str, float]:
@@ -31,31 +33,49 @@ def main(config: DictConfig) -> dict[str, float]:
 
 def work(config: dict[str, Any]) -> dict[str, float]:
     """Evaluate the run's adapter on the data that ``config`` describes."""
-    if config["split"] not in ("validation", "test"):
-        raise InputError("E-SPLIT", f"split={config['split']}: choose validation or test")
+    check_split(config["split"])
     folder, made = Path(config["run"]) / "adapter", read_recipe(Path(config["run"]) / "adapter")
-    config = {
-        **config,
-        "callbacks": {},
-        "logger": {},
-        "trainer": {**config["trainer"], "devices": 1, "strategy": "auto"},
-    }
+    config = measuring(config)
     if config["adapter"] == read_config(Path(config["run"]))["adapter"]:
         config["adapter"] = adapter_node(made)  # a trained adapter may be kept as another kind
     check_config(config)
-    # The data is encoded as in training: what it told the task then (label names in their order) it is told now
-    told = {name: value for name, value in made["task"]["arguments"].items() if name not in config["task"]}
-    config["data"] |= {name: value for name, value in told.items() if name in config["data"]}
-    data = build_data(config)
-    if config["split"] not in data.splits:
-        raise InputError(
-            "E-SPLIT", f"split={config['split']}: the data has {', '.join(data.splits)}; give data.{config['split']}="
-        )
+    data = read_data(config, made)
     task = build_task(config, data.model_arguments())
     load_adapter(task, folder, made)
-    trainer = build_trainer(config, Path(config["run"]), progress_callbacks(data.batch_size)[1])
-    measure = trainer.test if config["split"] == "test" else trainer.validate
-    metrics = {name: float(value) for name, value in measure(task, datamodule=data, verbose=False)[0].items()}
+    metrics = measure(config, task, data)
     baseline = {f"{config['split']}/{name}": value for name, value in data.baseline(config["split"]).items()}
     logs.show(metrics_table(metrics, baseline))
     return metrics
+
+
+def check_split(split: str) -> None:
+    """Raise ``E-SPLIT`` unless it is a split that metrics are measured on."""
+    if split not in ("validation", "test"):
+        raise InputError("E-SPLIT", f"split={split}: choose validation or test")
+
+
+def measuring(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's config for measuring in this process, and writing nothing."""
+    alone = {"devices": 1, "strategy": "auto"}
+    return {**config, "callbacks": {}, "logger": {}, "trainer": {**config["trainer"], **alone}}
+
+
+def read_data(config: dict[str, Any], made: dict[str, Any]) -> TaskData:
+    """The data, encoded as in training: what it told the task then (label names in their order) it is told now.
+
+    Raises:
+        InputError: it cannot be read, or lacks the split that ``config`` names (``E-SPLIT``).
+    """
+    told = {name: value for name, value in made["task"]["arguments"].items() if name not in config["task"]}
+    config["data"] |= {name: value for name, value in told.items() if name in config["data"]}
+    data, split = build_data(config), config["split"]
+    if split is not None and split not in data.splits:
+        raise InputError("E-SPLIT", f"split={split}: the data has {', '.join(data.splits)}; give data.{split}=")
+    return data
+
+
+def measure(config: dict[str, Any], task: AdapterTask, data: TaskData) -> dict[str, float]:
+    """The task's metrics on the split that ``config`` names."""
+    trainer = build_trainer(config, Path(config["run"]), progress_callbacks(data.batch_size)[1])
+    run = trainer.test if config["split"] == "test" else trainer.validate
+    return {name: float(value) for name, value in run(task, datamodule=data, verbose=False)[0].items()}

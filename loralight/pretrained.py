@@ -2,15 +2,25 @@
 
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    FeatureExtractionMixin,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
+from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import logging as transformers_logging
 
 from loralight.errors import InputError
@@ -49,6 +59,23 @@ def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
     name, file = _source(checkpoint)
     with _one_message(checkpoint):
         return AutoTokenizer.from_pretrained(name, **file)
+
+
+def save_model(model: nn.Module, folder: Path, *, beside: Iterable[Any] = ()) -> None:
+    """Write a model so that its library loads it: one of transformers as a whole, any other its weights alone.
+
+    Args:
+        model: without adapters.
+        folder: exists.
+        beside: whatever may have to go with the model; tokenizers and processors of transformers do.
+    """
+    if not isinstance(model, PreTrainedModel):
+        safetensors.torch.save_model(model, str(folder / "model.safetensors"))
+        return
+    model.save_pretrained(folder)
+    for part in beside:
+        if isinstance(part, PreTrainedTokenizerBase | ProcessorMixin | ImageProcessingMixin | FeatureExtractionMixin):
+            part.save_pretrained(folder)
 
 
 def longest_input(checkpoint: str, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import lightning
@@ -16,6 +17,7 @@ from loralight.adapters.base import Adapter, inject, trainable
 from loralight.errors import InputError
 from loralight.inputs import read_inputs
 from loralight.optim import by_name, by_position, delayed, parameter_groups, schedule
+from loralight.pretrained import save_model
 
 _BATCH_NORM = (nn.modules.batchnorm._BatchNorm,)
 
@@ -169,6 +171,14 @@ class AdapterTask(lightning.LightningModule, ABC):
             return [answer for batch in batches for answer in self.predict_batch(batch, **options)]
         finally:
             self.train(was_training)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the model into ``folder`` so that the library it comes from loads it, once its adapter is merged.
+
+        By default a transformers model goes there with the tokenizers and processors that are attributes of the task,
+        any other with its weights alone (``model.safetensors``).
+        """
+        save_model(self.model, folder, beside=vars(self).values())
 
     def head(self, model: nn.Module) -> list[nn.Module]:
         """The parts of the model that are trained in full because they are new; none by default."""

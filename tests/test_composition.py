@@ -19,7 +19,7 @@ def test_compose_gives_what_the_command_line_shows() -> None:
     assert config.task.max_length == config.model.max_length
 
 
-@pytest.mark.parametrize("verb", ["train", "evaluate", "predict"])
+@pytest.mark.parametrize("verb", ["train", "evaluate", "predict", "merge"])
 def test_every_verb_with_settings_has_its_config(verb: str) -> None:
     assert compose(verb, []) is not None
 

@@ -139,6 +139,16 @@ def merge(model: nn.Module) -> None:
     Raises:
         InputError: the adapter is no change of weights (``E-MERGE``); the model is as it was.
     """
+    for layer in mergeable(model).values():
+        layer.merge_()
+
+
+def mergeable(model: nn.Module) -> dict[str, Mergeable]:
+    """The layers that `merge` merges, by name, in their order.
+
+    Raises:
+        InputError: the adapter is no change of weights (``E-MERGE``).
+    """
     if added := [name for name, module in model.named_modules() if isinstance(module, Added)]:
         kind = type(model.get_submodule(added[0])).__name__
         raise InputError(
@@ -146,9 +156,7 @@ def merge(model: nn.Module) -> None:
             f"{added[0]} ({kind}) is an added part and no change of weights, so it cannot be merged; use the adapter "
             "beside its base model",
         )
-    for module in list(model.modules()):
-        if isinstance(module, Mergeable):
-            module.merge_()
+    return {name: module for name, module in model.named_modules() if isinstance(module, Mergeable)}
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from timm.data.config import resolve_data_config
-from timm.models import PretrainedCfg, get_pretrained_cfg, load_model_config_from_hf, parse_model_name
+from timm.models import PretrainedCfg, get_pretrained_cfg, load_model_config_from_hf, parse_model_name, save_for_hf
 from torch import nn
 
 from loralight.errors import InputError, did_you_mean
@@ -101,9 +101,7 @@ def load_backbone(backbone: Backbone, *, num_labels: int, image_size: int | None
         InputError: the weights cannot be had or do not fit (``E-MODEL``), or images of ``image_size`` do not
             (``E-IMAGE-SIZE``).
     """
-    config, arguments = backbone.config, dict(backbone.arguments)
-    if image_size is not None and config.fixed_input_size:
-        arguments["img_size"] = image_size
+    config, arguments = backbone.config, _arguments(backbone, image_size)
     with _one_message(config.file or backbone.architecture):
         # with as many classes as the weights are for, timm loads them strictly
         arguments["num_classes"] = config.num_classes
@@ -116,6 +114,29 @@ def load_backbone(backbone: Backbone, *, num_labels: int, image_size: int | None
     model.__dict__["fresh_parameters"] = fresh
     _try(model, backbone.preparation(image_size=image_size)["input_size"])
     return model
+
+
+def save_backbone(
+    model: nn.Module, backbone: Backbone, folder: Path, *, labels: Sequence[str], preparation: Mapping[str, Any]
+) -> None:
+    """Write a folder that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads, and `find_backbone` too.
+
+    Args:
+        model: made by `load_backbone`, without adapters.
+        backbone: what it was made of.
+        folder: exists.
+        labels: names of the classes.
+        preparation: of the images, see `Backbone.preparation`.
+    """
+    settings = {"label_names": list(labels), "pretrained_cfg": dict(preparation)}
+    arguments = _arguments(backbone, preparation["input_size"][-1])
+    save_for_hf(model, str(folder), model_config=settings, model_args=arguments, safe_serialization=True)
+
+
+def _arguments(backbone: Backbone, image_size: int | None) -> dict[str, Any]:
+    """Those of ``timm.create_model`` for images of a size, in pixels, or of the model's own."""
+    sized = image_size is not None and backbone.config.fixed_input_size
+    return {**backbone.arguments, **({"img_size": image_size} if sized else {})}
 
 
 def classifiers(model: nn.Module) -> list[nn.Module]:

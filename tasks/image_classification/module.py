@@ -16,7 +16,7 @@ from loralight.logs import logger
 from loralight.splits import FORMATS, read_file
 from loralight.task import AdapterTask, Step
 
-from .backbone import classifiers, find_backbone, load_backbone
+from .backbone import classifiers, find_backbone, load_backbone, save_backbone
 from .confusion import MOST_DRAWN, draw, write_table
 from .images import MODES, SUFFIXES, convert, list_images, open_image
 from .metrics import MacroF1, image_metrics
@@ -72,6 +72,9 @@ class ImageClassification(AdapterTask):
 
     def build_model(self) -> nn.Module:
         return load_backbone(self.backbone, num_labels=len(self.labels), image_size=self.image_size)
+
+    def save_pretrained(self, folder: Path) -> None:
+        save_backbone(self.model, self.backbone, folder, labels=self.labels, preparation=self.preparation)
 
     def head(self, model: nn.Module) -> list[nn.Module]:
         return classifiers(model)

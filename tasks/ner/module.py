@@ -1,6 +1,7 @@
 """Named entity recognition with an encoder such as BERT."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -87,6 +88,10 @@ class Ner(AdapterTask):
         self.encoder = Encoder(checkpoint=self.checkpoint, max_length=self.max_length, stride=self.stride)
         check_vocabulary(model, self.encoder.tokenizer, self.checkpoint)
         return model
+
+    def save_pretrained(self, folder: Path) -> None:
+        super().save_pretrained(folder)
+        self.encoder.tokenizer.save_pretrained(folder)
 
     def head(self, model: nn.Module) -> list[nn.Module]:
         assert isinstance(model, PreTrainedModel)

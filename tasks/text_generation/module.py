@@ -77,6 +77,13 @@ class TextGeneration(AdapterTask):
         self.form = form_of(self.tokenizer, self.columns, join=self.join, template=self.chat_template)
         return model
 
+    def save_pretrained(self, folder: Path) -> None:
+        """Other programs end a text where predictions do: at the end of the assistant's turn, say."""
+        before = self.model.generation_config.eos_token_id
+        self.model.generation_config.eos_token_id = self._writer().ends
+        super().save_pretrained(folder)
+        self.model.generation_config.eos_token_id = before
+
     def metrics(self) -> MetricCollection:
         return token_metrics()
 
