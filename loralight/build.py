@@ -10,6 +10,7 @@ import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
 
+from loralight.adapters.base import Adapter
 from loralight.checkpoint import FolderCheckpointIO
 from loralight.composition import trusted_packages
 from loralight.config_check import check, find_target
@@ -150,13 +151,27 @@ def from_recipe(made: Mapping[str, Any]) -> AdapterTask:
     return build_task(config, {})
 
 
+def adapter_classes() -> dict[str, type[Adapter]]:
+    """The installed adapter methods, by the names of their files."""
+    trusted = trusted_packages()
+    found = {
+        name: find_target(_target_in(file, "adapter"), "adapter", trusted) for name, file in _adapter_files().items()
+    }
+    return {name: kind for name, kind in found.items() if isinstance(kind, type) and issubclass(kind, Adapter)}
+
+
 def _target_in(file: Path, part: str) -> Any:
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
     return (content["task"] if part == "task" else content)["_target_"]
 
 
 def _adapter_file(name: str) -> Path:
-    files = {file.stem: file for folder in conf_folders() for file in folder.glob("adapter/*.yaml")}
+    files = _adapter_files()
     if name not in files:
         raise InputError("E-ADAPTER", f"there is no adapter method {name!r}; installed are {', '.join(sorted(files))}")
     return files[name]
+
+
+def _adapter_files() -> dict[str, Path]:
+    files = {file.stem: file for folder in conf_folders() for file in folder.glob("adapter/*.yaml")}
+    return dict(sorted(files.items()))

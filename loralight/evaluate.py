@@ -1,6 +1,7 @@
 """``loralight evaluate``: a finished run's metrics, on any split or other data."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from loralight.build import build_data, build_task, build_trainer, check_config
 from loralight.composition import plain
 from loralight.errors import InputError
 from loralight.export import load_adapter, read_recipe
+from loralight.peft_format import is_of_peft, peft_adapter
 from loralight.progress import progress_callbacks
 from loralight.summary import metrics_table
 
@@ -32,7 +34,7 @@ def work(config: dict[str, Any]) -> dict[str, float]:
     """Evaluate the run's adapter on the data that ``config`` describes."""
     if config["split"] not in ("validation", "test"):
         raise InputError("E-SPLIT", f"split={config['split']}: choose validation or test")
-    folder, made = Path(config["run"]) / "adapter", read_recipe(Path(config["run"]) / "adapter")
+    config, folder, made = _with_adapter(config)
     config = {
         **config,
         "callbacks": {},
@@ -56,3 +58,14 @@ def work(config: dict[str, Any]) -> dict[str, float]:
     baseline = {f"{config['split']}/{name}": value for name, value in data.baseline(config["split"]).items()}
     logs.show(metrics_table(metrics, baseline))
     return metrics
+
+
+def _with_adapter(config: dict[str, Any]) -> tuple[dict[str, Any], Path, dict[str, Any]]:
+    """The config, with the adapter in the folder if that is one of PEFT's; the folder; its recipe."""
+    folder = Path(config["run"])
+    if not is_of_peft(folder):
+        return config, folder / "adapter", read_recipe(folder / "adapter")
+    adapter = peft_adapter(folder)[1]
+    target = f"{type(adapter).__module__}.{type(adapter).__qualname__}"
+    node = {"_target_": target, **{f.name: getattr(adapter, f.name) for f in fields(adapter)}}
+    return {**config, "adapter": node}, folder, {"task": {"arguments": {}}, "base": {}}

@@ -5,5 +5,16 @@ from loralight.adapters.full import FullFineTuning
 from loralight.adapters.linear_probe import LinearProbe
 from loralight.adapters.lora import Lora
 from loralight.adapters.lora_layers import LoraLayer, LoraLinear
+from loralight.adapters.peft import PeftMethod
 
-__all__ = ["Adapter", "FullFineTuning", "LinearProbe", "Lora", "LoraLayer", "LoraLinear", "inject", "merge"]
+__all__ = [
+    "Adapter",
+    "FullFineTuning",
+    "LinearProbe",
+    "Lora",
+    "LoraLayer",
+    "LoraLinear",
+    "PeftMethod",
+    "inject",
+    "merge",
+]

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from loralight.adapters.base import Adapter
+from loralight.adapters.lora_from_peft import lora_arguments
 from loralight.adapters.lora_layers import LAYERS, LoraConv1D, LoraLayer, peft_computes_the_same
 from loralight.adapters.targets import match, resolve
 from loralight.errors import InputError
@@ -20,7 +21,7 @@ class Lora(Adapter):
     Args:
         targets: which layers, one pattern or several: presets (``all``, ``all-linear``, ``all-conv``, ``attention``,
             ``mlp``), module names (``query``, ``layer.0.query``), or globs over dotted module names
-            (``*.layer.[0-3].*``). Each must match.
+            (``*.layer.[0-3].*``); ``^`` before a name says that it is whole. Each must match.
         rank: rows of A and columns of B.
         alpha: the update is scaled by ``alpha / rank``; 2 x rank if None.
         dropout: probability with which an input of the low-rank path is dropped.
@@ -65,7 +66,7 @@ class Lora(Adapter):
     def apply_(self, model: nn.Module, candidates: Mapping[str, nn.Module]) -> dict[str, list[str]]:
         hits = resolve(candidates, self.targets, types=tuple(LAYERS), exclude=self.exclude)
         names = list(dict.fromkeys(name for found in hits.values() for name in found))
-        _refuse_tied(model, names)
+        refuse_tied(model, names)
         ranks = {
             n: r for pattern, r in self.rank_pattern.items() for n in match(names, pattern, "adapter.rank_pattern")
         }
@@ -78,6 +79,12 @@ class Lora(Adapter):
             layer = candidates[name]
             LAYERS[type(layer)].upgrade_(layer, rank=rank, alpha=float(alpha), dropout=self.dropout)
         return hits
+
+    @classmethod
+    def from_peft(cls, config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]) -> "Lora | None":
+        if config.get("peft_type") != "LORA" or config.get("use_dora"):
+            return None
+        return cls(**lora_arguments(config, tensors))
 
     def lr_factors(self, model: nn.Module) -> dict[nn.Parameter, float]:
         return {layer.lora_B: self.lr_ratio_B for layer in model.modules() if isinstance(layer, LoraLayer)}
@@ -114,7 +121,7 @@ class Lora(Adapter):
         return {f"{name}.{part}": f"{name}.{part}.weight" for name in layers for part in ("lora_A", "lora_B")}
 
 
-def _refuse_tied(model: nn.Module, names: list[str]) -> None:
+def refuse_tied(model: nn.Module, names: list[str]) -> None:
     """Raise ``E-TIED`` if a layer's weight is another module's too: merging an update of one would change both."""
     owners: dict[int, list[str]] = {}
     for name, module in model.named_modules():
