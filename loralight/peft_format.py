@@ -8,10 +8,10 @@ from typing import Any
 
 from loralight.adapters.base import Adapter
 from loralight.adapters.peft import PeftMethod
-from loralight.build import adapter_classes, task_class
+from loralight.build import adapter_classes, task_class, task_classes
 from loralight.errors import InputError
 from loralight.export import CONFIG, PREFIX, RECIPE, WEIGHTS
-from loralight.plugins import discover
+from loralight.task import AdapterTask
 from loralight.untrusted import read_json, read_shapes
 
 
@@ -41,9 +41,9 @@ def peft_recipe(
     if base is None:
         named = config.get("base_model_name_or_path")
         raise InputError("E-PEFT", f"{folder}: which base model? Give it as base= (the folder names {named!r:.200})")
-    chosen = _task(config, task)
+    chosen, kind = _task(config, task)
     given = {**(arguments or {}), "checkpoint": base}
-    _check_complete(chosen, given)
+    _check_complete(chosen, kind, given)
     return {
         "task": {"name": chosen, "arguments": given},
         "adapter": {"name": name, "arguments": {f.name: getattr(adapter, f.name) for f in fields(adapter)}},
@@ -73,37 +73,32 @@ def _adapter(config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]) 
     return name, PeftMethod.of_folder(config, tensors)
 
 
-def _task(config: Mapping[str, Any], given: str | None) -> str:
-    """The name of the plugin for a config's ``task_type``; the user's, if it does not contradict."""
-    wanted, kinds = config.get("task_type"), _task_types()
+def _task(config: Mapping[str, Any], given: str | None) -> tuple[str, type[AdapterTask]]:
+    """The plugin for a config's ``task_type``, by name and class; the user's, if it does not contradict."""
+    wanted = config.get("task_type")
     if given is not None:
-        own = kinds[given] if given in kinds else task_class({"task": {"name": given}}).peft_task_type
-        if None not in (own, wanted) and own != wanted:
-            raise InputError("E-PEFT", f"task={given} is for adapters of the type {own}; this one is of {wanted!r:.40}")
-        return given
-    fitting = [name for name, own in kinds.items() if own is not None and own == wanted]
+        kind = task_class({"task": {"name": given}})
+        if None not in (kind.peft_task_type, wanted) and kind.peft_task_type != wanted:
+            raise InputError(
+                "E-PEFT",
+                f"task={given} is for adapters of the type {kind.peft_task_type}; this one is of {wanted!r:.40}",
+            )
+        return given, kind
+    kinds = task_classes()
+    fitting = [
+        name for name, kind in kinds.items() if kind.peft_task_type is not None and kind.peft_task_type == wanted
+    ]
     if len(fitting) != 1:
         raise InputError(
             "E-PEFT",
             f"adapter_config.json: 'task_type' is {wanted!r:.40}: {'several tasks are' if fitting else 'no task is'} "
             f"for this; give task=, one of {', '.join(fitting or kinds)}",
         )
-    return fitting[0]
+    return fitting[0], kinds[fitting[0]]
 
 
-def _task_types() -> dict[str, str | None]:
-    """PEFT's name for the kind of each task that can be imported."""
-    found = {}
-    for name in (file.stem for plugin in discover() for file in plugin.tasks()):
-        try:
-            found[name] = task_class({"task": {"name": name}}).peft_task_type
-        except InputError:  # a broken plugin is told of when it is asked for
-            continue
-    return found
-
-
-def _check_complete(task: str, given: Mapping[str, Any]) -> None:
-    parameters = inspect.signature(task_class({"task": {"name": task}}).__init__).parameters.values()
+def _check_complete(task: str, kind: type[AdapterTask], given: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(kind).parameters.values()
     needed = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
     if missing := [name for name in needed if name not in given and name != "adapter"]:
         raise InputError(

@@ -34,7 +34,7 @@ def config_class(method: Any) -> Any:
     """
     classes = {kind.value: found for kind, found in mapping().PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     possible = [name for name in classes if _can_be_injected(name)]
-    if method not in classes:
+    if not isinstance(method, str) or method not in classes:
         raise InputError(
             "E-PEFT",
             f"PEFT has no method {method!r:.80}.{did_you_mean(str(method).upper(), classes)} "
