@@ -1,6 +1,7 @@
 """Methods of PEFT, injected by PEFT itself (https://github.com/huggingface/peft): an optional extra."""
 
 import dataclasses
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from loralight.adapters.base import Adapter
 from loralight.adapters.lora import refuse_tied
 from loralight.adapters.lora_layers import LAYERS
 from loralight.adapters.peft_config import MAX_RANK, refuse_others, unreadable
-from loralight.adapters.peft_layers import ending_alike, kept, plain, same, sample
+from loralight.adapters.peft_layers import kept, plain, same, sample
 from loralight.adapters.peft_methods import common, config_class, mapping
 from loralight.adapters.targets import PRESETS, resolve
 from loralight.config_check import mismatch
@@ -77,7 +78,7 @@ class PeftMethod(Adapter):
         names = list(dict.fromkeys(name for found in hits.values() for name in found))
         refuse_tied(model, names)
         before = {name: sample(candidates[name]) for name in names}
-        config = self._config(names, others=ending_alike(model, names))
+        config = self._config(names)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # PEFT tells what it sets right by itself, such as fan_in_fan_out
@@ -90,7 +91,7 @@ class PeftMethod(Adapter):
             raise InputError(
                 "E-PEFT", f"{self.method} changes {changed[0]} of the base model itself, which no adapter keeps"
             )
-        self._check_what_iskept(model)
+        self._check_what_is_kept(model)
         return hits
 
     def peft_config(self, model: nn.Module) -> dict[str, Any] | None:
@@ -124,19 +125,18 @@ class PeftMethod(Adapter):
                 raise unreadable(key, value, f"more than {MAX_RANK} is not believed")
         return cls(targets=[f"^{name}" for name in layers], method=str(method), arguments=arguments)
 
-    def _config(self, names: list[str], others: Sequence[str] = ()) -> Any:
+    def _config(self, names: Sequence[str]) -> Any:
         kind = config_class(self.method)
-        placed: dict[str, Any] = {"target_modules": names}
-        if others:
-            placed["exclude_modules"] = list(others)
+        # an expression, which must fit as a whole: PEFT takes listed names for the ends of longer ones too
+        exactly = "|".join(map(re.escape, names)) or "(?!)"
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return kind(**{**self.arguments, **placed})
+                return kind(**self.arguments, target_modules=exactly)
         except Exception as error:  # PEFT raises what it likes
             raise InputError("E-PEFT", f"PEFT refuses adapter.arguments of {self.method}: {error}") from error
 
-    def _check_what_iskept(self, model: nn.Module) -> None:
+    def _check_what_is_kept(self, model: nn.Module) -> None:
         learns = {p.data_ptr() for p in model.parameters() if p.requires_grad}
         if not learns:
             raise InputError("E-NO-TRAINABLE", f"{self.method} of PEFT leaves nothing in the chosen layers to train")
@@ -146,8 +146,10 @@ class PeftMethod(Adapter):
                 "E-PEFT",
                 f"{self.method} also keeps tensors that do not learn, such as {more[0]}; no checkpoint holds these",
             )
-        if learns - {tensor.data_ptr() for tensor in found.values()}:
-            raise InputError("E-PEFT", f"{self.method} trains what PEFT itself does not save under a name of its own")
+        if len(found) != len(learns):
+            raise InputError(
+                "E-PEFT", f"{self.method} shares tensors between layers, or trains some that PEFT does not keep"
+            )
 
 
 def _hits(candidates: Mapping[str, nn.Module], targets: Sequence[str]) -> dict[str, list[str]]:
@@ -171,4 +173,4 @@ def _is_pattern(value: Mapping[str, Any]) -> bool:
 
 
 def _says_nothing(value: Any, default: Any) -> bool:
-    return value is None or value == default or value in ([], {})
+    return value is None or value == default or (default is dataclasses.MISSING and not value)

@@ -1,7 +1,6 @@
 """Layers of PEFT's inside a model: which there are, what they keep, and the way back to plain layers."""
 
 import copy
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,12 +31,6 @@ def merge_layers_(model: nn.Module) -> None:
         model.set_submodule(name, plain(layer).requires_grad_(False))
     if layers:
         del model.peft_config
-
-
-def ending_alike(model: nn.Module, names: Sequence[str]) -> list[str]:
-    """Modules that PEFT would take for one of ``names``, as it compares the ends of names."""
-    ends = tuple(f".{name}" for name in names)
-    return [name for name, _ in model.named_modules() if name not in names and name.endswith(ends)]
 
 
 def plain(layer: Any) -> nn.Module:
