@@ -1,6 +1,7 @@
 """The one way from a config to a task, its data and its trainer: for training, resuming, evaluating and predicting."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from loralight.composition import trusted_packages
 from loralight.config_check import check, find_target
 from loralight.data import TaskData
 from loralight.errors import InputError
-from loralight.plugins import conf_folders, task_file
+from loralight.plugins import conf_folders, discover, task_file
 from loralight.task import AdapterTask
 
 
@@ -129,7 +130,20 @@ def task_class(made: Mapping[str, Any]) -> type[AdapterTask]:
     Raises:
         InputError: no such plugin is installed (``E-TASK``), or its class is no task (``E-PLUGIN``).
     """
-    found = find_target(_target_in(task_file(made["task"]["name"]), "task"), "task", trusted_packages())
+    return _task_class(task_file(made["task"]["name"]), trusted_packages())
+
+
+def task_classes() -> dict[str, type[AdapterTask]]:
+    """The classes of all tasks that can be imported, by name; of a broken one is told when it is asked for."""
+    trusted, found = trusted_packages(), {}
+    for file in (file for plugin in discover() for file in plugin.tasks()):
+        with suppress(InputError):
+            found[file.stem] = _task_class(file, trusted)
+    return found
+
+
+def _task_class(file: Path, trusted: list[str]) -> type[AdapterTask]:
+    found = find_target(_target_in(file, "task"), "task", trusted)
     if not (isinstance(found, type) and issubclass(found, AdapterTask)):
         raise InputError("E-PLUGIN", f"task._target_: {found!r} does not derive from loralight.AdapterTask")
     return found
@@ -170,6 +184,15 @@ def from_recipe(made: Mapping[str, Any]) -> AdapterTask:
     return build_task(config, {})
 
 
+def adapter_classes() -> dict[str, type[Adapter]]:
+    """The installed adapter methods, by the names of their files."""
+    trusted = trusted_packages()
+    found = {
+        name: find_target(_target_in(file, "adapter"), "adapter", trusted) for name, file in _adapter_files().items()
+    }
+    return {name: kind for name, kind in found.items() if isinstance(kind, type) and issubclass(kind, Adapter)}
+
+
 def _target_in(file: Path, part: str) -> Any:
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
     return (content["task"] if part == "task" else content)["_target_"]
@@ -184,3 +207,8 @@ def _adapter_file(name: str) -> Path:
     if name not in files:
         raise InputError("E-ADAPTER", f"there is no adapter method {name!r}; installed are {', '.join(sorted(files))}")
     return files[name]
+
+
+def _adapter_files() -> dict[str, Path]:
+    files = {file.stem: file for folder in conf_folders() for file in folder.glob("adapter/*.yaml")}
+    return dict(sorted(files.items()))

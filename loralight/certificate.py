@@ -12,7 +12,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from rich.table import Table
 from torch import Tensor, nn
 
-from loralight.adapters.base import mergeable
+from loralight.adapters.base import merge, mergeable
 from loralight.data import TaskData
 from loralight.task import AdapterTask
 
@@ -89,6 +89,7 @@ def merge_(model: nn.Module, dtype: torch.dtype) -> dict[str, float]:
         update = _norm([tensor - before[key] for key, tensor in after.items()])
         if update > 0:
             lost[name] = _norm([tensor.to(dtype).to(tensor.dtype) - tensor for tensor in after.values()]) / update
+    merge(model)  # what is left: layers of PEFT's, which are plain ones only in another place
     return lost
 
 

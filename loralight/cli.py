@@ -124,8 +124,9 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     if verb == "sweep":
         verb, flags = "train", [*flags, "--multirun"]
     overrides = _with_those_of_a_run(verb, overrides)
-    if verb == "predict":  # each task has options of its own: they are checked once the task is known
-        overrides = [f"++{override}" if override.startswith("options.") else override for override in overrides]
+    if verb == "predict":  # each task has options and arguments of its own: they are checked once the task is known
+        own = ("options.", "arguments.")
+        overrides = [f"++{override}" if override.startswith(own) else override for override in overrides]
 
     from loralight.composition import explain, run_hydra, whole_errors
     from loralight.run_folder import share_name
@@ -194,6 +195,8 @@ def _with_those_of_a_run(verb: str, overrides: list[str]) -> list[str]:
     folder = Path(given[key].strip("'\""))
     saved_file = folder / ".hydra" / "overrides.yaml"
     if not saved_file.is_file():
+        if verb == "evaluate" and (folder / "adapter_config.json").exists():
+            return overrides  # an adapter of PEFT's, of which the user says all that a run would
         raise InputError("E-RUN", f"{key}={folder}: not a run's folder (it has no .hydra/overrides.yaml)")
     import yaml
 

@@ -72,7 +72,7 @@ def check(config: Any, where: str, trusted: Sequence[str], *, complete: bool = T
             )
         if isinstance(value, Mapping) and "_target_" in value:
             check(value, f"{where}.{key}", trusted)
-        elif key in hints and (expected := _mismatch(value, hints[key])):
+        elif key in hints and (expected := mismatch(value, hints[key])):
             raise InputError("E-CONFIG", f"{where}.{key}: {value!r} is not {expected}")
     if parameters is not None and complete and not config.get("_partial_"):
         required = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
@@ -93,7 +93,7 @@ def check_keywords(function: Callable[..., Any], given: Mapping[str, Any], where
         if key not in known:
             takes = f"It takes: {', '.join(known)}" if known else "It takes none"
             raise InputError("E-CONFIG", f"{where}.{key}: there is no such option.{did_you_mean(key, known)} {takes}")
-        if expected := _mismatch(value, hints[key]):
+        if expected := mismatch(value, hints[key]):
             raise InputError("E-CONFIG", f"{where}.{key}: {value!r} is not {expected}")
 
 
@@ -136,7 +136,7 @@ def _is_foreign(value: Any, hint: Any) -> bool:
     return not isinstance(value, hint)
 
 
-def _mismatch(value: Any, hint: Any) -> str:
+def mismatch(value: Any, hint: Any) -> str:
     """What ``value`` should have been, or an empty string where it fits (or the hint is beyond plain values)."""
     origin, inner = get_origin(hint), get_args(hint)
     if hint is Any or isinstance(hint, typing.TypeVar):
@@ -144,7 +144,7 @@ def _mismatch(value: Any, hint: Any) -> str:
     if origin in (Union, types.UnionType):
         scalar = any(option in _WORDS for option in inner)
         options = [option for option in inner if not (scalar and _is_foreign(value, option))]
-        expected = [_mismatch(value, option) for option in options]
+        expected = [mismatch(value, option) for option in options]
         return "" if "" in expected else " or ".join(dict.fromkeys(expected))
     if hint is type(None):
         return "null" if value is not None else ""
@@ -158,10 +158,10 @@ def _mismatch(value: Any, hint: Any) -> str:
         if not isinstance(value, Mapping):
             return "a mapping"
         return next(
-            (f"a mapping to {e}" for v in value.values() if len(inner) == 2 and (e := _mismatch(v, inner[1]))), ""
+            (f"a mapping to {e}" for v in value.values() if len(inner) == 2 and (e := mismatch(v, inner[1]))), ""
         )
     if isinstance(origin, type) and issubclass(origin, Sequence):
         if not isinstance(value, Sequence) or isinstance(value, str):
             return "a list"
-        return next((f"a list with each element {e}" for v in value if inner and (e := _mismatch(v, inner[0]))), "")
+        return next((f"a list with each element {e}" for v in value if inner and (e := mismatch(v, inner[0]))), "")
     return ""

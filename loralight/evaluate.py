@@ -1,6 +1,7 @@
 """``loralight evaluate``: a finished run's metrics, on any split or other data."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from loralight.composition import plain
 from loralight.data import TaskData
 from loralight.errors import InputError
 from loralight.export import load_adapter, read_recipe
+from loralight.peft_format import is_of_peft, peft_adapter
 from loralight.progress import progress_callbacks
 from loralight.run_folder import read_config
 from loralight.summary import metrics_table
@@ -34,10 +36,7 @@ def main(config: DictConfig) -> dict[str, float]:
 def work(config: dict[str, Any]) -> dict[str, float]:
     """Evaluate the run's adapter on the data that ``config`` describes."""
     check_split(config["split"])
-    folder, made = Path(config["run"]) / "adapter", read_recipe(Path(config["run"]) / "adapter")
-    config = measuring(config)
-    if config["adapter"] == read_config(Path(config["run"]))["adapter"]:
-        config["adapter"] = adapter_node(made)  # a trained adapter may be kept as another kind
+    config, folder, made = _with_adapter(measuring(config))
     check_config(config)
     data = read_data(config, made)
     task = build_task(config, data.model_arguments())
@@ -79,3 +78,17 @@ def measure(config: dict[str, Any], task: AdapterTask, data: TaskData) -> dict[s
     trainer = build_trainer(config, Path(config["run"]), progress_callbacks(data.batch_size)[1])
     run = trainer.test if config["split"] == "test" else trainer.validate
     return {name: float(value) for name, value in run(task, datamodule=data, verbose=False)[0].items()}
+
+
+def _with_adapter(config: dict[str, Any]) -> tuple[dict[str, Any], Path, dict[str, Any]]:
+    """The config, with the adapter as the folder has it; the adapter's folder; its recipe."""
+    folder = Path(config["run"])
+    if not is_of_peft(folder):
+        made = read_recipe(folder / "adapter")
+        if config["adapter"] == read_config(folder)["adapter"]:
+            config["adapter"] = adapter_node(made)  # a trained adapter may be kept as another kind
+        return config, folder / "adapter", made
+    adapter = peft_adapter(folder)[1]
+    target = f"{type(adapter).__module__}.{type(adapter).__qualname__}"
+    node = {"_target_": target, **{f.name: getattr(adapter, f.name) for f in fields(adapter)}}
+    return {**config, "adapter": node}, folder, {"task": {"arguments": {}}, "base": {}}

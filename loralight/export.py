@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from loralight import __version__
 from loralight.adapters.base import trainable
 from loralight.checkpoint import write_folder
 from loralight.errors import InputError
 from loralight.task import AdapterTask
+from loralight.untrusted import read_shapes, read_tensors
 
 WEIGHTS, CONFIG, RECIPE = "adapter_model.safetensors", "adapter_config.json", "loralight.json"
-_PREFIX = "base_model.model."  # of every name in PEFT's files
+PREFIX = "base_model.model."  # of every name in PEFT's files
 _MAX_JSON = 64 * 1024
 """An adapter's config is a few kilobytes; a longer one is no adapter of ours."""
 
@@ -111,15 +111,16 @@ def load_adapter(task: AdapterTask, folder: Path, recipe: dict[str, Any]) -> Non
             "E-BASE",
             f"{folder} was trained on other weights than this base model has (fingerprints {trained_on} and {found})",
         )
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise InputError("E-ADAPTER", f"{folder / WEIGHTS} cannot be read: {error}") from error
     ours = {theirs: name for name, theirs in _peft_names(task).items()}
-    if not_finite := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
-        raise InputError(
-            "E-ADAPTER", f"{folder / WEIGHTS}: {', '.join(not_finite[:3])} holds values that are not finite"
-        )
+    shapes = {ours.get(name, name): shape for name, shape in read_shapes(folder / WEIGHTS).items()}
+    # before any value is read: how many there are is the file's word
+    task.check_trainable(
+        {n: torch.empty(s.shape, dtype=s.dtype, device="meta") for n, s in shapes.items()}, str(folder)
+    )
+    for name, tensor in task.trainable_tensors().items():
+        if tensor.is_floating_point() != shapes[name].dtype.is_floating_point:
+            raise InputError("E-ADAPTER-KEYS", f"{folder}: {name} is {shapes[name].dtype} instead of {tensor.dtype}")
+    tensors = read_tensors(folder / WEIGHTS)
     task.load_trainable({ours.get(name, name): tensor for name, tensor in tensors.items()}, str(folder))
 
 
@@ -139,8 +140,8 @@ def fingerprint(task: AdapterTask) -> str:
 def _peft_names(task: AdapterTask) -> dict[str, str]:
     """What PEFT calls each tensor that learns."""
     renamed = task.adapter.peft_names(task.model)
-    prefixed = {name: _PREFIX + theirs if "." in theirs else theirs for name, theirs in renamed.items()}
-    return {name: prefixed.get(name, _PREFIX + name) for name in task.trainable_tensors()}
+    prefixed = {name: PREFIX + theirs if "." in theirs else theirs for name, theirs in renamed.items()}
+    return {name: prefixed.get(name, PREFIX + name) for name in task.trainable_tensors()}
 
 
 def _whole_modules(task: AdapterTask) -> list[str]:

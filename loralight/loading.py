@@ -1,36 +1,69 @@
 """A trained adapter on its base model, ready to predict."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from loralight.build import from_recipe
 from loralight.errors import InputError
 from loralight.export import adapter_folder, load_adapter, read_recipe
+from loralight.peft_format import is_of_peft, peft_recipe
 from loralight.task import AdapterTask
 
 
-def load(folder: str | Path, *, base: str | None = None, device: str = "auto") -> AdapterTask:
-    """Load an adapter that loralight trained.
+def load(
+    folder: str | Path,
+    *,
+    base: str | None = None,
+    task: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    device: str = "auto",
+) -> AdapterTask:
+    """Load an adapter that loralight or PEFT wrote.
 
-    Only data is read from the folder: it names an installed task plugin, and nothing in it is imported or run.
+    Only data is read from the folder: nothing in it is imported or run.
 
     Args:
         folder: a run's folder or an adapter's.
-        base: the base model's name or folder, if it is another than in training.
+        base: the base model's name or folder; of an adapter of ours only if it is another than in training.
+        task: for a folder of PEFT's the task plugin, if not the one for its task type.
+        arguments: for a folder of PEFT's what it does not say of the task, such as ``{"labels": ["bad", "good"]}``.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``mps``.
 
     Returns:
         The task in evaluation mode; ``predict(inputs)`` gives a dictionary for each input.
 
     Raises:
-        InputError: there is no adapter (``E-ADAPTER``), or it does not fit the base model (``E-BASE``,
-            ``E-ADAPTER-KEYS``).
+        InputError: there is no adapter (``E-ADAPTER``), it does not fit the base model (``E-BASE``,
+            ``E-ADAPTER-KEYS``), or PEFT's config says what loralight has nothing for (``E-PEFT``).
     """
+    path, made = find_recipe(folder, base=base, task=task, arguments=arguments)
+    return build(path, made, device)
+
+
+def find_recipe(
+    folder: str | Path,
+    *,
+    base: str | None = None,
+    task: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> tuple[Path, dict[str, Any]]:
+    """The adapter's own folder, and how the task is made; see `load`."""
     path = adapter_folder(folder)
+    if is_of_peft(path):
+        return path, peft_recipe(path, base=base, task=task, arguments=arguments)
     made = read_recipe(path)
+    if task is not None or arguments:
+        raise InputError("E-ADAPTER", f"{path} says itself what its task is; leave out task and arguments")
     if base is not None:
         made["task"]["arguments"]["checkpoint"] = base
+    return path, made
+
+
+def build(path: Path, made: dict[str, Any], device: str) -> AdapterTask:
+    """The task that a recipe describes, with the weights in the adapter's folder ``path``."""
     task = from_recipe(made)
     load_adapter(task, path, made)
     task.eval()

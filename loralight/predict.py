@@ -14,8 +14,7 @@ from loralight.build import task_class
 from loralight.composition import plain
 from loralight.config_check import check_keywords
 from loralight.errors import InputError
-from loralight.export import adapter_folder, read_recipe
-from loralight.loading import load
+from loralight.loading import build, find_recipe
 
 
 def main(config: DictConfig) -> None:
@@ -31,10 +30,12 @@ def main(config: DictConfig) -> None:
         raise InputError("E-STREAM", "stream=true writes to the terminal; leave out output, or stream")
     if size < 1:
         raise InputError("E-BATCH", f"batch_size is {size}; give at least 1")
-    kind = task_class(read_recipe(adapter_folder(settings["run"])))
+    said = {"base": settings["checkpoint"], "task": settings["task"], "arguments": settings["arguments"]}
+    path, made = find_recipe(settings["run"], **said)
+    kind = task_class(made)
     check_keywords(kind.predict_batch, options, "options")
     inputs = kind.read_inputs(settings["input"])
-    task = load(settings["run"], base=settings["checkpoint"], device=settings["device"])
+    task = build(path, made, settings["device"])
     if settings["stream"]:
         for given in inputs:
             for piece in task.stream(given, **options):

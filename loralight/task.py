@@ -229,6 +229,11 @@ class AdapterTask(lightning.LightningModule, ABC):
         Raises:
             InputError: a tensor is missing, unknown or of another shape (``E-ADAPTER-KEYS``).
         """
+        self.check_trainable(tensors, origin)
+        self.model.load_state_dict(tensors, strict=False)
+
+    def check_trainable(self, tensors: Mapping[str, Tensor], origin: str) -> None:
+        """Raise as `load_trainable` would; tensors on the device ``meta`` will do."""
         expected = self.trainable_tensors()
         wrong = [f"missing {name}" for name in sorted(expected.keys() - tensors.keys())]
         wrong += [f"unknown {name}" for name in sorted(tensors.keys() - expected.keys())]
@@ -242,7 +247,6 @@ class AdapterTask(lightning.LightningModule, ABC):
             raise InputError(
                 "E-ADAPTER-KEYS", f"{origin} does not fit this model and adapter: {'; '.join(wrong[:3])}{more}"
             )
-        self.model.load_state_dict(tensors, strict=False)
 
     def configure_optimizers(self) -> Any:
         if self.optimizer is None:

@@ -8,6 +8,7 @@ from loralight.adapters.linear_probe import LinearProbe
 from loralight.adapters.lora import Lora
 from loralight.adapters.lora_fa import LoraFA
 from loralight.adapters.lora_layers import LoraLayer, LoraLinear
+from loralight.adapters.peft import PeftMethod
 from loralight.adapters.vera import Vera
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "LoraFA",
     "LoraLayer",
     "LoraLinear",
+    "PeftMethod",
     "Vera",
     "inject",
     "merge",

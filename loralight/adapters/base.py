@@ -1,5 +1,6 @@
 """What every adapter method promises, and the two verbs on a model: inject and merge."""
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ class Adapter(ABC):
 
     starts_at_base: ClassVar[bool] = True
     """Whether the adapted model computes at step 0 exactly what the base does."""
+
+    keeps_keys: ClassVar[bool] = True
+    """Whether the base model's tensors have the names in the adapted model that they had before."""
 
     @abstractmethod
     def apply_(self, model: nn.Module, candidates: Mapping[str, nn.Module]) -> dict[str, list[str]]:
@@ -89,6 +93,22 @@ class Adapter(ABC):
         """The fields of PEFT's ``adapter_config.json`` that say the same, or None where PEFT has no such method."""
         return None
 
+    @classmethod
+    def from_peft(cls, config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]) -> "Adapter | None":
+        """The adapter that a folder of PEFT's describes; None, as here, if it is not of this method.
+
+        Asked of every installed method whose own class defines it.
+
+        Args:
+            config: ``adapter_config.json``, data of a stranger's: nothing in it is to be called or imported, or taken
+                as a regular expression.
+            tensors: shapes by name, without PEFT's prefix; the head's are among them.
+
+        Raises:
+            InputError: it is of this method, which cannot do what a key says (``E-PEFT``).
+        """
+        return None
+
     def peft_names(self, model: nn.Module) -> dict[str, str]:
         """PEFT's names for those tensors that it calls otherwise than the model does.
 
@@ -139,7 +159,12 @@ def merge(model: nn.Module) -> None:
     Raises:
         InputError: the adapter is no change of weights (``E-MERGE``); the model is as it was.
     """
-    for layer in mergeable(model).values():
+    layers = mergeable(model)
+    if "peft" in sys.modules:  # else no layer can be of PEFT's
+        from loralight.adapters.peft_layers import merge_layers_
+
+        merge_layers_(model)
+    for layer in layers.values():
         layer.merge_()
 
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from loralight.adapters.dora_layers import DORA_LAYERS
+from loralight.adapters.lora_from_peft import lora_arguments
 from loralight.adapters.lora_layers import LoraLayer
 from loralight.adapters.low_rank import LowRankAdapter
 
@@ -19,6 +20,12 @@ class Dora(LowRankAdapter):
     """
 
     layers: ClassVar[Mapping[type[nn.Module], type[LoraLayer]]] = DORA_LAYERS
+
+    @classmethod
+    def from_peft(cls, config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]) -> "Dora | None":
+        if config.get("peft_type") != "LORA" or not config.get("use_dora"):
+            return None
+        return cls(**lora_arguments(config, tensors))
 
     def peft_config(self, model: nn.Module) -> dict[str, Any] | None:
         config = super().peft_config(model)

@@ -11,6 +11,7 @@ from loralight.adapters.base import Adapter
 from loralight.adapters.initialisation import INITIALISATIONS
 from loralight.adapters.lora_attention import show_weights_
 from loralight.adapters.lora_experts import adapt_experts_, expert_weights
+from loralight.adapters.lora_from_peft import lora_arguments
 from loralight.adapters.lora_kinds import KINDS, check, check_slices, kind_of
 from loralight.adapters.lora_layers import LoraLayer
 from loralight.adapters.lora_parameters import LowRank
@@ -105,6 +106,12 @@ class Lora(LowRankAdapter):
 
     def alpha_of(self, rank: int) -> float:
         return 16.0 if self.use_rslora and self.alpha is None else super().alpha_of(rank)
+
+    @classmethod
+    def from_peft(cls, config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]) -> "Lora | None":
+        if config.get("peft_type") != "LORA" or config.get("use_dora"):
+            return None
+        return cls(**lora_arguments(config, tensors))
 
     def lr_factors(self, model: nn.Module) -> dict[nn.Parameter, float]:
         factors = [layer.lora_B for layer in model.modules() if isinstance(layer, LoraLayer | LowRank)]

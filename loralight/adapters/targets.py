@@ -57,7 +57,9 @@ PRESETS: dict[str, Callable[[Modules, str], bool]] = {
 
 
 def _matches(pattern: str, name: str) -> bool:
-    """A glob must cover the whole dotted name; a plain name may be its end, as ``query`` is of ``layer.0.query``."""
+    """A glob, or a name after ``^``, is the whole dotted name; a plain one its end: ``query`` of ``layer.0.query``."""
+    if pattern.startswith("^"):
+        return name == pattern[1:]
     if any(sign in pattern for sign in "*?["):
         return fnmatchcase(name, pattern)
     return name == pattern or name.endswith(f".{pattern}")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ class TextGeneration(AdapterTask):
         self,
         *,
         checkpoint: str,
-        columns: Mapping[str, str],
+        columns: Mapping[str, str] = MappingProxyType({"text": "text"}),
         join: str = "\n",
         chat_template: str | None = None,
         samples: int = 3,

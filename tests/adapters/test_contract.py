@@ -105,8 +105,13 @@ def test_at_step_0_the_adapted_model_computes_exactly_what_the_base_does(task: A
     assert torch.equal(logits(adapted), logits(base)) is task.adapter.starts_at_base
 
 
-def test_the_base_keeps_its_keys(task: AdapterTask) -> None:
-    assert set(task.build_model().state_dict()) <= set(task.model.state_dict())
+def test_the_base_s_tensors_stay_themselves_and_keep_their_keys(task: AdapterTask) -> None:
+    model = task.build_model()
+    base = dict(model.named_parameters())
+    inject(model, task.adapter, head=task.head(model))
+    assert {id(parameter) for parameter in base.values()} <= {id(parameter) for parameter in model.parameters()}
+    if task.adapter.keeps_keys:
+        assert base.keys() <= model.state_dict().keys()
 
 
 def test_what_requires_gradients_is_in_the_optimizer_once_and_in_the_checkpoint(trained: Trained) -> None:

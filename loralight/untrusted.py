@@ -1,0 +1,155 @@
+"""Files that a stranger wrote: plain JSON and safetensors, read in bounded time; nothing in them is called."""
+
+import json
+import math
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from loralight.errors import InputError
+
+MAX_JSON = 64 * 1024
+"""An adapter's config is a few kilobytes."""
+MAX_HEADER = 8 * 2**20
+"""Names and shapes of some 50,000 tensors."""
+MAX_DEPTH = 8
+MAX_NAME = 512
+
+_PART = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_COUNTS = {"I64": torch.int64}
+"""Of BatchNorm's batches: taken where the model has an integer of that name."""
+
+
+class Shape(NamedTuple):
+    """What the header of a file says of a tensor."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object of at most 64 kB: no NaN, no key twice, nothing nested deeper than 8, no key of Hydra's.
+
+    Raises:
+        InputError: it is something else (``E-ADAPTER``).
+    """
+    try:
+        content = _parse(_read(file, MAX_JSON, whole=True))
+        if not isinstance(content, dict):
+            raise ValueError("it is not an object")
+        _check_depth(content)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError("E-ADAPTER", f"{file} cannot be read: {_reason(error)}") from error
+    return content
+
+
+def read_shapes(file: Path) -> dict[str, Shape]:
+    """The tensors in a safetensors file, by name, without their values.
+
+    Raises:
+        InputError: the file is something else, or has what no adapter has (``E-ADAPTER``).
+    """
+    try:
+        length = int.from_bytes(_read(file, 8), "little")
+        if length > min(MAX_HEADER, os.stat(file).st_size - 8):
+            raise ValueError(f"its header has {length:,} bytes, more than the file, or than the {MAX_HEADER:,} allowed")
+        header = _parse(_read(file, 8 + length)[8:])
+        if not isinstance(header, dict):
+            raise ValueError("its header is not an object")
+        header.pop("__metadata__", None)
+        return {_name(name): _shape(name, entry) for name, entry in header.items()}
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError("E-ADAPTER", f"{file} cannot be read: {_reason(error)}") from error
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors themselves; `read_shapes` has said beforehand how much that is.
+
+    Raises:
+        InputError: the file is not whole, or a value is not finite (``E-ADAPTER``).
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # no mapping
+    except (OSError, SafetensorError) as error:
+        raise InputError("E-ADAPTER", f"{file} cannot be read: {_reason(error)}") from error
+    if not_finite := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+        raise InputError("E-ADAPTER", f"{file}: {', '.join(not_finite[:3])} holds values that are not finite")
+    return tensors
+
+
+def _read(file: Path, limit: int, *, whole: bool = False) -> bytes:
+    """The first ``limit`` bytes of a regular file; ``whole``: it has no more."""
+    if not stat.S_ISREG(os.lstat(file).st_mode):  # opening a pipe or a device may never return
+        raise ValueError("it is not a regular file (links are not followed: copy what they lead to)")
+    handle = os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(handle, "rb") as opened:
+        content = opened.read(limit + 1)
+    if whole and len(content) > limit:
+        raise ValueError(f"it has more than {limit // 1024} kB")
+    return content[:limit]
+
+
+def _parse(content: bytes) -> Any:
+    return json.loads(
+        content.decode("utf-8"), object_pairs_hook=_plain_object, parse_constant=_refuse, parse_float=_finite
+    )
+
+
+def _plain_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands in it twice")
+    if special := [key for key in found if key.startswith("_") and key.endswith("_") and key != "__metadata__"]:
+        raise ValueError(f"{special[0]!r} has no place in it")
+    return found
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"it says {constant}, which is no number of JSON's")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is not finite")
+    return number
+
+
+def _check_depth(content: Any) -> None:
+    level = [content]
+    for _ in range(MAX_DEPTH):
+        inner = (list(node.values()) if isinstance(node, dict) else node for node in level)
+        level = [child for children in inner for child in children if isinstance(child, dict | list)]
+        if not level:
+            return
+    raise ValueError(f"it is nested deeper than {MAX_DEPTH}")
+
+
+def _name(name: str) -> str:
+    if len(name) > MAX_NAME or not all(_PART.fullmatch(part) for part in name.split(".")):
+        raise ValueError(f"{name[:80]!r} is no name of a tensor: parts of A-Z, a-z, 0-9, _ and -, between dots")
+    return name
+
+
+def _shape(name: str, entry: Any) -> Shape:
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"{name} has no dtype, shape and data_offsets")
+    shape = entry["shape"]
+    if not isinstance(shape, list) or len(shape) > MAX_DEPTH or not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError(f"{name} has the shape {str(shape)[:40]}")
+    dtypes = _FLOATS if shape else {**_FLOATS, **_COUNTS}
+    if not isinstance(entry["dtype"], str) or entry["dtype"] not in dtypes:
+        raise ValueError(f"{name} is of dtype {str(entry['dtype'])[:20]!r}; an adapter's is {', '.join(_FLOATS)}")
+    return Shape(dtypes[entry["dtype"]], tuple(shape))
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
