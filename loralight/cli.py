@@ -16,6 +16,7 @@ VERBS = {
     "train": "fine-tune a model: check, fit, test, save",
     "evaluate": "the metrics of a finished run, on any split or other data",
     "predict": "what a trained adapter says of new inputs, a line of JSON each",
+    "combine": "a weighted sum of trained adapters, as an adapter of its own",
     "sweep": "train once for each of several values (train --multirun)",
     "tasks": "the task plugins found, and what each needs",
     "new-task": "write a small working task plugin, to be changed into yours",

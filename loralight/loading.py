@@ -1,6 +1,7 @@
 """A trained adapter on its base model, ready to predict."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,17 +28,33 @@ def load(folder: str | Path, *, base: str | None = None, device: str = "auto") -
         InputError: there is no adapter (``E-ADAPTER``), or it does not fit the base model (``E-BASE``,
             ``E-ADAPTER-KEYS``).
     """
+    path, made = find_recipe(folder, base=base)
+    return build(path, made, device)
+
+
+def find_recipe(folder: str | Path, *, base: str | None = None) -> tuple[Path, dict[str, Any]]:
+    """The adapter's own folder, and how the task is made; see `load`."""
     path = adapter_folder(folder)
     made = read_recipe(path)
     if base is not None:
         made["task"]["arguments"]["checkpoint"] = base
+    return path, made
+
+
+def build(path: Path, made: dict[str, Any], device: str) -> AdapterTask:
+    """The task that a recipe describes, with the weights in the adapter's folder ``path``."""
     task = from_recipe(made)
     load_adapter(task, path, made)
     task.eval()
-    return task.to(_device(device))
+    return task.to(find_device(device))
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device of that name; for ``auto`` a GPU if there is one.
+
+    Raises:
+        InputError: there is no such device (``E-DEVICES``).
+    """
     if name != "auto":
         try:
             return torch.empty(0, device=name).device
