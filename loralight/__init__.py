@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loralight.adapters import inject, merge
+    from loralight.bank import load_many
     from loralight.data import TaskData
     from loralight.loading import load
     from loralight.task import AdapterTask, Step
 
 __version__ = "0.1.0"
-__all__ = ["AdapterTask", "Step", "TaskData", "inject", "load", "merge"]
+__all__ = ["AdapterTask", "Step", "TaskData", "inject", "load", "load_many", "merge"]
 
 _HOMES = {
     "AdapterTask": "loralight.task",
@@ -20,6 +21,7 @@ _HOMES = {
     "TaskData": "loralight.data",
     "inject": "loralight.adapters",
     "load": "loralight.loading",  # a module named `load` would take the function's place here once imported
+    "load_many": "loralight.bank",
     "merge": "loralight.adapters",
 }
 

@@ -39,7 +39,7 @@ def save_adapter(task: AdapterTask, folder: Path, *, recipe: dict[str, Any], met
     def fill(building: Path) -> None:
         save_file(tensors, building / WEIGHTS, metadata={"format": "pt"})
         if config is not None:
-            heads = _whole_modules(task)
+            heads = whole_modules(task)
             card = {
                 **config,
                 "task_type": task.peft_task_type,
@@ -144,7 +144,7 @@ def _peft_names(task: AdapterTask) -> dict[str, str]:
     return {name: prefixed.get(name, PREFIX + name) for name in task.trainable_tensors()}
 
 
-def _whole_modules(task: AdapterTask) -> list[str]:
+def whole_modules(task: AdapterTask) -> list[str]:
     """What PEFT is to load as a whole: the head, and BatchNorm layers that learn beside the adapter."""
     names = {id(module): name for name, module in task.model.named_modules()}
     return [names[id(part)] for part in task.head(task.model)] + task.adapted_norms
@@ -188,7 +188,7 @@ model.predict([...])
 
 def _how_with_peft(task: AdapterTask, name: str) -> str:
     return f"""
-With PEFT, given the base model with a new head of {", ".join(_whole_modules(task)) or "none"}:
+With PEFT, given the base model with a new head of {", ".join(whole_modules(task)) or "none"}:
 
 ```python
 from peft import PeftModel

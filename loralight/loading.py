@@ -67,10 +67,15 @@ def build(path: Path, made: dict[str, Any], device: str) -> AdapterTask:
     task = from_recipe(made)
     load_adapter(task, path, made)
     task.eval()
-    return task.to(_device(device))
+    return task.to(find_device(device))
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device of that name; for ``auto`` a GPU if there is one.
+
+    Raises:
+        InputError: there is no such device (``E-DEVICES``).
+    """
     if name != "auto":
         try:
             return torch.empty(0, device=name).device

@@ -2,19 +2,23 @@
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 from rich import get_console
 from rich.progress import track
 
 from loralight import logs
+from loralight.bank import load_many
 from loralight.build import task_class
 from loralight.composition import plain
 from loralight.config_check import check_keywords
 from loralight.errors import InputError
 from loralight.loading import build, find_recipe
+from loralight.task import AdapterTask
 
 
 def main(config: DictConfig) -> None:
@@ -30,13 +34,19 @@ def main(config: DictConfig) -> None:
         raise InputError("E-STREAM", "stream=true writes to the terminal; leave out output, or stream")
     if size < 1:
         raise InputError("E-BATCH", f"batch_size is {size}; give at least 1")
-    said = {"base": settings["checkpoint"], "task": settings["task"], "arguments": settings["arguments"]}
-    path, made = find_recipe(settings["run"], **said)
-    kind = task_class(made)
-    check_keywords(kind.predict_batch, options, "options")
-    inputs = kind.read_inputs(settings["input"])
-    task = build(path, made, settings["device"])
+    run, base, device = settings["run"], settings["checkpoint"], settings["device"]
+    if isinstance(run, str):
+        path, made = find_recipe(run, base=base, task=settings["task"], arguments=settings["arguments"])
+        inputs = _read([task_class(made)], settings)
+        tasks: Mapping[str, AdapterTask] = {run: build(path, made, device)}
+    else:
+        if settings["stream"]:
+            raise InputError("E-STREAM", "stream=true writes one adapter's text; leave it out, or name one run")
+        folders = _folders(run)
+        inputs = _read([task_class(find_recipe(folder, base=base)[1]) for folder in folders.values()], settings)
+        tasks = load_many(folders, base=base, device=device)
     if settings["stream"]:
+        (task,) = tasks.values()
         for given in inputs:
             for piece in task.stream(given, **options):
                 print(piece, end="", flush=True)
@@ -47,6 +57,30 @@ def main(config: DictConfig) -> None:
         starts = track(starts, description="predicting", console=get_console())  # type: ignore[assignment]
     with Path(output).open("w", encoding="utf-8") if output else nullcontext(sys.stdout) as opened:
         for start in starts:
-            for answer in task.predict(inputs[start : start + size], batch_size=size, **options):
-                opened.write(json.dumps(answer, ensure_ascii=False) + "\n")
+            batch = inputs[start : start + size]
+            answers = [task.predict(batch, batch_size=size, **options) for task in tasks.values()]
+            for row in zip(*answers, strict=True):
+                for name, answer in zip(tasks, row, strict=True):
+                    line = answer if isinstance(run, str) else {"adapter": name, **answer}
+                    opened.write(json.dumps(line, ensure_ascii=False) + "\n")
             opened.flush()
+
+
+def _folders(run: Any) -> dict[str, str]:
+    """The runs by name: as a mapping says, or each by its folder."""
+    if isinstance(run, Mapping):
+        return {str(name): str(folder) for name, folder in run.items()}
+    folders = {str(folder): str(folder) for folder in run}
+    if not folders or len(folders) < len(run):
+        raise InputError("E-RUN", f"run={run}: give each folder once, and at least one")
+    return folders
+
+
+def _read(kinds: Sequence[type[AdapterTask]], settings: Mapping[str, Any]) -> list[Any]:
+    """The inputs, once it is known that every task can take them and the options."""
+    for kind in kinds:
+        check_keywords(kind.predict_batch, settings["options"], "options")
+    if len({kind.read_inputs.__func__ for kind in kinds}) > 1:  # type: ignore[attr-defined]  # it is a class method
+        names = ", ".join(dict.fromkeys(kind.__name__ for kind in kinds))
+        raise InputError("E-RUN", f"{names} read their inputs in different ways; predict with one run at a time")
+    return kinds[0].read_inputs(settings["input"])
