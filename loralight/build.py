@@ -198,10 +198,6 @@ def _target_in(file: Path, part: str) -> Any:
     return (content["task"] if part == "task" else content)["_target_"]
 
 
-def _adapter_files() -> dict[str, Path]:
-    return {file.stem: file for folder in conf_folders() for file in folder.glob("adapter/*.yaml")}
-
-
 def _adapter_file(name: str) -> Path:
     files = _adapter_files()
     if name not in files:

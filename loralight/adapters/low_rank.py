@@ -129,7 +129,7 @@ def choose(
     """
     hits = resolve(candidates, targets, types=types, exclude=exclude)
     names = list(dict.fromkeys(name for found in hits.values() for name in found))
-    _refuse_tied(model, names)
+    refuse_tied(model, names)
     return hits, names
 
 
@@ -173,7 +173,7 @@ def check_probability(where: str, value: float) -> None:
         raise InputError("E-DROPOUT", f"adapter.{where} is {value!r}; give a probability in [0, 1)")
 
 
-def _refuse_tied(model: nn.Module, names: list[str]) -> None:
+def refuse_tied(model: nn.Module, names: list[str]) -> None:
     """Raise ``E-TIED`` if a layer's weight is another module's too: merging an update of one would change both."""
     owners: dict[int, list[str]] = {}
     for name, module in model.named_modules():

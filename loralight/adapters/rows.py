@@ -57,7 +57,7 @@ def _adding(name: str, updates: list[tuple[Tensor, LoraLayer]], num_rows: int) -
         for rows, layer in updates:
             rows = rows.to(x.device)
             low = F.dropout(x[rows], layer.lora_dropout, layer.training).to(layer.lora_A.dtype)
-            y.index_add_(0, rows, (layer.low_rank(low) * layer.scaling).to(y.dtype))
+            y.index_add_(0, rows, (layer.update(low) * layer.scaling).to(y.dtype))
         return y
 
     return hook
