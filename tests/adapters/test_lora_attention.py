@@ -174,7 +174,7 @@ def test_peft_computes_the_same_with_the_slices_as_blocks_of_one_update() -> Non
     for name, tensor in {"lora_A": packed.lora_A.flatten(0, 1), "lora_B": torch.block_diag(*packed.lora_B)}.items():
         theirs.get_parameter(f"base_model.model.attn.{name}.default.weight").data.copy_(tensor)
     x = torch.randn(2, 5, 12)
-    torch.testing.assert_close(model(x), theirs(x), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model(x), theirs(x), rtol=1e-4, atol=1e-4)
     assert adapter.peft_config(model) is None, "PEFT's tensors have other shapes"
 
 

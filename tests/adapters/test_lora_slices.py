@@ -137,7 +137,7 @@ def test_peft_computes_the_same_with_the_slices_as_blocks_of_one_update(kind: ty
         theirs = get_peft_model(nn.Sequential(copy.deepcopy(plain)), config)  # type: ignore[arg-type]
         for name, tensor in {"lora_A": layer.lora_A, "lora_B": blocks}.items():
             theirs.get_parameter(f"base_model.model.0.{name}.default.weight").data.copy_(tensor)
-        torch.testing.assert_close(model(x), theirs(x), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(model(x), theirs(x), rtol=1e-4, atol=1e-4)
         assert adapter.peft_config(model) is None, "PEFT's B has another shape"
 
 
