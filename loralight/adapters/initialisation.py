@@ -55,6 +55,7 @@ INITIALISATIONS: dict[str, Callable[[LoraLayer], None]] = {
     "orthogonal": orthogonal_,
     "pissa": pissa_,
     "olora": olora_,
+    "eva": kaiming_,  # until it has seen data
 }
 
 

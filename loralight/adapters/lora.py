@@ -1,13 +1,15 @@
 """LoRA: Hu et al., 2021, https://arxiv.org/abs/2106.09685."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from loralight.adapters.base import Adapter
+from loralight.adapters.eva import redraw_
 from loralight.adapters.initialisation import INITIALISATIONS
 from loralight.adapters.lora_attention import show_weights_
 from loralight.adapters.lora_experts import adapt_experts_, expert_weights
@@ -16,7 +18,7 @@ from loralight.adapters.lora_kinds import KINDS, check, check_slices, kind_of
 from loralight.adapters.lora_layers import LoraLayer
 from loralight.adapters.lora_parameters import LowRank
 from loralight.adapters.lora_tied import LoraTwin, share_, tied
-from loralight.adapters.low_rank import LowRankAdapter, by_name, check_probability, patterns
+from loralight.adapters.low_rank import LowRankAdapter, by_name, check_probability, check_rank, patterns
 from loralight.adapters.penalties import crosstalk, squared_norm
 from loralight.adapters.targets import resolve
 from loralight.errors import InputError
@@ -39,7 +41,10 @@ class Lora(LowRankAdapter):
         rank_dropout: probability with which a rank is dropped, from the whole batch; the others are scaled up. As in
             LyCORIS (Yeh et al., 2023, https://arxiv.org/abs/2309.14859).
         init: how A and B start, see `loralight.adapters.initialisation`. ``pissa`` and ``olora`` start at large
-            factors and want a lower ``lr`` (PiSSA's authors train at 2e-5).
+            factors and want a lower ``lr`` (PiSSA's authors train at 2e-5). ``eva`` looks at training data first and
+            deals the ranks anew, see `loralight.adapters.eva`.
+        eva_batches: how many training batches ``eva`` looks at.
+        eva_spread: how many times its own rank a layer may get from ``eva``; 1 leaves all ranks as they are.
         frobenius: weight of a penalty on the updates, the sum of the squared Frobenius norms of ``scaling B A``.
         orthogonality: weight of a penalty on ranks that overlap, see `loralight.adapters.penalties.crosstalk`.
         lr_ratio_B: B's learning rate over A's (LoRA+, Hayou et al., 2024, https://arxiv.org/abs/2402.12354).
@@ -48,7 +53,9 @@ class Lora(LowRankAdapter):
     slices: Mapping[str, str] = field(default_factory=dict)
     use_rslora: bool = False
     rank_dropout: float = 0.0
-    init: Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora"] = "kaiming"
+    init: Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora", "eva"] = "kaiming"
+    eva_batches: int = 8
+    eva_spread: float = 2.0
     frobenius: float = 0.0
     orthogonality: float = 0.0
     lr_ratio_B: float = 1.0
@@ -61,6 +68,9 @@ class Lora(LowRankAdapter):
         check_probability("rank_dropout", self.rank_dropout)
         if self.init not in INITIALISATIONS:
             raise InputError("E-INIT", f"adapter.init is {self.init!r}; choose {', '.join(INITIALISATIONS)}")
+        check_rank("eva_batches", self.eva_batches)
+        if not 1 <= self.eva_spread < math.inf:
+            raise InputError("E-INIT", f"adapter.eva_spread is {self.eva_spread!r}; give a number of at least 1")
         for where, weight in {"frobenius": self.frobenius, "orthogonality": self.orthogonality}.items():
             if not 0 <= weight < math.inf:
                 raise InputError("E-PENALTY", f"adapter.{where} is {weight!r}; give a weight of at least 0")
@@ -103,6 +113,13 @@ class Lora(LowRankAdapter):
         names = ("dropout", "rank_dropout", "use_rslora", "init", "frobenius", "orthogonality")
         usual = {name: type(self).__dataclass_fields__[name].default for name in names}
         return {name: getattr(self, name) for name in names if getattr(self, name) != usual[name]}
+
+    def initialise_(self, model: nn.Module, run_batches: Callable[[int], None]) -> Adapter:
+        if self.init != "eva":
+            return self
+        layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+        redraw_(layers, partial(run_batches, self.eva_batches), spread=self.eva_spread)
+        return replace(self, **patterns(model))
 
     def alpha_of(self, rank: int) -> float:
         return 16.0 if self.use_rslora and self.alpha is None else super().alpha_of(rank)

@@ -64,6 +64,8 @@ def check(name: str, layer: Any, *, special: Mapping[str, Any], slices: str | No
         )
     if isinstance(layer, nn.MultiheadAttention | nn.Parameter):
         _refuse(name, special, list(special), "is adapted in its weights alone")
+    elif isinstance(layer, nn.Embedding) and special.get("init") == "eva":
+        _refuse(name, special, ["init"], "takes numbers of tokens, which have no directions")
     elif is_tied:
         _refuse(name, special, ["init"], "shares its weight and its factors with another layer")
     elif slices is not None:
