@@ -10,8 +10,8 @@ from typing import Any, ClassVar, get_type_hints
 from torch import nn
 
 from loralight.adapters.base import Adapter
-from loralight.adapters.low_rank import refuse_tied
 from loralight.adapters.lora_layers import LAYERS
+from loralight.adapters.low_rank import refuse_tied
 from loralight.adapters.peft_config import MAX_RANK, refuse_others, unreadable
 from loralight.adapters.peft_layers import kept, plain, same, sample
 from loralight.adapters.peft_methods import common, config_class, mapping
