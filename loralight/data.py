@@ -58,6 +58,8 @@ class TaskData(lightning.LightningDataModule, ABC):
                 "E-BATCH", f"data.batch_size is {batch_size}, eval_batch_size {eval_batch_size}; give at least 1"
             )
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        if num_workers < 0:
+            raise InputError("E-WORKERS", f"data.num_workers is {num_workers}; give 0, or a number of processes")
         self.length_grouped, self.num_workers, self.seed = length_grouped, num_workers, seed
         self.read_splits = partial(
             load_splits,

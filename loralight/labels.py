@@ -10,6 +10,7 @@ from datasets import List as SmallList
 from torch import Tensor
 
 from loralight.errors import InputError, did_you_mean
+from loralight.origin import Origin
 
 _LISTS = (SmallList, LargeList)
 _NUMBER = re.compile(r"-?\d+(\.\d+)?", re.ASCII)
@@ -23,13 +24,14 @@ def is_hidden(rows: Dataset, column: str) -> bool:
 
 
 def read_labels(
-    rows: Dataset, columns: Sequence[str], split: str, given: Sequence[str] | None = None
+    rows: Dataset, columns: Sequence[str], origin: Origin, given: Sequence[str] | None = None
 ) -> list[list[str]]:
     """The names of each row's labels.
 
     Args:
         columns: one column of integers, strings, ClassLabels or lists of these; or several columns of 0 and 1, each
             named after the label it stands for.
+        origin: of the rows.
         given: label names chosen by the user; they name plain integers, by number, unless these are the names.
 
     Returns:
@@ -46,7 +48,7 @@ def read_labels(
                 if value not in (0, 1):
                     raise InputError(
                         "E-LABEL",
-                        f"{split} row {row}, column {column!r}: {value!r}; a label column among several holds 0 or 1",
+                        f"{origin.row(row)}, column {column!r}: {value!r}; a label column among several holds 0 or 1",
                     )
         return [
             [column for column, value in zip(columns, row, strict=True) if value] for row in zip(*flags, strict=True)
@@ -63,7 +65,7 @@ def read_labels(
         values = value if isinstance(value, list) else [value]
         if value is None or any(v is None or v != v or (known is not None and not 0 <= v < len(known)) for v in values):
             possible = f"; valid are 0..{len(known) - 1} ({', '.join(known)})" if known else ""
-            raise InputError("E-LABEL-RANGE", f"{split} row {row}, column {column!r}: {value!r} is no label{possible}")
+            raise InputError("E-LABEL-RANGE", f"{origin.row(row)}, column {column!r}: {value!r} is no label{possible}")
         labels.append([known[v] if known else str(v) for v in values])
     return labels
 
@@ -85,7 +87,7 @@ def label_names(rows: Dataset, columns: Sequence[str], labels: list[list[str]]) 
     return sorted(found, key=lambda name: (0, float(name), name) if _NUMBER.fullmatch(name) else (1, 0.0, name))
 
 
-def encode_labels(labels: list[list[str]], names: Sequence[str], split: str) -> list[list[int]]:
+def encode_labels(labels: list[list[str]], names: Sequence[str], origin: Origin) -> list[list[int]]:
     """Label names to positions in ``names``.
 
     Raises:
@@ -97,10 +99,16 @@ def encode_labels(labels: list[list[str]], names: Sequence[str], split: str) -> 
             if value not in position:
                 raise InputError(
                     "E-LABEL-RANGE",
-                    f"{split} row {row}: label {value!r} is not one of {', '.join(map(repr, names))}."
+                    f"{origin.row(row)}: label {value!r} is not one of {', '.join(map(repr, names))}."
                     f"{did_you_mean(value, names)}",
                 )
     return [[position[value] for value in values] for values in labels]
+
+
+def check_smoothing(share: float) -> None:
+    """Raise ``E-SMOOTHING`` unless ``share`` of a target can be spread over all labels."""
+    if not 0 <= share < 1:
+        raise InputError("E-SMOOTHING", f"task.label_smoothing is {share}; give a share from 0 to below 1")
 
 
 def weights_of_labels(

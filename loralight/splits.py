@@ -1,24 +1,46 @@
 """Train, validation and test rows from the hub, a folder or files, whatever they are called."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 from datasets import Dataset
 
 from loralight.errors import InputError, did_you_mean
+from loralight.origin import Origin
 from loralight.resources import resolve
 
 Readers = Mapping[str, Callable[[str], Dataset]]
 """What reads a file, by its suffix; what stands under ``/`` reads a folder that is one split, such as one of images."""
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+_SAID_OF_NO_ROWS = ("No columns to parse from file", "corresponds to no data")  # by pandas and datasets
 _ALIASES = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+
+
+class Splits(dict[str, Dataset]):
+    """The splits of a data set by name.
+
+    Args:
+        rows: by split.
+        origins: where the rows of each split come from, for messages.
+    """
+
+    def __init__(self, rows: Mapping[str, Dataset], origins: dict[str, Origin]) -> None:
+        super().__init__(rows)
+        self.origins = origins
+
+
+class _Found(NamedTuple):
+    """A split that can be read."""
+
+    source: str
+    read: Callable[[], Dataset]
 
 
 def load_splits(
@@ -32,7 +54,7 @@ def load_splits(
     limit_rows: int | None = None,
     seed: int = 0,
     readers: Readers | None = None,
-) -> dict[str, Dataset]:
+) -> Splits:
     """The splits of a data set.
 
     Args:
@@ -54,34 +76,52 @@ def load_splits(
     """
     given = {"train": train, "validation": validation, "test": test}
     reading = {**dict.fromkeys(FORMATS, read_file), **(readers or {})}
-    files = {split: resolve(name) for split, name in given.items() if name and _kind(resolve(name)) in reading}
-    splits = {split: reading[_kind(file)](file) for split, file in files.items()}
-    if path is not None and "train" not in files:
+    sources = {split: resolve(name) for split, name in given.items() if name and _kind(resolve(name)) in reading}
+    splits = {split: reading[_kind(file)](file) for split, file in sources.items()}
+    if path is not None and "train" not in sources:
         found = _read_path(resolve(path), name, reading)
-        keys = {split: _split_key(split, given[split], found, path) for split in given if split not in files}
-        splits |= {split: found[key]() for split, key in keys.items() if key is not None}
-    elif no_file := [f"data.{split}={value}" for split, value in given.items() if value and split not in files]:
+        keys = {split: _split_key(split, given[split], found, path) for split in given if split not in sources}
+        splits |= {split: found[key].read() for split, key in keys.items() if key is not None}
+        sources |= {split: found[key].source for split, key in keys.items() if key is not None}
+    elif no_file := [f"data.{split}={value}" for split, value in given.items() if value and split not in sources]:
         raise InputError("E-DATA", f"{', '.join(no_file)}: {_expected(reading)}")
     if "train" not in splits:
         where = f"{path} has no training split, only {', '.join(found)}" if path else "no data is given"
         raise InputError("E-DATA", f"{where}. Set data.path to a hub name or folder, or data.train to a file or split")
-    if "validation" not in splits:
-        if not 0 < validation_fraction < 1:
-            raise InputError(
-                "E-DATA", f"data.validation_fraction is {validation_fraction}; give a share between 0 and 1"
-            )
-        if len(splits["train"]) < 2:
-            raise InputError(
-                "E-DATA-EMPTY",
-                f"the train split has {len(splits['train'])} rows, too few to hold out a validation split",
-            )
-        halves = splits["train"].train_test_split(test_size=validation_fraction, seed=seed)
-        splits = {**splits, "train": halves["train"], "validation": halves["test"]}
+    loaded = Splits(splits, {split: Origin(split=split, source=source) for split, source in sources.items()})
+    if "validation" not in loaded:
+        _hold_out(loaded, validation_fraction, seed)
     if limit_rows is not None and limit_rows < 1:
         raise InputError("E-DATA", f"data.limit_rows is {limit_rows}; give at least 1, or null for all rows")
-    if limit_rows is not None and limit_rows < len(splits["train"]):
-        splits["train"] = splits["train"].shuffle(seed=seed).select(range(limit_rows))
-    return splits
+    if limit_rows is not None and limit_rows < len(loaded["train"]):
+        chosen = _numbers(loaded["train"]).shuffle(seed=seed)["number"][:limit_rows]
+        _choose(loaded, {"train": chosen})
+    return loaded
+
+
+def _hold_out(splits: Splits, fraction: float, seed: int) -> None:
+    """Make a share of the training rows the validation split."""
+    if not 0 < fraction < 1:
+        raise InputError("E-DATA", f"data.validation_fraction is {fraction}; give a share between 0 and 1")
+    if (count := len(splits["train"])) < 2:
+        source = splits.origins["train"].source
+        raise InputError(
+            "E-DATA-EMPTY", f"{source}: the train split has {count} rows, too few to hold out a validation split"
+        )
+    halves = _numbers(splits["train"]).train_test_split(test_size=fraction, seed=seed)
+    _choose(splits, {"train": halves["train"]["number"], "validation": halves["test"]["number"]})
+
+
+def _choose(splits: Splits, chosen: Mapping[str, Sequence[int]]) -> None:
+    """Make splits of the train rows with these numbers."""
+    rows, origin = splits["train"], splits.origins["train"]
+    splits.update({split: rows.select(list(numbers)) for split, numbers in chosen.items()})
+    splits.origins.update({split: origin.select(numbers, split) for split, numbers in chosen.items()})
+
+
+def _numbers(rows: Dataset) -> Dataset:
+    """A row's number for each: what becomes of these when rows are chosen tells which were."""
+    return Dataset.from_dict({"number": range(len(rows))})
 
 
 def check_columns(rows: Dataset, columns: Iterable[str], split: str) -> None:
@@ -126,8 +166,8 @@ def _expected(reading: Readers) -> str:
     return f"not a file that ends in {suffixes}{', nor a folder' if '/' in reading else ''}"
 
 
-def _read_path(path: str, name: str | None, reading: Readers) -> Mapping[str, Callable[[], Dataset]]:
-    """What `path` holds: a reader for each split, by the split's name there."""
+def _read_path(path: str, name: str | None, reading: Readers) -> Mapping[str, _Found]:
+    """What `path` holds, by the splits' names there."""
     folder = Path(path).expanduser()
     if folder.is_file():
         raise InputError(
@@ -137,11 +177,11 @@ def _read_path(path: str, name: str | None, reading: Readers) -> Mapping[str, Ca
         visible = [file for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
         files = [file for file in visible if _kind(str(file)) in reading]
         if "/" in reading and not any(file.stem in chain(*_ALIASES.values()) for file in files):
-            return {"train": partial(reading["/"], str(folder))}  # no splits inside: the folder is one
+            return {"train": _Found(path, partial(reading["/"], str(folder)))}  # no splits inside: the folder is one
         if not files:
             suffixes = ", ".join(kind for kind in reading if kind != "/")
             raise InputError("E-DATA", f"data.path={path}: no file in this folder ends in {suffixes}")
-        found = {file.stem: partial(reading[_kind(str(file))], str(file)) for file in files}
+        found = {file.stem: _Found(str(file), partial(reading[_kind(str(file))], str(file))) for file in files}
         if len(found) < len(files):
             raise InputError(
                 "E-DATA", f"data.path={path}: several files of one split: {', '.join(file.name for file in files)}"
@@ -150,7 +190,8 @@ def _read_path(path: str, name: str | None, reading: Readers) -> Mapping[str, Ca
     if folder.is_absolute() or path.startswith((".", "~")):
         raise InputError("E-DATA", f"data.path={path}: there is no such folder")
     with _one_message(path):
-        return {split: partial(_as_is, rows) for split, rows in datasets.load_dataset(path, name).items()}
+        loaded = datasets.load_dataset(path, name)
+    return {split: _Found(path, partial(_as_is, rows)) for split, rows in loaded.items()}
 
 
 def _as_is(rows: Dataset) -> Dataset:
@@ -181,8 +222,10 @@ def _one_message(source: str) -> Iterator[None]:
         while root.__cause__ is not None:
             root = root.__cause__
         reason = " ".join(str(root).split()) or type(root).__name__
+        if isinstance(root, StopIteration) or any(said in reason for said in _SAID_OF_NO_ROWS):
+            raise InputError("E-DATA-EMPTY", f"{source}: holds no rows") from error
         if Path(source).exists():
-            raise InputError("E-DATA", f"{source}: cannot be read, or holds no rows: {reason[:300]}") from error
+            raise InputError("E-DATA", f"{source}: cannot be read: {reason[:300]}") from error
         raise InputError(
             "E-DATA",
             f"{source}: cannot be read: {reason[:300]}. No such folder here either; a hub name needs network access, "

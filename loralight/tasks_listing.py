@@ -3,19 +3,17 @@
 import sys
 from contextlib import redirect_stdout
 from importlib import import_module
+from textwrap import fill
 
 from rich.console import Console
-from rich.table import Table
 
 from loralight.composition import compose
 from loralight.plugins import OWN, discover
 
 
 def main() -> None:
-    """Print a table of the plugins, and below it what is wrong with the broken ones."""
-    table = Table()
-    for column in ("task", "what it does", "columns", "default model", "from"):
-        table.add_column(column, no_wrap=column == "task", overflow="fold")
+    """Print what each plugin does and needs, and below it what is wrong with the broken ones."""
+    console = Console()
     plugins = discover()
     broken = [(plugin, plugin.fault) for plugin in plugins if plugin.fault]
     for plugin in plugins:
@@ -24,14 +22,21 @@ def main() -> None:
             continue
         for file in plugin.tasks():
             try:
-                table.add_row(file.stem, plugin.summary(), *_needs(file.stem), plugin.origin)
+                summary, facts = plugin.summary(), {**_needs(file.stem), "from": plugin.origin}
             except Exception as error:  # of whatever is in its YAML
                 broken.append((plugin, f"conf/task/{file.name} does not compose: {' '.join(str(error).split())}"))
-    console = Console()
-    console.print(table)
+            else:
+                _show(console, file.stem, summary, facts)
     for plugin, fault in broken:
         line = f"broken: {plugin.name} ({plugin.origin}): {fault}"
         console.print(line, style="red", markup=False, soft_wrap=True)
+
+
+def _show(console: Console, task: str, summary: str, facts: dict[str, str]) -> None:
+    """A task's name and what there is to say of it; what people copy, such as a path, stays on one line."""
+    console.print(task, style="bold", markup=False, highlight=False)
+    summary = fill(summary, console.width, initial_indent="  ", subsequent_indent="  ")
+    print(summary, *(f"  {name}: {value}" for name, value in facts.items()), "", sep="\n", file=console.file)
 
 
 def _import_fault(package: str) -> str:
@@ -44,8 +49,8 @@ def _import_fault(package: str) -> str:
     return ""
 
 
-def _needs(task: str) -> tuple[str, str]:
+def _needs(task: str) -> dict[str, str]:
     """The columns that its data must have, and its default model."""
     config = compose("train", [f"task={task}"])
     columns = ", ".join(key for key, name in (config.data.get("columns") or {}).items() if name is not None)
-    return columns, str((config.get("model") or {}).get("checkpoint", ""))
+    return {"columns": columns, "default model": str((config.get("model") or {}).get("checkpoint", ""))}

@@ -98,6 +98,11 @@ def test_a_batch_size_below_one_is_an_error(sizes: dict[str, int]) -> None:
         Numbers(num_rows={}, **sizes)
 
 
+def test_a_negative_number_of_workers_is_an_error() -> None:
+    with pytest.raises(InputError, match=r"^E-WORKERS: data\.num_workers is -1; give 0, or"):
+        Numbers(num_rows={}, num_workers=-1)
+
+
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_fewer_rows_than_processes_are_an_error(split: str) -> None:
     data = numbers(train=5, num_ranks=12)

@@ -225,7 +225,7 @@ def test_a_plugin_whose_import_fails_is_listed_as_broken_and_harms_no_other(
     (tmp_path / "made_bad_inside" / "__init__.py").write_text(f"print('loud')\n{line}\n")
     assert in_process("tasks") == 0
     printed = capsys.readouterr().out
-    assert "│ made_sound_beside" in printed and "│ made_bad_inside" not in printed and "loud" not in printed
+    assert "\nmade_sound_beside\n" in printed and "\nmade_bad_inside\n" not in printed and "loud" not in printed
     assert re.search("^broken: made_bad_inside .*importing 'made_bad_inside' raises .*Error|SystemExit", printed, re.M)
     assert in_process("train", "task=made_bad_inside") == 2
     assert "E-TARGET" in capsys.readouterr().err
@@ -240,7 +240,7 @@ def test_a_task_that_does_not_compose_is_told_beside_the_others(
     add_folder(str(folder))
     assert in_process("tasks") == 0
     printed = capsys.readouterr().out
-    assert "│ text_classification" in printed and "│ made_bad" not in printed
+    assert "\ntext_classification\n" in printed and "\nmade_bad" not in printed
     assert "conf/task/made_bad.yaml does not compose" in printed
 
 

@@ -102,9 +102,6 @@ def test_words_that_look_like_missing_values_are_words_and_an_empty_cell_is_miss
 UNREADABLE = {
     "garbage.parquet": b"no parquet",
     "broken.jsonl": b'{"text": "a", "label": 1}\n{"text": ',
-    "no_rows.csv": b"text,label\n",
-    "nothing.csv": b"",
-    "nothing.jsonl": b"",
     "one_row_too_long.csv": b"text,label\nfine,1\nwell, good,1\n",
     "all_rows_too_long.csv": b"text,label\nwell, good,1\nwell, bad,0\n",
     "latin1.csv": "text,label\nfünf,1\n".encode("latin1"),
@@ -116,10 +113,38 @@ def test_a_file_that_cannot_be_read_is_one_message_that_names_it(
     tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / name).write_bytes(UNREADABLE[name])
-    with pytest.raises(InputError, match=rf"^E-DATA: \S*{name}: cannot be read, or holds no rows: .+") as caught:
+    with pytest.raises(InputError, match=rf"^E-DATA: \S*{name}: cannot be read: .+") as caught:
         read_file(str(tmp_path / name))
     assert len(str(caught.value)) < 700
     assert capfd.readouterr() == ("", "")  # nothing of the reader's own beside it
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.csv", "text,label\n"), ("a.csv", ""), ("a.jsonl", ""), ("a.json", "")]
+)
+def test_a_file_without_rows_is_an_error_that_says_so(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=rf"^E-DATA-EMPTY: \S*{name}: holds no rows$"):
+        read_file(str(tmp_path / name))
+
+
+def test_a_row_that_was_held_out_or_chosen_at_random_is_called_as_in_its_file(tmp_path: Path) -> None:
+    file = numbered(tmp_path / "rows.csv", 40)
+    splits = load_splits(train=file, validation_fraction=0.25, limit_rows=10, seed=3)
+    for split, rows in splits.items():
+        texts = rows["text"][:]
+        assert [splits.origins[split].row(n) for n in range(len(rows))] == [f"{file}: {split} {text}" for text in texts]
+
+
+def test_a_row_is_called_by_the_file_of_its_split(tmp_path: Path) -> None:
+    for name in ("train.csv", "dev.jsonl"):
+        numbered(tmp_path / name, 4)
+    splits = load_splits(path=str(tmp_path), test=numbered(tmp_path / "mine.tsv", 4))
+    assert {split: origin.row(3) for split, origin in splits.origins.items()} == {
+        "train": f"{tmp_path}/train.csv: train row 3",
+        "validation": f"{tmp_path}/dev.jsonl: validation row 3",
+        "test": f"{tmp_path}/mine.tsv: test row 3",
+    }
 
 
 def test_a_missing_file_is_an_error_with_the_nearest_name(tmp_path: Path) -> None:
@@ -150,7 +175,10 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         {"path": "{folder}/twice"},
         "E-DATA: .*several files of one split: train.csv, train.tsv",
     ),
-    "nothing to hold out": ({"train": "{folder}/tiny.csv"}, "E-DATA-EMPTY: the train split has 1 rows, too few"),
+    "nothing to hold out": (
+        {"train": "{folder}/tiny.csv"},
+        r"E-DATA-EMPTY: \S*tiny\.csv: the train split has 1 rows, too few",
+    ),
     "no fraction": ({"train": "{folder}/a.csv", "validation_fraction": 0.0}, "E-DATA: data.validation_fraction is 0.0"),
     "all of it": ({"train": "{folder}/a.csv", "validation_fraction": 1.0}, "E-DATA: data.validation_fraction is 1.0"),
     "no rows asked for": (

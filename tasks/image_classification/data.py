@@ -18,7 +18,8 @@ from torch.utils.data import default_collate
 from loralight.data import TaskData
 from loralight.errors import InputError
 from loralight.labels import are_lists, encode_labels, is_hidden, label_names, read_labels
-from loralight.splits import FORMATS, check_columns, read_file
+from loralight.origin import Origin
+from loralight.splits import FORMATS, Splits, check_columns, read_file
 
 from .backbone import find_backbone
 from .images import MODES, convert, list_images, open_image
@@ -37,7 +38,7 @@ class Images(TorchDataset[dict[str, Any]]):
         rows: a data set with the images, undecoded, in ``column``.
         column: its name.
         labels: class numbers.
-        split: its name, for messages.
+        origin: of the rows, for messages.
         mode: Pillow's name of what the model takes.
         transform: image to pixels.
         seed: of the random changes, together with epoch and row; None if there are none.
@@ -49,12 +50,12 @@ class Images(TorchDataset[dict[str, Any]]):
         rows: Dataset,
         column: str,
         labels: Sequence[int],
-        split: str,
+        origin: Origin,
         mode: str,
         transform: Transform,
         seed: int | None,
     ) -> None:
-        self.rows, self.column, self.labels, self.split = rows, column, labels, split
+        self.rows, self.column, self.labels, self.origin = rows, column, labels, origin
         self.mode, self.transform, self.seed = mode, transform, seed
 
     def __len__(self) -> int:
@@ -73,7 +74,7 @@ class Images(TorchDataset[dict[str, Any]]):
         """The image of a row, of which only the header has been read, and its place, for messages."""
         source = self.rows[row][self.column]
         file = f" ({source['path']})" if source and source["path"] else ""
-        where = f"{self.split} row {row}, column {self.column!r}{file}"
+        where = f"{self.origin.row(row)}, column {self.column!r}{file}"
         return open_image(source, where), where
 
 
@@ -147,17 +148,19 @@ class ImageClassificationData(TaskData):
             del rows["test"]
             self.notes.append("test: left out, its labels are hidden (all -1)")
         labels = self._labels(rows)
-        splits = {split: self._images(split, part, labels[split]) for split, part in rows.items()}
+        splits = {split: self._images(rows.origins[split], part, labels[split]) for split, part in rows.items()}
         decoded = sum(map(len, splits.values())) <= _DECODED
         self.kinds = {split: _inspect(images, decoded=decoded) for split, images in splits.items()}
         return splits
 
-    def _labels(self, rows: Mapping[str, Dataset]) -> dict[str, list[int]]:
+    def _labels(self, rows: Splits) -> dict[str, list[int]]:
         """The class number of each row, and on the way the names of the classes."""
         column = [self.label_column]
         if are_lists(rows["train"], column):
             raise InputError("E-LABELS", f"column {self.label_column!r} holds lists; an image has one label")
-        labels = {split: read_labels(part, column, split, self.given_labels) for split, part in rows.items()}
+        labels = {
+            split: read_labels(part, column, rows.origins[split], self.given_labels) for split, part in rows.items()
+        }
         # what a limit leaves of train may lack some
         seen = labels["train"] if self.limit_rows is None else [row for part in labels.values() for row in part]
         self.names = self.given_labels or label_names(rows["train"], column, seen)
@@ -167,16 +170,17 @@ class ImageClassificationData(TaskData):
             )
         if twice := [name for name, count in Counter(self.names).items() if count > 1]:
             raise InputError("E-LABELS", f"data.labels names {', '.join(map(repr, twice))} twice")
-        numbers = {split: encode_labels(names, self.names, split) for split, names in labels.items()}
+        numbers = {split: encode_labels(names, self.names, rows.origins[split]) for split, names in labels.items()}
         return {split: [number for (number,) in found] for split, found in numbers.items()}
 
-    def _images(self, split: str, rows: Dataset, labels: list[int]) -> Images:
+    def _images(self, origin: Origin, rows: Dataset, labels: list[int]) -> Images:
+        split = origin.split
         evaluation = evaluation_transform(self.preparation)
         return Images(
             rows=_undecoded(rows, self.image_column, split),
             column=self.image_column,
             labels=labels,
-            split=split,
+            origin=origin,
             mode=MODES[self.preparation["input_size"][0]],
             transform=self.transforms.get(split, evaluation),
             seed=self.seed if split in self.transforms else None,
@@ -276,7 +280,7 @@ def _inspect(images: Images, *, decoded: bool) -> Counter[tuple[str, tuple[int, 
         decoded: decode them entirely; a truncated file has a good header.
     """
     kinds: Counter[tuple[str, tuple[int, int]]] = Counter()
-    task, hidden = f"reading the images of {images.split}", not sys.stderr.isatty()
+    task, hidden = f"reading the images of {images.origin.split}", not sys.stderr.isatty()
     for row in track(range(len(images)), task, console=get_console(), transient=True, disable=hidden):
         image, where = images.opened(row)
         kinds[image.mode, image.size] += 1
@@ -301,4 +305,4 @@ def _described(kinds: Counter[tuple[str, tuple[int, int]]]) -> str:
 def _short(images: Images, row: int) -> str:
     """A row's file with its folder, or its number."""
     path = images.rows[row][images.column]["path"]
-    return "/".join(Path(path).parts[-2:]) if path else f"{images.split} row {row}"
+    return "/".join(Path(path).parts[-2:]) if path else f"{images.origin.split} row {row}"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from loralight.errors import InputError
+from loralight.labels import check_smoothing
 from loralight.logs import logger
 from loralight.splits import FORMATS, read_file
 from loralight.task import AdapterTask, Step
@@ -61,8 +62,7 @@ class ImageClassification(AdapterTask):
         self.backbone = find_backbone(checkpoint, architecture)
         self.preparation = self.backbone.preparation(image_size=image_size, crop_pct=crop_pct)
         self.transform = evaluation_transform(self.preparation)
-        if not 0 <= label_smoothing < 1:
-            raise InputError("E-AUGMENT", f"task.label_smoothing={label_smoothing}: give a share from 0 to below 1")
+        check_smoothing(label_smoothing)
         self.label_smoothing = label_smoothing
         self.mixing = None
         if mixup or cutmix:

@@ -1,6 +1,7 @@
 """From images to what a model takes: in evaluation as the model's authors did, in training with random changes."""
 
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -61,6 +62,10 @@ def training_transform(
     for name, share in {**shares, "random_erasing": random_erasing}.items():
         if not 0 <= share <= 1:
             raise InputError("E-AUGMENT", f"data.{name}={share}: give a number from 0 to 1")
+    if auto_augment is not None and (odd := _unread(auto_augment)):
+        raise InputError(
+            "E-AUGMENT", f"data.auto_augment={auto_augment}: {odd!r} is no part of a policy; m7 is, for magnitude 7"
+        )
     try:
         transform: Transform = create_transform(
             **preparation,
@@ -79,6 +84,13 @@ def training_transform(
             "rand-m7-n2, augmix-m3-w3, original or null, say",
         ) from error
     return transform
+
+
+def _unread(policy: str) -> str | None:
+    """A part of a policy that timm would pass over in silence, having no number."""
+    name, *parts = policy.split("-")
+    takes_names = name.startswith("rand")  # of transforms, such as t0 or tRotate/Sharpness
+    return next((p for p in parts if not re.match("[a-z]+[0-9]", p) and not (takes_names and p.startswith("t"))), None)
 
 
 @contextmanager

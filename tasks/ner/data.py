@@ -12,8 +12,9 @@ from torch import Tensor
 
 from loralight.data import TaskData
 from loralight.errors import InputError, did_you_mean
+from loralight.origin import Origin
 from loralight.resources import resolve
-from loralight.splits import check_columns
+from loralight.splits import Splits, check_columns
 
 from .conll import read_conll
 from .metrics import entity_metrics
@@ -64,7 +65,7 @@ class NerData(TaskData):
         self.given_types = None if labels is None else [str(label) for label in labels]
         self.given_names = None if tag_names is None else list(tag_names)
         self.types: list[str] = []
-        self.rows: dict[str, Dataset] = {}
+        self.rows = Splits({}, {})
         self.spans: dict[str, list[list[Span]]] = {}
         self.notes: list[str] = []
 
@@ -73,7 +74,7 @@ class NerData(TaskData):
         self._as_text = self._is_text(self.rows["train"])
         for split, rows in self.rows.items():
             check_columns(rows, self._used_columns(), split)
-        sentences = {split: self._read(rows, split) for split, rows in self.rows.items()}
+        sentences = {split: self._read(rows, self.rows.origins[split]) for split, rows in self.rows.items()}
         self.spans = {split: read.spans for split, read in sentences.items()}
         self.notes = [note for read in sentences.values() for note in read.notes]
         self.types = self._find_types()
@@ -99,11 +100,11 @@ class NerData(TaskData):
     def _used_columns(self) -> list[str]:
         return [self.columns[role] for role in (("text", "entities") if self._as_text else ("words", "tags"))]
 
-    def _read(self, rows: Dataset, split: str) -> Sentences:
+    def _read(self, rows: Dataset, origin: Origin) -> Sentences:
         first, second = self._used_columns()
         if self._as_text:
-            return read_spans(rows, first, second, split)
-        return read_tagged(rows, first, second, split, self._tag_names())
+            return read_spans(rows, first, second, origin)
+        return read_tagged(rows, first, second, origin, self._tag_names())
 
     def _tag_names(self) -> list[str] | None:
         """What numbers stand for where their column does not say it."""
@@ -131,7 +132,7 @@ class NerData(TaskData):
                 row = next(row for row, spans in enumerate(self.spans[split]) if label in {s.label for s in spans})
                 raise InputError(
                     "E-LABEL-RANGE",
-                    f"{split} row {row}: the entity type {label!r} is not one of {', '.join(map(repr, types))}."
+                    f"{self.rows.origins[split].row(row)}: the entity type {label!r} is not one of {', '.join(map(repr, types))}."
                     f"{did_you_mean(label, types)} data.labels names them all",
                 )
         return types
@@ -177,7 +178,7 @@ class NerData(TaskData):
         split = "test" if "test" in self.rows else "validation"
         rows = self.rows[split].select(range(min(count, len(self.rows[split]))))
         column = self._used_columns()[0]
-        read = self._read(rows, split)
+        read = self._read(rows, self.rows.origins[split])
         truths = (
             "; ".join(f"{span.label}: {' '.join(words[span.start : span.end])}" for span in spans)
             for words, spans in zip(read.words, read.spans, strict=True)

@@ -11,7 +11,7 @@ from torchmetrics import MetricCollection
 from transformers import AutoModelForTokenClassification, PreTrainedModel
 
 from loralight.errors import InputError
-from loralight.labels import weights_of_labels
+from loralight.labels import check_smoothing, weights_of_labels
 from loralight.pretrained import check_vocabulary, load_model, new_head
 from loralight.task import AdapterTask, Step
 
@@ -72,6 +72,7 @@ class Ner(AdapterTask):
         self.checkpoint, self.types, self.tags = checkpoint, list(labels), tag_names(labels)
         self.text_column, self.words_column = text_column, words_column
         self.max_length, self.stride, self.label_smoothing = max_length, stride, label_smoothing
+        check_smoothing(label_smoothing)
         weights = weights_of_labels(class_weights, self.tags, label_counts)
         self.register_buffer("class_weights", weights, persistent=False)
         self.class_weights: Tensor | None

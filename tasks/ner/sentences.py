@@ -7,6 +7,7 @@ from datasets import ClassLabel, Dataset
 from tokenizers import Regex, pre_tokenizers
 
 from loralight.errors import InputError
+from loralight.origin import Origin
 
 from .tags import Span, detect, is_tag, spans_of
 
@@ -32,12 +33,13 @@ def split_words(text: str) -> list[tuple[int, int]]:
     return [place for _, place in _WORD.pre_tokenize_str(text)]
 
 
-def read_tagged(rows: Dataset, words: str, tags: str, split: str, names: Sequence[str] | None) -> Sentences:
+def read_tagged(rows: Dataset, words: str, tags: str, origin: Origin, names: Sequence[str] | None) -> Sentences:
     """Sentences from a column of words and one of tags.
 
     Args:
         words: a column of lists of words.
         tags: a column of lists of tags, as text, ClassLabels or numbers.
+        origin: of the rows.
         names: what numbers stand for.
 
     Raises:
@@ -47,7 +49,7 @@ def read_tagged(rows: Dataset, words: str, tags: str, split: str, names: Sequenc
     sentences, tag_lists = [], []
     known = tags_in_order(rows, tags) or names
     for row, (of_words, of_tags) in enumerate(zip(rows[words], rows[tags], strict=True)):
-        where = f"{split} row {row}"
+        where = origin.row(row)
         if not isinstance(of_words, list) or not isinstance(of_tags, list) or len(of_words) != len(of_tags):
             raise InputError(
                 "E-NER-ALIGN",
@@ -56,14 +58,16 @@ def read_tagged(rows: Dataset, words: str, tags: str, split: str, names: Sequenc
             )
         for place, word in enumerate(of_words):
             if not isinstance(word, str) or not word.strip():
-                raise InputError("E-NER-EMPTY-WORD", f"{where}, column {words!r}: word {place} is {word!r}")
+                raise InputError(
+                    "E-NER-EMPTY-WORD", f"{where}, column {words!r}: word {place} is {word!r}; take it and its tag out"
+                )
         sentences.append(of_words)
         tag_lists.append([_tag(tag, known, f"{where}, column {tags!r}", place) for place, tag in enumerate(of_tags)])
     scheme, faults = detect(tag_lists)
-    notes = [] if scheme == "IOB2" else [f"{split}: its tags are {scheme}, and read as such"]
+    notes = [] if scheme == "IOB2" else [f"{origin.split}: its tags are {scheme}, and read as such"]
     if faults:
         notes.append(
-            f"{split}: the tags of {faults} rows are not sound {scheme}; there, an entity begins where the type changes"
+            f"{origin.split}: the tags of {faults} rows are not sound {scheme}; there, an entity begins where the type changes"
         )
     return Sentences(sentences, [spans_of(found) for found in tag_lists], notes)
 
@@ -75,9 +79,9 @@ def tags_in_order(rows: Dataset, tags: str) -> list[str] | None:
 
 
 def _tag(value: Any, names: Sequence[str] | None, where: str, word: int) -> str:
-    if isinstance(value, int) and names is not None and 0 <= value < len(names):
+    if type(value) is int and names is not None and 0 <= value < len(names):
         value = names[value]
-    elif isinstance(value, int):
+    elif type(value) is int:
         known = f"there are 0..{len(names) - 1} ({', '.join(names)})" if names else "give their names as data.tag_names"
         raise InputError("E-NER-TAG", f"{where}: the tag of word {word} is the number {value}; {known}")
     if not is_tag(value):
@@ -93,7 +97,7 @@ def _count(values: Any, things: str) -> str:
     return f"{len(values)} {things}" if isinstance(values, list) else f"{values!r} for {things}"
 
 
-def read_spans(rows: Dataset, text: str, entities: str, split: str) -> Sentences:
+def read_spans(rows: Dataset, text: str, entities: str, origin: Origin) -> Sentences:
     """Sentences from a column of texts and one of entities with ``start``, ``end`` (in characters) and ``label``.
 
     Where an entity begins or ends inside a word, the word is divided there, so that no entity is lost.
@@ -103,7 +107,7 @@ def read_spans(rows: Dataset, text: str, entities: str, split: str) -> Sentences
     """
     sentences, span_lists, divided = [], [], []
     for row, (given, marked) in enumerate(zip(rows[text], rows[entities], strict=True)):
-        where = f"{split} row {row}"
+        where = origin.row(row)
         if not isinstance(given, str):
             raise InputError("E-TEXT", f"{where}, column {text!r}: {given!r} is not a text")
         places = list(_places(given, marked, f"{where}, column {entities!r}"))
@@ -117,7 +121,7 @@ def read_spans(rows: Dataset, text: str, entities: str, split: str) -> Sentences
     notes = []
     if divided:
         notes.append(
-            f"{split}: in {len(divided)} rows (the first is {divided[0]}) an entity begins or ends inside a word; the "
+            f"{origin.split}: in {len(divided)} rows (the first is {origin.row(divided[0])}) an entity begins or ends inside a word; the "
             "word is divided there, but prediction knows whole words only"
         )
     return Sentences(sentences, span_lists, notes)

@@ -10,8 +10,10 @@ from torch import Tensor
 from transformers import DataCollatorWithPadding
 
 from loralight.data import TaskData
+from loralight.encoding import encode_rows
 from loralight.errors import InputError
 from loralight.labels import are_lists, encode_labels, is_hidden, label_names, read_labels
+from loralight.origin import Origin
 from loralight.pretrained import check_length, load_tokenizer
 from loralight.splits import check_columns
 
@@ -63,7 +65,8 @@ class TextClassificationData(TaskData):
             self.notes.append("test: left out, its labels are hidden (all -1)")
         self.multi_label = are_lists(rows["train"], self.label_columns)
         labels = {
-            split: read_labels(part, self.label_columns, split, self.given_labels) for split, part in rows.items()
+            split: read_labels(part, self.label_columns, rows.origins[split], self.given_labels)
+            for split, part in rows.items()
         }
         # what a limit leaves of train may lack some
         seen = labels["train"] if self.limit_rows is None else [row for part in labels.values() for row in part]
@@ -75,24 +78,27 @@ class TextClassificationData(TaskData):
             )
         if twice := [name for name, count in Counter(self.names).items() if count > 1]:
             raise InputError("E-LABELS", f"data.labels names {', '.join(map(repr, twice))} twice")
-        self.label_lists = {split: encode_labels(part, self.names, split) for split, part in labels.items()}
+        self.label_lists = {
+            split: encode_labels(part, self.names, rows.origins[split]) for split, part in labels.items()
+        }
         self.tokenizer = load_tokenizer(self.checkpoint)
         check_length(self.max_length, self.checkpoint, self.tokenizer, pair=len(self.text_columns) > 1)
         self.texts = {split: part.select_columns(self.text_columns) for split, part in rows.items()}
         self._pad = DataCollatorWithPadding(self.tokenizer)
-        return {split: self._encode(split) for split in rows}
+        return {split: self._encode(split, rows.origins[split]) for split in rows}
 
-    def _encode(self, split: str) -> Dataset:
+    def _encode(self, split: str, origin: Origin) -> Dataset:
         texts = [self.texts[split][column] for column in self.text_columns]
         for column, values in zip(self.text_columns, texts, strict=True):
             for row, value in enumerate(values):
                 if not isinstance(value, str):
-                    raise InputError("E-TEXT", f"{split} row {row}, column {column!r}: {value!r} is not a text")
-        encoded = self.texts[split].map(
+                    raise InputError("E-TEXT", f"{origin.row(row)}, column {column!r}: {value!r} is not a text")
+        encoded = encode_rows(
+            self.texts[split],
             _tokenize,
-            batched=True,
-            remove_columns=self.text_columns,
-            fn_kwargs={"tokenizer": self.tokenizer, "columns": self.text_columns, "max_length": self.max_length},
+            tokenizer=self.tokenizer,
+            columns=self.text_columns,
+            max_length=self.max_length,
         )
         self.num_truncated[split] = sum(encoded["truncated"])
         return encoded.remove_columns("truncated").add_column("labels", self._targets(split))
@@ -150,7 +156,9 @@ class TextClassificationData(TaskData):
         return [*lines, f"labels in train: {', '.join(shown[:10])}{', ...' if len(shown) > 10 else ''}", *self.notes]
 
 
-def _tokenize(batch: dict[str, list[str]], *, tokenizer: Any, columns: list[str], max_length: int) -> dict[str, Any]:
+def _tokenize(
+    batch: Mapping[str, list[str]], _: Sequence[int], *, tokenizer: Any, columns: list[str], max_length: int
+) -> dict[str, Any]:
     encoded = tokenizer(*(batch[column] for column in columns), truncation=True, max_length=max_length)
     cut = (
         [bool(row.overflowing) for row in encoded.encodings]

@@ -9,7 +9,7 @@ from torchmetrics import MetricCollection
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from loralight.errors import InputError
-from loralight.labels import weights_of_labels
+from loralight.labels import check_smoothing, weights_of_labels
 from loralight.pretrained import check_vocabulary, load_model, load_tokenizer, new_head
 from loralight.task import AdapterTask, Step
 
@@ -51,6 +51,7 @@ class TextClassification(AdapterTask):
         super().__init__(**training)
         self.checkpoint, self.labels, self.multi_label = checkpoint, list(labels), multi_label
         self.text_columns, self.max_length, self.label_smoothing = list(text_columns), max_length, label_smoothing
+        check_smoothing(label_smoothing)
         weights = weights_of_labels(class_weights, self.labels, label_counts)
         self.register_buffer("class_weights", weights, persistent=False)
         self.class_weights: Tensor | None

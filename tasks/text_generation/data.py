@@ -14,7 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from loralight.data import TaskData
+from loralight.encoding import encode_rows
 from loralight.errors import InputError
+from loralight.origin import Origin
 from loralight.pretrained import check_length, load_tokenizer
 from loralight.splits import Readers
 
@@ -26,6 +28,7 @@ from .texts import PlainText, PromptCompletion
 IGNORED = -100  # the target of a token from which nothing is learnt, as in PyTorch
 _FORMS: tuple[type[Form], ...] = (Chat, PromptCompletion, PlainText)
 _PART = 4000  # characters
+_TEXT = Features({"text": Value("string")})
 _ENCODED = Features(  # told, as there may be no row to see them from
     {
         "input_ids": Items(Value("int32")),
@@ -52,7 +55,7 @@ def read_text(file: str) -> Dataset:
         if parts[-1] and len(parts[-1]) + len(paragraph) > _PART:
             parts.append("")
         parts[-1] += f"\n{paragraph}" if parts[-1] else paragraph
-    return Dataset.from_dict({"text": parts})
+    return Dataset.from_dict({"text": [part for part in parts if part.strip()]}, features=_TEXT)
 
 
 def form_of(
@@ -116,7 +119,7 @@ class TextGenerationData(TaskData):
             raise InputError("E-SEQ-LEN", f"model.max_length={self.max_length}: give at least 2, to learn what follows")
         self.form = form_of(self.tokenizer, columns, join=self.join, template=self.chat_template)
         self.rows = {split: part.select_columns(list(columns.values())) for split, part in rows.items()}
-        return {split: self._pack(split) for split in rows}
+        return {split: self._pack(split, rows.origins[split]) for split in rows}
 
     def _found_columns(self, rows: Mapping[str, Dataset]) -> dict[str, str]:
         """The columns of the form that the data has."""
@@ -139,21 +142,16 @@ class TextGenerationData(TaskData):
             "data.columns.<role>=<name>",
         )
 
-    def _pack(self, split: str) -> PackedRows:
-        encoded = self.rows[split].map(
-            _encode,
-            batched=True,
-            with_indices=True,
-            remove_columns=self.rows[split].column_names,
-            features=_ENCODED,
-            fn_kwargs={"form": self.form, "split": split, "max_length": self.max_length},
+    def _pack(self, split: str, origin: Origin) -> PackedRows:
+        encoded = encode_rows(
+            self.rows[split], _encode, features=_ENCODED, form=self.form, origin=origin, max_length=self.max_length
         )
         lengths = list(encoded["length"])
         if not lengths:
             raise InputError(
                 "E-SEQ-LEN",
-                f"{split}: none of {len(self.rows[split])} rows has anything to learn within {self.max_length} tokens; "
-                "raise model.max_length",
+                f"{split}: none of {len(self.rows[split])} rows has anything to learn: they are empty, or what is learnt "
+                f"begins behind the first {self.max_length} tokens; then raise model.max_length",
             )
         self.documents[split] = encoded.select_columns(["input_ids", "targets", "length"])
         self.counts[split] = {
@@ -235,10 +233,11 @@ class TextGenerationData(TaskData):
 
 
 def _encode(
-    batch: dict[str, list[Any]], numbers: list[int], *, form: Form, split: str, max_length: int
+    batch: Mapping[str, list[Any]], numbers: Sequence[int], *, form: Form, origin: Origin, max_length: int
 ) -> dict[str, list[Any]]:
     made: dict[str, list[Any]] = {name: [] for name in _ENCODED}
-    for number, (ids, learnt) in zip(numbers, form.encode(batch, [f"{split} row {n}" for n in numbers]), strict=True):
+    encoded = form.encode(batch, [origin.row(number) for number in numbers])
+    for number, (ids, learnt) in zip(numbers, encoded, strict=True):
         for start in _starts(len(ids), max_length) if form.is_divisible else [0]:
             part, marks = ids[start : start + max_length], learnt[start : start + max_length]
             targets = [token if mark else IGNORED for token, mark in zip(part[1:], marks[1:], strict=True)] + [IGNORED]

@@ -54,7 +54,7 @@ class Decoding:
             ("top_p", 0 < self.top_p <= 1, "a probability above 0"),
             ("top_k", self.top_k >= 0, "0 or more"),
             ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "a number above 0, such as 1.2"),
-            ("stop", all(self.stop), "no empty texts"),
+            ("stop", not isinstance(self.stop, str) and all(self.stop), "a list of texts, none of them empty"),
         ):
             if not holds:
                 raise InputError("E-OPTION", f"options.{name} is {getattr(self, name)!r}; give {wanted}")

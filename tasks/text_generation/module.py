@@ -68,6 +68,8 @@ class TextGeneration(AdapterTask):
         self.text_metrics = list(text_metrics)
         self.num_text_rows, self.text_tokens = text_metrics_rows, text_metrics_tokens
         _check_text_metrics(self.text_metrics, self.columns)
+        _check_counts(samples=(samples, 0), sample_tokens=(sample_tokens, 1))
+        _check_counts(text_metrics_rows=(text_metrics_rows, 1), text_metrics_tokens=(text_metrics_tokens, 1))
         self._keeps_documents_apart = False  # not known before the first packed batch
         self._logits_are_plain: bool | None = None  # what the output layer gives; not known before the first batch
 
@@ -284,6 +286,13 @@ def _check_text_metrics(names: Sequence[str], columns: Mapping[str, str]) -> Non
             f"task.text_metrics={list(names)} compares answers with the data's; plain texts have none. Give data with "
             "prompts and completions, or chats",
         )
+
+
+def _check_counts(**given: tuple[int, int]) -> None:
+    """Raise ``E-SAMPLES`` unless each number is at least as great as the one beside it."""
+    for name, (count, least) in given.items():
+        if count < least:
+            raise InputError("E-SAMPLES", f"task.{name}={count}: give {least} or more")
 
 
 def _floats(scores: Any) -> dict[str, float]:

@@ -225,12 +225,6 @@ def test_an_input_that_is_no_image_is_an_error(tiny_resnet: str, pictures: list[
         make(tiny_resnet).predict([pictures[0], given])
 
 
-@pytest.mark.parametrize("smoothing", [-0.1, 1.0])
-def test_smoothing_that_makes_no_sense_is_an_error(tiny_resnet: str, smoothing: float) -> None:
-    with pytest.raises(InputError, match=r"^E-AUGMENT: task\.label_smoothing="):
-        make(tiny_resnet, label_smoothing=smoothing)
-
-
 def read(source: str) -> list[Any]:
     return ImageClassification.read_inputs(source)
 

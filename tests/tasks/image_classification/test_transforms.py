@@ -98,6 +98,8 @@ def test_the_global_generators_go_on_as_if_nothing_had_been_drawn() -> None:
         ({"random_erasing": -0.1}, r"data\.random_erasing=-0\.1"),
         ({"color_jitter": 2.0}, r"data\.color_jitter=2\.0"),
         ({"auto_augment": "sideways"}, r"data\.auto_augment=sideways: timm knows no such policy"),
+        ({"auto_augment": "rand-m7-x"}, r"data\.auto_augment=rand-m7-x: 'x' is no part of a policy"),
+        ({"auto_augment": "augmix-mm-w3"}, r"data\.auto_augment=augmix-mm-w3: 'mm' is no part of a policy"),
         ({"auto_augment": "rand-q7"}, r"data\.auto_augment=rand-q7: timm knows no such policy"),
     ],
 )

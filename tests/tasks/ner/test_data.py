@@ -141,7 +141,9 @@ def test_numbers_are_named_by_the_setting_a_file_beside_them_or_the_order_of_typ
     tmp_path: Path, tiny_bert: str
 ) -> None:
     path = as_parquet(tmp_path, IN_ORDER, Value("int64"))
-    with pytest.raises(InputError, match=r"^E-NER-TAG: train row 0, .*: the tag of word 0 is the number 3; give their"):
+    with pytest.raises(
+        InputError, match=r"^E-NER-TAG: .+: train row 0, .*: the tag of word 0 is the number 3; give their"
+    ):
         made(tiny_bert, path=path)
     by_order = made(tiny_bert, path=path, labels=["place", "person"])
     assert (by_order.types, labels_of(by_order)) == (["place", "person"], IN_ORDER)
@@ -253,36 +255,40 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "fewer tags than words": (
         {"rows": one(ner_tags=["O"] * 4)},
-        "E-NER-ALIGN: train row 3: 5 words in 'tokens', 4 tags in 'ner_tags'",
+        "E-NER-ALIGN: .+: train row 3: 5 words in 'tokens', 4 tags in 'ner_tags'",
     ),
     "more tags than words": (
         {"rows": one(tokens=["a"])},
-        "E-NER-ALIGN: train row 3: 1 words in 'tokens', 5 tags in 'ner_tags'",
+        "E-NER-ALIGN: .+: train row 3: 1 words in 'tokens', 5 tags in 'ner_tags'",
     ),
-    "no tags": ({"rows": one(ner_tags=None)}, "E-NER-ALIGN: train row 3: 5 words in 'tokens', None for tags"),
+    "no tags": ({"rows": one(ner_tags=None)}, "E-NER-ALIGN: .+: train row 3: 5 words in 'tokens', None for tags"),
     "a text for words": (
         {"rows": [{"tokens": "Bob", "ner_tags": "B-person"}]},
-        "E-NER-ALIGN: train row 0: 'Bob' for words in 'tokens'",
+        "E-NER-ALIGN: .+: train row 0: 'Bob' for words in 'tokens'",
     ),
     "an empty word": (
         {"rows": {"train": tagged(), "validation": one(tokens=["a", "", "b", "c", "d"])}},
-        "E-NER-EMPTY-WORD: validation row 3, column 'tokens': word 1 is ''",
+        "E-NER-EMPTY-WORD: .+: validation row 3, column 'tokens': word 1 is ''",
     ),
     "a word of white space": (
         {"rows": one(tokens=["a", "b", "c", "d", " \u00a0"])},
-        "E-NER-EMPTY-WORD: train row 3, column 'tokens': word 4 is ",
+        "E-NER-EMPTY-WORD: .+: train row 3, column 'tokens': word 4 is ",
     ),
     "a word is missing": (
         {"rows": one(tokens=["a", None, "b", "c", "d"])},
-        "E-NER-EMPTY-WORD: train row 3, column 'tokens': word 1 is None",
+        "E-NER-EMPTY-WORD: .+: train row 3, column 'tokens': word 1 is None",
     ),
     "a tag without a type": (
         {"rows": one(ner_tags=["O", "B", "O", "O", "O"])},
-        "E-NER-TAG: train row 3, column 'ner_tags': 'B', of word 1, is no tag; a tag is O, or one of",
+        "E-NER-TAG: .+: train row 3, column 'ner_tags': 'B', of word 1, is no tag; a tag is O, or one of",
     ),
     "a tag with an odd letter": (
         {"rows": one(ner_tags=["X-PER", *"OOOO"])},
         "E-NER-TAG: .*'X-PER', of word 0, is no tag",
+    ),
+    "a tag that is true or false": (
+        {"rows": [{"tokens": ["a"], "ner_tags": [True]}], "labels": ["x"]},
+        "E-NER-TAG: .*True, of word 0, is no tag",
     ),
     "a tag is missing": ({"rows": one(ner_tags=[None, *"OOOO"])}, "E-NER-TAG: .*None, of word 0, is no tag"),
     "a number without a name": (
@@ -299,11 +305,11 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a type that training has not": (
         {"rows": {"train": tagged(), "test": one(ner_tags=["B-persn", *"OOOO"])}},
-        r"E-LABEL-RANGE: test row 3: the entity type 'persn' is not one of 'person', 'place'\. Did you mean 'person'\?",
+        r"E-LABEL-RANGE: .+: test row 3: the entity type 'persn' is not one of 'person', 'place'\. Did you mean 'person'\?",
     ),
     "a type that was not given": (
         {"rows": tagged(), "labels": ["person"]},
-        "E-LABEL-RANGE: train row 0: the entity type 'place' is not one of 'person'",
+        "E-LABEL-RANGE: .+: train row 0: the entity type 'place' is not one of 'person'",
     ),
     "a type twice": ({"rows": tagged(), "labels": ["person", "place", "place"]}, "E-LABELS: data.labels has 'place'; "),
     "tags for types": (

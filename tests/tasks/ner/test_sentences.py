@@ -7,7 +7,10 @@ import pytest
 from datasets import Dataset
 
 from loralight.errors import InputError
+from loralight.origin import Origin
 from loralight.tasks.ner.sentences import Sentences, read_spans, split_words
+
+ORIGIN = Origin(split="train", source="rows.jsonl")
 
 
 def words_of(text: str) -> list[str]:
@@ -45,7 +48,7 @@ def test_all_of_a_text_but_its_white_space_is_in_some_word() -> None:
 
 def read(text: str, *entities: tuple[int, int, str]) -> Sentences:
     marked = [{"start": start, "end": end, "label": label} for start, end, label in entities]
-    return read_spans(Dataset.from_list([{"text": text, "entities": marked}]), "text", "entities", "train")
+    return read_spans(Dataset.from_list([{"text": text, "entities": marked}]), "text", "entities", ORIGIN)
 
 
 def test_an_entity_is_the_words_at_its_place_in_whatever_order_they_are_given() -> None:
@@ -97,7 +100,7 @@ def test_random_places_come_back_as_the_text_there() -> None:
     ],
 )
 def test_a_place_that_is_none_is_an_error(place: tuple[int, int, str], message: str) -> None:
-    with pytest.raises(InputError, match=rf"^E-NER-SPAN: train row 0, column 'entities': {message}"):
+    with pytest.raises(InputError, match=rf"^E-NER-SPAN: .+: train row 0, column 'entities': {message}"):
         read("Bob went", place)
 
 
@@ -109,9 +112,12 @@ def test_entities_that_overlap_are_an_error_that_shows_both() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": 5, "entities": []}, r"E-TEXT: train row 0, column 'text': 5 is not a text"),
-        ({"text": None, "entities": []}, r"E-TEXT: train row 0, column 'text': None is not a text"),
-        ({"text": "Bob", "entities": None}, r"E-NER-SPAN: train row 0, column 'entities': None is no list of entities"),
+        ({"text": 5, "entities": []}, r"E-TEXT: .+: train row 0, column 'text': 5 is not a text"),
+        ({"text": None, "entities": []}, r"E-TEXT: .+: train row 0, column 'text': None is not a text"),
+        (
+            {"text": "Bob", "entities": None},
+            r"E-NER-SPAN: .+: train row 0, column 'entities': None is no list of entities",
+        ),
         ({"text": "Bob", "entities": ["Bob"]}, r"E-NER-SPAN: .*'Bob' is no entity; give start and end"),
         ({"text": "Bob", "entities": [{"start": 0, "end": 3}]}, r"E-NER-SPAN: .* is no entity"),
         ({"text": "Bob", "entities": [{"start": 0.0, "end": 3.5, "label": "x"}]}, r"E-NER-SPAN: .* is no entity"),
@@ -119,4 +125,4 @@ def test_entities_that_overlap_are_an_error_that_shows_both() -> None:
 )
 def test_a_row_of_other_things_is_an_error(row: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=f"^{message}"):
-        read_spans(Dataset.from_list([row]), "text", "entities", "train")
+        read_spans(Dataset.from_list([row]), "text", "entities", ORIGIN)

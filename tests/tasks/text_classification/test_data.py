@@ -166,15 +166,15 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "numbers for texts": (
         {"columns": {"text": "n"}, "splits": {"train": rows(n=[1, 2, 3, 4], label=[0, 1, 0, 1])}},
-        "E-TEXT: train row 0, column 'n': 1 is not a text",
+        "E-TEXT: .+: train row 0, column 'n': 1 is not a text",
     ),
     "a text is missing": (
         {"splits": {"train": rows(), "validation": rows(["a", "b", None, "c"])}},  # type: ignore[list-item]
-        "E-TEXT: validation row 2, column 'text': None is not a text",
+        "E-TEXT: .+: validation row 2, column 'text': None is not a text",
     ),
     "a pair is missing": (
         {"columns": {"pair": "b"}, "splits": {"train": rows(b=["x", None, "y", "z"], label=[0, 1, 0, 1])}},
-        "E-TEXT: train row 1, column 'b': None is not a text",
+        "E-TEXT: .+: train row 1, column 'b': None is not a text",
     ),
     "one label only": (
         {"splits": {"train": rows(label=["good"] * 4)}},
@@ -183,11 +183,11 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "a label twice": ({"labels": ["good", "bad", "good"]}, "E-LABELS: data.labels names 'good' twice"),
     "a label that training has not": (
         {"splits": {"train": rows(), "validation": rows(label=["good", "bad", "god", "bad"])}},
-        r"E-LABEL-RANGE: validation row 2: label 'god' is not one of 'bad', 'good'\. Did you mean 'good'\?",
+        r"E-LABEL-RANGE: .+: validation row 2: label 'god' is not one of 'bad', 'good'\. Did you mean 'good'\?",
     ),
     "a label is missing": (
         {"splits": {"train": rows(label=["good", None, "bad", "bad"])}},
-        "E-LABEL-RANGE: train row 1, column 'label': None is no label",
+        "E-LABEL-RANGE: .+: train row 1, column 'label': None is no label",
     ),
     "longer than the tokenizer says": (
         {"max_length": 65},

@@ -146,6 +146,11 @@ def test_a_text_file_becomes_texts_of_whole_paragraphs(tmp_path: Path) -> None:
         read_text(str(tmp_path / "bad.txt"))
 
 
+def test_a_text_file_without_text_has_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "blank.txt").write_text("\n \n\n")
+    assert read_text(str(tmp_path / "blank.txt"))["text"][:] == []
+
+
 def test_a_folder_of_text_files_is_data(tmp_path: Path, tiny_llama: str) -> None:
     for split in ("train", "valid"):
         (tmp_path / f"{split}.txt").write_text("it is a fine day\n\nthe fox\n" * 3)
@@ -183,16 +188,16 @@ FAULTS: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
         r"E-COLUMN: the train split has columns 'txt'; needed are messages \('messages'\); or prompt \('prompt'\) and "
         r"completion \('completion'\); or text \('text'\)\. Say which with data\.columns\.<role>=<name>",
     ),
-    "a text is missing": ([{"text": "a"}, {"text": None}], {}, "E-TEXT: train row 1, column 'text': None is not"),
+    "a text is missing": ([{"text": "a"}, {"text": None}], {}, "E-TEXT: .+: train row 1, column 'text': None is not"),
     "a chat without answers": (
         [{"messages": CHAT}, {"messages": CHAT[:1]}],
         {},
-        "E-CHAT: train row 1: no turn of the assistant, only of: user",
+        "E-CHAT: .+: train row 1: no turn of the assistant, only of: user",
     ),
     "prompts that leave no room": (
         [{"prompt": "the quick fox " * 20, "completion": "no"}] * 2,
         {},
-        "E-SEQ-LEN: train: none of 2 rows has anything to learn within 32 tokens; raise model.max_length",
+        "E-SEQ-LEN: train: none of 2 rows has anything to learn: .* behind the first 32 tokens; then raise model.max_length",
     ),
     "more tokens than the model takes": (texts(), {"max_length": 129}, "E-SEQ-LEN: model.max_length=129: .*128"),
     "rows of one token": (texts(), {"max_length": 1}, "E-SEQ-LEN: model.max_length=1: give at least 2"),

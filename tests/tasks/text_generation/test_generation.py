@@ -196,7 +196,8 @@ def test_a_failure_while_streaming_reaches_the_listener(writer: Writer, monkeypa
         ({"top_p": 1.5}, r"options\.top_p is 1\.5"),
         ({"top_k": -1}, r"options\.top_k is -1"),
         ({"repetition_penalty": 0.0}, r"options\.repetition_penalty is 0\.0"),
-        ({"stop": ["", "a"]}, r"options\.stop is \['', 'a'\]; give no empty texts"),
+        ({"stop": ["", "a"]}, r"options\.stop is \['', 'a'\]; give a list of texts, none of them empty"),
+        ({"stop": "ab"}, r"options\.stop is 'ab'; give a list of texts"),
     ],
 )
 def test_an_option_that_makes_no_sense_is_an_error(options: dict[str, Any], message: str) -> None:

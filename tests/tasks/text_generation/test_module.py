@@ -214,6 +214,15 @@ def test_text_metrics_of_plain_texts_are_an_error(tiny_llama: str) -> None:
         make(tiny_llama, text_metrics=["bleu"])
 
 
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("samples", -1), ("sample_tokens", 0), ("text_metrics_rows", 0), ("text_metrics_tokens", -3)],
+)
+def test_samples_and_answers_of_no_size_are_an_error(tiny_llama: str, name: str, count: int) -> None:
+    with pytest.raises(InputError, match=rf"^E-SAMPLES: task\.{name}={count}: give [01] or more"):
+        make(tiny_llama, **{name: count})
+
+
 @pytest.fixture
 def small_run(language_model: Callable[..., str], tmp_path: Path) -> list[str]:
     """Overrides for a run of seconds on prompts with completions, some prompts with several."""
