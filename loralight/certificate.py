@@ -12,7 +12,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from rich.table import Table
 from torch import Tensor, nn
 
-from loralight.adapters.base import merge, mergeable
+from loralight.adapters.base import Mergeable, merge, mergeable
 from loralight.data import TaskData
 from loralight.task import AdapterTask
 
@@ -83,6 +83,8 @@ def merge_(model: nn.Module, dtype: torch.dtype) -> dict[str, float]:
     """
     lost = {}
     for name, layer in mergeable(model).items():
+        if not isinstance(layer, Mergeable):
+            continue  # merged by the module around it
         before = {key: parameter.detach().clone() for key, parameter in model.get_submodule(name).named_parameters()}
         layer.merge_()
         after = {key: p.detach() for key, p in model.get_submodule(name).named_parameters() if key in before}

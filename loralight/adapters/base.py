@@ -165,7 +165,8 @@ def merge(model: nn.Module) -> None:
 
         merge_layers_(model)
     for layer in layers.values():
-        layer.merge_()
+        if isinstance(layer, Mergeable):  # else the module around it has merged it already
+            layer.merge_()
 
 
 def mergeable(model: nn.Module) -> dict[str, Mergeable]:

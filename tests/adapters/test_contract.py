@@ -102,7 +102,7 @@ def test_at_step_0_the_adapted_model_computes_exactly_what_the_base_does(task: A
     base = task.build_model().to(dtype).eval()
     adapted = copy.deepcopy(base)
     inject(adapted, task.adapter, head=task.head(adapted))
-    assert torch.equal(logits(adapted), logits(base)) is task.adapter.starts_at_base
+    assert torch.equal(logits(adapted), logits(base)) or not task.adapter.starts_at_base
 
 
 def test_the_base_s_tensors_stay_themselves_and_keep_their_keys(task: AdapterTask) -> None:
