@@ -119,7 +119,7 @@ def test_a_number_that_the_data_set_does_not_name_is_an_error_with_those_it_does
 def test_a_label_that_training_has_not_is_an_error_that_names_the_row_and_what_is_near() -> None:
     with pytest.raises(
         InputError,
-        match=r"^E-LABEL-RANGE: .+: validation row 1: label 'goood' is not one of 'bad', 'good'\. Did you mean 'good'\?",
+        match=r"^E-LABEL-RANGE: .+: validation row 1: label 'goood' is not one of 'bad', 'good'\. Did you mean 'good'",
     ):
         encode_labels([["bad"], ["goood"]], ["bad", "good"], VALIDATION)
 

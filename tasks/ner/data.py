@@ -130,9 +130,10 @@ class NerData(TaskData):
         for split, labels in found.items():
             for label in sorted(labels - set(types)):
                 row = next(row for row, spans in enumerate(self.spans[split]) if label in {s.label for s in spans})
+                where = self.rows.origins[split].row(row)
                 raise InputError(
                     "E-LABEL-RANGE",
-                    f"{self.rows.origins[split].row(row)}: the entity type {label!r} is not one of {', '.join(map(repr, types))}."
+                    f"{where}: the entity type {label!r} is not one of {', '.join(map(repr, types))}."
                     f"{did_you_mean(label, types)} data.labels names them all",
                 )
         return types

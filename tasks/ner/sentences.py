@@ -59,7 +59,7 @@ def read_tagged(rows: Dataset, words: str, tags: str, origin: Origin, names: Seq
         for place, word in enumerate(of_words):
             if not isinstance(word, str) or not word.strip():
                 raise InputError(
-                    "E-NER-EMPTY-WORD", f"{where}, column {words!r}: word {place} is {word!r}; take it and its tag out"
+                    "E-NER-EMPTY-WORD", f"{where}, column {words!r}: word {place} is {word!r}; take it out, and its tag"
                 )
         sentences.append(of_words)
         tag_lists.append([_tag(tag, known, f"{where}, column {tags!r}", place) for place, tag in enumerate(of_tags)])
@@ -67,7 +67,8 @@ def read_tagged(rows: Dataset, words: str, tags: str, origin: Origin, names: Seq
     notes = [] if scheme == "IOB2" else [f"{origin.split}: its tags are {scheme}, and read as such"]
     if faults:
         notes.append(
-            f"{origin.split}: the tags of {faults} rows are not sound {scheme}; there, an entity begins where the type changes"
+            f"{origin.split}: the tags of {faults} rows are not sound {scheme}; there, an entity begins where the type "
+            "changes"
         )
     return Sentences(sentences, [spans_of(found) for found in tag_lists], notes)
 
@@ -121,8 +122,8 @@ def read_spans(rows: Dataset, text: str, entities: str, origin: Origin) -> Sente
     notes = []
     if divided:
         notes.append(
-            f"{origin.split}: in {len(divided)} rows (the first is {origin.row(divided[0])}) an entity begins or ends inside a word; the "
-            "word is divided there, but prediction knows whole words only"
+            f"{origin.split}: in {len(divided)} rows an entity begins or ends inside a word, first in "
+            f"{origin.row(divided[0])}; the word is divided there, but prediction knows whole words only"
         )
     return Sentences(sentences, span_lists, notes)
 

@@ -150,8 +150,8 @@ class TextGenerationData(TaskData):
         if not lengths:
             raise InputError(
                 "E-SEQ-LEN",
-                f"{split}: none of {len(self.rows[split])} rows has anything to learn: they are empty, or what is learnt "
-                f"begins behind the first {self.max_length} tokens; then raise model.max_length",
+                f"{split}: none of {len(self.rows[split])} rows has anything to learn: they are empty, or what is "
+                f"learnt begins behind the first {self.max_length} tokens; then raise model.max_length",
             )
         self.documents[split] = encoded.select_columns(["input_ids", "targets", "length"])
         self.counts[split] = {

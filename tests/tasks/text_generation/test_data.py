@@ -197,7 +197,7 @@ FAULTS: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
     "prompts that leave no room": (
         [{"prompt": "the quick fox " * 20, "completion": "no"}] * 2,
         {},
-        "E-SEQ-LEN: train: none of 2 rows has anything to learn: .* behind the first 32 tokens; then raise model.max_length",
+        "E-SEQ-LEN: train: none of 2 rows has anything to learn: .* the first 32 tokens; then raise model.max_length",
     ),
     "more tokens than the model takes": (texts(), {"max_length": 129}, "E-SEQ-LEN: model.max_length=129: .*128"),
     "rows of one token": (texts(), {"max_length": 1}, "E-SEQ-LEN: model.max_length=1: give at least 2"),
