@@ -305,7 +305,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a type that training has not": (
         {"rows": {"train": tagged(), "test": one(ner_tags=["B-persn", *"OOOO"])}},
-        r"E-LABEL-RANGE: .+: test row 3: the entity type 'persn' is not one of 'person', 'place'\. .* 'person'",
+        r"E-LABEL-RANGE: .+: test row 3: the entity type 'persn' is not one of 'person', 'place'\. Did you mean",
     ),
     "a type that was not given": (
         {"rows": tagged(), "labels": ["person"]},
