@@ -32,6 +32,8 @@ def probe_rows(data: TaskData) -> list[int]:
 def outputs(task: AdapterTask, data: TaskData, rows: Sequence[int]) -> list[list[Tensor]]:
     """What the model itself gives in a step on each row: floating-point tensors, flat, evenly thinned if they are long.
 
+    If the task never calls the model as a whole, it is what the step gives.
+
     Args:
         task: in evaluation mode.
         data: its data, set up.
@@ -43,14 +45,17 @@ def outputs(task: AdapterTask, data: TaskData, rows: Sequence[int]) -> list[list
     def keep(tensor: Tensor) -> Tensor:
         if tensor.is_floating_point():
             flat = tensor.detach().flatten()
-            found[-1].append(flat[:: -(-flat.numel() // _VALUES)].cpu())
+            found[-1].append(flat[:: max(1, -(-flat.numel() // _VALUES))].cpu())
         return tensor
 
     try:
         for row in rows:
             found.append([])
             batch = data.collate([data.splits[PROBED][row]])
-            task.step(task.transfer_batch_to_device(batch, task.device, 0))
+            step = task.step(task.transfer_batch_to_device(batch, task.device, 0))
+            if not found[-1]:  # the task calls parts of its model alone
+                keep(step.predictions)
+                keep(step.loss)
     finally:
         hook.remove()
     return found

@@ -21,6 +21,7 @@ from transformers import (
     ProcessorMixin,
 )
 from transformers.image_processing_base import ImageProcessingMixin
+from transformers.quantizers.base import HfQuantizer
 from transformers.utils import logging as transformers_logging
 
 from loralight.errors import InputError
@@ -46,6 +47,8 @@ def load_model(auto_class: Any, checkpoint: str, **arguments: Any) -> PreTrained
     with _one_message(checkpoint), redirect_stderr(io.StringIO()) if file else nullcontext():
         model: PreTrainedModel
         model, info = auto_class.from_pretrained(name, output_loading_info=True, **arguments)
+    if file and isinstance(quantizer := getattr(model, "hf_quantizer", None), HfQuantizer):
+        quantizer.remove_quantization_config(model)  # its weights are float32 now; transformers would refuse to save it
     model.__dict__["fresh_parameters"] = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
     return model
 

@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 import loralight
 from loralight.adapters import Lora
 from loralight.adapters.base import Added
+from loralight.certificate import difference, outputs, probe_rows
 from loralight.checkpoint import verify
 from loralight.cli import run as command_line
 from loralight.data import TaskData
@@ -316,6 +317,38 @@ def test_a_plugin_need_not_say_how_its_transformers_model_is_written(tiny_bert: 
     inputs = tokenizer(TEXTS, padding=True, return_tensors="pt")
     with torch.no_grad():
         assert torch.equal(model(**inputs).logits, task.model(**inputs).logits)
+
+
+class _OfParts(_Plugin):
+    """Its step calls a part of the model alone."""
+
+    def step(self, batch: Any) -> Step:
+        features = self.model.get_submodule("bert")(**batch).pooler_output
+        return Step(features.mean(), features, torch.zeros(len(features)))
+
+
+class _OneText(TaskData):
+    """A validation split of one text."""
+
+    def load(self) -> dict[str, Any]:
+        return {"train": [0], "validation": [{"input_ids": torch.tensor([[5, 6, 7]])}]}
+
+    def collate(self, rows: list[Any]) -> Any:
+        return rows[0]
+
+
+def test_where_the_model_is_never_called_as_a_whole_what_the_step_gives_is_compared(tiny_bert: str) -> None:
+    task, data = _OfParts(checkpoint=tiny_bert, adapter=Lora(targets="all-linear")), _OneText()
+    task.configure_model()
+    data.setup()
+    with torch.no_grad():
+        wanted = task.eval().step(data.splits["validation"][0])
+    ((predictions, loss),) = outputs(task, data, probe_rows(data))
+    assert torch.equal(predictions, wanted.predictions.flatten()) and torch.equal(loss, wanted.loss.flatten())
+    found = difference([[predictions, loss]], [[predictions + 0.5, loss + 0.5]])
+    assert found["mean_abs_difference"] == pytest.approx(0.5) == found["max_abs_difference"]
+    size = torch.cat([predictions, loss]).norm()
+    assert found["relative_error"] == pytest.approx(float(0.5 * 33**0.5 / size))
 
 
 def test_of_a_model_of_no_library_the_weights_are_written(tmp_path: Path) -> None:
