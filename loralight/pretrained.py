@@ -48,7 +48,7 @@ def load_model(auto_class: Any, checkpoint: str, **arguments: Any) -> PreTrained
         model: PreTrainedModel
         model, info = auto_class.from_pretrained(name, output_loading_info=True, **arguments)
     if file and isinstance(quantizer := getattr(model, "hf_quantizer", None), HfQuantizer):
-        # its weights are float32 now; transformers would refuse to save it
+        # its weights are float32 now, but transformers would refuse to save it
         quantizer.remove_quantization_config(model)  # type: ignore[no-untyped-call]
     model.__dict__["fresh_parameters"] = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
     return model
