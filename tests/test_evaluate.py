@@ -55,7 +55,7 @@ def test_other_data_is_measured_with_the_labels_of_training(
     ("line", "message"),
     [
         (["run=run", "split=train"], "E-SPLIT: split=train: choose validation or test"),
-        (["run=run", "data.test=strange.csv"], "E-LABEL-RANGE: .+: test row 0: label 'awful'"),
+        (["run=run", "data.test=strange.csv"], "E-LABEL-RANGE: strange.csv: test row 0: label 'awful'"),
         (["run=run", "data.test=gone.csv"], "E-DATA: gone.csv"),
         (["run=run", "adapter.rank=4"], "E-ADAPTER-KEYS"),
         (["run=unfinished"], "E-ADAPTER: unfinished/adapter"),
