@@ -22,7 +22,7 @@ def open_image(source: Any, where: str) -> Image.Image:
         where: the image's place, for the message.
 
     Raises:
-        InputError: there is no image (``E-IMAGE``).
+        InputError: there is no image (``E-IMAGE``), or one of too many pixels (``E-IMAGE-SIZE``).
     """
     if isinstance(source, dict):
         source = source.get("path") if source.get("bytes") is None else source["bytes"]
@@ -67,5 +67,7 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def _unreadable(error: Exception, where: str) -> InputError:
+    if isinstance(error, Image.DecompressionBombError):
+        return InputError("E-IMAGE-SIZE", f"{where}: make it smaller: {error}")
     reason = "not an image, or of an unknown kind" if "cannot identify" in str(error) else str(error)
     return InputError("E-IMAGE", f"{where}: cannot be read: {reason}")

@@ -88,7 +88,6 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "a number": (5, "5 is no image"),
     "None": (None, "None is no image"),
     "a record without either": ({"bytes": None, "path": None}, "None is no image"),
-    "of 200 million pixels": (encoded(Image.new("1", (20_000, 10_000)), "PNG"), "exceeds limit"),
 }
 
 
@@ -97,6 +96,11 @@ def test_what_is_no_image_is_an_error_that_says_where(kind: str) -> None:
     source, reason = BROKEN[kind]
     with pytest.raises(InputError, match=rf"^E-IMAGE: here: .*{reason}"):
         read(source)
+
+
+def test_an_image_of_too_many_pixels_is_an_error_that_says_where() -> None:
+    with pytest.raises(InputError, match=r"^E-IMAGE-SIZE: here: make it smaller: .*exceeds limit"):
+        read(encoded(Image.new("1", (20_000, 10_000)), "PNG"))
 
 
 def test_colours_that_cannot_be_converted_are_an_error_that_says_where() -> None:
