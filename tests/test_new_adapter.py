@@ -55,6 +55,7 @@ def test_it_shows_a_method_a_config_a_test_and_what_installs_them(text: str, fol
     assert text.count("```python") + text.count("```yaml") + text.count("```toml") == len(found)
 
 
+@pytest.mark.timeout(900)  # six processes in turn, each of which imports torch
 def test_every_command_of_it_runs_in_a_process_of_its_own(text: str, folder: Path, tiny_bert: str) -> None:
     printed = {line: run(line, folder, tiny_bert) for line in commands(text)}
     assert {line.split()[0] for line in printed} == {"loralight", "echo", "PYTHONPATH=gain", "pip"}
