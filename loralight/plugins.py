@@ -1,4 +1,4 @@
-"""Task plugins: those in loralight, those that installed packages name, and those in folders of the user's."""
+"""Plugins: those in loralight, those that installed packages name, and those in folders of the user's."""
 
 import ast
 import os
@@ -18,10 +18,12 @@ VARIABLE = "LORALIGHT_PLUGINS"  # folders, in the environment so that child proc
 
 @dataclass(frozen=True)
 class Plugin:
-    """A package with a task; its ``conf`` folder joins Hydra's search path without the package being imported.
+    """A package with a task, an adapter method, or both.
+
+    Its ``conf`` folder joins Hydra's search path without the package being imported.
 
     Args:
-        name: what ``task=`` calls it.
+        name: the entry point's or the folder's; by custom also that of what it brings.
         package: its import name.
         origin: where it was found, for messages.
         folder: where it lies; None if it cannot be found.
@@ -40,7 +42,7 @@ class Plugin:
         return self.folder / "conf"
 
     def tasks(self) -> list[Path]:
-        """The files that define its tasks."""
+        """The files that define its tasks; a plugin that brings an adapter method may have none."""
         return sorted(self.conf.glob("task/*.yaml")) if self.folder and not self.fault else []
 
     def summary(self) -> str:

@@ -1,4 +1,7 @@
-"""What every task promises, as tests: a plugin's author subclasses `TaskContract` in one line. Needs pytest."""
+"""What every task promises, as tests: a plugin's author subclasses `TaskContract` in one line. Needs pytest.
+
+An adapter method's promises are in `AdapterContract`.
+"""
 
 import copy
 import json
@@ -22,6 +25,7 @@ from loralight.export import save_adapter
 from loralight.loading import load
 from loralight.plugins import add_folder, discover
 from loralight.task import AdapterTask, Step
+from loralight.testing_adapters import AdapterContract
 
 _ROWS = 6  # of a split that are looked at
 
@@ -279,4 +283,4 @@ def _assert_close(found: Any, wanted: Any) -> None:
             assert one == other
 
 
-__all__ = ["TaskContract"]
+__all__ = ["AdapterContract", "TaskContract"]

@@ -115,6 +115,20 @@ def test_an_installed_package_is_found_by_its_entry_point(
     assert "made_installed" in capsys.readouterr().out
 
 
+def test_a_plugin_may_bring_an_adapter_method_and_no_task(
+    tmp_path: Path, in_process: InProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "made_method"
+    (folder / "conf" / "adapter").mkdir(parents=True)
+    (folder / "__init__.py").write_text("from loralight.adapters.bitfit import BitFit as Made\n")
+    (folder / "conf" / "adapter" / "made_method.yaml").write_text("_target_: made_method.Made\nlr: 0.1\n")
+    add_folder(str(folder))
+    assert (found("made_method").fault, found("made_method").tasks()) == ("", [])
+    assert find_target(compose("train", ["adapter=made_method"]).adapter._target_, "adapter", trusted_packages())
+    assert in_process("tasks") == 0
+    assert "broken" not in capsys.readouterr().out
+
+
 def no_conf(tmp_path: Path, install: Callable[..., Path]) -> None:
     (tmp_path / "made_bad").mkdir()
     (tmp_path / "made_bad" / "__init__.py").touch()

@@ -120,7 +120,7 @@ def choose(
     targets: str | Sequence[str],
     *,
     types: tuple[type[nn.Module], ...],
-    exclude: str | Sequence[str],
+    exclude: str | Sequence[str] = (),
 ) -> tuple[dict[str, list[str]], list[str]]:
     """The layers that each target means, and all of them once.
 
