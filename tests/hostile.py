@@ -7,12 +7,15 @@ import time
 from typing import Any
 
 import loralight
+import loralight.conf
+import loralight.tasks
 from loralight.errors import InputError
 
 base, good, *folders = sys.argv[1:]
 ARGUMENTS = {"labels": ["a", "b", "c"]}
 OFF_LIMITS = {"pickle.find_class", "marshal.loads", "subprocess.Popen", "os.system", "os.exec", "socket.connect"}
-MAY_READ = tuple(map(os.path.abspath, (base, *folders, *sys.path, sys.prefix, sys.base_prefix, "/proc/mounts")))
+OURS = (*loralight.__path__, *loralight.conf.__path__, *loralight.tasks.__path__)
+MAY_READ = tuple(map(os.path.abspath, (base, *folders, *OURS, *sys.path, sys.prefix, sys.base_prefix, "/proc/mounts")))
 seen: list[str] = []
 
 

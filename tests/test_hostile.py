@@ -300,7 +300,7 @@ def test_a_hostile_folder_is_refused_by_name_at_once_and_does_nothing(outcomes: 
     code, _, more = HOSTILE[name][1].partition(": ")
     assert found["outcome"].startswith(tuple(code.split("|"))), found
     assert not more or more.removeprefix(".*") in found["outcome"]
-    assert found["seconds"] < 1
+    assert found["seconds"] < 10, "seconds of CPU, a bound for what would blow up or hang"
     assert found["seen"] == []
     assert found["modules"] == []
     assert len(found["outcome"]) < 1000 and found["outcome"].isprintable()
@@ -354,7 +354,7 @@ def fuzz(good: Path, base: str, folder: Path, count: int, seed: int) -> tuple[in
             taken += 1
         except InputError:
             refused += 1
-        assert time.process_time() - begin < 1
+        assert time.process_time() - begin < 10
     return refused, taken
 
 
