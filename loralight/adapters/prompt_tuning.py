@@ -1,6 +1,7 @@
 """Prompt tuning: Lester et al., 2021, https://arxiv.org/abs/2104.08691."""
 
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -22,16 +23,21 @@ class PromptTuning(Adapter):
 
     Args:
         num_tokens: how many; beyond 20 the paper finds little to gain. They take room that the text then lacks.
-        lr: learning rate per step; that of PEFT's examples with AdamW (the paper has 0.3 with Adafactor).
+        lr_ratio: the embeddings' learning rate over that of a head, which 0.03, the rate of PEFT's examples with AdamW
+            (the paper has 0.3 with Adafactor), would throw about.
+        lr: learning rate per step.
     """
 
     num_tokens: int = 20
-    lr: float = 3e-2
+    lr_ratio: float = 30.0
+    lr: float = 1e-3
 
     starts_at_base: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_num_tokens(self.num_tokens)
+        if not 0 < self.lr_ratio < math.inf:
+            raise InputError("E-LR-RATIO", f"adapter.lr_ratio is {self.lr_ratio!r}; give a positive number, such as 30")
 
     def apply_(self, model: nn.Module, candidates: Mapping[str, nn.Module]) -> dict[str, list[str]]:
         base = text_base(model, "prompt_tuning")
@@ -43,6 +49,9 @@ class PromptTuning(Adapter):
             )
         base.add_module("prompt", Prompt(base, self.num_tokens, at=int(looks_ahead(base))))
         return {"(prompt)": [next(name for name, module in model.named_modules() if isinstance(module, Prompt))]}
+
+    def lr_factors(self, model: nn.Module) -> dict[nn.Parameter, float]:
+        return {module.embeddings: self.lr_ratio for module in model.modules() if isinstance(module, Prompt)}
 
     def undecayed(self, model: nn.Module) -> set[nn.Parameter]:
         return {module.embeddings for module in model.modules() if isinstance(module, Prompt)}  # as words have none

@@ -25,6 +25,7 @@ from loralight.adapters import inject, merge
 from loralight.adapters.base import trainable
 from loralight.adapters.prompt_tuning import Prompt, PromptTuning
 from loralight.errors import InputError
+from loralight.optim import parameter_groups
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 30}
 ENDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0, "initializer_range": 0.3}
@@ -167,6 +168,16 @@ def test_a_text_for_which_the_prompt_leaves_no_room_is_refused() -> None:
 def test_what_reads_no_tokens_or_has_two_readers_is_refused(model: Any) -> None:
     with pytest.raises(InputError, match=r"^E-TEXT-MODEL: prompt_tuning goes with encoders and decoders"):
         inject(model(), PromptTuning())
+
+
+def test_the_prompt_learns_faster_than_the_head_and_without_weight_decay() -> None:
+    _, model = bert()
+    groups = parameter_groups(model, PromptTuning(lr_ratio=20.0), lr=0.01, head=[model.classifier])
+    settings = {name: (group["lr"], group.get("weight_decay")) for group in groups for name, _ in group["params"]}
+    assert settings["bert.prompt.embeddings"] == (pytest.approx(0.2), 0.0)
+    assert settings["classifier.weight"] == (0.01, None)
+    with pytest.raises(InputError, match=r"^E-LR-RATIO: adapter.lr_ratio is 0"):
+        PromptTuning(lr_ratio=0)
 
 
 def test_fewer_than_one_token_is_refused() -> None:
