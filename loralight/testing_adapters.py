@@ -159,7 +159,7 @@ class AdapterContract:
         fields = {field.name: field for field in dataclasses.fields(adapter_classes()[method])}
         assert offered.keys() == fields.keys()
         for name, value in offered.items():
-            field = fields[name]
+            field = fields[str(name)]
             default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
             if default is not dataclasses.MISSING and not (isinstance(value, str) and "${" in value):
                 assert (tuple(value) if isinstance(value, list) else value) == default, name
@@ -179,8 +179,8 @@ class TinyBert(AdapterTask):
             num_attention_heads=2,
             intermediate_size=64,
             max_position_embeddings=64,
-            num_labels=_LABELS,
         )
+        config.num_labels = _LABELS
         return BertForSequenceClassification(config)
 
     def head(self, model: nn.Module) -> list[nn.Module]:
