@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from loralight.adapters.fast_path import call_parts_, may_fuse_
 from loralight.errors import InputError
 
 
@@ -146,6 +147,7 @@ def inject(model: nn.Module, adapter: Adapter, *, head: Sequence[nn.Module] = ()
     in_head = {id(module) for part in head for module in part.modules()}
     candidates = {name: module for name, module in model.named_modules() if id(module) not in in_head}
     adapted = adapter.apply_(model, candidates)
+    call_parts_(model)
     for part in head:
         part.requires_grad_(True)
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -167,6 +169,7 @@ def merge(model: nn.Module) -> None:
     for layer in layers.values():
         if isinstance(layer, Mergeable):  # else the module around it has merged it already
             layer.merge_()
+    may_fuse_(model)
 
 
 def mergeable(model: nn.Module) -> dict[str, Mergeable]:
