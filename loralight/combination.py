@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from loralight.adapters.combination import truncated, weighted_sum
 from loralight.adapters.lora import Lora
 from loralight.adapters.lora_layers import LoraLayer
 from loralight.adapters.parts import Parts
 from loralight.adapters.targets import PRESETS
+from loralight.adapters.weighted_sum import truncated, weighted_sum
 from loralight.build import from_recipe
 from loralight.errors import InputError
 from loralight.export import save_adapter

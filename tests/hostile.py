@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-import time
 from typing import Any
 
 import loralight
@@ -34,7 +33,7 @@ def watch(event: str, arguments: tuple[Any, ...]) -> None:
 def attempt(folder: str) -> dict[str, Any]:
     """What loading ``folder`` ends in."""
     seen.clear()
-    known, begin = set(sys.modules), time.process_time()
+    known = set(sys.modules)
     try:
         loralight.load(folder, base=base, arguments=ARGUMENTS, device="cpu")
         outcome = "loaded"
@@ -42,8 +41,7 @@ def attempt(folder: str) -> dict[str, Any]:
         outcome = str(error)
     except BaseException as error:
         outcome = f"{type(error).__name__}: {error}"
-    seconds = time.process_time() - begin
-    return {"outcome": outcome, "seconds": seconds, "seen": list(seen), "modules": sorted(set(sys.modules) - known)}
+    return {"outcome": outcome, "seen": list(seen), "modules": sorted(set(sys.modules) - known)}
 
 
 loaded = attempt(good)  # what any loading imports is imported now

@@ -66,12 +66,16 @@ def test_every_recipe_passes_the_check_before_a_run(group: str, tmp_path: Path) 
         check_config(composed([f"{group}={option}"], tmp_path))
 
 
-@pytest.mark.parametrize("experiment", options("experiment"))
-def test_an_experiment_s_settings_of_one_method_leave_the_others_as_they_are(experiment: str, tmp_path: Path) -> None:
-    for adapter in ("full", "linear_probe", "dora"):
-        config = composed([f"experiment={experiment}", f"adapter={adapter}"], tmp_path)
-        check_config(config)
-        assert config["adapter"]["lr"] == composed([f"adapter={adapter}"], tmp_path)["adapter"]["lr"]
+@pytest.mark.parametrize(
+    "experiment", [file for folder in FOLDERS for file in folder.glob("experiment/*.yaml")], ids=lambda file: file.stem
+)
+def test_an_experiment_sets_a_method_s_settings_for_that_method_alone(experiment: Path, tmp_path: Path) -> None:
+    assert "adapter" not in (OmegaConf.load(experiment)), "its settings of lora belong into adapter/<experiment>_lora"
+    config = composed([f"experiment={experiment.stem}", "adapter=full"], tmp_path)
+    assert config["adapter"] == composed(["adapter=full"], tmp_path)["adapter"]
+    own = experiment.parent / "adapter" / f"{experiment.stem}_lora.yaml"
+    given = composed([f"experiment={experiment.stem}"], tmp_path)["adapter"]
+    assert given.items() >= OmegaConf.to_container(OmegaConf.load(own)).items()  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

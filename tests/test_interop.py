@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import loralight
-from loralight.adapters import Lora
+from loralight.adapters import Lora, LoraLayer
 from loralight.adapters.base import trainable
-from loralight.build import task_class
+from loralight.build import build_data, build_task, build_trainer, task_class
+from loralight.composition import compose, plain
 from loralight.errors import InputError
 from loralight.export import save_adapter
 from loralight.task import AdapterTask
@@ -274,3 +275,59 @@ def test_the_command_line_predicts_and_evaluates_with_it(
     )
     assert found == 0
     assert "test/accuracy" in json.loads((tmp_path / "metrics.json").read_text())
+
+
+def test_training_computes_what_peft_in_a_plain_loop_does_from_the_same_start(
+    tiny_run: list[str], tmp_path: Path
+) -> None:
+    overrides = [
+        *tiny_run,
+        "adapter.rank=4",
+        "task.base_dropout=false",
+        "trainer.max_epochs=3",
+        "~callbacks",
+        "~logger",
+    ]
+    config = plain(compose("train", overrides))
+    data = build_data(config)
+    ours = build_task(config, data.model_arguments())
+    start = {name: parameter.detach().clone() for name, parameter in trainable(ours.model).items()}
+    theirs = build_task(config, data.model_arguments())
+    base = theirs.build_model()
+    heads = [name for name, module in base.named_modules() if any(module is part for part in theirs.head(base))]
+    names = [name for name, module in ours.model.named_modules() if isinstance(module, LoraLayer)]
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules=names, modules_to_save=heads)
+    theirs.model = get_peft_model(base, lora).get_base_model().eval()  # type: ignore[arg-type]
+    for name, tensor in start.items():
+        theirs.model.get_parameter(_in_peft(name)).data.copy_(tensor)
+
+    build_trainer(config, tmp_path, []).fit(ours, datamodule=data)
+
+    learning = list(trainable(theirs.model).values())
+    groups = [
+        {"params": [p for p in learning if p.ndim > 1], "weight_decay": config["optimizer"]["weight_decay"]},
+        {"params": [p for p in learning if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=config["optimizer"]["lr"])
+    loader = data.train_dataloader()
+    num_steps = 3 * len(loader)
+    schedule = transformers.get_scheduler(
+        "linear", optimizer, round(config["scheduler"]["warmup"] * num_steps), num_steps
+    )
+    for epoch in range(3):
+        loader.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+        for batch in loader:
+            optimizer.zero_grad()
+            theirs.step(batch).loss.backward()
+            torch.nn.utils.clip_grad_norm_(learning, config["trainer"]["gradient_clip_val"])
+            optimizer.step()
+            schedule.step()
+    for name, parameter in trainable(ours.model).items():
+        moved = theirs.model.get_parameter(_in_peft(name)) - start[name]
+        assert moved.norm() > 0
+        torch.testing.assert_close(parameter - start[name], moved, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def _in_peft(name: str) -> str:
+    owner, _, own = name.rpartition(".")
+    return f"{owner}.{own}.default.weight" if own in ("lora_A", "lora_B") else f"{owner}.modules_to_save.default.{own}"

@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from loralight.adapters.base import Adapter
 from loralight.adapters.blocks import blocks, sublayers, widths
+from loralight.adapters.peft_config import targeting
 from loralight.errors import InputError
 
 
@@ -52,15 +53,9 @@ class IA3(Adapter):
 
     def peft_config(self, model: nn.Module) -> dict[str, Any] | None:
         layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, IA3Layer)}
-        others = [
-            name
-            for name, _ in model.named_modules()
-            if name not in layers and name.endswith(tuple(f".{layer}" for layer in layers))
-        ]
         return {
             "peft_type": "IA3",
-            "target_modules": sorted(layers),
-            "exclude_modules": others or None,
+            **targeting(model, layers),
             "feedforward_modules": sorted(name for name, layer in layers.items() if isinstance(layer, ScaledInput)),
             "fan_in_fan_out": any(isinstance(layer, Conv1D) for layer in layers.values()),
             "init_ia3_weights": True,

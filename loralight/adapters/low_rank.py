@@ -10,6 +10,7 @@ from torch import nn
 from loralight.adapters.base import Adapter
 from loralight.adapters.lora_layers import LoraConv1D, LoraLayer
 from loralight.adapters.lora_peft import peft_experts, peft_has_a_form, peft_tensor_names
+from loralight.adapters.peft_config import targeting
 from loralight.adapters.targets import match, resolve
 from loralight.errors import InputError
 
@@ -87,20 +88,13 @@ class LowRankAdapter(Adapter):
             return None
         adapted = {**layers, **peft_experts(model)}
         alpha = float(self.alpha_of(self.rank))
-        # PEFT takes a name for the end of longer names too; `^` in a pattern and `exclude_modules` say it is the whole
-        others = [
-            name
-            for name, _ in model.named_modules()
-            if name not in layers and name.endswith(tuple(f".{layer}" for layer in layers))
-        ]
-        return {
+        return {  # in patterns `^` says that a name is the whole
             "peft_type": "LORA",
             "r": self.rank,
             "lora_alpha": alpha,
             "lora_dropout": self.dropout,
-            "target_modules": sorted(layers),
+            **targeting(model, layers),
             "target_parameters": sorted(peft_experts(model)) or None,
-            "exclude_modules": others or None,
             "rank_pattern": {f"^{name}": layer.rank for name, layer in adapted.items() if layer.rank != self.rank},
             "alpha_pattern": {f"^{name}": layer.alpha for name, layer in adapted.items() if layer.alpha != alpha},
             "bias": "none",

@@ -8,6 +8,7 @@ from torch import nn
 
 from loralight.adapters.base import Adapter
 from loralight.adapters.blocks import norms
+from loralight.adapters.peft_config import targeting
 from loralight.errors import InputError
 
 
@@ -40,12 +41,7 @@ class NormTuning(Adapter):
         learning = _learning(model)
         if any(isinstance(norm, nn.modules.batchnorm._BatchNorm) for norm in learning.values()):
             return None  # PEFT does not keep statistics
-        others = [
-            name
-            for name, _ in model.named_modules()
-            if name not in learning and name.endswith(tuple(f".{norm}" for norm in learning))
-        ]
-        return {"peft_type": "LN_TUNING", "target_modules": sorted(learning), "exclude_modules": others or None}
+        return {"peft_type": "LN_TUNING", **targeting(model, learning)}
 
     def peft_names(self, model: nn.Module) -> dict[str, str]:
         return {

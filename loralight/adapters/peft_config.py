@@ -1,8 +1,10 @@
-"""Reads PEFT's config of an adapter as data: what it means is taken over, what cannot be is refused by name."""
+"""PEFT's config of an adapter: which modules one means, and one of a stranger's read as data or refused by name."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
+
+from torch import nn
 
 from loralight.errors import InputError, did_you_mean
 
@@ -26,6 +28,13 @@ ABOUT = {
 MAX_RANK = 4096
 _PATTERN = re.compile(r"\^?(?:[A-Za-z0-9_-]|\\?\.|\.\*)+\$?")
 _MAX_GLOBS = 64  # patterns with `.*`, each of which is compared with every layer
+
+
+def targeting(model: nn.Module, names: Collection[str]) -> dict[str, Any]:
+    """The keys of a PEFT config that mean exactly these modules; PEFT takes a name for the end of longer ones too."""
+    ends = tuple(f".{name}" for name in names)
+    longer = [name for name, _ in model.named_modules() if name not in names and name.endswith(ends)]
+    return {"target_modules": sorted(names), "exclude_modules": longer or None}
 
 
 def refuse_others(config: Mapping[str, Any], understood: Collection[str]) -> None:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from loralight.adapters.combination import truncated, weighted_sum
 from loralight.adapters.lora_layers import LoraLayer
 from loralight.adapters.parts import ADDITIVE
+from loralight.adapters.weighted_sum import truncated, weighted_sum
 
 BUILD = {
     nn.Linear: lambda: nn.Linear(12, 9),
