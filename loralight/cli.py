@@ -1,6 +1,7 @@
 """The command ``loralight``: its verbs, and how what goes wrong is told. Answers without importing torch."""
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -40,6 +41,7 @@ HELP = """loralight: fine-tune pretrained models with adapters.
   eval "$(loralight -sc install=bash)"                complete names with TAB
 """
 
+_MAPPING = re.compile(r"adapter\.\w+=\{")
 _MODULES = {"merge": "merging"}  # a module `loralight.merge` would take the place of the function of that name
 
 _FLAGS_WITH_VALUE = {
@@ -125,9 +127,9 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     if verb == "sweep":
         verb, flags = "train", [*flags, "--multirun"]
     overrides = _with_those_of_a_run(verb, overrides)
-    if verb == "predict":  # each task has options and arguments of its own: they are checked once the task is known
-        own = ("options.", "arguments.")
-        overrides = [f"++{override}" if override.startswith(own) else override for override in overrides]
+    # Hydra takes each key for a setting, but these are names of layers, or a task's own: checked once those are known
+    free = ("options.", "arguments.") if verb == "predict" else ()
+    overrides = [f"++{o}" if o.startswith(free) or _MAPPING.match(o) else o for o in overrides]
 
     from loralight.composition import explain, run_hydra, whole_errors
     from loralight.run_folder import share_name

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from loralight import __version__
 from loralight.cli import VERBS
@@ -214,3 +215,11 @@ echo "${COMPREPLY[@]}"
         timeout=60,
     )
     assert "callbacks=default callbacks=early_stopping" in done.stdout, done.stderr
+
+
+def test_patterns_of_layers_are_given_like_any_other_setting(
+    in_process: InProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert in_process("train", "adapter.rank_pattern={*.query:4,*.layer.0.*:16}", "--cfg", "job") == 0
+    adapter = yaml.safe_load(capsys.readouterr().out)["adapter"]
+    assert adapter["rank_pattern"] == {"*.query": 4, "*.layer.0.*": 16} and adapter["rank"] == 8

@@ -75,8 +75,7 @@ def proposed_overrides(layers: Sequence[LayerSpectrum], energy: float) -> list[s
     ranks = {layer.name: layer.rank_for(energy) for layer in layers}
     common = Counter(ranks.values()).most_common(1)[0][0]
     pattern = ",".join(f"{name}:{rank}" for name, rank in _exceptions(ranks, common).items())
-    # a plus, because Hydra takes each layer for a setting of its own, which is not listed
-    return [f"adapter.rank={common}", *([f"'+adapter.rank_pattern={{{pattern}}}'"] if pattern else [])]
+    return [f"adapter.rank={common}", *([f"'adapter.rank_pattern={{{pattern}}}'"] if pattern else [])]
 
 
 def _exceptions(ranks: Mapping[str, int], common: int) -> dict[str, int]:

@@ -83,7 +83,7 @@ def test_the_proposal_can_be_pasted_and_gives_every_layer_its_rank() -> None:
     ranks = [3, 1, 1, 2, 1]
     layers = [LayerSpectrum(n, torch.tensor([1.0] * r + [0.0] * 2), 1.0) for n, r in zip(names, ranks, strict=True)]
     lines = proposed_overrides(layers, 0.99)
-    assert lines == ["adapter.rank=1", "'+adapter.rank_pattern={fc:3,block.fc:1,block.1.out:2}'"]
+    assert lines == ["adapter.rank=1", "'adapter.rank_pattern={fc:3,block.fc:1,block.1.out:2}'"]
     parsed: Any = [OverridesParser.create().parse_override(line.strip("'")).value() for line in lines]
     block = nn.ModuleDict({"0": out(), "1": out(), "2": out(), "fc": nn.Linear(4, 4)})
     model = nn.ModuleDict({"fc": nn.Linear(4, 4), "block": block})
