@@ -106,11 +106,12 @@ class Pfeiffer(BottleneckAdapter):
 
     Args:
         reduction_factor: as in the paper's experiments.
-        lr: learning rate per step, as there.
+        lr: learning rate per step, ten times that of the paper, whose runs are longer: at 1e-4 three epochs of 2,100
+            sentences leave it where a linear probe is.
     """
 
     reduction_factor: int = 16
-    lr: float = 1e-4
+    lr: float = 1e-3
 
     places = ("feed-forward network",)
 
@@ -129,12 +130,12 @@ class Parallel(BottleneckAdapter):
     Args:
         reduction_factor: the paper's best has 1024 / 512.
         scale: what the bottleneck's output is multiplied with, as in the paper.
-        lr: learning rate per step; the paper takes 5e-5 to 1e-4.
+        lr: learning rate per step; the paper takes 5e-5 to 1e-4 in longer runs.
     """
 
     reduction_factor: int = 2
     scale: float = 4.0
-    lr: float = 1e-4
+    lr: float = 1e-3
 
     places = ("feed-forward network",)
 
