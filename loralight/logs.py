@@ -23,6 +23,7 @@ _UNHELPFUL = (
     r".*Found \d+ module\(s\) in eval mode",  # frozen BatchNorm
     r".*isinstance\(treespec, LeafSpec\)` is deprecated",
     r".*`is_gradient_checkpointing` is deprecated",
+    r"`ModelCheckpoint\(monitor=.*could not find the monitored key",  # a run that ends before its first validation
 )
 
 

@@ -68,7 +68,8 @@ def work(config: dict[str, Any], output_dir: Path) -> float | None:
     metrics = _measure(trainer, task, data)
     if trainer.is_global_zero:
         _save(config, output_dir, task, data, metrics, throughput)
-    return score
+    # a run that ends before its first validation has no best checkpoint
+    return metrics.get(config["monitor"]["metric"]) if score is None else score
 
 
 def _check_monitors(metric: str, trainer: lightning.Trainer, task: AdapterTask) -> None:

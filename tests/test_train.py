@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from loralight.checkpoint import newest, verify
+from loralight.launch import launch
 
 InProcess = Callable[..., int]
 ADAPTER = "adapter/adapter_model.safetensors"
@@ -254,6 +255,15 @@ def test_a_sweep_trains_once_for_each_value(
         assert read_json(run / "adapter" / "adapter_config.json")["r"] == rank
         assert {t.shape[0] for name, t in tensors_of(run).items() if "lora_A" in name} == {rank}
         assert (run / "train.log").read_text().count("epoch 1/1") == 1
+
+
+def test_a_run_that_ends_before_its_first_validation_has_a_score_for_the_sweeper(
+    in_process: InProcess, tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores: list[float | None] = []
+    monkeypatch.setattr("loralight.train.launch", lambda *given: scores.append(launch(*given)))
+    assert in_process("train", *tiny_run, "trainer.max_steps=1", "hydra.run.dir=run") == 0
+    assert scores == [read_json(tmp_path / "run" / "summary.json")["metrics"]["validation/accuracy"]]
 
 
 @pytest.mark.parametrize(
