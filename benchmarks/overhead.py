@@ -20,7 +20,7 @@ from transformers import get_scheduler
 
 from loralight import logs
 from loralight.build import build_data, build_task, build_trainer
-from loralight.composition import compose, plain
+from loralight.composition import settings_of
 from loralight.data import TaskData
 from loralight.progress import progress_callbacks
 from loralight.task import AdapterTask
@@ -62,10 +62,9 @@ def rows(quick: bool, overrides: list[str] | None = None, steps: int = 60, round
     """The one row of this table."""
     steps, rounds = (30, 3) if quick else (steps, rounds)
     logs.configure()
-    overrides = [*(overrides or []), f"trainer.max_steps={steps}", "trainer.limit_val_batches=0"]
-    with tempfile.TemporaryDirectory() as folder:  # Hydra would say where, were this an application of its own
-        overrides += [f"callbacks.{name}.dirpath={folder}/{name}" for name in ("best", "last", "recent")]
-        config = plain(compose("train", [*overrides, f"logger.csv.save_dir={folder}", "monitor.metric=train/loss"]))
+    fixed = [f"trainer.max_steps={steps}", "trainer.limit_val_batches=0", "monitor.metric=train/loss"]
+    with tempfile.TemporaryDirectory() as folder:
+        config = settings_of("train", [*(overrides or []), *fixed], Path(folder))
         data = build_data(config)
         made = {"loralight": with_lightning, "bare loop": bare}
         ready = {
