@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from omegaconf import DictConfig
@@ -75,6 +76,7 @@ class Run:
         self.resumed = newest(output_dir) if config["resume"] is not None else None
         self.config = with_initialised(config, output_dir) if self.resumed else config
         self.task = build_task(self.config, self.data.model_arguments())
+        _compile_(self.task, self.config["compile"])
         self.throughput, progress = progress_callbacks(self.data.batch_size, bar=bar)
         self.trainer = build_trainer(self.config, output_dir, [*progress, *callbacks])
         _check_monitors(self.config["monitor"]["metric"], self.trainer, self.task)
@@ -96,6 +98,17 @@ class Run:
             _save(self.config, self.output_dir, task, data, metrics, self.throughput)
         # a run that ends before its first validation has no best checkpoint
         return metrics.get(metric) if score is None else score
+
+
+def _compile_(task: AdapterTask, backend: bool | str) -> None:
+    """Have `torch.compile` compile the model, which keeps its class and the names of its tensors."""
+    if backend is False:
+        return
+    known = torch.compiler.list_backends()
+    if backend is not True and backend not in torch.compiler.list_backends(exclude_tags=()):
+        hint = did_you_mean(str(backend), known)
+        raise InputError("E-COMPILE", f"compile={backend}: give true, false or a backend, {', '.join(known)}.{hint}")
+    task.model.compile(backend="inductor" if backend is True else backend)
 
 
 def _check_monitors(metric: str, trainer: lightning.Trainer, task: AdapterTask) -> None:
