@@ -12,9 +12,8 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
-from side_by_side import Ratio, Row, in_turns, peak_memory, ratio, show
+from side_by_side import Row, in_turns, ratio, show
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import lightning
 import torch
@@ -15,6 +15,7 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from loralight.adapters.base import Adapter, inject, trainable
 from loralight.adapters.prepack import prepack_
+from loralight.dtypes import cast_inputs_, computed_buffers, not_narrowed, single_by_default, tensors_of
 from loralight.errors import InputError
 from loralight.inputs import read_inputs
 from loralight.optim import by_name, by_position, delayed, parameter_groups, schedule
@@ -109,6 +110,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         self.adapted: dict[str, list[str]] = {}
         self._built = False
         self._still: list[nn.Module] = []
+        self._added: set[str] = set()  # names of the tensors that are the adapter's and not the base's
         self.adapted_norms: list[str] = []  # BatchNorm layers that `batch_norm` lets change
         self._window: Tensor | None = None  # summed loss and weight of the batches since the last optimizer step
 
@@ -196,8 +198,11 @@ class AdapterTask(lightning.LightningModule, ABC):
         """Build the model and inject the adapter; a second call does nothing."""
         if self._built:
             return
-        self.model = self.build_model()
-        self.adapted = inject(self.model, self.adapter, head=self.head(self.model))
+        with single_by_default():
+            self.model = self.build_model()
+            base = {id(tensor) for tensor in tensors_of(self.model).values()}
+            self.adapted = inject(self.model, self.adapter, head=self.head(self.model))
+        self._added = {name for name, tensor in tensors_of(self.model).items() if id(tensor) not in base}
         self._set_batch_norm()
         if stuck := self.fresh(self.model) - set(trainable(self.model)):
             raise InputError(
@@ -279,6 +284,24 @@ class AdapterTask(lightning.LightningModule, ABC):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": delayed(scheduler, int(num_steps)), "interval": "step"},
         }
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """A cast to half precision leaves in single what the adapter added and the head, which then casts its input.
+
+        So ``trainer.precision=bf16-true`` loses no small step. Weights of the base that learn are cast with it: their
+        layers compute in one dtype.
+        """
+        if not self._built:
+            return super().to(*args, **kwargs)
+        head = self.head(self.model)
+        in_head = {id(tensor) for part in head for tensor in tensors_of(part).values()}
+        kept = self._added | {name for name, tensor in tensors_of(self.model).items() if id(tensor) in in_head}
+        with not_narrowed(self.model, kept | computed_buffers(self.model).keys()):
+            super().to(*args, **kwargs)
+        if self.dtype in (torch.float16, torch.bfloat16):
+            for part in head:
+                cast_inputs_(part)
+        return self
 
     def train(self, mode: bool = True) -> "AdapterTask":
         """Training mode, in which frozen BatchNorm keeps its statistics and frozen dropout obeys ``base_dropout``."""

@@ -8,7 +8,6 @@ or a fortieth), adding in place, and keeping no second copy of the input.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable

@@ -65,12 +65,14 @@ _entries: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 def register_(weight: Tensor) -> None:
     """Let this frozen weight be packed when it is first used in training."""
-    _entries.setdefault(weight, None)
+    if weight not in _entries:
+        _entries[weight] = None
 
 
 def forget_(weight: Tensor) -> None:
     """Undo `register_`."""
-    _entries.pop(weight, None)
+    if weight in _entries:
+        del _entries[weight]
 
 
 def packs_of(weight: Tensor) -> Packs | None:
@@ -107,5 +109,3 @@ def can_pack(dtype: torch.dtype) -> bool:
     except (AttributeError, RuntimeError, TypeError):
         return False
     return torch.equal(found, weight.T + 1)
-
-

@@ -107,4 +107,4 @@ def unpack_(model: nn.Module) -> None:
         if isinstance(module, PackedLayer | LoraProduct):
             forget_(module.weight)
         if isinstance(module, PackedLayer):
-            module.__class__ = module.plain
+            module.__class__ = module.plain  # type: ignore[assignment]  # the way back from `prepack_`

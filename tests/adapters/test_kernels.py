@@ -191,9 +191,9 @@ def test_half_precision_keeps_no_second_copy_of_weight_or_input(case: str) -> No
     x = torch.randn(64, 64, dtype=dtype, requires_grad=True)
     owned = {tensor.data_ptr() for tensor in (*layer.parameters(), x)}
     kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        with torch.autocast("cpu", dtype, enabled=case == "autocast"):
-            layer(x)
+    keeping = torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda one: one)
+    with keeping, torch.autocast("cpu", dtype, enabled=case == "autocast"):
+        layer(x)
     assert not [tensor for tensor in kept if tensor.data_ptr() not in owned and tensor.numel() >= x.numel()]
 
 
