@@ -20,6 +20,7 @@ from loralight.errors import InputError
 from loralight.inputs import read_inputs
 from loralight.optim import by_name, by_position, delayed, parameter_groups, schedule
 from loralight.pretrained import save_model
+from loralight.recomputing import recompute_
 
 _BATCH_NORM = (nn.modules.batchnorm._BatchNorm,)
 
@@ -59,6 +60,8 @@ class AdapterTask(lightning.LightningModule, ABC):
         base_dropout: whether the frozen layers' own dropout stays on in training.
         batch_norm: what frozen BatchNorm layers do: nothing (``frozen``), ``statistics`` follow the new data, or the
             ``affine`` part learns. What changes is saved with the adapter.
+        gradient_checkpointing: whether training computes what is inside the model's blocks again in the backward pass,
+            in place of keeping it: a fraction of the memory, a third more time, the same gradients.
         prepack: whether training on a processor reads frozen linear layers' weights in oneDNN's own order: faster, for
             the memory of two more copies of them. Rounding differs by float32's; evaluation is not touched.
         seed: together with rank, epoch and batch it seeds every training step, so that a resumed run repeats what
@@ -99,13 +102,15 @@ class AdapterTask(lightning.LightningModule, ABC):
         head_weight_decay: float | None = None,
         base_dropout: bool = True,
         batch_norm: Literal["frozen", "statistics", "affine"] = "frozen",
+        gradient_checkpointing: bool = False,
         prepack: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.adapter, self.optimizer, self.scheduler = adapter, optimizer, scheduler
         self.head_lr, self.head_weight_decay = head_lr, head_weight_decay
-        self.base_dropout, self.batch_norm, self.prepack, self.seed = base_dropout, batch_norm, prepack, seed
+        self.base_dropout, self.batch_norm, self.seed = base_dropout, batch_norm, seed
+        self.gradient_checkpointing, self.prepack = gradient_checkpointing, prepack
         self.strict_loading = False  # Lightning would demand the frozen weights; `on_load_checkpoint` is the strict one
         self.adapted: dict[str, list[str]] = {}
         self._built = False
@@ -260,7 +265,10 @@ class AdapterTask(lightning.LightningModule, ABC):
     def configure_optimizers(self) -> Any:
         if self.optimizer is None:
             raise TypeError(f"{type(self).__name__} was built without an optimizer; pass one to train")
-        if self.prepack:  # here alone it is known that the model is to be trained, and on which device
+        # here alone it is known that the model is to be trained, and on which device
+        if self.gradient_checkpointing:
+            recompute_(self.model, self._still)
+        if self.prepack:
             prepack_(self.model)
         groups = parameter_groups(
             self.model,

@@ -215,6 +215,11 @@ def test_prepacked_training_computes_the_same_and_evaluation_does_bit_for_bit() 
         assert torch.equal(plain.eval().model(batches[0][0]), packed.eval().model(batches[0][0]))
 
 
+def test_a_model_that_cannot_recompute_its_blocks_is_an_error() -> None:
+    with pytest.raises(InputError, match=r"E-RECOMPUTE.*Net is no model of transformers or timm"):
+        trainer().fit(built(gradient_checkpointing=True), batches_of(4), batches_of(4))
+
+
 def test_prepacking_what_cannot_be_packed_is_an_error() -> None:
     task = built(model=Net().double(), prepack=True)
     with pytest.raises(InputError, match=r"E-PREPACK.*float64 weights on cpu.*task\.prepack=false"):
