@@ -13,13 +13,15 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from side_by_side import Row, in_turns, ratio, show
+from side_by_side import Ratio, Row, in_turns, peak_memory, ratio, show
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from loralight.adapters import Lora, inject
 from loralight.adapters.base import trainable
 from loralight.adapters.prepack import prepack_
+from loralight.recomputing import recompute_
+from loralight.tasks.text_generation.loss import token_scores
 
 Step = Callable[[], Tensor]
 
@@ -124,6 +126,9 @@ def step_rows(
     check(models, loss)
     if "full" in goals:
         models["full"] = make().train()
+        for part in models["full"].modules():
+            if isinstance(part, nn.Embedding):  # of a few layers of a model it would be the greatest part
+                part.requires_grad_(False)
     seconds = in_turns({name: step_of(model, loss) for name, model in models.items()}, rounds=rounds)
     rows = [
         Row(work, "PEFT", "time", ratio(seconds, "loralight", "PEFT"), goals["plain"]),
@@ -135,11 +140,59 @@ def step_rows(
     return rows
 
 
+def tokens_of(num_rows: int, length: int) -> Tensor:
+    """Token ids of SmolLM2's vocabulary."""
+    torch.manual_seed(1)
+    return torch.randint(0, 49152, (num_rows, length))
+
+
+def loss_of_transformers(model: nn.Module, *, ids: Tensor) -> Tensor:
+    """The model's own loss of the next tokens."""
+    loss: Tensor = model(input_ids=ids, labels=ids, use_cache=False).loss
+    return loss
+
+
+def loss_by_parts(model: Any, *, ids: Tensor) -> Tensor:
+    """The same as the task text_generation computes it."""
+    states = model.model(ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+    return token_scores(states, ids[:, 1:].flatten(), model.lm_head.weight, None).losses.mean()
+
+
+def whole_step(side: str, num_layers: int) -> Step:
+    """A step of a language model with its loss, by one of both sides, perhaps with gradient checkpointing."""
+    torch.manual_seed(0)
+    model, ids, names = smollm2(num_layers), tokens_of(2, 256), DECODER["all"]
+    if side.startswith("PEFT"):
+        return step_of(disturbed(adapted_by_peft(model, names)), partial(loss_of_transformers, ids=ids))
+    disturbed(adapted_by_us(model, names, prepack="prepacked" in side))
+    if "checkpointing" in side:
+        recompute_(model, [])
+    return step_of(model, partial(loss_by_parts, ids=ids))
+
+
+def whole_rows(rounds: int, num_layers: int) -> list[Row]:
+    """Rows for a whole step of a language model."""
+    sides = ["PEFT", "loralight", "loralight, prepacked"]
+    steps = {side: whole_step(side, num_layers) for side in sides}
+    losses = [step() for step in steps.values()]
+    for other in losses[1:]:
+        torch.testing.assert_close(other, losses[0], rtol=1e-5, atol=0)
+    seconds = in_turns(steps, rounds=rounds)
+    work = f"SmolLM2 of {num_layers} layers with its loss, all linear"
+    found = [Row(f"{work}{side[9:]}", "PEFT", "time", ratio(seconds, side, "PEFT"), 0.90) for side in sides[1:]]
+    del steps
+    peer = peak_memory(whole_step, "PEFT", num_layers)
+    for side, goal in (("", 0.55), (", checkpointing", 0.10)):
+        share = peak_memory(whole_step, f"loralight{side}", num_layers) / peer
+        found.append(Row(work + side, "PEFT", "peak memory", Ratio(share, share, share), goal))
+    return found
+
+
 def rows(quick: bool) -> list[Row]:
     """Every measurement."""
     rounds = 3 if quick else 9
     words = torch.randint(1000, 30000, (16, 128))
-    tokens = torch.randint(0, 49152, (4, 256))
+    tokens = tokens_of(4, 256)
     everything = {"plain": 0.87, "packed": 0.78, "full": 0.66}
     layers = 1 if quick else 3
     encoder, decoder = partial(bert, layers), partial(smollm2, 2 * layers)
@@ -148,6 +201,7 @@ def rows(quick: bool) -> list[Row]:
         *step_rows("BERT-base, all linear", encoder, ENCODER["all"], words, rounds, everything),
         *step_rows("BERT-base, query and value", encoder, ENCODER["query and value"], words, rounds, some),
         *step_rows("SmolLM2, all linear", decoder, DECODER["all"], tokens, rounds, everything),
+        *whole_rows(rounds, 4 if quick else 30),
     ]
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from loralight.adapters.kernels import in_autocast, is_eager
@@ -85,7 +86,9 @@ def prepack_(model: nn.Module) -> None:
         InputError: there is none, it is not on a processor, or PyTorch cannot pack its weight (``E-PREPACK``).
     """
     layers = [module for module in model.modules() if type(module) in _KINDS or isinstance(module, LoraProduct)]
-    layers = [layer for layer in layers if not layer.weight.requires_grad]
+    # over a vocabulary there is more to save than a product, and its packs would be the largest
+    ends = [part.get_output_embeddings() for part in model.modules() if isinstance(part, PreTrainedModel)]  # type: ignore[no-untyped-call]
+    layers = [layer for layer in layers if not layer.weight.requires_grad and not any(layer is end for end in ends)]
     if not layers:
         raise InputError("E-PREPACK", f"{type(model).__name__} has no frozen linear layer; set task.prepack=false")
     for weight in (layer.weight for layer in layers):
