@@ -1,6 +1,6 @@
 """The number formats that a merged model is written in, and computing in one of them."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -34,14 +34,62 @@ def cast_(model: nn.Module, dtype: torch.dtype) -> None:
 
     What a transformers model computes when it is built and never saves, such as rotary frequencies, keeps its dtype.
     """
-    kept: dict[str, Tensor] = {}
-    if isinstance(model, PreTrainedModel):
-        saved = model.state_dict().keys()
-        kept = {name: b for name, b in model.named_buffers(remove_duplicate=False) if name not in saved}
+    kept = computed_buffers(model)
     model.to(dtype)
     for name, buffer in kept.items():
         owner, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(owner), attribute, buffer)
+
+
+def computed_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """What a transformers model computes when it is built and never saves, by name."""
+    if not any(isinstance(module, PreTrainedModel) for module in model.modules()):
+        return {}
+    saved = model.state_dict().keys()
+    return {name: b for name, b in model.named_buffers(remove_duplicate=False) if name not in saved}
+
+
+@contextmanager
+def single_by_default() -> Iterator[None]:
+    """Make new tensors here in single precision where they would be in half, as while Lightning builds a model."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.promote_types(before, torch.float32))
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def not_narrowed(model: nn.Module, names: Collection[str]) -> Iterator[None]:
+    """Let no cast of ``model`` in here take digits off the tensors of these names; a move moves them."""
+    before = {name: tensor.data for name, tensor in tensors_of(model).items() if name in names}
+    yield
+    for name, tensor in tensors_of(model).items():
+        old = before.get(name)
+        if old is None or torch.promote_types(old.dtype, tensor.dtype) == tensor.dtype:
+            continue
+        owner, _, attribute = name.rpartition(".")
+        if isinstance(tensor, nn.Parameter):
+            tensor.data = old.to(tensor.device)
+        else:
+            setattr(model.get_submodule(owner), attribute, old.to(tensor.device))
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, under every name they have."""
+    return dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
+
+
+def cast_inputs_(module: nn.Module) -> None:
+    """Have a module take inputs of other precision than its own, as it does under autocast anyway."""
+    if _to_its_own not in module._forward_pre_hooks.values():
+        module.register_forward_pre_hook(_to_its_own, with_kwargs=True)
+
+
+def _to_its_own(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    own = next((parameter.dtype for parameter in module.parameters()), None)
+    return None if own is None else (_cast(args, dtype=own), _cast(kwargs, dtype=own))
 
 
 @contextmanager

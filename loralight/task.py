@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import lightning
 import torch
@@ -14,10 +14,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, MetricCollection
 
 from loralight.adapters.base import Adapter, inject, trainable
+from loralight.adapters.prepack import prepack_
+from loralight.dtypes import cast_inputs_, computed_buffers, not_narrowed, single_by_default, tensors_of
 from loralight.errors import InputError
 from loralight.inputs import read_inputs
 from loralight.optim import by_name, by_position, delayed, parameter_groups, schedule
 from loralight.pretrained import save_model
+from loralight.recomputing import recompute_
 
 _BATCH_NORM = (nn.modules.batchnorm._BatchNorm,)
 
@@ -57,6 +60,10 @@ class AdapterTask(lightning.LightningModule, ABC):
         base_dropout: whether the frozen layers' own dropout stays on in training.
         batch_norm: what frozen BatchNorm layers do: nothing (``frozen``), ``statistics`` follow the new data, or the
             ``affine`` part learns. What changes is saved with the adapter.
+        gradient_checkpointing: whether training computes what is inside the model's blocks again in the backward pass,
+            in place of keeping it: a fraction of the memory, a third more time, the same gradients.
+        prepack: whether training on a processor reads frozen linear layers' weights in oneDNN's own order: faster, for
+            the memory of two more copies of them. Rounding differs by float32's; evaluation is not touched.
         seed: together with rank, epoch and batch it seeds every training step, so that a resumed run repeats what
             an uninterrupted one computes.
 
@@ -95,16 +102,20 @@ class AdapterTask(lightning.LightningModule, ABC):
         head_weight_decay: float | None = None,
         base_dropout: bool = True,
         batch_norm: Literal["frozen", "statistics", "affine"] = "frozen",
+        gradient_checkpointing: bool = False,
+        prepack: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.adapter, self.optimizer, self.scheduler = adapter, optimizer, scheduler
         self.head_lr, self.head_weight_decay = head_lr, head_weight_decay
         self.base_dropout, self.batch_norm, self.seed = base_dropout, batch_norm, seed
+        self.gradient_checkpointing, self.prepack = gradient_checkpointing, prepack
         self.strict_loading = False  # Lightning would demand the frozen weights; `on_load_checkpoint` is the strict one
         self.adapted: dict[str, list[str]] = {}
         self._built = False
         self._still: list[nn.Module] = []
+        self._added: set[str] = set()  # names of the tensors that are the adapter's and not the base's
         self.adapted_norms: list[str] = []  # BatchNorm layers that `batch_norm` lets change
         self._window: Tensor | None = None  # summed loss and weight of the batches since the last optimizer step
 
@@ -192,8 +203,11 @@ class AdapterTask(lightning.LightningModule, ABC):
         """Build the model and inject the adapter; a second call does nothing."""
         if self._built:
             return
-        self.model = self.build_model()
-        self.adapted = inject(self.model, self.adapter, head=self.head(self.model))
+        with single_by_default():
+            self.model = self.build_model()
+            base = {id(tensor) for tensor in tensors_of(self.model).values()}
+            self.adapted = inject(self.model, self.adapter, head=self.head(self.model))
+        self._added = {name for name, tensor in tensors_of(self.model).items() if id(tensor) not in base}
         self._set_batch_norm()
         if stuck := self.fresh(self.model) - set(trainable(self.model)):
             raise InputError(
@@ -251,6 +265,11 @@ class AdapterTask(lightning.LightningModule, ABC):
     def configure_optimizers(self) -> Any:
         if self.optimizer is None:
             raise TypeError(f"{type(self).__name__} was built without an optimizer; pass one to train")
+        # here alone it is known that the model is to be trained, and on which device
+        if self.gradient_checkpointing:
+            recompute_(self.model, self._still)
+        if self.prepack:
+            prepack_(self.model)
         groups = parameter_groups(
             self.model,
             self.adapter,
@@ -273,6 +292,24 @@ class AdapterTask(lightning.LightningModule, ABC):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": delayed(scheduler, int(num_steps)), "interval": "step"},
         }
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """A cast to half precision leaves in single what the adapter added and the head, which then casts its input.
+
+        So ``trainer.precision=bf16-true`` loses no small step. Weights of the base that learn are cast with it: their
+        layers compute in one dtype.
+        """
+        if not self._built:
+            return super().to(*args, **kwargs)
+        head = self.head(self.model)
+        in_head = {id(tensor) for part in head for tensor in tensors_of(part).values()}
+        kept = self._added | {name for name, tensor in tensors_of(self.model).items() if id(tensor) in in_head}
+        with not_narrowed(self.model, kept | computed_buffers(self.model).keys()):
+            super().to(*args, **kwargs)
+        if self.dtype in (torch.float16, torch.bfloat16):
+            for part in head:
+                cast_inputs_(part)
+        return self
 
     def train(self, mode: bool = True) -> "AdapterTask":
         """Training mode, in which frozen BatchNorm keeps its statistics and frozen dropout obeys ``base_dropout``."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from loralight.adapters import FullFineTuning, Lora
+from loralight.adapters import FullFineTuning, Lora, packing
 from loralight.adapters.base import trainable
 from loralight.errors import InputError
 from loralight.optim import schedule
@@ -199,6 +199,31 @@ def test_dropout_of_the_adapter_stays_on_without_base_dropout() -> None:
     nn.init.normal_(task.model.body[0].lora_B)
     x = torch.randn(50, 4)
     assert not torch.equal(task.model.body[0](x), task.model.body[0](x))
+
+
+def test_prepacked_training_computes_the_same_and_evaluation_does_bit_for_bit() -> None:
+    plain, packed = built(base_dropout=False), built(base_dropout=False, prepack=True)
+    packed.model.load_state_dict(plain.model.state_dict())
+    batches = batches_of(4, 4)
+    for task in (plain, packed):
+        trainer().fit(task, batches, batches)
+    assert packed.model.body[0].weight in packing._entries
+    for name, tensor in learned(plain).items():
+        torch.testing.assert_close(learned(packed)[name], tensor, rtol=1e-4, atol=1e-6)
+    plain.load_trainable(packed.trainable_tensors(), "the other")
+    with torch.no_grad():
+        assert torch.equal(plain.eval().model(batches[0][0]), packed.eval().model(batches[0][0]))
+
+
+def test_a_model_that_cannot_recompute_its_blocks_is_an_error() -> None:
+    with pytest.raises(InputError, match=r"E-RECOMPUTE.*Net is no model of transformers or timm"):
+        trainer().fit(built(gradient_checkpointing=True), batches_of(4), batches_of(4))
+
+
+def test_prepacking_what_cannot_be_packed_is_an_error() -> None:
+    task = built(model=Net().double(), prepack=True)
+    with pytest.raises(InputError, match=r"E-PREPACK.*float64 weights on cpu.*task\.prepack=false"):
+        trainer().fit(task, batches_of(4, dtype=torch.float64), batches_of(4, dtype=torch.float64))
 
 
 def test_a_new_parameter_that_would_stay_frozen_is_an_error() -> None:

@@ -8,10 +8,11 @@ or a fortieth), adding in place, and keeping no second copy of the input.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+
+from loralight.adapters.packing import Packs, multiply
 
 _BITS = 16  # random bits per element that decide whether it is dropped: probabilities are exact to 2**-16
 
@@ -28,15 +29,47 @@ def can_be_fused(x: Tensor, weight: Tensor, lora_A: Tensor) -> bool:
     )
 
 
+def is_eager() -> bool:
+    """Whether nothing traces or transforms what is computed."""
+    return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+
+
+def linear_can_be_fused(x: Tensor, weight: Tensor, lora_A: Tensor) -> bool:
+    """Whether `lora_linear` applies: a frozen weight, x of its dtype or cast by autocast, and A of one as wide."""
+    if torch.is_autocast_enabled(x.device.type):
+        fits = torch.float64 not in (x.dtype, weight.dtype, lora_A.dtype)  # autocast leaves it as it is
+    else:
+        fits = x.dtype == weight.dtype and torch.promote_types(x.dtype, lora_A.dtype) == lora_A.dtype
+    return fits and not weight.requires_grad and is_eager() and x.numel() > 0
+
+
 def lora_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, lora_A: Tensor, lora_B: Tensor, scaling: float, dropout: float
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    scaling: float,
+    dropout: float,
+    packs: Packs | None = None,
 ) -> Tensor:
-    """``W x + b + scaling * B A dropout(x)``.
+    """``W x + b + scaling * B A dropout(x)``; with autocast in its dtype, A and B getting gradients in their own.
 
     Shapes: x (..., in), weight (out, in), bias (out,), lora_A (rank, in), lora_B (out, rank); the result is (..., out).
     """
-    y: Tensor = _LoraLinear.apply(x, weight, bias, lora_A, lora_B, scaling, dropout)
-    return y
+    device = x.device.type
+    if not torch.is_autocast_enabled(device):
+        y: Tensor = _LoraLinear.apply(x, weight, bias, lora_A, lora_B, scaling, dropout, packs)
+        return y
+    x, bias, lora_A, lora_B = in_autocast(x, bias, lora_A, lora_B)
+    with torch.autocast(device, enabled=False):
+        return lora_linear(x, weight, bias, lora_A, lora_B, scaling, dropout, packs)
+
+
+def in_autocast(x: Tensor, *others: Any) -> tuple[Any, ...]:
+    """The tensors in the dtype that autocast has products computed in on x's device."""
+    dtype = torch.get_autocast_dtype(x.device.type)
+    return tuple(None if tensor is None else tensor.to(dtype) for tensor in (x, *others))
 
 
 def drop_mask(like: Tensor, probability: float) -> tuple[Tensor, float]:
@@ -53,6 +86,8 @@ def drop_mask(like: Tensor, probability: float) -> tuple[Tensor, float]:
 
 
 class _LoraLinear(Function):
+    """x may be of a narrower dtype than A and B, whose products are then made in theirs, or W of another than x."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -63,16 +98,17 @@ class _LoraLinear(Function):
         lora_B: Tensor,
         scaling: float,
         dropout: float,
+        packs: Packs | None,
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])  # (tokens, in)
-        y = F.linear(rows, weight, bias)
+        y = multiply(rows, weight, bias, packs and packs.matrix)
         mask, keep = drop_mask(rows, dropout) if dropout else (None, 1.0)
         kept = rows if mask is None else rows.masked_fill(mask, 0.0)
-        low = lora_A @ kept.T  # (rank, tokens)
-        y.addmm_(low.T, lora_B.T, alpha=scaling * keep)
+        low = lora_A @ kept.to(lora_A.dtype).T  # (rank, tokens)
+        _add_product_(y, low.T, lora_B.T, scaling * keep)
         of_A = rows if ctx.needs_input_grad[3] else None  # a frozen A (LoRA-FA) needs no input kept
-        ctx.save_for_backward(of_A, weight, lora_A, lora_B, low, mask)
-        ctx.scaling, ctx.shape = scaling * keep, x.shape
+        ctx.save_for_backward(of_A, weight, lora_A, lora_B, low, mask)  # W uncast: a cast is cheap, its copy is not
+        ctx.scaling, ctx.shape, ctx.packs = scaling * keep, x.shape, packs
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -80,21 +116,29 @@ class _LoraLinear(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, lora_A, lora_B, low, mask = ctx.saved_tensors
         g = gradient.reshape(-1, gradient.shape[-1])  # (tokens, out)
-        g_low = lora_B.T @ g.T  # (rank, tokens)
-        g_B = (low @ g).T.mul_(ctx.scaling)
+        wide = g.to(lora_A.dtype)
+        g_low = lora_B.T @ wide.T  # (rank, tokens)
+        g_B = (low @ wide).T.mul_(ctx.scaling)
         g_A = g_x = None
         if rows is not None:
             kept = rows if mask is None else rows.masked_fill(mask, 0.0)
-            g_A = (g_low @ kept).mul_(ctx.scaling)
+            g_A = (g_low @ kept.to(lora_A.dtype)).mul_(ctx.scaling)
         if ctx.needs_input_grad[0]:
-            g_x = g @ weight
+            g_x = multiply(g, weight.T, None, ctx.packs and ctx.packs.transposed)
             if mask is None:
-                g_x.addmm_(g_low.T, lora_A, alpha=ctx.scaling)
+                _add_product_(g_x, g_low.T, lora_A, ctx.scaling)
             else:
                 g_x.add_((g_low.T @ lora_A).masked_fill_(mask, 0.0), alpha=ctx.scaling)
             g_x = g_x.view(ctx.shape)
         g_bias = g.sum(0) if ctx.needs_input_grad[2] else None
-        return g_x, None, g_bias, g_A, g_B, None, None
+        return g_x, None, g_bias, g_A, g_B, None, None, None
+
+
+def _add_product_(y: Tensor, left: Tensor, right: Tensor, scaling: float) -> None:
+    if y.dtype == left.dtype:
+        y.addmm_(left, right, alpha=scaling)
+    else:  # rounded once, as a whole
+        y.add_((left @ right).mul_(scaling).to(y.dtype))
 
 
 def lora_convolution(

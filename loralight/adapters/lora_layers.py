@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from loralight.adapters.kernels import Geometry, can_be_fused, lora_convolution, lora_linear
+from loralight.adapters.kernels import Geometry, can_be_fused, linear_can_be_fused, lora_convolution, lora_linear
+from loralight.adapters.packing import forget_, packs_of
 
 
 class LoraLayer(nn.Module):
@@ -167,38 +168,57 @@ def thin(factor: Tensor, kept: Tensor | None) -> Tensor:
     return factor if kept is None else factor * kept
 
 
-class LoraLinear(LoraLayer, nn.Linear):
-    """``y = W x + b + (alpha / rank) B A dropout(x)``.
+class LoraProduct(LoraLayer):
+    """A layer that multiplies its input with a matrix: ``y = W x + b + (alpha / rank) B A dropout(x)``.
 
     Shapes: x (..., in), lora_A (rank, in), lora_B (out, rank), y (..., out).
     """
+
+    bias: Any
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.start is not None or not linear_can_be_fused(x, self.weight, self.lora_A):
+            return super().forward(x)
+        dropout = self.lora_dropout if self.training else 0.0
+        lora_A = thin(self.lora_A, self.draw_ranks())
+        matrix = self.as_matrix(self.weight)
+        packs = packs_of(self.weight)
+        if packs is not None and self.weight_is_transposed:
+            packs = packs.T
+        return lora_linear(x, matrix, self.bias, lora_A, self.whole_B(self.lora_B), self.scaling, dropout, packs)
+
+    weight_is_transposed: ClassVar[bool] = False
+    """Whether the weight is (in, out)."""
+
+    def whole_B(self, lora_B: Tensor) -> Tensor:
+        """B as the matrix (out, rank) that is multiplied with."""
+        return lora_B
+
+    def low_rank(self, x: Tensor, lora_A: Tensor, lora_B: Tensor) -> Tensor:
+        return F.linear(F.linear(x, lora_A), self.whole_B(lora_B))
+
+    def strip_(self) -> None:
+        forget_(self.weight)
+        super().strip_()
+
+
+class LoraLinear(LoraProduct, nn.Linear):
+    """See `LoraProduct`."""
 
     plain = nn.Linear
 
     def factor_shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (rank, self.in_features), (self.out_features, rank)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.start is None and can_be_fused(x, self.weight, self.lora_A):
-            dropout = self.lora_dropout if self.training else 0.0
-            lora_A = thin(self.lora_A, self.draw_ranks())
-            return lora_linear(x, self.weight, self.bias, lora_A, self.lora_B, self.scaling, dropout)
-        return super().forward(x)
 
-    def low_rank(self, x: Tensor, lora_A: Tensor, lora_B: Tensor) -> Tensor:
-        return F.linear(F.linear(x, lora_A), lora_B)
-
-
-class LoraConv1D(LoraLayer, Conv1D):
-    """GPT-2's linear layer, whose weight is (in, out); shapes otherwise as in `LoraLinear`."""
+class LoraConv1D(LoraProduct, Conv1D):
+    """GPT-2's linear layer, whose weight is (in, out); see `LoraProduct`."""
 
     plain = Conv1D
+    weight_is_transposed = True
 
     def factor_shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (rank, self.nx), (self.nf, rank)
-
-    def low_rank(self, x: Tensor, lora_A: Tensor, lora_B: Tensor) -> Tensor:
-        return F.linear(F.linear(x, lora_A), lora_B)
 
     def as_matrix(self, weight: Tensor) -> Tensor:
         return weight.T

@@ -8,11 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from loralight.adapters import LoraLayer, kernels, lora_layers
 from loralight.adapters.lora_layers import LAYERS
 
-SHAPES = [(nn.Linear(20, 11), (3, 7, 20)), (nn.Linear(5, 9, bias=False), (4, 5)), (nn.Linear(5, 9), (5,))]
+SHAPES = [
+    (nn.Linear(20, 11), (3, 7, 20)),
+    (nn.Linear(5, 9, bias=False), (4, 5)),
+    (nn.Linear(5, 9), (5,)),
+    (Conv1D(9, 5), (2, 3, 5)),
+]
 CONVOLUTIONS = [
     (nn.Conv1d(4, 6, 3, padding=1), (2, 4, 9)),
     (nn.Conv2d(6, 5, 3, stride=2, padding=1, bias=False), (2, 6, 9, 8)),
@@ -51,15 +57,20 @@ def count(monkeypatch: pytest.MonkeyPatch, name: str) -> list[int]:
     return calls
 
 
+def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    for asked in ("can_be_fused", "linear_can_be_fused"):
+        monkeypatch.setattr(lora_layers, asked, lambda *_: False)
+
+
 @pytest.mark.parametrize(("plain", "shape"), SHAPES + CONVOLUTIONS, ids=lambda value: str(value)[:60])
 def test_outputs_and_gradients_are_those_of_the_plain_formula(
     plain: nn.Module, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer, x = adapted(plain), torch.randn(shape, dtype=torch.float64)
-    calls = count(monkeypatch, "lora_linear" if isinstance(plain, nn.Linear) else "lora_convolution")
+    calls = count(monkeypatch, "lora_linear" if isinstance(plain, nn.Linear | Conv1D) else "lora_convolution")
     found = gradients(layer, x)
     assert calls
-    monkeypatch.setattr(lora_layers, "can_be_fused", lambda *_: False)
+    plainly(monkeypatch)
     for ours, theirs in zip(found, gradients(layer, x), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
@@ -117,20 +128,14 @@ def test_a_layer_whose_input_needs_no_gradient_computes_none() -> None:
     assert layer.lora_B.grad is not None and layer.weight.grad is None
 
 
-@pytest.mark.parametrize("case", ["autocast", "half", "trained weight", "vmap"])
+@pytest.mark.parametrize("case", ["trained weight", "vmap"])
 def test_what_the_fast_paths_were_not_written_for_takes_the_plain_formula(
     case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = count(monkeypatch, "lora_linear")
     layer = adapted(nn.Linear(20, 11)).float()
     x = torch.randn(4, 20)
-    if case == "autocast":
-        with torch.autocast("cpu", torch.bfloat16):
-            assert layer(x).dtype is torch.bfloat16
-    elif case == "half":
-        layer.weight.data, layer.bias.data = layer.weight.data.bfloat16(), layer.bias.data.bfloat16()
-        assert layer(x.bfloat16()).dtype is torch.bfloat16
-    elif case == "trained weight":
+    if case == "trained weight":
         layer.weight.requires_grad_()
         layer(x).sum().backward()
         assert layer.weight.grad is not None
@@ -138,6 +143,58 @@ def test_what_the_fast_paths_were_not_written_for_takes_the_plain_formula(
         torch.testing.assert_close(torch.func.vmap(layer)(x), layer(x))
         calls.pop()
     assert not calls
+
+
+HALVES = [("autocast", torch.float32), ("autocast", torch.bfloat16), ("half", torch.bfloat16)]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("plain", [nn.Linear(40, 24), Conv1D(24, 40)], ids=["linear", "conv1d"])
+@pytest.mark.parametrize(("case", "base"), HALVES, ids=["autocast", "autocast of a half base", "half"])
+def test_half_precision_is_as_near_to_the_exact_formula_as_the_plain_one_is(
+    case: str, base: torch.dtype, plain: nn.Module, dropout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = adapted(plain, dropout)
+    for tensor in (exact.weight, exact.bias):
+        tensor.data = tensor.data.bfloat16().double()
+    layer = copy.deepcopy(exact).float()
+    for tensor in (layer.weight, layer.bias):
+        tensor.data = tensor.data.to(base)
+    x = torch.randn(5, 40).bfloat16()
+    mask = torch.rand(5, 40) < dropout
+    monkeypatch.setattr(kernels, "drop_mask", lambda *_: (mask, 1 / (1 - dropout)))
+    monkeypatch.setattr(F, "dropout", lambda x, *_: x.masked_fill(mask, 0.0) / (1 - dropout) if dropout else x)
+    calls = count(monkeypatch, "lora_linear")
+
+    def found(one: LoraLayer, x: Tensor) -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast" and x.dtype is not torch.float64):
+            return gradients(one, x)
+
+    given = x if case == "half" else x.float()
+    ours = found(layer, given)
+    assert calls and ours[0].dtype is torch.bfloat16
+    assert [gradient.dtype for gradient in ours[1:]] == [given.dtype, torch.float32, torch.float32]
+    plainly(monkeypatch)
+    theirs, expected = found(layer, given), found(exact, x.double())
+    for one, other, truth in zip(ours, theirs, expected, strict=True):
+        assert one.dtype is other.dtype
+        assert (one - truth).norm() <= 1.1 * (other - truth).norm() + 1e-3 * truth.norm()
+        assert (one - truth).norm() <= 0.02 * truth.norm()
+
+
+@pytest.mark.parametrize("case", ["autocast", "half"])
+def test_half_precision_keeps_no_second_copy_of_weight_or_input(case: str) -> None:
+    layer = adapted(nn.Linear(64, 64)).float()
+    dtype = torch.bfloat16
+    if case == "half":
+        layer.weight.data, layer.bias.data = layer.weight.data.to(dtype), layer.bias.data.to(dtype)
+    x = torch.randn(64, 64, dtype=dtype, requires_grad=True)
+    owned = {tensor.data_ptr() for tensor in (*layer.parameters(), x)}
+    kept: list[Tensor] = []
+    keeping = torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda one: one)
+    with keeping, torch.autocast("cpu", dtype, enabled=case == "autocast"):
+        layer(x)
+    assert not [tensor for tensor in kept if tensor.data_ptr() not in owned and tensor.numel() >= x.numel()]
 
 
 def test_bias_learns_where_it_is_to() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2Model
 from transformers.pytorch_utils import Conv1D
 
-from loralight.adapters import Lora, inject, kernels, lora_slices, merge
+from loralight.adapters import Lora, inject, kernels, lora_layers, merge
 from loralight.adapters.base import trainable
 from loralight.adapters.lora_slices import SLICED, SlicedLayer
 from loralight.errors import InputError
@@ -76,7 +76,7 @@ def test_gradients_are_those_of_the_dense_formula(
     kind: type[nn.Module], fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not fast:
-        monkeypatch.setattr(lora_slices, "can_be_fused", lambda *_: False)
+        monkeypatch.setattr(lora_layers, "linear_can_be_fused", lambda *_: False)
     draw = random.Random(1)
     torch.manual_seed(0)
     for _ in range(20):
@@ -93,11 +93,13 @@ def test_gradients_are_those_of_the_dense_formula(
             torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
-def test_the_fast_path_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+@kinds
+def test_the_fast_path_is_taken(kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     fast = kernels.lora_linear
-    monkeypatch.setattr(lora_slices, "lora_linear", lambda *a: (calls.append(1), fast(*a))[1])
-    disturbed(nn.Linear(4, 12), "qv", 2)(torch.randn(3, 4))
+    monkeypatch.setattr(lora_layers, "lora_linear", lambda *a: (calls.append(1), fast(*a))[1])
+    plain = nn.Linear(4, 12) if kind is nn.Linear else Conv1D(12, 4)
+    disturbed(plain.requires_grad_(False), "qv", 2)(torch.randn(3, 4))
     assert calls
 
 

@@ -30,6 +30,37 @@ def test_losses_hits_and_gradients_equal_those_over_all_logits(tokens: int, bias
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_half_precision_is_as_near_to_the_exact_loss_as_all_logits_are(autocast: bool, bias: bool) -> None:
+    torch.manual_seed(0)
+    exact = nn.Linear(24, 90, bias=bias).bfloat16().double().requires_grad_(False)
+    layer = nn.Linear(24, 90, bias=bias).requires_grad_(False)
+    layer.load_state_dict(exact.state_dict())
+    given, targets = torch.randn(300, 24).bfloat16(), torch.randint(0, 90, (300,))
+    if not autocast:
+        layer.bfloat16()
+    hidden = given.to(layer.weight.dtype).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        plain, parts = plain_token_scores(layer(hidden), targets), token_scores(hidden, targets, *_of(layer))
+    truth = given.double().requires_grad_()
+    whole = plain_token_scores(exact(truth), targets)
+    (expected,) = torch.autograd.grad(whole.losses.sum(), truth)
+    errors = []
+    for scores in (parts, plain):
+        (gradient,) = torch.autograd.grad(scores.losses.sum(), hidden)
+        assert scores.losses.dtype is torch.float32 and gradient.dtype is hidden.dtype
+        errors.append(
+            torch.stack([(scores.losses - whole.losses).norm(), (gradient - expected).norm() / expected.norm()])
+        )
+    assert torch.equal(parts.hits, plain.hits)
+    assert (errors[0] <= 1.1 * errors[1] + 1e-3).all()
+
+
+def _of(layer: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    return layer.weight, layer.bias
+
+
 class Task(TextGeneration):
     """The step of the task on a model that is given."""
 

@@ -1,0 +1,56 @@
+"""Gradient checkpointing: activations inside a model's blocks are computed again in the backward pass, not kept."""
+
+from collections.abc import Collection
+from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from loralight.errors import InputError
+
+
+@runtime_checkable
+class _OfTimm(Protocol):
+    def set_grad_checkpointing(self, enable: bool = True) -> None: ...
+
+
+def recompute_(model: nn.Module, still: Collection[nn.Module]) -> None:
+    """Have ``model`` recompute its blocks, by its library's own switch; gradients are the same bit for bit.
+
+    Args:
+        model: as it will be trained.
+        still: modules that training leaves in evaluation mode.
+
+    Raises:
+        InputError: its class has no such switch, or it would do nothing or change what is computed (``E-RECOMPUTE``).
+    """
+    parts = [module for module in model.modules() if isinstance(module, PreTrainedModel | _OfTimm)]
+    if not parts:
+        raise _refused(f"{type(model).__name__} is no model of transformers or timm, whose switch is used")
+    try:
+        _switch_on_(parts[0])
+    except (AssertionError, ValueError) as error:
+        raise _refused(f"{type(parts[0]).__name__} does not recompute its blocks") from error
+    kept = {id(module) for module in still}
+    if any(id(module) in kept and getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        raise _refused(
+            "transformers recomputes blocks in training mode alone, in which task.base_dropout=false does not put "
+            "them; set the dropouts of the model's config to 0 instead"
+        )
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if any(norm.training and id(norm) not in kept for norm in norms):
+        raise _refused("BatchNorm that follows the data would count each batch twice")
+
+
+def _switch_on_(part: Any) -> None:
+    if not isinstance(part, PreTrainedModel):
+        part.set_grad_checkpointing(True)
+        return
+    switch: Any = getattr(part, "activation_checkpointing_enable", None) or part.gradient_checkpointing_enable
+    switch({"use_reentrant": False})
+    # newer versions have the embeddings' output require gradients, for which all below the lowest adapter would pay
+    part.disable_input_require_grads()  # type: ignore[no-untyped-call]
+
+
+def _refused(why: str) -> InputError:
+    return InputError("E-RECOMPUTE", f"task.gradient_checkpointing=true: {why}. Leave it false")

@@ -1,0 +1,207 @@
+"""Packed weights: the same products, and packs that are never older than their weight."""
+
+import copy
+import gc
+import pickle
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.pytorch_utils import Conv1D
+
+from loralight.adapters import Lora, inject, merge, packing
+from loralight.adapters.base import trainable
+from loralight.adapters.prepack import PackedConv1D, PackedLinear, prepack_, unpack_
+from loralight.errors import InputError
+
+
+class Net(nn.Module):
+    """An adapted and a frozen layer of each kind, and two layers of one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.adapted = nn.ModuleList([nn.Linear(24, 36), Conv1D(20, 36)])
+        self.frozen = nn.ModuleList([nn.Linear(20, 30, bias=False), Conv1D(24, 30)])
+        self.embedding, self.output = nn.Embedding(15, 24), nn.Linear(24, 15, bias=False)
+        self.output.weight = self.embedding.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embedding(ids)
+        for layer in (*self.adapted, *self.frozen):
+            x = layer(x).tanh()
+        return self.output(x)
+
+
+def adapted(**settings: Any) -> nn.Module:
+    model = Net()
+    inject(model, Lora(targets=["adapted.*", "embedding"], rank=3, **settings))
+    for parameter in trainable(model).values():
+        nn.init.normal_(parameter)
+    return model
+
+
+def gradients(model: nn.Module) -> list[Tensor]:
+    torch.manual_seed(1)
+    y = model(torch.arange(15).view(3, 5))
+    return [y.detach(), *torch.autograd.grad(y.sum(), list(trainable(model).values()))]
+
+
+@pytest.fixture
+def packed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of the matrices that are multiplied packed."""
+    assert packing.can_pack(torch.float32) and packing.can_pack(torch.bfloat16)  # each tries it on a small matrix
+    shapes: list[tuple[int, ...]] = []
+    plain = packing.Packed.linear
+
+    def linear(self: packing.Packed, x: Tensor, bias: Tensor | None) -> Tensor:
+        shapes.append(tuple(self._matrix.shape))
+        return plain(self, x, bias)
+
+    monkeypatch.setattr(packing.Packed, "linear", linear)
+    return shapes
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_training_with_packed_weights_computes_what_it_does_without(
+    dropout: float, packed: list[tuple[int, ...]]
+) -> None:
+    model = adapted(dropout=dropout)
+    twin = copy.deepcopy(model)
+    prepack_(model)
+    assert [type(layer) for layer in model.frozen] == [PackedLinear, PackedConv1D]
+    for ours, theirs in zip(gradients(model), gradients(twin), strict=True):
+        assert (ours - theirs).norm() <= 2e-6 * theirs.norm()
+    there = [(36, 24), (20, 36), (30, 20), (24, 30), (15, 24)]
+    assert packed == there + [shape[::-1] for shape in reversed(there)], "forwards, then backwards transposed"
+
+
+def test_under_autocast_weights_are_packed_in_its_dtype_once(packed: list[tuple[int, ...]]) -> None:
+    model = adapted()
+    twin = copy.deepcopy(model)
+    prepack_(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = gradients(model), gradients(twin)
+    assert len(packed) == 10
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype is theirs.dtype and (ours - theirs).norm() <= 0.02 * theirs.norm()
+    entry = packing._entries[model.adapted[0].weight]
+    assert list(entry.packs.matrix._packed) == list(entry.packs.transposed._packed) == [torch.bfloat16]
+
+
+def test_evaluation_is_that_without_packs_bit_for_bit(packed: list[tuple[int, ...]]) -> None:
+    model, ids = adapted(), torch.arange(15)
+    twin = copy.deepcopy(model)
+    prepack_(model)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(ids), twin.eval()(ids))
+    assert not packed
+
+
+def test_nothing_is_packed_before_it_is_used() -> None:
+    model = adapted()
+    prepack_(model)
+    assert packing._entries[model.adapted[0].weight] is None
+    model.adapted[0](torch.randn(2, 24))
+    entry = packing._entries[model.adapted[0].weight]
+    assert entry.packs.matrix._packed and not entry.packs.transposed._packed, "the backward pass has not been"
+
+
+def test_what_is_saved_copied_or_pickled_has_no_packs(packed: list[tuple[int, ...]]) -> None:
+    model = adapted()
+    keys = model.state_dict().keys()
+    prepack_(model)
+    gradients(model)
+    assert model.state_dict().keys() == keys
+    packed.clear()
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        gradients(twin)
+        assert twin.adapted[0].weight not in packing._entries and not packed
+        prepack_(twin)
+        gradients(twin)
+        assert packed
+        packed.clear()
+
+
+@pytest.mark.parametrize("change", ["in place", "other numbers", "loaded", "cast and back"])
+def test_packs_are_made_anew_when_their_weight_changes(change: str) -> None:
+    model = adapted()
+    prepack_(model)
+    gradients(model)
+    layers = (model.adapted[0], model.frozen[1])
+    for layer in layers:
+        if change == "in place":
+            with torch.no_grad():
+                layer.weight.mul_(2)
+        elif change == "other numbers":
+            layer.weight.data = layer.weight.data * 2
+        elif change == "loaded":
+            layer.load_state_dict({**layer.state_dict(), "weight": layer.weight * 3})
+        else:
+            layer.to(torch.bfloat16).to(torch.float32)
+    twin = copy.deepcopy(model)
+    for ours, theirs in zip(gradients(model), gradients(twin), strict=True):
+        assert (ours - theirs).norm() <= 2e-6 * theirs.norm()
+
+
+def test_packs_go_with_their_weight() -> None:
+    model = adapted()
+    prepack_(model)
+    gradients(model)
+    gone = weakref.ref(packing._entries[model.adapted[0].weight].data)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize("undo", [merge, unpack_])
+def test_a_merged_model_is_the_plain_model_again(undo: Any, packed: list[tuple[int, ...]]) -> None:
+    model = adapted()
+    prepack_(model)
+    gradients(model)
+    before = len(packed)
+    weights = [layer.weight for layer in (*model.adapted, *model.frozen, model.output)]
+    undo(model)
+    assert not any(weight in packing._entries for weight in weights)
+    assert [type(layer) for layer in model.frozen] == [nn.Linear, Conv1D]
+    model(torch.arange(4))
+    assert len(packed) == before
+
+
+def test_a_weight_that_learns_after_all_gets_its_gradient() -> None:
+    model = adapted()
+    prepack_(model)
+    for layer in (*model.adapted, *model.frozen):
+        layer.weight.requires_grad_()
+    model(torch.arange(4)).sum().backward()
+    assert all(layer.weight.grad is not None for layer in (*model.adapted, *model.frozen))
+
+
+def test_slices_of_a_fused_projection_read_its_packs(packed: list[tuple[int, ...]]) -> None:
+    ends = {"bos_token_id": None, "eos_token_id": None}
+    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=15, n_positions=8, **ends)
+    config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
+    model = GPT2LMHeadModel(config)
+    inject(model, Lora(targets=["*.c_attn"], slices={"*.c_attn": "qv"}, rank=2))
+    nn.init.normal_(model.transformer.h[0].attn.c_attn.lora_B)
+    twin = copy.deepcopy(model)
+    prepack_(model)
+    results = []
+    for one in (model, twin):
+        y = one(torch.arange(6)[None]).logits
+        results.append([y, *torch.autograd.grad(y.square().sum(), list(trainable(one).values()))])
+    for ours, theirs in zip(*results, strict=True):
+        assert (ours - theirs).norm() <= 2e-6 * theirs.norm()
+    assert packed[0] == (48, 16) and len(packed) == 4 + 3, "no vocabulary, and nothing below the adapter goes backwards"
+
+
+@pytest.mark.parametrize("case", ["no layer", "elsewhere", "double"])
+def test_what_cannot_be_packed_is_refused(case: str) -> None:
+    model: nn.Module = nn.Sequential(nn.Conv2d(3, 3, 1)) if case == "no layer" else Net().requires_grad_(False)
+    model.to(**{"no layer": {}, "elsewhere": {"device": "meta"}, "double": {"dtype": torch.float64}}[case])
+    said = {"no layer": "no frozen linear layer", "elsewhere": "float32 weights on meta", "double": "float64"}[case]
+    with pytest.raises(InputError, match=rf"E-PREPACK.*{said}"):
+        prepack_(model)
+    assert not any(isinstance(layer, PackedLinear | PackedConv1D) for layer in model.modules())
