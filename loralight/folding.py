@@ -43,23 +43,26 @@ def fold_batch_norm_(model: nn.Module) -> int:
 
 
 def link_(model: nn.Module) -> None:
-    """Tell each adapted convolution which BatchNorm alone reads its output, where that can be seen by tracing.
+    """Tell convolutions and BatchNorm layers of each other, where tracing shows that the one alone reads the other.
 
-    A frozen one is then part of the convolution in training, see `loralight.adapters.frozen_norm`. A second call starts
-    anew.
+    In training a frozen one is then part of an adapted convolution, see `loralight.adapters.frozen_norm`. A second call
+    starts anew.
     """
-    adapted = [module for module in model.modules() if isinstance(module, _ADAPTED)]
-    for convolution in adapted:
-        convolution.follower = None
+    for module in model.modules():
+        if isinstance(module, (*_ADAPTED, *_NORMS)):
+            vars(module).pop("follower" if isinstance(module, _ADAPTED) else "source", None)
+    if not any(isinstance(module, _ADAPTED) for module in model.modules()):
+        return
     try:
-        pairs = list(_pairs(model, _ADAPTED)) if adapted else []
+        pairs = list(_pairs(model, (*_CONVOLUTIONS, *_ADAPTED)))
     except InputError:  # then each computes by itself, which is the same
         return
     for name, norm in pairs:
         convolution = model.get_submodule(name)
-        assert isinstance(convolution, _ADAPTED)
-        parent, _, own = norm.rpartition(".")
-        convolution.follower = Follower(parent=model.get_submodule(parent), name=own)
+        vars(model.get_submodule(norm))["source"] = convolution
+        if isinstance(convolution, _ADAPTED):
+            parent, _, own = norm.rpartition(".")
+            convolution.follower = Follower(parent=model.get_submodule(parent), name=own)
 
 
 class _Tracer(fx.Tracer):

@@ -51,7 +51,7 @@ class _LoraConvolution(Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight, lora_A, lora_B, gain)
         ctx.scaling, ctx.geometry = scaling, geometry
-        return _convolve(x, _whole(weight, lora_A, lora_B, scaling, gain), bias, geometry)
+        return _convolve(x, _whole(weight, lora_A, lora_B, scaling, gain, like=x), bias, geometry)
 
     @staticmethod
     @once_differentiable
@@ -59,7 +59,7 @@ class _LoraConvolution(Function):
         x, weight, lora_A, lora_B, gain = ctx.saved_tensors
         g_x = g_A = None
         if ctx.needs_input_grad[0]:
-            whole = _whole(weight, lora_A, lora_B, ctx.scaling, gain)  # rebuilt: cheaper than kept
+            whole = _whole(weight, lora_A, lora_B, ctx.scaling, gain, like=x)  # rebuilt: cheaper than kept
             g_x = _backward(gradient, x, whole, ctx.geometry, 0)
         scale = ctx.scaling if gain is None else gain.view(-1, *(1,) * (lora_B.ndim - 1)) * ctx.scaling
         g_B, g_low = _up_backward(gradient, _down(x, lora_A, ctx.geometry), lora_B * scale)
@@ -69,9 +69,20 @@ class _LoraConvolution(Function):
         return g_x, None, g_bias, g_A, g_B.mul_(scale), None, None, None
 
 
-def _whole(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float, gain: Tensor | None) -> Tensor:
-    flat = torch.addmm(weight.flatten(1), lora_B.flatten(1), lora_A.flatten(1), alpha=scaling)
-    return (flat if gain is None else flat.mul_(gain[:, None])).view(weight.shape)
+def _whole(
+    weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float, gain: Tensor | None, *, like: Tensor
+) -> Tensor:
+    """``gain (W + scaling B A)``, its channels last in memory where those of ``like`` are: else it would be copied."""
+    last = _has_rows(like) and weight.shape[2:].numel() > 1
+    if last:
+        lora_A = lora_A.permute(0, 2, 3, 1)
+        flat = weight.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).flatten(1)
+        flat.addmm_(lora_B.flatten(1), lora_A.flatten(1), alpha=scaling)
+    else:
+        flat = torch.addmm(weight.flatten(1), lora_B.flatten(1), lora_A.flatten(1), alpha=scaling)
+    if gain is not None:
+        flat.mul_(gain[:, None])
+    return flat.view(-1, *lora_A.shape[1:]).permute(0, 3, 1, 2) if last else flat.view(weight.shape)
 
 
 def _down(x: Tensor, lora_A: Tensor, geometry: Geometry) -> Tensor:

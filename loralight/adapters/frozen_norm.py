@@ -23,16 +23,20 @@ class FrozenNorm(nn.modules.batchnorm._BatchNorm):
     done: Tensor | None = None
     """The output of the convolution before, which was convolved with this layer's gain and has its shift."""
 
+    source: nn.Module | None = None
+    """The convolution whose output nothing but this layer reads, if that is known; no submodule of this one."""
+
     def forward(self, x: Tensor) -> Tensor:
         done, self.done = self.done, None
         if done is not None:
             assert x is done, "the convolution's output has gone elsewhere"
             return self.after(x)
-        if not (x.requires_grad and self.is_fixed_for(x)):
+        in_place = not (x.requires_grad or self.source is None or is_watched(self.source) or is_watched(self))
+        if not (x.requires_grad or in_place) or not self.is_fixed_for(x):
             y: Tensor = super().forward(x)
             return y
         gain, shift = (one.view(-1, *(1,) * (x.ndim - 2)) for one in self.gain_and_shift())
-        return self.after(torch.addcmul(shift, x, gain))
+        return self.after(torch.addcmul(shift, x, gain, out=x if in_place else None))
 
     def is_fixed_for(self, x: Tensor) -> bool:
         """Whether the layer is a constant gain and shift, of the precision of x."""
@@ -117,10 +121,11 @@ class Follower:
         norm = self.parent._modules.get(self.name)
         if not isinstance(norm, FrozenNorm) or not norm.is_fixed_for(x):
             return None
-        return None if _is_watched(convolution) or _is_watched(norm) else norm
+        return None if is_watched(convolution) or is_watched(norm) else norm
 
 
-def _is_watched(module: nn.Module) -> bool:
+def is_watched(module: nn.Module) -> bool:
+    """Whether hooks see what goes into a module and comes out."""
     hooks = (
         *(module._forward_hooks, module._forward_pre_hooks),
         *(module._backward_hooks, module._backward_pre_hooks),
