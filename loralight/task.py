@@ -14,9 +14,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, MetricCollection
 
 from loralight.adapters.base import Adapter, inject, trainable
+from loralight.adapters.frozen_norm import freeze_, thaw_
 from loralight.adapters.prepack import prepack_
 from loralight.dtypes import cast_inputs_, computed_buffers, not_narrowed, single_by_default, tensors_of
 from loralight.errors import InputError
+from loralight.folding import link_
 from loralight.inputs import read_inputs
 from loralight.optim import by_name, by_position, delayed, parameter_groups, schedule
 from loralight.pretrained import save_model
@@ -116,6 +118,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         self._built = False
         self._still: list[nn.Module] = []
         self._added: set[str] = set()  # names of the tensors that are the adapter's and not the base's
+        self._fixed: list[nn.Module] = []  # BatchNorm layers of which nothing changes
         self.adapted_norms: list[str] = []  # BatchNorm layers that `batch_norm` lets change
         self._window: Tensor | None = None  # summed loss and weight of the batches since the last optimizer step
 
@@ -222,6 +225,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         self.scores = nn.ModuleDict({split: metrics.clone(prefix=f"{split}/") for split in ("validation", "test")})
         self._built = True
         self.train()  # `from_pretrained` returns eval mode, and Lightning keeps the mode it finds
+        link_(self.model)  # in training mode, as it will run
 
     def trainable_tensors(self) -> dict[str, Tensor]:
         """What learns, by name in ``self.model``: trained parameters, and saved buffers of the modules they are in."""
@@ -316,6 +320,8 @@ class AdapterTask(lightning.LightningModule, ABC):
         super().train(mode)
         if mode and self._built:
             self._keep_still()
+        else:
+            thaw_(self._fixed)
         return self
 
     def _set_batch_norm(self) -> None:
@@ -340,8 +346,10 @@ class AdapterTask(lightning.LightningModule, ABC):
             for name, module in frozen.items()
             if (name in norms or not self.base_dropout) and name not in following
         ]
+        self._fixed = list(norms.values()) if self.batch_norm == "frozen" else []
 
     def _keep_still(self) -> None:
+        freeze_(self._fixed)
         for module in self._still:
             module.training = False
 

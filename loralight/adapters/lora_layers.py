@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from loralight.adapters.kernels import Geometry, can_be_fused, linear_can_be_fused, lora_convolution, lora_linear
+from loralight.adapters.conv_kernels import Geometry, lora_convolution
+from loralight.adapters.frozen_norm import Follower
+from loralight.adapters.kernels import can_be_fused, linear_can_be_fused, lora_linear
 from loralight.adapters.packing import forget_, packs_of
 
 
@@ -239,7 +241,11 @@ class _LoraConv(LoraLayer, nn.modules.conv._ConvNd):
     Shapes: x (batch, in, *space), lora_A (rank, in / groups, *kernel), lora_B (out, rank, 1, ...).
     """
 
+    extras: ClassVar[tuple[str, ...]] = (*LoraLayer.extras, "follower")
     _convolve: ClassVar[Callable[..., Tensor]]
+
+    follower: Follower | None = None
+    """The BatchNorm that alone reads the output, if that is known: its work is done here where it is frozen."""
 
     def factor_shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         ones = (1,) * len(self.kernel_size)
@@ -248,11 +254,20 @@ class _LoraConv(LoraLayer, nn.modules.conv._ConvNd):
     def forward(self, x: Tensor) -> Tensor:
         # in half precision W would round the update away; an input without a batch is rare
         fits = x.dtype.itemsize >= 4 and x.ndim == self.weight.ndim
-        if fits and self._is_simple and can_be_fused(x, self.weight, self.lora_A):
-            geometry: Geometry = (self.stride, self.padding, self.dilation)  # type: ignore[assignment]  # no text here
-            lora_A = thin(self.lora_A, self.draw_ranks())
-            return lora_convolution(x, self.weight, self.bias, lora_A, self.lora_B, self.scaling, geometry)
-        return super().forward(x)
+        if not (fits and self._is_simple and can_be_fused(x, self.weight, self.lora_A)):
+            return super().forward(x)
+        bias, gain = self.bias, None
+        learns = bias is not None and bias.requires_grad
+        norm = self.follower.of(self, x) if self.follower and self.training and not learns else None
+        if norm is not None:
+            gain, shift = norm.gain_and_shift()
+            bias = shift if bias is None else torch.addcmul(shift, bias, gain)
+        geometry: Geometry = (self.stride, self.padding, self.dilation)  # type: ignore[assignment]  # no text here
+        lora_A = thin(self.lora_A, self.draw_ranks())
+        y = lora_convolution(x, self.weight, bias, lora_A, self.lora_B, self.scaling, geometry, gain)
+        if norm is not None:
+            norm.done = y
+        return y
 
     def as_output(self, vector: Tensor) -> Tensor:
         return vector.view(1, -1, *(1,) * len(self.kernel_size))

@@ -88,6 +88,8 @@ class ImageClassification(AdapterTask):
         if self.training and self.mixing is not None:
             images, targets = self.mixing(images, labels)
             targets, smoothing = targets.to(images.dtype), 0.0  # they are smoothed already
+        if self.training:
+            images = images.contiguous(memory_format=torch.channels_last)
         logits = self.model(images)  # (batch, labels)
         loss = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="sum")
         return Step(loss / max(len(labels), 1), logits, labels)

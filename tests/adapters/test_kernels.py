@@ -47,7 +47,7 @@ def gradients(layer: LoraLayer, x: Tensor, seed: int = 0) -> list[Tensor]:
 def count(monkeypatch: pytest.MonkeyPatch, name: str) -> list[int]:
     """Counts the calls of a fast path, so that no test compares the plain formula with itself."""
     calls: list[int] = []
-    fast: Callable[..., Tensor] = getattr(kernels, name)
+    fast: Callable[..., Tensor] = getattr(lora_layers, name)
 
     def counted(*arguments: Any) -> Tensor:
         calls.append(1)

@@ -1,0 +1,152 @@
+"""The fast path of LoRA on convolutions, equal to the plain formula in `lora_layers`.
+
+W + scaling B A is made anew in every pass and the input is convolved once; the gradients of A and B come through the
+rank's few channels and never form one of W, which costs as much as a forward pass.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+"""Stride, padding and dilation of a convolution without groups."""
+
+
+def lora_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    scaling: float,
+    geometry: Geometry,
+    gain: Tensor | None = None,
+) -> Tensor:
+    """The convolution of x with ``gain (W + scaling B A)``, plus the bias.
+
+    The input and the weights are all that is kept for the backward pass.
+
+    Shapes: x (batch, in, *space), weight (out, in, *kernel), bias and gain (out,), lora_A (rank, in, *kernel), lora_B
+    (out, rank, 1, ...).
+    """
+    y: Tensor = _LoraConvolution.apply(x, weight, bias, lora_A, lora_B, scaling, geometry, gain)
+    return y
+
+
+class _LoraConvolution(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        lora_A: Tensor,
+        lora_B: Tensor,
+        scaling: float,
+        geometry: Geometry,
+        gain: Tensor | None,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, lora_A, lora_B, gain)
+        ctx.scaling, ctx.geometry = scaling, geometry
+        return _convolve(x, _whole(weight, lora_A, lora_B, scaling, gain, like=x), bias, geometry)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, lora_A, lora_B, gain = ctx.saved_tensors
+        g_x = g_A = None
+        if ctx.needs_input_grad[0]:
+            whole = _whole(weight, lora_A, lora_B, ctx.scaling, gain, like=x)  # rebuilt: cheaper than kept
+            g_x = _backward(gradient, x, whole, ctx.geometry, 0)
+        scale = ctx.scaling if gain is None else gain.view(-1, *(1,) * (lora_B.ndim - 1)) * ctx.scaling
+        g_B, g_low = _up_backward(gradient, _down(x, lora_A, ctx.geometry), lora_B * scale)
+        if ctx.needs_input_grad[3]:
+            g_A = _down_backward(g_low, x, lora_A, ctx.geometry)
+        g_bias = gradient.sum((0, *range(2, gradient.ndim))) if ctx.needs_input_grad[2] else None
+        return g_x, None, g_bias, g_A, g_B.mul_(scale), None, None, None
+
+
+def _whole(
+    weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float, gain: Tensor | None, *, like: Tensor
+) -> Tensor:
+    """``gain (W + scaling B A)``, its channels last in memory where those of ``like`` are: else it would be copied."""
+    last = _has_rows(like) and weight.shape[2:].numel() > 1
+    if last:
+        lora_A = lora_A.permute(0, 2, 3, 1)
+        flat = weight.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).flatten(1)
+        flat.addmm_(lora_B.flatten(1), lora_A.flatten(1), alpha=scaling)
+    else:
+        flat = torch.addmm(weight.flatten(1), lora_B.flatten(1), lora_A.flatten(1), alpha=scaling)
+    if gain is not None:
+        flat.mul_(gain[:, None])
+    return flat.view(-1, *lora_A.shape[1:]).permute(0, 3, 1, 2) if last else flat.view(weight.shape)
+
+
+def _down(x: Tensor, lora_A: Tensor, geometry: Geometry) -> Tensor:
+    """The convolution with A, (batch, rank, *space)."""
+    if not _is_product(x, lora_A, geometry):
+        return _convolve(x, lora_A, None, geometry)
+    return _as_map(lora_A.flatten(1) @ _rows(x).T, x)
+
+
+def _down_backward(g_low: Tensor, x: Tensor, lora_A: Tensor, geometry: Geometry) -> Tensor:
+    """The gradient of A."""
+    if not _is_product(x, lora_A, geometry):
+        return _backward(g_low, x, lora_A, geometry, 1)
+    return (_columns(g_low) @ _rows(x)).view(lora_A.shape)
+
+
+def _up_backward(gradient: Tensor, low: Tensor, lora_B: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of B and of its input.
+
+    Where pixels are rows these are plain products, in an order of operands that takes a quarter of the convolution's.
+    """
+    if _has_rows(gradient):
+        g_B = (_columns(low) @ _rows(gradient)).T.view(lora_B.shape)
+        return g_B, _as_map(lora_B.flatten(1).T @ _rows(gradient).T, gradient)
+    point = tuple(tuple(value for _ in low.shape[2:]) for value in (1, 0, 1))
+    return _backward(gradient, low, lora_B, point, 1), _backward(gradient, low, lora_B, point, 0)
+
+
+def _is_product(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
+    """Whether a convolution of one pixel at a time is a product of the rows of x with the weight."""
+    stride, padding, _ = geometry
+    return _has_rows(x) and set(weight.shape[2:]) | set(stride) == {1} and set(padding) == {0}
+
+
+def _has_rows(x: Tensor) -> bool:
+    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(batch, channels, height, width) with the channels last in memory as (pixels, channels), without a copy."""
+    return x.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _columns(low: Tensor) -> Tensor:
+    """(batch, rank, height, width) as (rank, pixels)."""
+    return low.transpose(0, 1).flatten(1)
+
+
+def _as_map(columns: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `_columns`, of the batch and space of ``like``."""
+    return columns.view(-1, like.shape[0], *like.shape[2:]).transpose(0, 1)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    stride, padding, dilation = geometry
+    return torch.convolution(x, weight, bias, stride, padding, dilation, False, (0,) * len(stride), 1)
+
+
+def _backward(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Any, which: int) -> Tensor:
+    """The gradient with respect to x (``which`` 0) or to the weight (1)."""
+    stride, padding, dilation = geometry
+    wanted = [number == which for number in range(3)]
+    gradients: Any = torch.ops.aten.convolution_backward(
+        gradient, x, weight, None, stride, padding, dilation, False, (0,) * len(stride), 1, wanted
+    )
+    found: Tensor = gradients[which]
+    return found
