@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, MetricCollection
 
 from loralight.adapters.base import Adapter, inject, trainable
+from loralight.dropout import set_cheap_dropout_
 from loralight.errors import InputError
 from loralight.inputs import read_inputs
 from loralight.optim import by_name, by_position, delayed, parameter_groups, schedule
@@ -276,6 +277,8 @@ class AdapterTask(lightning.LightningModule, ABC):
 
     def train(self, mode: bool = True) -> "AdapterTask":
         """Training mode, in which frozen BatchNorm keeps its statistics and frozen dropout obeys ``base_dropout``."""
+        if self._built:
+            set_cheap_dropout_(self.model, mode)
         super().train(mode)
         if mode and self._built:
             self._keep_still()
