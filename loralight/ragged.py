@@ -1,5 +1,6 @@
 """Rows of unlike length in one line of tokens, and back in a rectangle where an operation needs one."""
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -39,22 +40,19 @@ class Ragged:
     more there than what it saves.
 
     Args:
-        mask: True at tokens, (batch, longest); at least one is.
+        mask: True at tokens, (batch, longest); each row has some.
     """
 
     def __init__(self, mask: Tensor) -> None:
         self.shape = mask.shape
         lengths = mask.sum(1)
         order = lengths.argsort(descending=True, stable=True)
-        order = order[lengths[order] > 0]
         counts = lengths[order].tolist()  # a GPU waits here
         bounds = _bounds(counts) if mask.device.type == "cpu" else [0, len(counts)]
         self.places = (order.unsqueeze(1) * mask.shape[1] + torch.arange(mask.shape[1], device=mask.device))[
             mask[order]
         ]
-        self.groups = [
-            _group(lengths[order[start:end]], counts[start]) for start, end in zip(bounds, bounds[1:], strict=False)
-        ]
+        self.groups = [_group(lengths[order[start:end]], counts[start]) for start, end in pairwise(bounds)]
         self.sizes = [len(group.slots) for group in self.groups]
 
     def line_up(self, padded: Tensor) -> Tensor:

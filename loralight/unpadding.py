@@ -86,7 +86,8 @@ def _line_up(encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     mask = given.get("attention_mask")
     is_asked_for_more = given.get("output_hidden_states") or given.get("output_attentions")
-    if not isinstance(mask, Tensor) or mask.ndim != 2 or is_asked_for_more or not mask.any():
+    # classifiers read the first place, so it has to be a token; a GPU waits for the answer
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or is_asked_for_more or not mask[:, 0].all():
         return None
     ragged = Ragged(mask)
     return (), {**given, names[0]: ragged.line_up(given[names[0]]), "attention_mask": ragged}
