@@ -8,7 +8,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constra
 # workers would only wait for one another.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-.PHONY: help demo test test-all check bench-start clean
+.PHONY: help demo test test-all check bench bench-start clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -36,6 +36,10 @@ check: .venv/dev.stamp ## lint, check the format and the types
 	@$(BIN)/python -m pip install --quiet --no-deps --no-index --target build/check/installed build/check/*.whl
 	cd build/check/installed && ../../../$(BIN)/mypy --config-file ../../../pyproject.toml --cache-dir ../../../.mypy_cache -p loralight
 
+# One thread: it can be timed by the processor time it gets, whatever else the machine does.
+bench: .venv/bench.stamp ## measure time and memory beside PEFT and others: a table of ratios, pass or short
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench.py $(ARGS)
+
 bench-start: .venv/demo.stamp ## measure how fast the command answers
 	$(BIN)/python benchmarks/startup.py $(ARGS)
 
@@ -55,6 +59,7 @@ clean: ## remove .venv, builds and caches; runs/ stays
 .venv/demo.stamp: EXTRAS := demo
 .venv/test.stamp: EXTRAS := demo,test
 .venv/dev.stamp: EXTRAS := demo,test,dev
+.venv/bench.stamp: EXTRAS := demo,bench
 .venv/%.stamp: .venv/python.stamp pyproject.toml constraints.txt
 	@echo "Installing loralight[$(EXTRAS)] into .venv. The first time takes minutes and about 6 GB, most of it PyTorch."
 	@$(PIP) --editable ".[$(EXTRAS)]"

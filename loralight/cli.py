@@ -21,6 +21,7 @@ VERBS = {
     "spectrum": "what a trained low-rank adapter has learned in each layer",
     "combine": "a weighted sum of trained adapters, as an adapter of its own",
     "sweep": "train once for each of several values (train --multirun)",
+    "together": "several trainings on one base model, which is in memory once",
     "tasks": "the task plugins found, and what each needs",
     "new-task": "write a small working task plugin, to be changed into yours",
 }
@@ -126,10 +127,11 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     overrides, flags = _sort(arguments)
     if verb == "sweep":
         verb, flags = "train", [*flags, "--multirun"]
-    overrides = _with_those_of_a_run(verb, overrides)
-    # Hydra takes each key for a setting, but these are names of layers, or a task's own: checked once those are known
-    free = ("options.", "arguments.") if verb == "predict" else ()
-    overrides = [f"++{o}" if o.startswith(free) or _MAPPING.match(o) else o for o in overrides]
+    overrides = with_those_of_a_run(verb, overrides)
+    if verb == "together":  # what stands behind a run's name is a command line, which Hydra is to take for a text
+        overrides = [f"++{quoted(o)}" if o.startswith(("runs.", "each=")) else o for o in overrides]
+    if verb == "predict":  # a task's own names, checked once the task is known
+        overrides = [f"++{o}" if o.startswith(("options.", "arguments.")) else o for o in overrides]
 
     from loralight.composition import explain, run_hydra, whole_errors
     from loralight.run_folder import share_name
@@ -189,8 +191,10 @@ def _sort(arguments: list[str]) -> tuple[list[str], list[str]]:
     return overrides, flags
 
 
-def _with_those_of_a_run(verb: str, overrides: list[str]) -> list[str]:
+def with_those_of_a_run(verb: str, overrides: list[str]) -> list[str]:
     """For ``resume=DIR``, and to evaluate or merge ``run=DIR``: that run's overrides first, so none must be retyped."""
+    # Hydra takes each key of a mapping for a setting, but an adapter's are names of layers
+    overrides = [f"++{o}" if _MAPPING.match(o) else o for o in overrides]
     key = {"train": "resume", "evaluate": "run", "merge": "run"}.get(verb)
     given = dict(override.partition("=")[::2] for override in overrides)
     if key is None or given.get(key, "null") in ("", "null"):
@@ -211,9 +215,15 @@ def _with_those_of_a_run(verb: str, overrides: list[str]) -> list[str]:
     ]
     saved = [o for o in saved if not o.startswith(("resume=", "hydra.run.dir="))]
     if verb == "train":
-        escaped = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-        saved.append(f"hydra.run.dir='{escaped}'")
+        saved.append(quoted(f"hydra.run.dir={folder}"))
     return [*saved, *overrides]
+
+
+def quoted(override: str) -> str:
+    """An override whose value is the text as it stands, whatever Hydra would make of it."""
+    name, _, value = override.partition("=")
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"{name}='{escaped}'"
 
 
 def _complete(arguments: list[str]) -> int:

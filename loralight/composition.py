@@ -5,11 +5,13 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -51,16 +53,37 @@ def run_hydra(job: Callable[[DictConfig], Any], config_name: str) -> None:
 
 def compose(config_name: str, overrides: list[str]) -> DictConfig:
     """The config that a command line would give, outside of a Hydra application."""
+    return _without_hydra(_composed(config_name, overrides))
+
+
+def _composed(config_name: str, overrides: list[str]) -> DictConfig:
     Plugins.instance().register(_PluginConfs)
     arguments = {} if "execution_whitelist" in inspect.signature(hydra.main).parameters else {"version_base": "1.3"}
     with hydra.initialize_config_module("loralight.conf", **arguments):
-        config = hydra.compose(config_name, overrides, return_hydra_config=True)
+        return hydra.compose(config_name, overrides, return_hydra_config=True)
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
     choices = config.hydra.runtime.choices
     with open_dict(config):
         del config.hydra
         if "names" in config:  # refers to Hydra's own config, which is known to its applications alone
             config.names = {name: choices[name] for name in config.names}
     return config
+
+
+def settings_of(config_name: str, overrides: list[str], output_dir: Path) -> dict[str, Any]:
+    """What a command line hands to its job, in plain values, with ``output_dir`` as the job's folder."""
+    GlobalHydra.instance().clear()
+    config = _composed(config_name, overrides)
+    current = HydraConfig.instance().cfg
+    with open_dict(config):
+        config.hydra.runtime.output_dir = str(output_dir)
+    HydraConfig.instance().set_config(config)
+    try:
+        return dict(plain(_without_hydra(config)))
+    finally:
+        HydraConfig.instance().cfg = current
 
 
 def explain(error: BaseException, config_name: str, overrides: list[str]) -> str | None:

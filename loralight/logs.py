@@ -23,11 +23,18 @@ _UNHELPFUL = (
     r".*Found \d+ module\(s\) in eval mode",  # frozen BatchNorm
     r".*isinstance\(treespec, LeafSpec\)` is deprecated",
     r".*`is_gradient_checkpointing` is deprecated",
+    r"`ModelCheckpoint\(monitor=.*could not find the monitored key",  # a run that ends before its first validation
 )
 
 
-def configure(log_file: Path | None = None, *, rank: int = 0) -> None:
-    """Send log lines and warnings to ``log_file``, and those of the first process to standard error too."""
+def configure(log_file: Path | None = None, *, rank: int = 0, line: str = "%(message)s") -> None:
+    """Send log lines and warnings to ``log_file``, and those of the first process to standard error too.
+
+    Args:
+        log_file: where.
+        rank: the process's.
+        line: what of a record is told beside the time, in the names of `logging`.
+    """
     root = logging.getLogger()
     for handler in (*root.handlers, *_reports.handlers):
         handler.close()
@@ -35,10 +42,10 @@ def configure(log_file: Path | None = None, *, rank: int = 0) -> None:
     handlers: list[logging.Handler] = []
     if rank == 0:
         reconfigure(stderr=True)  # shared with Lightning's progress bar, above which log lines must go
-        handlers.append(_terminal())
+        handlers.append(_terminal(line))
     if log_file is not None:
         in_file = logging.FileHandler(log_file, encoding="utf-8")
-        in_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        in_file.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {line}"))
         handlers.append(in_file)
         _reports.handlers = [in_file]
     root.handlers = handlers
@@ -56,11 +63,13 @@ def configure(log_file: Path | None = None, *, rank: int = 0) -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def _terminal() -> logging.Handler:
+def _terminal(line: str) -> logging.Handler:
     if sys.stderr.isatty():
-        return RichHandler(console=get_console(), show_path=False, show_level=False, log_time_format="%H:%M:%S")
+        rich = RichHandler(console=get_console(), show_path=False, show_level=False, log_time_format="%H:%M:%S")
+        rich.setFormatter(logging.Formatter(line))
+        return rich
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {line}", datefmt="%H:%M:%S"))
     return handler
 
 

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoTokenizer,
     FeatureExtractionMixin,
@@ -88,10 +89,7 @@ def longest_input(checkpoint: str, tokenizer: PreTrainedTokenizerBase) -> int:
     Raises:
         InputError: the model has no config (``E-MODEL``).
     """
-    name, file = _source(checkpoint)
-    with _one_message(checkpoint):
-        config = _gguf_config(checkpoint) if file else AutoConfig.from_pretrained(name)
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = getattr(_config(checkpoint), "max_position_embeddings", None)
     return min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
 
 
@@ -111,6 +109,22 @@ def check_length(max_length: int, checkpoint: str, tokenizer: PreTrainedTokenize
     if max_length <= marks:
         raise InputError(
             "E-SEQ-LEN", f"model.max_length={max_length}: too short; the model's own marks take {marks} tokens"
+        )
+
+
+def check_causal(checkpoint: str) -> None:
+    """Raise ``E-MODEL`` if a model's tokens see the ones after them, which it would copy instead of predicting them.
+
+    transformers loads an encoder as a causal language model too, and leaves its attention as it is.
+    """
+    config = _config(checkpoint)
+    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING or config.is_encoder_decoder:
+        return
+    if not (getattr(config, "is_decoder", False) or getattr(config, "causal", False)):
+        raise InputError(
+            "E-MODEL",
+            f"model.checkpoint={checkpoint}: {config.model_type} is an encoder, whose tokens see those after them; "
+            "give a causal language model, such as GPT-2, SmolLM2 or Llama",
         )
 
 
@@ -145,6 +159,15 @@ def _source(checkpoint: str) -> tuple[str, dict[str, str]]:
     """What ``from_pretrained`` takes: a name or folder, and which file of it if that is one of llama.cpp's."""
     path = resolve(checkpoint)
     return (str(Path(path).parent), {"gguf_file": Path(path).name}) if path.endswith(".gguf") else (path, {})
+
+
+def _config(checkpoint: str) -> PretrainedConfig:
+    name, file = _source(checkpoint)
+    if file:
+        return _gguf_config(checkpoint)
+    with _one_message(checkpoint):
+        config: PretrainedConfig = AutoConfig.from_pretrained(name)
+    return config
 
 
 @cache  # transformers takes seconds to read one, and both data and task ask for it

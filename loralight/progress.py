@@ -82,8 +82,8 @@ class ProgressBar(RichProgressBar):
         return text.ljust(len(self.validation_description))  # else the bar would jump
 
 
-def progress_callbacks(rows_per_batch: int) -> tuple[Throughput, list[Callback]]:
+def progress_callbacks(rows_per_batch: int, *, bar: bool = True) -> tuple[Throughput, list[Callback]]:
     """The callbacks of a run; the bar only where someone can see it move."""
     throughput = Throughput()
-    bar = [ProgressBar(throughput, rows_per_batch)] if sys.stderr.isatty() else []
-    return throughput, [throughput, EpochLines(), *bar]
+    shown = [ProgressBar(throughput, rows_per_batch)] if bar and sys.stderr.isatty() else []
+    return throughput, [throughput, EpochLines(), *shown]

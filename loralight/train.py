@@ -1,9 +1,11 @@
 """``loralight train``: check, fit, test the best checkpoint, save the adapter, report."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from omegaconf import DictConfig
@@ -48,27 +50,65 @@ def work(config: dict[str, Any], output_dir: Path) -> float | None:
     """What each process does."""
     rank = process_rank() or 0
     logs.configure(output_dir / ("train.log" if rank == 0 else f"train.rank{rank}.log"), rank=rank)
-    data = build_data(config)
-    resumed = newest(output_dir) if config["resume"] is not None else None
-    if resumed:
-        config = with_initialised(config, output_dir)
-    task = build_task(config, data.model_arguments())
-    throughput, callbacks = progress_callbacks(data.batch_size)
-    trainer = build_trainer(config, output_dir, callbacks)
-    _check_monitors(config["monitor"]["metric"], trainer, task)
-    if rank == 0:
-        logs.logger.info("run folder: %s", output_dir)
-        logs.show(*data.report(), targets_table(task), memory_table(task))
-        if resumed:
-            logs.logger.info("going on from %s", resumed)
-    if not resumed:
-        initialise_(task, data, trainer, output_dir, config["names"]["adapter"])
-    trainer.fit(task, datamodule=data, ckpt_path=resumed)
-    score = _load_best(config["monitor"]["metric"], trainer, task)
-    metrics = _measure(trainer, task, data)
-    if trainer.is_global_zero:
-        _save(config, output_dir, task, data, metrics, throughput)
-    return score
+    return Run(config, output_dir).train()
+
+
+class Run:
+    """One training, of which everything is built and checked, and the first tables are printed, before it starts.
+
+    Args:
+        config: of `loralight train`, in plain values.
+        output_dir: the run's folder.
+        callbacks: beside those of the config.
+        bar: whether a terminal gets a progress bar.
+    """
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        output_dir: Path,
+        *,
+        callbacks: Sequence[lightning.Callback] = (),
+        bar: bool = True,
+    ) -> None:
+        self.output_dir = output_dir
+        self.data = build_data(config)
+        self.resumed = newest(output_dir) if config["resume"] is not None else None
+        self.config = with_initialised(config, output_dir) if self.resumed else config
+        self.task = build_task(self.config, self.data.model_arguments())
+        _compile_(self.task, self.config["compile"])
+        self.throughput, progress = progress_callbacks(self.data.batch_size, bar=bar)
+        self.trainer = build_trainer(self.config, output_dir, [*progress, *callbacks])
+        _check_monitors(self.config["monitor"]["metric"], self.trainer, self.task)
+        if process_rank() in (None, 0):
+            logs.logger.info("run folder: %s", output_dir)
+            logs.show(*self.data.report(), targets_table(self.task), memory_table(self.task))
+            if self.resumed:
+                logs.logger.info("going on from %s", self.resumed)
+
+    def train(self) -> float | None:
+        """Fit, test the best checkpoint, save its adapter, and report; returns the best value of what is monitored."""
+        task, data, trainer, metric = self.task, self.data, self.trainer, self.config["monitor"]["metric"]
+        if not self.resumed:
+            initialise_(task, data, trainer, self.output_dir, self.config["names"]["adapter"])
+        trainer.fit(task, datamodule=data, ckpt_path=self.resumed)
+        score = _load_best(metric, trainer, task)
+        metrics = _measure(trainer, task, data)
+        if trainer.is_global_zero:
+            _save(self.config, self.output_dir, task, data, metrics, self.throughput)
+        # a run that ends before its first validation has no best checkpoint
+        return metrics.get(metric) if score is None else score
+
+
+def _compile_(task: AdapterTask, backend: bool | str) -> None:
+    """Have `torch.compile` compile the model, which keeps its class and the names of its tensors."""
+    if backend is False:
+        return
+    known = torch.compiler.list_backends()
+    if backend is not True and backend not in torch.compiler.list_backends(exclude_tags=()):
+        hint = did_you_mean(str(backend), known)
+        raise InputError("E-COMPILE", f"compile={backend}: give true, false or a backend, {', '.join(known)}.{hint}")
+    task.model.compile(backend="inductor" if backend is True else backend)
 
 
 def _check_monitors(metric: str, trainer: lightning.Trainer, task: AdapterTask) -> None:

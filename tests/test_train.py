@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from loralight.checkpoint import newest, verify
+from loralight.launch import launch
 
 InProcess = Callable[..., int]
 ADAPTER = "adapter/adapter_model.safetensors"
@@ -256,9 +257,31 @@ def test_a_sweep_trains_once_for_each_value(
         assert (run / "train.log").read_text().count("epoch 1/1") == 1
 
 
+def test_a_run_that_ends_before_its_first_validation_has_a_score_for_the_sweeper(
+    in_process: InProcess, tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores: list[float | None] = []
+    monkeypatch.setattr("loralight.train.launch", lambda *given: scores.append(launch(*given)))
+    assert in_process("train", *tiny_run, "trainer.max_steps=1", "hydra.run.dir=run") == 0
+    assert scores == [read_json(tmp_path / "run" / "summary.json")["metrics"]["validation/accuracy"]]
+
+
+def test_a_compiled_model_learns_the_same(in_process: InProcess, tiny_run: list[str], tmp_path: Path) -> None:
+    torch._dynamo.reset()
+    line = ["train", *tiny_run, "adapter.dropout=0", "task.base_dropout=false"]
+    assert in_process(*line, "hydra.run.dir=plain") == 0
+    assert in_process(*line, "hydra.run.dir=compiled", "compile=aot_eager") == 0
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    plain, compiled = tensors_of(tmp_path / "plain"), tensors_of(tmp_path / "compiled")
+    assert plain.keys() == compiled.keys()
+    for name, tensor in plain.items():
+        torch.testing.assert_close(compiled[name], tensor, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [
+        ("compile=inducter", "E-COMPILE: .*cudagraphs, inductor.* Did you mean 'inductor'"),
         ("logger=wandb", "E-PACKAGE: .*wandb"),
         ("logger=mlflow", "E-PACKAGE: .*mlflow"),
         ("trainer.accelerator=abacus", "E-TRAINER: .*abacus"),

@@ -10,6 +10,8 @@ from datasets import Dataset, Features, List, Value
 
 from loralight.errors import InputError
 
+from .tags import check_tag
+
 _FEATURES = Features({"tokens": List(Value("string")), "ner_tags": List(Value("string"))})
 
 
@@ -19,7 +21,8 @@ def read_conll(file: str) -> Dataset:
     Columns stand apart by tabs, or by any white space in lines without one. ``-DOCSTART-`` lines are left out.
 
     Raises:
-        InputError: the file cannot be read, or a line has another number of columns (``E-DATA``).
+        InputError: the file cannot be read, or a line has another number of columns (``E-DATA``), or a tag is none
+            (``E-NER-TAG``).
     """
     try:
         text = Path(file).read_text(encoding="utf-8-sig")
@@ -40,6 +43,7 @@ def read_conll(file: str) -> Dataset:
                 f"{file}, line {number}: {line!r} has {len(cells)} columns, the first line {num_columns}; a line has a "
                 "word, its tag as the last column, and as many columns as any other, or is empty",
             )
+        check_tag(cells[-1].strip(), f"{file}, line {number}", repr(cells[0]))
         sentences[-1].append(cells)
     rows = [sentence for sentence in sentences if sentence]
     return Dataset.from_dict(

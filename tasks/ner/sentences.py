@@ -9,7 +9,7 @@ from tokenizers import Regex, pre_tokenizers
 from loralight.errors import InputError
 from loralight.origin import Origin
 
-from .tags import Span, detect, is_tag, spans_of
+from .tags import Span, check_tag, detect, spans_of
 
 # Letters with their marks and joiners, or digits, or one other sign; scripts without spaces sign by sign
 _UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
@@ -85,13 +85,7 @@ def _tag(value: Any, names: Sequence[str] | None, where: str, word: int) -> str:
     elif type(value) is int:
         known = f"there are 0..{len(names) - 1} ({', '.join(names)})" if names else "give their names as data.tag_names"
         raise InputError("E-NER-TAG", f"{where}: the tag of word {word} is the number {value}; {known}")
-    if not is_tag(value):
-        raise InputError(
-            "E-NER-TAG",
-            f"{where}: {value!r}, of word {word}, is no tag; a tag is O, or one of B I E S L U with a hyphen and a "
-            "type, such as B-person",
-        )
-    return str(value)
+    return check_tag(value, where, word)
 
 
 def _count(values: Any, things: str) -> str:

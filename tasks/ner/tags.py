@@ -7,6 +7,8 @@ https://arxiv.org/abs/cs/9907006 (IOB2); Ratinov & Roth, 2009, https://aclanthol
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from loralight.errors import InputError
+
 OUTSIDE = "O"
 _FIRST, _LAST = "BSU", "ELSU"  # begins an entity, ends one; S and U are both
 _PREFIXES = "BIESLUM"  # M, the middle, is what some call I
@@ -24,6 +26,17 @@ class Span(NamedTuple):
 def is_tag(text: object) -> bool:
     """Whether ``text`` is ``O``, or such as ``B-person``."""
     return isinstance(text, str) and (text == OUTSIDE or (text[:1] in _PREFIXES and text[1:2] == "-" and len(text) > 2))
+
+
+def check_tag(text: object, where: str, word: int | str) -> str:
+    """The text, if it is a tag; else raise ``E-NER-TAG`` with where it stands."""
+    if not is_tag(text):
+        raise InputError(
+            "E-NER-TAG",
+            f"{where}: {text!r}, of word {word}, is no tag; a tag is O, or one of B I E S L U with a hyphen and a "
+            "type, such as B-person",
+        )
+    return str(text)
 
 
 def spans_of(tags: Sequence[str]) -> list[Span]:

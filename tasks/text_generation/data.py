@@ -17,7 +17,7 @@ from loralight.data import TaskData
 from loralight.encoding import encode_rows
 from loralight.errors import InputError
 from loralight.origin import Origin
-from loralight.pretrained import check_length, load_tokenizer
+from loralight.pretrained import check_causal, check_length, load_tokenizer
 from loralight.splits import Readers
 
 from .chats import Chat, read_template
@@ -113,6 +113,7 @@ class TextGenerationData(TaskData):
     def load(self) -> dict[str, PackedRows]:
         rows = self.read_splits()
         columns = self._found_columns(rows)
+        check_causal(self.checkpoint)
         self.tokenizer = load_tokenizer(self.checkpoint)
         check_length(self.max_length, self.checkpoint, self.tokenizer)
         if self.max_length < 2:

@@ -64,6 +64,12 @@ def test_a_line_of_other_columns_is_an_error_that_names_it(tmp_path: Path, text:
         read_conll(written(tmp_path, text))
 
 
+def test_what_is_no_tag_is_an_error_that_names_its_line(tmp_path: Path) -> None:
+    message = r"^E-NER-TAG: .*train\.conll, line 3: 'person', of word 'b', is no tag; a tag is O, or one of"
+    with pytest.raises(InputError, match=message):
+        read_conll(written(tmp_path, "a O\n\nb person\n"))
+
+
 def test_a_file_that_is_no_text_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "train.conll").write_bytes(b"caf\xe9 O\n")
     with pytest.raises(InputError, match=r"^E-DATA: .*train\.conll: cannot be read as text"):

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from transformers import BertConfig, RobertaConfig
 
 from loralight.errors import InputError
+from loralight.pretrained import check_causal
 from loralight.tasks.text_generation import TextGenerationData
 from loralight.tasks.text_generation.data import IGNORED, read_text
 
@@ -238,3 +240,17 @@ def test_real_data_is_packed_with_hardly_any_padding(
         assert data.counts["train"]["tokens"] / (len(rows) * 128) > 0.8
     batch = data.collate([rows[at] for at in range(4)])
     assert (batch["targets"] != IGNORED).any() and batch["input_ids"].dtype == torch.int64
+
+
+@pytest.mark.parametrize("config", [BertConfig, RobertaConfig])
+def test_an_encoder_is_refused_as_its_tokens_see_what_they_should_predict(config: Any, tmp_path: Path) -> None:
+    config().save_pretrained(tmp_path / "encoder")
+    with pytest.raises(
+        InputError, match=rf"^E-MODEL: model.checkpoint=.*encoder: {config.model_type} is an encoder, whose"
+    ):
+        make(tmp_path, str(tmp_path / "encoder"), texts())
+
+
+def test_an_encoder_made_a_decoder_is_not_refused(tmp_path: Path) -> None:
+    BertConfig(is_decoder=True).save_pretrained(tmp_path / "decoder")
+    check_causal(str(tmp_path / "decoder"))

@@ -1,0 +1,35 @@
+"""The tables of `docs/performance.md` in short: each row beside its goal, pass or short.
+
+python benchmarks/bench.py [--only steps padding] [--full]
+"""
+
+import argparse
+import time
+from importlib import import_module
+
+import torch
+from rich.console import Console
+from side_by_side import show
+
+TABLES = ("steps", "lm_loss", "padding", "epoch", "prefix", "convolutions", "overhead")
+
+
+def main() -> None:
+    """Print the tables one by one, then all rows in one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=TABLES, default=TABLES)
+    parser.add_argument("--full", action="store_true", help="as docs/performance.md has them; takes an hour or so")
+    arguments = parser.parse_args()
+    console = Console()
+    console.print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), float32; medians of paired ratios")
+    rows = []
+    for table in arguments.only:
+        start = time.monotonic()
+        with console.status(table):
+            rows += import_module(table).rows(not arguments.full)
+        console.print(f"{table}: {time.monotonic() - start:.0f} s")
+    show(rows, "loralight beside its peers")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""``loralight together``: several trainings in one process, whose frozen weights are in memory once."""
+
+import shlex
+import threading
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from loralight import logs
+from loralight.adapters.base import trainable
+from loralight.adapters.sharing import share_
+from loralight.build import check_config
+from loralight.cli import with_those_of_a_run
+from loralight.composition import plain, settings_of
+from loralight.errors import InputError
+from loralight.launch import num_processes
+from loralight.preflight import human, num_bytes
+from loralight.run_folder import take
+from loralight.train import Run
+
+
+def main(config: DictConfig) -> None:
+    """The job that Hydra runs: check and build all runs, then train them in turns."""
+    given, folder = plain(config), Path(HydraConfig.get().runtime.output_dir)
+    if not given["runs"]:
+        raise InputError("E-RUN", 'no run is given; give each a name and its settings: runs.a="data.train=my.csv"')
+    lines = {name: shlex.split(f"{given['each'] or ''} {words or ''}") for name, words in given["runs"].items()}
+    overrides = {name: with_those_of_a_run("train", line) for name, line in lines.items()}
+    folders = {name: _resumed(line) or folder / name for name, line in lines.items()}
+    settings = {name: settings_of("train", overrides[name], folders[name]) for name in lines}
+    for name, of_run in settings.items():
+        check_config(of_run)
+        if num_processes(of_run["trainer"]) > 1:
+            raise InputError("E-DEVICES", f"{name}: runs that share a base are in one process; take trainer.devices=1")
+    for name, of_run in settings.items():
+        take(folders[name], of_run, overrides[name])
+    logs.configure(folder / "train.log", line="%(threadName)s: %(message)s")
+    turns, runs = Turns(settings), {}
+    for name, of_run in settings.items():
+        threading.current_thread().name = name
+        runs[name] = Run(of_run, folders[name], callbacks=[turns.of(name)], bar=False)
+    threading.current_thread().name = "together"
+    share_base_(runs)
+    turns.train(runs)
+
+
+def _resumed(line: list[str]) -> Path | None:
+    return next((Path(word.partition("=")[2]) for word in line if word.startswith("resume=")), None)
+
+
+def share_base_(runs: Mapping[str, Run]) -> None:
+    """Have all runs hold the frozen tensors of one of them, which trains least.
+
+    Raises:
+        InputError: their base models differ (``E-BASE``).
+    """
+    before = sum(num_bytes(run.task.model.parameters()) for run in runs.values())
+    first, *others = sorted((run.task for run in runs.values()), key=lambda task: len(trainable(task.model)))
+    for task in others:
+        learns = {*first.trainable_tensors(), *task.trainable_tensors()}
+        share_(task.model, first.model, learns=learns, origin=type(task).__name__)
+    after = num_bytes({id(p): p for run in runs.values() for p in run.task.model.parameters()}.values())
+    logs.logger.info("%d runs on one base: weights of %s, by themselves %s", len(runs), human(after), human(before))
+
+
+class Turns:
+    """Threads of which one runs at a time, until its batch is done: the order in which a loop would visit them.
+
+    A run draws from the process's random generator, which each of its steps seeds anew; so that it becomes what it
+    would by itself, nothing may come between. Lightning moves a model off the GPU when its training ends, and with it
+    what others share: there, each waits for all.
+    """
+
+    def __init__(self, names: Mapping[str, Any]) -> None:
+        self._waiting = deque((name, threading.Semaphore(0)) for name in names)
+        self._training = set(names)
+        self.failures: dict[str, Exception] = {}
+
+    def train(self, runs: Mapping[str, Run]) -> None:
+        """Train all runs, then raise what the first that failed did."""
+        threads = [threading.Thread(target=self._train, args=run, name=run[0], daemon=True) for run in runs.items()]
+        for thread in threads:
+            thread.start()
+        self._waiting[0][1].release()
+        for thread in threads:
+            thread.join()
+        for name, error in self.failures.items():
+            logs.logger.error("%s failed: %s", name, error)
+        for error in self.failures.values():
+            raise error
+
+    def _train(self, name: str, run: Run) -> None:
+        dict(self._waiting)[name].acquire()
+        try:
+            run.train()
+        except Exception as error:  # the others go on
+            self.failures[name] = error
+        self._training.discard(name)
+        self._waiting.popleft()
+        if self._waiting:
+            self._waiting[0][1].release()
+
+    def of(self, name: str) -> lightning.Callback:
+        """What has a run take part."""
+        return _Turn(self, name)
+
+    def next(self) -> None:
+        """Let the others run, each a turn."""
+        mine = self._waiting[0][1]
+        self._waiting.rotate(-1)
+        self._waiting[0][1].release()
+        mine.acquire()
+
+    def wait_for_all(self, name: str) -> None:
+        """Let the others run until none trains."""
+        self._training.discard(name)
+        while self._training:
+            self.next()
+        logs.show(f"\n{name}")  # above its results
+
+
+class _Turn(lightning.Callback):
+    def __init__(self, turns: Turns, name: str) -> None:
+        self._turns, self._name = turns, name
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._turns.next()
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._turns.wait_for_all(self._name)
