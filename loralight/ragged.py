@@ -41,6 +41,9 @@ class Ragged:
 
     Args:
         mask: True at tokens, (batch, longest); each row has some.
+
+    Attributes:
+        lengths: of the rows, in the order in which they lie in the line.
     """
 
     def __init__(self, mask: Tensor) -> None:
@@ -48,6 +51,7 @@ class Ragged:
         lengths = mask.sum(1)
         order = lengths.argsort(descending=True, stable=True)
         counts = lengths[order].tolist()  # a GPU waits here
+        self.lengths: list[int] = counts
         bounds = _bounds(counts) if mask.device.type == "cpu" else [0, len(counts)]
         self.places = (order.unsqueeze(1) * mask.shape[1] + torch.arange(mask.shape[1], device=mask.device))[
             mask[order]
