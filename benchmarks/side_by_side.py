@@ -92,7 +92,7 @@ def _measure_peak(
     call = make(*arguments)
     call()
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what is free, but kept for later, is no part of what is resident
+    ctypes.CDLL(None).malloc_trim(0)  # else what the first call freed counts as resident
     resident = _kilobytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     call()

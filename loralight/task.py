@@ -16,6 +16,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from loralight.adapters.base import Adapter, inject, trainable
 from loralight.adapters.frozen_norm import freeze_, thaw_
 from loralight.adapters.prepack import prepack_
+from loralight.dropout import set_cheap_dropout_
 from loralight.dtypes import cast_inputs_, computed_buffers, not_narrowed, single_by_default, tensors_of
 from loralight.errors import InputError
 from loralight.folding import link_
@@ -317,6 +318,8 @@ class AdapterTask(lightning.LightningModule, ABC):
 
     def train(self, mode: bool = True) -> "AdapterTask":
         """Training mode, in which frozen BatchNorm keeps its statistics and frozen dropout obeys ``base_dropout``."""
+        if self._built:
+            set_cheap_dropout_(self.model, mode)
         super().train(mode)
         if mode and self._built:
             self._keep_still()

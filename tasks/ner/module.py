@@ -14,6 +14,7 @@ from loralight.errors import InputError
 from loralight.labels import check_smoothing, weights_of_labels
 from loralight.pretrained import check_vocabulary, load_model, new_head
 from loralight.task import AdapterTask, Step
+from loralight.unpadding import unpad_
 
 from .decoding import by_sentence, decode
 from .metrics import entity_metrics
@@ -49,6 +50,7 @@ class Ner(AdapterTask):
         stride: tokens that a window shares with the next.
         class_weights: a weight per tag in the loss, or ``balanced``: in inverse proportion to ``label_counts``.
         label_smoothing: share of the target that is spread over all tags.
+        unpadded: compute on no padding, where the encoder then gives the same, see `loralight.unpadding`.
         training: adapter, optimizer, scheduler, ...: see `AdapterTask`.
     """
 
@@ -66,9 +68,11 @@ class Ner(AdapterTask):
         stride: int = 32,
         class_weights: Sequence[float] | str | None = None,
         label_smoothing: float = 0.0,
+        unpadded: bool = True,
         **training: Any,
     ) -> None:
         super().__init__(**training)
+        self.unpadded = unpadded
         self.checkpoint, self.types, self.tags = checkpoint, list(labels), tag_names(labels)
         self.text_column, self.words_column = text_column, words_column
         self.max_length, self.stride, self.label_smoothing = max_length, stride, label_smoothing
@@ -88,6 +92,8 @@ class Ner(AdapterTask):
         )
         self.encoder = Encoder(checkpoint=self.checkpoint, max_length=self.max_length, stride=self.stride)
         check_vocabulary(model, self.encoder.tokenizer, self.checkpoint)
+        if self.unpadded:
+            unpad_(model)
         return model
 
     def save_pretrained(self, folder: Path) -> None:

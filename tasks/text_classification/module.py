@@ -12,6 +12,7 @@ from loralight.errors import InputError
 from loralight.labels import check_smoothing, weights_of_labels
 from loralight.pretrained import check_vocabulary, load_model, load_tokenizer, new_head
 from loralight.task import AdapterTask, Step
+from loralight.unpadding import unpad_
 
 from .metrics import classification_metrics
 
@@ -30,6 +31,7 @@ class TextClassification(AdapterTask):
         max_length: tokens of a text that are read.
         class_weights: a weight per label in the loss, or ``balanced``: in inverse proportion to ``label_counts``.
         label_smoothing: share of the target that is spread over all labels.
+        unpadded: compute on no padding, where the encoder then gives the same, see `loralight.unpadding`.
         training: adapter, optimizer, scheduler, ...: see `AdapterTask`.
     """
 
@@ -46,9 +48,11 @@ class TextClassification(AdapterTask):
         max_length: int = 128,
         class_weights: Sequence[float] | str | None = None,
         label_smoothing: float = 0.0,
+        unpadded: bool = True,
         **training: Any,
     ) -> None:
         super().__init__(**training)
+        self.unpadded = unpadded
         self.checkpoint, self.labels, self.multi_label = checkpoint, list(labels), multi_label
         self.text_columns, self.max_length, self.label_smoothing = list(text_columns), max_length, label_smoothing
         check_smoothing(label_smoothing)
@@ -69,6 +73,8 @@ class TextClassification(AdapterTask):
         )
         self.tokenizer = load_tokenizer(self.checkpoint)
         check_vocabulary(model, self.tokenizer, self.checkpoint)
+        if self.unpadded:
+            unpad_(model)
         return model
 
     def head(self, model: nn.Module) -> list[nn.Module]:

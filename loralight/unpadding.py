@@ -1,0 +1,171 @@
+"""Encoders that compute on a batch's tokens and not on its padding.
+
+Padding is two to three times the tokens in random batches of short sentences. Linear layers, norms and activations take
+tokens one by one, so an encoder's blocks are given the tokens of all rows in one line; only attention has to know which
+belong together. That it learns through transformers' registry of attention functions: no model's code is replaced.
+"""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
+
+from loralight.adapters.blocks import blocks
+from loralight.errors import InputError
+from loralight.logs import logger
+from loralight.ragged import Ragged
+
+_NAME = "loralight_unpadded"  # of our attention function, as transformers calls its own `sdpa`
+
+
+def unpad_(model: PreTrainedModel) -> bool:
+    """Have ``model`` leave out padding, in place, if it then computes the same; else say why not and change nothing.
+
+    What its encoder returns is 0 at padding, where it had no meaning before.
+
+    Returns:
+        Whether the model leaves out padding.
+    """
+    reason = _why_not(model)
+    if reason is not None:
+        logger.info("%s computes on padding: %s", type(model).__name__, reason)
+    return reason is None
+
+
+def is_unpadded(model: nn.Module) -> bool:
+    """Whether ``model`` leaves out padding: an adapter may have taken attention into its own hands since."""
+    return isinstance(model, PreTrainedModel) and model.config._attn_implementation == _NAME
+
+
+def _why_not(model: PreTrainedModel) -> str | None:
+    """Unpad ``model`` if its encoder has the form for it and three short rows give the same in both ways."""
+    encoder = _encoder(model)
+    if encoder is None:
+        return "its blocks are in no encoder of their own"
+    if model.config._attn_implementation != "sdpa":
+        return f"its attention is {model.config._attn_implementation!r}, not 'sdpa'"
+    expected = _outputs(model)
+    hooks = [
+        encoder.register_forward_pre_hook(_line_up, with_kwargs=True),
+        encoder.register_forward_hook(_pad, with_kwargs=True),
+    ]
+    model.set_attn_implementation(_NAME)
+    with _passing_through(encoder) as lines:
+        try:
+            found = _outputs(model)
+            if lines and all(_same(*pair) for pair in zip(found, expected, strict=True)):
+                return None
+            reason = "its outputs would be others"
+        except (RuntimeError, ValueError, TypeError, LookupError) as error:  # made for (batch, tokens) alone
+            reason = " ".join(str(error).split())[:200]
+    for hook in hooks:
+        hook.remove()
+    model.set_attn_implementation("sdpa")
+    return reason
+
+
+def _encoder(model: PreTrainedModel) -> nn.Module | None:
+    """The module inside the base model whose list of blocks is all the blocks there are."""
+    base = model.base_model
+    try:
+        owners = {name.rsplit(".", 2)[0] if name.count(".") > 1 else "" for name in blocks(dict(base.named_modules()))}
+    except InputError:
+        return None
+    return base.get_submodule(owners.pop()) if len(owners) == 1 and "" not in owners else None
+
+
+def _line_up(encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Give the encoder tokens in a line, and in the mask's place what attention needs to know."""
+    names = list(inspect.signature(encoder.forward).parameters)
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    mask = given.get("attention_mask")
+    is_asked_for_more = given.get("output_hidden_states") or given.get("output_attentions")
+    # classifiers read the first place, so it has to be a token; a GPU waits for the answer
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or is_asked_for_more or not mask[:, 0].all():
+        return None
+    ragged = Ragged(mask)
+    return (), {**given, names[0]: ragged.line_up(given[names[0]]), "attention_mask": ragged}
+
+
+def _pad(encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    ragged = kwargs.get("attention_mask")
+    if isinstance(ragged, Ragged):
+        output["last_hidden_state"] = ragged.pad(output["last_hidden_state"])
+    return output
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Ragged | Tensor | None, **settings: Any
+) -> tuple[Tensor, None]:
+    """Attention within each row, in the form that transformers calls.
+
+    Shapes: query, key, value (1, heads, tokens, width), the result (1, tokens, heads, width). Without a `Ragged`,
+    (batch, heads, tokens, width) and so on, as everywhere.
+    """
+    if not isinstance(mask, Ragged):
+        mask = mask[:, None, None, :] if mask is not None and mask.ndim == 2 else mask
+        return sdpa_attention_forward(module, query, key, value, mask, **settings)
+    settings["is_causal"] = False
+    lines = zip(*(tensor[0].transpose(0, 1).split(mask.sizes) for tensor in (query, key, value)), strict=True)
+    attended = [
+        group.line_up(sdpa_attention_forward(module, *map(group.pad, line), group.mask, **settings)[0])
+        for group, line in zip(mask.groups, lines, strict=True)
+    ]
+    return torch.cat(attended).unsqueeze(0), None
+
+
+def _mask(*, mask_function: Any, attention_mask: Tensor | None = None, **settings: Any) -> Tensor | None:
+    """The padding mask as it is where it says all; else, for sliding windows or causal attention, that of `sdpa`."""
+    if mask_function is bidirectional_mask_function and attention_mask is not None and attention_mask.ndim == 2:
+        return attention_mask
+    return sdpa_mask(mask_function=mask_function, attention_mask=attention_mask, **settings)
+
+
+AttentionInterface.register(_NAME, _attend)
+AttentionMaskInterface.register(_NAME, _mask)
+
+
+@contextmanager
+def _passing_through(encoder: nn.Module) -> Iterator[list[Ragged]]:
+    """The batches that ``encoder`` is given in lines."""
+    lines: list[Ragged] = []
+
+    def look(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if isinstance(kwargs.get("attention_mask"), Ragged):
+            lines.append(kwargs["attention_mask"])
+
+    hook = encoder.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        yield lines
+    finally:
+        hook.remove()
+
+
+@torch.no_grad()
+def _outputs(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """States and logits of three short rows in evaluation mode, but none of padding."""
+    ids = torch.arange(5, 26, device=model.device).view(3, 7) % model.config.vocab_size
+    mask = torch.arange(7, device=model.device) < torch.tensor([[4], [7], [2]], device=model.device)
+    padding = model.config.pad_token_id or 0
+    kept: list[Tensor] = []
+    hook = model.base_model.register_forward_hook(lambda *given: kept.append(given[-1]["last_hidden_state"]))
+    was_training = model.training
+    try:
+        model.train(False)
+        logits = model(input_ids=ids.where(mask, padding), attention_mask=mask.long()).logits
+    finally:
+        hook.remove()
+        model.train(was_training)
+    return kept[0][mask], logits[mask] if logits.shape[:2] == mask.shape else logits
+
+
+def _same(found: Tensor, expected: Tensor) -> bool:
+    """Equal but for rounding, in float32 to 4e-6 of the largest number."""
+    tolerance = 32 * torch.finfo(expected.dtype).eps * expected.abs().max()
+    return bool(((found - expected).abs() <= tolerance).all())
