@@ -18,7 +18,7 @@ from loralight.errors import InputError, did_you_mean
 from loralight.export import save_adapter
 from loralight.initialising import initialise_, with_initialised
 from loralight.launch import launch, process_rank
-from loralight.preflight import memory_table, targets_table
+from loralight.preflight import memory_table, padding_line, targets_table
 from loralight.progress import Throughput, progress_callbacks
 from loralight.run_folder import take
 from loralight.summary import final_report, summarise
@@ -58,7 +58,7 @@ def work(config: dict[str, Any], output_dir: Path) -> float | None:
     _check_monitors(config["monitor"]["metric"], trainer, task)
     if rank == 0:
         logs.logger.info("run folder: %s", output_dir)
-        logs.show(*data.report(), targets_table(task), memory_table(task))
+        logs.show(*data.report(), *padding_line(task, data), targets_table(task), memory_table(task))
         if resumed:
             logs.logger.info("going on from %s", resumed)
     if not resumed:
