@@ -48,7 +48,8 @@ class _Drop(Function):
         mask, ctx.scale = drop_mask(x, probability)
         kept = mask.logical_not_().view(torch.int8)  # to multiply in place by these costs a third of `masked_fill`
         ctx.save_for_backward(kept)
-        return (x * ctx.scale).mul_(kept)
+        y: Tensor = (x * ctx.scale).mul_(kept)
+        return y
 
     @staticmethod
     @once_differentiable
