@@ -3,8 +3,8 @@
     python benchmarks/epoch.py [--data FOLDER] [--quick] [--limit ROWS] [--seeds 0 1 2]
 
 MiniLM in float32 on one thread, LoRA of rank 8 on every linear layer, dropout of 0.1, batches of 32 sentences that are
-tokenised already. The peers pad a batch to its longest sentence, as their docs show; nobody validates or saves while the
-clock runs. loralight draws batches at random like them, and also by its default, sentences of like length together.
+tokenised already. The peers pad a batch to its longest sentence, as their docs show; nobody validates or saves while
+the clock runs. Batches of loralight are drawn at random like theirs, and also by its default: like lengths together.
 Beside the times stands the accuracy on validation after the epoch. FOLDER as in `padding.py`.
 """
 
@@ -21,7 +21,7 @@ import torch
 from padding import RATE, configured, make_peer, make_task
 from rich.console import Console
 from rich.table import Table
-from side_by_side import Ratio, Row, ratio, show
+from side_by_side import Row, ratio, show
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
@@ -54,6 +54,7 @@ class Side:
 
 
 def with_loralight(side: Side, folder: Path) -> tuple[Callable[[], Any], nn.Module]:
+    """As ``loralight train`` does it, bar, log and all."""
     settings = {**side.config, "trainer": {**side.config["trainer"], "limit_val_batches": 0}}
     settings["trainer"]["enable_checkpointing"] = False
     _, callbacks = progress_callbacks(side.data.batch_size)
@@ -62,6 +63,7 @@ def with_loralight(side: Side, folder: Path) -> tuple[Callable[[], Any], nn.Modu
 
 
 def with_hf_trainer(side: Side, folder: Path) -> tuple[Callable[[], Any], nn.Module]:
+    """PEFT's model in HF's Trainer, with the same rate, schedule, decay and clipping."""
     model = make_peer(side.task)
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -87,6 +89,7 @@ def with_hf_trainer(side: Side, folder: Path) -> tuple[Callable[[], Any], nn.Mod
 
 
 def with_lightning(side: Side, folder: Path) -> tuple[Callable[[], Any], nn.Module]:
+    """PEFT's model in Lightning's Trainer, with all its defaults but checkpoints."""
     model = make_peer(side.task).train()  # Lightning would leave it in evaluation mode
     rows: Any = side.data.splits["train"]
     torch.manual_seed(side.seed)
@@ -131,6 +134,7 @@ def check_mode(model: nn.Module) -> None:
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, data: TaskData) -> float:
+    """The share of right answers on validation."""
     model.eval()
     hits = [
         model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits.argmax(-1) == batch["labels"]
@@ -185,6 +189,7 @@ def rows(
 
 
 def show_accuracies(scores: dict[str, list[float]]) -> None:
+    """Print what the epochs led to."""
     table = Table("way", "validation accuracy by seed", "mean", title="after the epoch", title_justify="left")
     for name, values in scores.items():
         table.add_row(name, ", ".join(f"{value:.4f}" for value in values), f"{statistics.mean(values):.4f}")
@@ -192,6 +197,7 @@ def show_accuracies(scores: dict[str, list[float]]) -> None:
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data")
     parser.add_argument("--quick", action="store_true")

@@ -41,7 +41,7 @@ def configured(data: str | None, *overrides: str) -> dict[str, Any]:
 
 
 def make_task(config: dict[str, Any], data: TaskData) -> AdapterTask:
-    """loralight's side, with updates that are not 0."""
+    """The side of loralight, with updates that are not 0."""
     task = build_task(config, data.model_arguments())
     torch.manual_seed(1)
     for module in task.model.modules():
@@ -83,10 +83,12 @@ def in_peft(name: str) -> str:
 
 
 def ours(task: AdapterTask, batch: dict[str, Tensor]) -> Tensor:
+    """The task's loss."""
     return task.step(batch).loss
 
 
 def theirs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """The loss of PEFT's model."""
     loss: Tensor = model(**batch).loss
     return loss
 
@@ -131,11 +133,13 @@ def sides(data: str | None, count: int) -> tuple[AdapterTask, nn.Module, Batches
 
 
 def make_ours(data: str | None, count: int) -> Callable[[], None]:
+    """For `peak_memory`."""
     task, _, batches = sides(data, count)
     return steps(task, ours, batches)
 
 
 def make_theirs(data: str | None, count: int) -> Callable[[], None]:
+    """For `peak_memory`."""
     _, model, batches = sides(data, count)
     return steps(model, theirs, batches)
 
@@ -160,6 +164,7 @@ def rows(quick: bool, data: str | None = None) -> list[Row]:
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data")
     parser.add_argument("--quick", action="store_true")

@@ -19,7 +19,7 @@ def set_cheap_dropout_(model: nn.Module, on: bool) -> None:
 
 
 class CheapDropout(nn.Dropout):
-    """`nn.Dropout` in distribution, by other random numbers: on a CPU a third of its time, and a quarter of its memory.
+    """`nn.Dropout` in distribution, by other random numbers: on a CPU half of its time, and a quarter of its memory.
 
     Elsewhere, and where something traces, it is what it comes from.
     """
@@ -45,12 +45,14 @@ class CheapDropout(nn.Dropout):
 class _Drop(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, probability: float) -> Tensor:
-        mask, ctx.keep = drop_mask(x, probability)
-        ctx.save_for_backward(mask)
-        return x.masked_fill(mask, 0.0).mul_(ctx.keep)
+        mask, ctx.scale = drop_mask(x, probability)
+        kept = mask.logical_not_().view(torch.int8)  # to multiply in place by these costs a third of `masked_fill`
+        ctx.save_for_backward(kept)
+        y: Tensor = (x * ctx.scale).mul_(kept)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (mask,) = ctx.saved_tensors
-        return gradient.masked_fill(mask, 0.0).mul_(ctx.keep), None
+        (kept,) = ctx.saved_tensors
+        return (gradient * ctx.scale).mul_(kept), None

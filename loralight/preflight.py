@@ -1,14 +1,18 @@
 """What a run is going to train, told before it starts."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import islice
 
 from rich.table import Table
 from torch import Tensor, nn
 
 from loralight.adapters.base import trainable
+from loralight.data import TaskData
 from loralight.task import AdapterTask
+from loralight.unpadding import is_unpadded
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
+_BATCHES = 20  # whose padding is counted
 
 
 def num_bytes(tensors: Iterable[Tensor]) -> int:
@@ -64,6 +68,25 @@ def memory_table(task: AdapterTask) -> Table:
     table.add_section()
     table.add_row("sum", human(every + 3 * learns), human(4 * every))
     return table
+
+
+def padding_line(task: AdapterTask, data: TaskData) -> list[str]:
+    """How much of the first training batches is padding, and what that costs; none where no mask tells padding."""
+    rows, sampler = data.splits["train"], data.train_dataloader().batch_sampler
+    assert sampler is not None
+    places = tokens = 0
+    for numbers in islice(sampler, 0 if data.rows_differ_by_epoch else _BATCHES):
+        batch = data.collate([rows[number] for number in numbers])
+        mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+        if not isinstance(mask, Tensor):
+            return []
+        places, tokens = places + mask.numel(), tokens + int(mask.sum())
+    if not tokens:
+        return []
+    computed = (
+        "the encoder computes on the tokens alone" if is_unpadded(task.model) else "padding is computed like them"
+    )
+    return [f"padding: training batches have {places / tokens:.2f} places for each token; {computed}"]
 
 
 def _learning(modules: Iterable[nn.Module], seen: set[int]) -> int:

@@ -26,7 +26,7 @@ class Group(NamedTuple):
         """From (tokens, heads, width) to (rows, heads, longest, width), with zeros at padding."""
         rows, longest = self.shape
         rectangle = tokens.new_zeros(rows * longest, *tokens.shape[1:]).index_copy(0, self.slots, tokens)
-        return rectangle.unflatten(0, (rows, longest)).transpose(1, 2)
+        return rectangle.view(rows, longest, *tokens.shape[1:]).transpose(1, 2)
 
     def line_up(self, rectangle: Tensor) -> Tensor:
         """From (rows, longest, heads, width) to (tokens, heads, width)."""
@@ -66,7 +66,7 @@ class Ragged:
     def pad(self, tokens: Tensor) -> Tensor:
         """From (1, tokens, width) to (batch, longest, width), with zeros at padding."""
         padded = tokens.new_zeros(self.shape.numel(), tokens.shape[-1])
-        return padded.index_copy(0, self.places, tokens[0]).unflatten(0, self.shape)
+        return padded.index_copy(0, self.places, tokens[0]).view(*self.shape, -1)
 
 
 def _bounds(counts: list[int]) -> list[int]:

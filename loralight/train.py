@@ -20,7 +20,7 @@ from loralight.errors import InputError, did_you_mean
 from loralight.export import save_adapter
 from loralight.initialising import initialise_, with_initialised
 from loralight.launch import launch, process_rank
-from loralight.preflight import memory_table, targets_table
+from loralight.preflight import memory_table, padding_line, targets_table
 from loralight.progress import Throughput, progress_callbacks
 from loralight.run_folder import take
 from loralight.summary import final_report, summarise
@@ -82,7 +82,8 @@ class Run:
         _check_monitors(self.config["monitor"]["metric"], self.trainer, self.task)
         if process_rank() in (None, 0):
             logs.logger.info("run folder: %s", output_dir)
-            logs.show(*self.data.report(), targets_table(self.task), memory_table(self.task))
+            padding = padding_line(self.task, self.data)
+            logs.show(*self.data.report(), *padding, targets_table(self.task), memory_table(self.task))
             if self.resumed:
                 logs.logger.info("going on from %s", self.resumed)
 

@@ -112,11 +112,11 @@ def _attend(
         mask = mask[:, None, None, :] if mask is not None and mask.ndim == 2 else mask
         return sdpa_attention_forward(module, query, key, value, mask, **settings)
     settings["is_causal"] = False
-    lines = zip(*(tensor[0].transpose(0, 1).split(mask.sizes) for tensor in (query, key, value)), strict=True)
-    attended = [
-        group.line_up(sdpa_attention_forward(module, *map(group.pad, line), group.mask, **settings)[0])
-        for group, line in zip(mask.groups, lines, strict=True)
-    ]
+    lines = zip(*(torch.split(tensor[0].transpose(0, 1), mask.sizes) for tensor in (query, key, value)), strict=True)
+    attended = []
+    for group, (q, k, v) in zip(mask.groups, lines, strict=True):
+        rectangle = group.pad(q), group.pad(k), group.pad(v)
+        attended.append(group.line_up(sdpa_attention_forward(module, *rectangle, group.mask, **settings)[0]))
     return torch.cat(attended).unsqueeze(0), None
 
 

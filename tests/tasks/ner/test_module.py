@@ -26,6 +26,7 @@ from loralight.tasks.ner.decoding import decode
 from loralight.tasks.ner.sentences import split_words
 from loralight.tasks.ner.tags import Span, spans_of, tags_of
 from loralight.tasks.ner.windows import join
+from loralight.unpadding import is_unpadded
 
 from .conftest import FAMILIES
 
@@ -63,6 +64,22 @@ def weight_of(task: Ner, batch: dict[str, Tensor]) -> float:
     weight = task.step(batch).weight
     assert isinstance(weight, Tensor)
     return float(weight)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_without_padding_is_the_step_with_it(checkpoints: Callable[[str], str], family: str) -> None:
+    steps = []
+    for unpadded in (True, False):
+        task = make(checkpoints(family), unpadded=unpadded)
+        assert is_unpadded(task.model) == (unpadded and family != "ModernBERT")  # whose blocks lie in the model itself
+        step = task.step(batch_of(task))
+        step.loss.backward()  # type: ignore[no-untyped-call]
+        steps.append((step, {name: p.grad for name, p in trainable(task.model).items()}))
+    (found, gradients), (expected, expected_gradients) = steps
+    torch.testing.assert_close(found.loss, expected.loss, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found.predictions, expected.predictions)
+    for name, gradient in expected_gradients.items():
+        assert (gradients[name] - gradient).norm() <= 1e-5 * max(gradient.norm(), 1e-2), name
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -319,7 +336,8 @@ def test_peft_loads_the_adapter_and_computes_the_same(
     assert type(loaded).__name__ == "PeftModelForTokenClassification"
     inputs = {name: tensor for name, tensor in batch_of(task).items() if name in ("input_ids", "attention_mask")}
     with torch.no_grad():
-        torch.testing.assert_close(loaded(**inputs).logits, task.model(**inputs).logits, rtol=0, atol=1e-5)
+        found, expected = (model(**inputs).logits[inputs["attention_mask"].bool()] for model in (loaded, task.model))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)  # what stands at padding means nothing
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from loralight.errors import InputError
 from loralight.optim import parameter_groups
 from loralight.task import AdapterTask
 from loralight.tasks.text_classification import TextClassification
+from loralight.unpadding import is_unpadded
 
 TEXTS = ["a fine film", "dull", "we hated every minute of it", "what a joy, what a day", "cold, flat and slow"]
 # far from zero, as trained weights are: at the customary 0.02 so small a model learns nothing in a few steps
@@ -102,6 +103,22 @@ def test_a_few_steps_lower_the_loss_and_leave_the_frozen_weights_alone(
     assert losses[-1] < 0.7 * losses[0]
     parameters = dict(task.model.named_parameters())
     assert all(torch.equal(parameters[name], before) for name, before in frozen.items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_without_padding_is_the_step_with_it(checkpoints: Callable[[str], str], family: str) -> None:
+    steps = []
+    for unpadded in (True, False):
+        task = make(checkpoints(family), unpadded=unpadded)
+        assert is_unpadded(task.model) == unpadded
+        step = task.step(batch_of(task, [1, 0, 0, 1, 0]))
+        step.loss.backward()  # type: ignore[no-untyped-call]
+        steps.append((step, {name: p.grad for name, p in trainable(task.model).items()}))
+    (found, gradients), (expected, expected_gradients) = steps
+    torch.testing.assert_close(found.loss, expected.loss, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found.predictions, expected.predictions, rtol=1e-5, atol=1e-5)
+    for name, gradient in expected_gradients.items():
+        assert (gradients[name] - gradient).norm() <= 1e-5 * max(gradient.norm(), 1e-2), name
 
 
 def test_a_fresh_pooler_that_would_stay_frozen_is_an_error(checkpoints: Callable[[str], str]) -> None:
