@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from loralight.adapters.lora_embedding import LoraEmbedding
 from loralight.adapters.lora_layers import LoraConv1D, LoraConv1d, LoraConv2d, LoraConv3d, LoraLayer, LoraLinear
 
 _LEAST = 1e-6
@@ -84,7 +85,11 @@ class DoraConv3d(DoraLayer, LoraConv3d):
     """See `DoraLayer`."""
 
 
+class DoraEmbedding(DoraLayer, LoraEmbedding):
+    """See `DoraLayer`; an output is one number of all tokens' rows, so that a magnitude moves unseen tokens too."""
+
+
 DORA_LAYERS: dict[type[nn.Module], type[DoraLayer]] = {
-    layer.plain: layer for layer in (DoraLinear, DoraConv1D, DoraConv1d, DoraConv2d, DoraConv3d)
+    layer.plain: layer for layer in (DoraLinear, DoraConv1D, DoraConv1d, DoraConv2d, DoraConv3d, DoraEmbedding)
 }
 """What each class of layer becomes."""
