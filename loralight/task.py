@@ -18,6 +18,7 @@ from loralight.errors import InputError
 from loralight.inputs import read_inputs
 from loralight.optim import by_name, by_position, delayed, parameter_groups, schedule
 from loralight.pretrained import save_model
+from loralight.quantisation import quantised_
 
 _BATCH_NORM = (nn.modules.batchnorm._BatchNorm,)
 
@@ -55,6 +56,8 @@ class AdapterTask(lightning.LightningModule, ABC):
         head_lr: learning rate of the head per step; the optimizer's if None.
         head_weight_decay: weight decay of the head; the optimizer's if None.
         base_dropout: whether the frozen layers' own dropout stays on in training.
+        quantize: how the base's linear layers keep their frozen weights, in 8 or 4 bits: a name in
+            `loralight.quantisers.QUANTISERS`; as they are if None.
         batch_norm: what frozen BatchNorm layers do: nothing (``frozen``), ``statistics`` follow the new data, or the
             ``affine`` part learns. What changes is saved with the adapter.
         seed: together with rank, epoch and batch it seeds every training step, so that a resumed run repeats what
@@ -94,6 +97,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         head_lr: float | None = None,
         head_weight_decay: float | None = None,
         base_dropout: bool = True,
+        quantize: str | None = None,
         batch_norm: Literal["frozen", "statistics", "affine"] = "frozen",
         seed: int = 0,
     ) -> None:
@@ -101,6 +105,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         self.adapter, self.optimizer, self.scheduler = adapter, optimizer, scheduler
         self.head_lr, self.head_weight_decay = head_lr, head_weight_decay
         self.base_dropout, self.batch_norm, self.seed = base_dropout, batch_norm, seed
+        self.quantize = quantize
         self.strict_loading = False  # Lightning would demand the frozen weights; `on_load_checkpoint` is the strict one
         self.adapted: dict[str, list[str]] = {}
         self._built = False
@@ -193,7 +198,9 @@ class AdapterTask(lightning.LightningModule, ABC):
         if self._built:
             return
         self.model = self.build_model()
-        self.adapted = inject(self.model, self.adapter, head=self.head(self.model))
+        head = self.head(self.model)
+        with quantised_(self.model, self.quantize, head=head):
+            self.adapted = inject(self.model, self.adapter, head=head)
         self._set_batch_norm()
         if stuck := self.fresh(self.model) - set(trainable(self.model)):
             raise InputError(

@@ -9,12 +9,15 @@ from transformers.pytorch_utils import Conv1D
 from loralight.adapters.lora_attention import LoraAttention
 from loralight.adapters.lora_embedding import LoraEmbedding, refuse_rescaling
 from loralight.adapters.lora_layers import LAYERS, LoraLayer
+from loralight.adapters.lora_quantised import LoraQuantisedLinear
 from loralight.adapters.lora_slices import SLICED, SLICES
 from loralight.errors import InputError
+from loralight.quantisation import QuantisedLinear
 
 KINDS: dict[type[nn.Module], type[LoraLayer | LoraAttention]] = {
     **LAYERS,
     nn.Embedding: LoraEmbedding,
+    QuantisedLinear: LoraQuantisedLinear,
     nn.MultiheadAttention: LoraAttention,
 }
 """What each class of layer becomes."""
