@@ -165,7 +165,7 @@ def refuse_packed(modules: Mapping[str, Any], names: Iterable[str]) -> None:
             raise InputError(
                 "E-QUANTIZE",
                 f"task.quantize keeps the weight of {name} in a few bits, and this method cannot adapt such a layer: "
-                "choose lora or dora, or task.quantize=null",
+                "choose lora, dora or lora_fa, or task.quantize=null",
             )
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import peft.utils.loftq_utils
 import pytest
+import timm
 import torch
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, pipeline
 
 import loralight
-from loralight.adapters import Adapter, Dora, FullFineTuning, Lora, inject, merge
+from loralight.adapters import Adapter, Dora, FullFineTuning, Lora, LoraFA, PeftMethod, inject, merge
 from loralight.adapters.base import trainable
 from loralight.adapters.last_layers import LastLayers
 from loralight.adapters.lora_quantised import LoraQuantisedLinear
@@ -83,7 +84,7 @@ def disturb(model: nn.Module) -> None:
         parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
 
 
-@pytest.mark.parametrize("kind", [Lora, Dora])
+@pytest.mark.parametrize("kind", [Lora, Dora, LoraFA])
 def test_outputs_and_gradients_are_those_of_the_dequantised_base(method: str, kind: Any) -> None:
     original = net()
     with quantised_(quantised := copy.deepcopy(original), method, head=[quantised[3]]):
@@ -97,7 +98,9 @@ def test_outputs_and_gradients_are_those_of_the_dequantised_base(method: str, ki
     x = torch.randn(5, 64)
     assert torch.equal(ours(x), quantised(x)), "at step 0 it is the quantised base"
     disturb(ours)
-    theirs.load_state_dict(trainable(ours), strict=False)
+    theirs.load_state_dict(
+        {name: tensor for name, tensor in ours.state_dict().items() if ".packed_" not in name}, strict=False
+    )
     inputs = [x.clone().requires_grad_() for _ in range(2)]
     outputs = [model(given) for model, given in zip((ours, theirs), inputs, strict=True)]
     torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-6)
@@ -115,9 +118,31 @@ def test_the_head_and_all_that_learns_are_never_quantised(method: str) -> None:
     assert set(trainable(model)) == {"0.lora_A", "0.lora_B", "3.weight", "3.bias"}
 
 
-def test_output_embeddings_and_shared_weights_stay_as_they_are() -> None:
+def language_model() -> LlamaForCausalLM:
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=50, tie_word_embeddings=False, **sizes))
+    return LlamaForCausalLM(LlamaConfig(vocab_size=50, tie_word_embeddings=False, **sizes)).eval()
+
+
+@pytest.mark.parametrize("kind", ["Llama", "a ViT of timm"])
+def test_whole_models_of_transformers_and_timm_compute_what_their_merged_selves_do(kind: str) -> None:
+    llama = kind == "Llama"
+    model: nn.Module = language_model() if llama else timm.create_model("test_vit", num_classes=3).eval()
+    given = torch.randint(50, (2, 7)) if llama else torch.randn(2, 3, 160, 160)
+    with quantised_(model, "coarse", head=[] if llama else [model.get_classifier()]):
+        inject(model, Lora(targets="all-linear", rank=2), head=[])
+    disturb(model)
+    merge(merged := copy.deepcopy(model))
+    assert not any(isinstance(module, QuantisedLinear) for module in merged.modules())
+    with torch.no_grad():
+        outputs = [one(given).logits if llama else one(given) for one in (model, merged)]
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
+    if llama:
+        written = [one.generate(given, max_new_tokens=5, do_sample=False, pad_token_id=0) for one in (model, merged)]
+        assert torch.equal(*written)
+
+
+def test_output_embeddings_and_shared_weights_stay_as_they_are() -> None:
+    model = language_model()
     with quantised_(model, "coarse"):
         pass
     assert type(model.lm_head) is nn.Linear
@@ -202,6 +227,19 @@ def test_methods_that_train_the_weights_themselves_are_refused(adapter: Adapter)
     task = TinyBert(adapter=adapter, quantize="coarse")
     with pytest.raises(InputError, match=r"^E-QUANTIZE: this adapter trains weights that task.quantize"):
         task.configure_model()
+
+
+def test_peft_s_own_layers_are_never_put_around_quantised_ones() -> None:
+    with pytest.raises(InputError, match=r"^E-QUANTIZE: task.quantize keeps the weight of 0 in a few bits"):
+        adapted("coarse", PeftMethod(targets="0", method="LOHA"))
+
+
+def test_the_command_line_tells_of_an_unknown_method_before_any_data_is_read(
+    in_process: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert in_process("train", "task.quantize=bitsandbytes/nf3", "data.train=nowhere.csv") == 2
+    told = capsys.readouterr().err
+    assert "E-QUANTIZE" in told and "Did you mean 'bitsandbytes/nf4'" in told
 
 
 @pytest.mark.parametrize("given", ["nf4", "torchao/int4"])
