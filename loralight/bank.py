@@ -14,6 +14,7 @@ from loralight.combination import save_combination
 from loralight.errors import InputError, did_you_mean
 from loralight.export import whole_modules
 from loralight.loading import build, find_device, find_recipe
+from loralight.quantisation import quantised_
 from loralight.task import AdapterTask
 
 
@@ -78,7 +79,10 @@ class AdapterBank(Mapping[str, AdapterTask]):
         path, made = find_recipe(folder, base=self._checkpoint)
         task = build(path, made, "cpu")
         if not self:
-            self.base = task.build_model().requires_grad_(False).eval().to(self._device)
+            base = task.build_model().requires_grad_(False).eval()
+            with quantised_(base, task.quantize, head=task.head(base)):
+                self.base = base
+            self.base.to(self._device)
         share_(task.model, self.base, learns=task.trainable_tensors(), origin=str(folder))
         self._tasks[name], self._recipes[name] = task.to(self._device), made
         return task

@@ -19,6 +19,7 @@ from loralight.config_check import check, find_target
 from loralight.data import TaskData
 from loralight.errors import InputError
 from loralight.plugins import conf_folders, discover, task_file
+from loralight.quantisation import find_quantiser
 from loralight.task import AdapterTask
 
 
@@ -29,13 +30,15 @@ def check_config(config: Mapping[str, Any]) -> None:
         config: as composed for ``loralight train``, in plain values.
 
     Raises:
-        InputError: see `loralight.config_check.check`, and the adapter's class.
+        InputError: see `loralight.config_check.check`, `loralight.quantisation.find_quantiser`, the adapter's class.
     """
     trusted = trusted_packages()
     for part in ("adapter", "data", "trainer", "optimizer"):
         check(config.get(part), part, trusted)
     make(config["adapter"])  # values of the right type that make no sense, such as rank 0
     check(config.get("task"), "task", trusted, complete=False)  # the data has a say in the rest
+    if (method := (config.get("task") or {}).get("quantize")) is not None:
+        find_quantiser(method)
     if config.get("scheduler") is not None:
         check(config["scheduler"], "scheduler", trusted)
     for group in ("callbacks", "logger"):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from loralight.adapters.base import trainable
 from loralight.data import TaskData
+from loralight.quantisation import as_before
 from loralight.task import AdapterTask
 from loralight.unpadding import is_unpadded
 
@@ -44,7 +45,7 @@ def targets_table(task: AdapterTask) -> Table:
         if id(part) not in head:
             continue
         table.add_row("(head)", "1", name, f"{_learning([part], seen):,}")
-    total = sum(parameter.numel() for parameter in task.model.parameters())
+    total = sum(parameter.numel() for parameter in as_before(task.model))
     learns = sum(parameter.numel() for parameter in trainable(task.model).values())
     table.add_section()
     table.add_row("all", "", f"{learns / total:.2%} of {total:,}", f"{learns:,}")
@@ -58,15 +59,15 @@ def memory_table(task: AdapterTask) -> Table:
     batch.
     """
     learns = num_bytes(trainable(task.model).values())
-    every = num_bytes(task.model.parameters())
+    every, held = num_bytes(as_before(task.model)), num_bytes(task.model.parameters())
     table = Table(title="memory before activations", title_justify="left")
     for column in ("", "this run", "training everything"):
         table.add_column(column, justify="left" if not column else "right")
-    table.add_row("weights", human(every), human(every))
+    table.add_row("weights", human(held), human(every))
     table.add_row("gradients", human(learns), human(every))
     table.add_row("optimizer state", human(2 * learns), human(2 * every))
     table.add_section()
-    table.add_row("sum", human(every + 3 * learns), human(4 * every))
+    table.add_row("sum", human(held + 3 * learns), human(4 * every))
     return table
 
 

@@ -16,6 +16,7 @@ from loralight.data import TaskData
 from loralight.export import WEIGHTS
 from loralight.logs import show
 from loralight.preflight import human, num_bytes
+from loralight.quantisation import as_before
 from loralight.task import AdapterTask
 
 _PACKAGES = ("loralight", "torch", "lightning", "transformers", "datasets", "hydra-core")
@@ -43,7 +44,7 @@ def summarise(
         "baseline": {f"{split}/{name}": value for split in splits for name, value in data.baseline(split).items()},
         "parameters": {
             "trainable": sum(p.numel() for p in learns.values()),
-            "total": sum(p.numel() for p in parameters),
+            "total": sum(p.numel() for p in as_before(task.model)),
         },
         "bytes": {
             "adapter": (output_dir / "adapter" / WEIGHTS).stat().st_size,

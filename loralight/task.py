@@ -23,6 +23,7 @@ from loralight.folding import link_
 from loralight.inputs import read_inputs
 from loralight.optim import by_name, by_position, delayed, parameter_groups, schedule
 from loralight.pretrained import save_model
+from loralight.quantisation import quantised_
 from loralight.recomputing import recompute_
 
 _BATCH_NORM = (nn.modules.batchnorm._BatchNorm,)
@@ -61,6 +62,8 @@ class AdapterTask(lightning.LightningModule, ABC):
         head_lr: learning rate of the head per step; the optimizer's if None.
         head_weight_decay: weight decay of the head; the optimizer's if None.
         base_dropout: whether the frozen layers' own dropout stays on in training.
+        quantize: how the base's linear layers keep their frozen weights, in 8 or 4 bits: a name in
+            `loralight.quantisers.QUANTISERS`; as they are if None.
         batch_norm: what frozen BatchNorm layers do: nothing (``frozen``), ``statistics`` follow the new data, or the
             ``affine`` part learns. What changes is saved with the adapter.
         gradient_checkpointing: whether training computes what is inside the model's blocks again in the backward pass,
@@ -104,6 +107,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         head_lr: float | None = None,
         head_weight_decay: float | None = None,
         base_dropout: bool = True,
+        quantize: str | None = None,
         batch_norm: Literal["frozen", "statistics", "affine"] = "frozen",
         gradient_checkpointing: bool = False,
         prepack: bool = False,
@@ -114,6 +118,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         self.head_lr, self.head_weight_decay = head_lr, head_weight_decay
         self.base_dropout, self.batch_norm, self.seed = base_dropout, batch_norm, seed
         self.gradient_checkpointing, self.prepack = gradient_checkpointing, prepack
+        self.quantize = quantize
         self.strict_loading = False  # Lightning would demand the frozen weights; `on_load_checkpoint` is the strict one
         self.adapted: dict[str, list[str]] = {}
         self._built = False
@@ -209,8 +214,10 @@ class AdapterTask(lightning.LightningModule, ABC):
             return
         with single_by_default():
             self.model = self.build_model()
-            base = {id(tensor) for tensor in tensors_of(self.model).values()}
-            self.adapted = inject(self.model, self.adapter, head=self.head(self.model))
+            head = self.head(self.model)
+            with quantised_(self.model, self.quantize, head=head):
+                base = {id(tensor) for tensor in tensors_of(self.model).values()}
+                self.adapted = inject(self.model, self.adapter, head=head)
         self._added = {name for name, tensor in tensors_of(self.model).items() if id(tensor) not in base}
         self._set_batch_norm()
         if stuck := self.fresh(self.model) - set(trainable(self.model)):

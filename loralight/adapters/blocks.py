@@ -7,6 +7,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from loralight.errors import InputError
+from loralight.quantisation import refuse_packed
 
 _CONTAINERS = (nn.ModuleList, nn.Sequential)
 
@@ -84,12 +85,15 @@ def sublayers(modules: Mapping[str, nn.Module], block: str) -> Sublayers:
 
     What lies in a module whose class is called an attention is one: transformers and timm both call them so. Only
     exact linear layers count, as in `loralight.adapters.targets.resolve`.
+
+    Raises:
+        InputError: the block has quantised layers (``E-QUANTIZE``).
     """
     attention: dict[str, list[str]] = {}
     feed_forward: list[str] = []
-    for name in (
-        name for name in modules if name.startswith(f"{block}.") and type(modules[name]) in (nn.Linear, Conv1D)
-    ):
+    inside = [name for name in modules if name.startswith(f"{block}.")]
+    refuse_packed(modules, inside)
+    for name in (name for name in inside if type(modules[name]) in (nn.Linear, Conv1D)):
         owner = _attention_of(modules, block, name)
         (feed_forward if owner is None else attention.setdefault(owner, [])).append(name)
     return Sublayers(list(attention.values()), feed_forward if _keeps_width(modules, feed_forward) else [])

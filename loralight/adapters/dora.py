@@ -17,6 +17,9 @@ class Dora(LowRankAdapter):
     """Low-rank updates of the directions of frozen weights, whose magnitudes learn beside them.
 
     Merged, it costs nothing; in training a layer keeps one more activation than LoRA's, its output.
+
+    Args:
+        targets: as for the other methods, and the preset ``embedding``.
     """
 
     layers: ClassVar[Mapping[type[nn.Module], type[LoraLayer]]] = DORA_LAYERS

@@ -5,7 +5,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from loralight.adapters.lora_embedding import LoraEmbedding
 from loralight.adapters.lora_layers import LoraConv1D, LoraConv1d, LoraConv2d, LoraConv3d, LoraLayer, LoraLinear
+from loralight.adapters.lora_quantised import LoraQuantisedLinear
 
 _LEAST = 1e-6
 """The norm that a row of zeros (a pruned output, say) is taken to have, so that it can learn."""
@@ -84,7 +86,16 @@ class DoraConv3d(DoraLayer, LoraConv3d):
     """See `DoraLayer`."""
 
 
+class DoraEmbedding(DoraLayer, LoraEmbedding):
+    """See `DoraLayer`; an output is one number of all tokens' rows, so that a magnitude moves unseen tokens too."""
+
+
+class DoraQuantisedLinear(DoraLayer, LoraQuantisedLinear):
+    """See `DoraLayer`; the weight is unpacked once more in each pass, for the norm."""
+
+
 DORA_LAYERS: dict[type[nn.Module], type[DoraLayer]] = {
-    layer.plain: layer for layer in (DoraLinear, DoraConv1D, DoraConv1d, DoraConv2d, DoraConv3d)
+    layer.plain: layer
+    for layer in (DoraLinear, DoraConv1D, DoraConv1d, DoraConv2d, DoraConv3d, DoraEmbedding, DoraQuantisedLinear)
 }
 """What each class of layer becomes."""

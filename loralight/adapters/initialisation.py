@@ -1,4 +1,7 @@
-"""How the factors of a LoRA layer start; the layer computes at first what the plain one does, whatever they are."""
+"""How the factors of a LoRA layer start; the layer computes at first what the plain one does.
+
+LoftQ alone starts elsewhere, on purpose.
+"""
 
 from collections.abc import Callable
 
@@ -7,6 +10,7 @@ from torch import Tensor, nn
 
 from loralight.adapters.lora_layers import LoraLayer
 from loralight.errors import InputError
+from loralight.quantisation import QuantisedLinear
 
 
 def kaiming_(layer: LoraLayer) -> None:
@@ -49,12 +53,35 @@ def olora_(layer: LoraLayer) -> None:
     _start_at(layer, r[: layer.rank], q[:, : layer.rank])
 
 
+def loftq_(layer: LoraLayer) -> None:
+    """The largest singular directions of what quantising took off the weight (LoftQ, Li et al., 2023, https://arxiv.org/abs/2310.08659).
+
+    The layer starts nearer to the original weight than to the quantised one. It is the first of the paper's alternating
+    steps: further ones change the quantised weight, which here is the base's, the same for every adapter.
+
+    Raises:
+        InputError: the layer is not quantised (``E-INIT``).
+    """
+    original = layer.original if isinstance(layer, QuantisedLinear) else None
+    if original is None:
+        raise InputError(
+            "E-INIT",
+            f"adapter.init=loftq makes good what quantising takes off a weight, but a chosen {layer.plain.__name__} is "
+            "not quantised: set task.quantize=bitsandbytes/nf4 say, choose other targets, or take init=kaiming",
+        )
+    taken = original.to(layer.lora_A.dtype) - _matrix(layer)
+    u, s, v = torch.linalg.svd(taken, full_matrices=False)
+    root = (s[: layer.rank] / layer.scaling).sqrt()
+    _set(layer, root[:, None] * v[: layer.rank], u[:, : layer.rank] * root)
+
+
 INITIALISATIONS: dict[str, Callable[[LoraLayer], None]] = {
     "kaiming": kaiming_,
     "gaussian": gaussian_,
     "orthogonal": orthogonal_,
     "pissa": pissa_,
     "olora": olora_,
+    "loftq": loftq_,
     "eva": kaiming_,  # until it has seen data
 }
 
@@ -75,8 +102,12 @@ def _matrix(layer: LoraLayer) -> Tensor:
     return matrix
 
 
-@torch.no_grad()
 def _start_at(layer: LoraLayer, lora_A: Tensor, lora_B: Tensor) -> None:
+    _set(layer, lora_A, lora_B)
+    layer.keep_start_()
+
+
+@torch.no_grad()
+def _set(layer: LoraLayer, lora_A: Tensor, lora_B: Tensor) -> None:
     layer.lora_A.copy_(lora_A.reshape(layer.lora_A.shape))
     layer.lora_B.copy_(lora_B.reshape(layer.lora_B.shape))
-    layer.keep_start_()

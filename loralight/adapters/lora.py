@@ -42,7 +42,7 @@ class Lora(LowRankAdapter):
             LyCORIS (Yeh et al., 2023, https://arxiv.org/abs/2309.14859).
         init: how A and B start, see `loralight.adapters.initialisation`. ``pissa`` and ``olora`` start at large
             factors and want a lower ``lr`` (PiSSA's authors train at 2e-5). ``eva`` looks at training data first and
-            deals the ranks anew, see `loralight.adapters.eva`.
+            deals the ranks anew, see `loralight.adapters.eva`. ``loftq`` brings a quantised base nearer to what it was.
         eva_batches: how many training batches ``eva`` looks at.
         eva_spread: how many times its own rank a layer may get from ``eva``; 1 leaves all ranks as they are.
         frobenius: weight of a penalty on the updates, the sum of the squared Frobenius norms of ``scaling B A``.
@@ -53,7 +53,7 @@ class Lora(LowRankAdapter):
     slices: Mapping[str, str] = field(default_factory=dict)
     use_rslora: bool = False
     rank_dropout: float = 0.0
-    init: Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora", "eva"] = "kaiming"
+    init: Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora", "loftq", "eva"] = "kaiming"
     eva_batches: int = 8
     eva_spread: float = 2.0
     frobenius: float = 0.0
@@ -142,10 +142,10 @@ class Lora(LowRankAdapter):
         return sum(parts[1:], parts[0]) if parts else None
 
     def finish_(self, model: nn.Module) -> Adapter:
-        """Make factors with a start plain ones of twice the rank, which PEFT knows."""
+        """Make factors with a start plain ones of twice the rank, which PEFT knows; what LoftQ started is in them."""
         layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
         if all(layer.start is None for layer in layers):
-            return self
+            return replace(self, init="kaiming") if self.init == "loftq" else self
         for layer in layers:
             layer.join_start_()
         return replace(self, init="kaiming", **patterns(model))

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from loralight.adapters.lora_layers import LoraLayer
+from loralight.errors import InputError
 
 
 class LoraEmbedding(LoraLayer, nn.Embedding):
@@ -44,3 +45,13 @@ class LoraEmbedding(LoraLayer, nn.Embedding):
 
     def as_weight(self, matrix: Tensor) -> Tensor:
         return matrix.T
+
+
+def refuse_rescaling(name: str, layer: Any) -> None:
+    """Raise ``E-MAX-NORM`` for an embedding that rescales its rows."""
+    if isinstance(layer, nn.Embedding) and layer.max_norm is not None:
+        raise InputError(
+            "E-MAX-NORM",
+            f"{name} has max_norm={layer.max_norm}: it would rescale its frozen rows without their updates; leave it "
+            f"out, with adapter.exclude=[{name}] say",
+        )

@@ -7,7 +7,9 @@ from typing import ClassVar
 from torch import nn
 
 from loralight.adapters.lora_layers import LAYERS, LoraLayer
+from loralight.adapters.lora_quantised import LoraQuantisedLinear
 from loralight.adapters.low_rank import LowRankAdapter
+from loralight.quantisation import QuantisedLinear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +19,7 @@ class LoraFA(LowRankAdapter):
     A is saved with B: the adapter is a LoRA adapter like any other.
     """
 
-    layers: ClassVar[Mapping[type[nn.Module], type[LoraLayer]]] = LAYERS
+    layers: ClassVar[Mapping[type[nn.Module], type[LoraLayer]]] = {**LAYERS, QuantisedLinear: LoraQuantisedLinear}
 
     def adapt_(self, layer: nn.Module, *, rank: int, alpha: float) -> LoraLayer:
         adapted = super().adapt_(layer, rank=rank, alpha=alpha)

@@ -7,14 +7,17 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from loralight.adapters.lora_attention import LoraAttention
-from loralight.adapters.lora_embedding import LoraEmbedding
+from loralight.adapters.lora_embedding import LoraEmbedding, refuse_rescaling
 from loralight.adapters.lora_layers import LAYERS, LoraLayer
+from loralight.adapters.lora_quantised import LoraQuantisedLinear
 from loralight.adapters.lora_slices import SLICED, SLICES
 from loralight.errors import InputError
+from loralight.quantisation import QuantisedLinear
 
 KINDS: dict[type[nn.Module], type[LoraLayer | LoraAttention]] = {
     **LAYERS,
     nn.Embedding: LoraEmbedding,
+    QuantisedLinear: LoraQuantisedLinear,
     nn.MultiheadAttention: LoraAttention,
 }
 """What each class of layer becomes."""
@@ -56,12 +59,7 @@ def check(name: str, layer: Any, *, special: Mapping[str, Any], slices: str | No
         InputError: it is an embedding that rescales its rows (``E-MAX-NORM``), a setting has nothing to act on
             (``E-LAYER``), or it has no such slices (``E-SLICES``).
     """
-    if isinstance(layer, nn.Embedding) and layer.max_norm is not None:
-        raise InputError(
-            "E-MAX-NORM",
-            f"{name} has max_norm={layer.max_norm}: it would rescale its frozen rows without their updates; leave it "
-            f"out, with adapter.exclude=[{name}] say",
-        )
+    refuse_rescaling(name, layer)
     if isinstance(layer, nn.MultiheadAttention | nn.Parameter):
         _refuse(name, special, list(special), "is adapted in its weights alone")
     elif isinstance(layer, nn.Embedding) and special.get("init") == "eva":

@@ -84,7 +84,10 @@ def tied(
     for name in names:
         groups.setdefault(name, [name])
         for weight in _merged_into(candidates[name]):
-            group = sorted(owners[id(weight)], key=lambda member: type(candidates.get(member)) is not nn.Embedding)
+            # a quantised weight is no parameter: it is shared with none
+            group = sorted(
+                owners.get(id(weight), [name]), key=lambda member: type(candidates.get(member)) is not nn.Embedding
+            )
             if len(group) > 1:
                 _refuse_unless_alike(name, [candidates.get(member) for member in group], group, kept)
                 groups |= dict.fromkeys(group, group)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeVar
 from torch import nn
 
 from loralight.adapters.base import Adapter
+from loralight.adapters.lora_embedding import refuse_rescaling
 from loralight.adapters.lora_layers import LoraConv1D, LoraLayer
 from loralight.adapters.lora_peft import peft_experts, peft_has_a_form, peft_tensor_names
 from loralight.adapters.peft_config import targeting
@@ -59,6 +60,8 @@ class LowRankAdapter(Adapter):
     def apply_(self, model: nn.Module, candidates: Mapping[str, nn.Module]) -> dict[str, list[str]]:
         hits, names = choose(model, candidates, self.targets, types=tuple(self.layers), exclude=self.exclude)
         sizes = self.sizes({name: [name] for name in names})
+        for name in names:
+            refuse_rescaling(name, candidates[name])
         for name in names:
             self.adapt_(candidates[name], **sizes[name])
         return hits

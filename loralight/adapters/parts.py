@@ -6,9 +6,13 @@ from typing import NamedTuple
 from torch import nn
 
 from loralight.adapters.lora_layers import LoraConv1D, LoraConv1d, LoraConv2d, LoraConv3d, LoraLayer, LoraLinear
+from loralight.adapters.lora_quantised import LoraQuantisedLinear
 from loralight.errors import InputError
 
-ADDITIVE: tuple[type[LoraLayer], ...] = (LoraLinear, LoraConv1D, LoraConv1d, LoraConv2d, LoraConv3d)
+ADDITIVE: tuple[type[LoraLayer], ...] = (
+    *(LoraLinear, LoraConv1D, LoraConv1d, LoraConv2d, LoraConv3d),
+    LoraQuantisedLinear,
+)
 """The layers that compute what the plain layer does, plus ``scaling * low_rank(dropout(x))``, each row by itself."""
 
 

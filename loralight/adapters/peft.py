@@ -18,6 +18,7 @@ from loralight.adapters.peft_methods import common, config_class, mapping
 from loralight.adapters.targets import PRESETS, resolve
 from loralight.config_check import mismatch
 from loralight.errors import InputError, did_you_mean
+from loralight.quantisation import QuantisedLinear
 
 _PLACED = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"}
 _REFUSED = {
@@ -155,7 +156,7 @@ class PeftMethod(Adapter):
 def _hits(candidates: Mapping[str, nn.Module], targets: Sequence[str]) -> dict[str, list[str]]:
     parametric = {
         type(module) for module in candidates.values() if next(module.parameters(recurse=False), None) is not None
-    }
+    } - {QuantisedLinear}  # PEFT would merge into an unpacked copy of the weight
     hits: dict[str, list[str]] = {}
     for target in targets:
         hits |= resolve(candidates, [target], types=tuple(LAYERS) if target in PRESETS else tuple(parametric))

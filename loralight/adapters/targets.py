@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from loralight.errors import InputError
+from loralight.quantisation import QuantisedLinear, refuse_packed
 
 Modules = Mapping[str, nn.Module | nn.Parameter]
 """What can be adapted by name: layers, and weights of experts, which are no layers."""
@@ -93,7 +94,8 @@ def resolve(
     adapted with the attention layer it belongs to).
 
     Raises:
-        InputError: a target or an exclusion matches nothing (``E-TARGET-NONE``), or everything is excluded.
+        InputError: a target or an exclusion matches nothing (``E-TARGET-NONE``), or everything is excluded; or a target
+            means quantised layers, which are not among the types (``E-QUANTIZE``).
     """
     layers = [name for name, module in candidates.items() if type(module) in types]
     targets = [targets] if isinstance(targets, str) else targets
@@ -101,8 +103,11 @@ def resolve(
     excluded = {name for pattern in exclude for name in match(layers, pattern, "adapter.exclude")}
     hits = {}
     for target in targets:
+        means = PRESETS[target] if target in PRESETS else _named(target)
+        if QuantisedLinear not in types:
+            refuse_packed(candidates, [name for name in candidates if means(candidates, name)])
         found = (
-            [name for name in layers if PRESETS[target](candidates, name)]
+            [name for name in layers if means(candidates, name)]
             if target in PRESETS
             else match(layers, target, "adapter.targets")
         )
@@ -117,6 +122,10 @@ def resolve(
             "E-TARGET-NONE", f"adapter.targets is empty; name a preset ({', '.join(PRESETS)}) or a pattern"
         )
     return hits
+
+
+def _named(pattern: str) -> Callable[[Modules, str], bool]:
+    return lambda _, name: _matches(pattern, name)
 
 
 def _nearest(pattern: str, names: list[str]) -> str:

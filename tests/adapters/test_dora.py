@@ -1,15 +1,21 @@
 import copy
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from loralight.adapters import Dora, inject, merge
 from loralight.adapters.base import trainable
 from loralight.adapters.dora_layers import DORA_LAYERS, DoraLayer
+from loralight.errors import InputError
+from loralight.peft_format import peft_adapter
+from loralight.quantisation import QuantisedLinear
 
 LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "linear": (nn.Linear(7, 9), (2, 3, 7)),
@@ -21,7 +27,10 @@ LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "grouped": (nn.Conv2d(4, 6, 3, groups=2), (2, 4, 8, 8)),
     "without a batch": (nn.Conv2d(4, 6, 3), (4, 8, 8)),
     "conv3d": (nn.Conv3d(2, 3, 2), (2, 2, 4, 4, 4)),
+    "embedding": (nn.Embedding(12, 6), (2, 5)),
+    "embedding with padding": (nn.Embedding(12, 6, padding_idx=1), (2, 5)),
 }
+PARTS = ("lora_A", "lora_B", "lora_magnitude_vector")
 OF_PEFT = [name for name in LAYERS if name not in ("grouped", "without a batch")]
 
 
@@ -29,7 +38,14 @@ def dora(name: str, **settings: Any) -> tuple[nn.Sequential, Dora, Tensor]:
     plain, shape = LAYERS[name]
     model, adapter = nn.Sequential(copy.deepcopy(plain)).double(), Dora(targets="0", rank=3, alpha=5.0, **settings)
     inject(model, adapter)
-    return model, adapter, torch.randn(shape, dtype=torch.float64)
+    is_embedding = isinstance(plain, nn.Embedding)
+    return model, adapter, torch.randint(12, shape) if is_embedding else torch.randn(shape, dtype=torch.float64)
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Where PEFT puts the adapter's name: after that of the tensor, before ``.weight``."""
+    part, _, rest = name.partition(".")
+    return part, f".{rest}" if rest else ""
 
 
 def disturb(model: nn.Module) -> None:
@@ -38,7 +54,8 @@ def disturb(model: nn.Module) -> None:
 
 
 def test_every_kind_of_layer_is_put_to_these_tests() -> None:
-    assert {type(plain) for plain, _ in LAYERS.values()} == DORA_LAYERS.keys()
+    quantised = {QuantisedLinear}  # in tests/test_quantisation.py
+    assert {type(plain) for plain, _ in LAYERS.values()} == DORA_LAYERS.keys() - quantised
 
 
 @pytest.mark.parametrize("name", OF_PEFT)
@@ -49,29 +66,27 @@ def test_outputs_and_gradients_are_those_of_peft(name: str) -> None:
     assert fields is not None and fields.pop("peft_type") == "LORA" and fields["use_dora"] is True
     plain: Any = nn.Sequential(copy.deepcopy(LAYERS[name][0])).double()
     theirs = peft.get_peft_model(plain, peft.LoraConfig(**fields)).double()
-    names = {
-        "0.lora_A": "lora_A.default.weight",
-        "0.lora_B": "lora_B.default.weight",
-        "0.lora_magnitude_vector": "lora_magnitude_vector.default.weight",
-    }
+    renamed = {f"0.{part}": adapter.peft_names(ours).get(f"0.{part}", f"0.{part}.weight") for part in PARTS}
+    names = {name: ".default".join(_split(theirs.removeprefix("0."))) for name, theirs in renamed.items()}
     pairs = [(ours.get_parameter(n), theirs.get_parameter(f"base_model.model.0.{t}")) for n, t in names.items()]
     for our, their in pairs:
         assert our.shape == their.shape
         their.data.copy_(our)
-    x.requires_grad_()
+    inputs = [x.requires_grad_()] if x.is_floating_point() else []
     y, expected = ours(x), theirs(x)
     torch.testing.assert_close(y, expected, rtol=1e-11, atol=1e-11)
     upstream = torch.randn_like(y)
-    found = torch.autograd.grad(y, [x, *(our for our, _ in pairs)], upstream)
-    wanted = torch.autograd.grad(expected, [x, *(their for _, their in pairs)], upstream)
+    found = torch.autograd.grad(y, [*inputs, *(our for our, _ in pairs)], upstream)
+    wanted = torch.autograd.grad(expected, [*inputs, *(their for _, their in pairs)], upstream)
     for gradient, want in zip(found, wanted, strict=True):
         torch.testing.assert_close(gradient, want, rtol=1e-10, atol=1e-10)
 
 
-def test_peft_writes_and_reads_these_tensors_under_these_names() -> None:
-    ours, adapter, _ = dora("linear")
+@pytest.mark.parametrize("name", ["linear", "embedding"])
+def test_peft_writes_and_reads_these_tensors_under_these_names(name: str) -> None:
+    ours, adapter, _ = dora(name)
     fields = {key: value for key, value in (adapter.peft_config(ours) or {}).items() if key != "peft_type"}
-    plain: Any = nn.Sequential(copy.deepcopy(LAYERS["linear"][0]))
+    plain: Any = nn.Sequential(copy.deepcopy(LAYERS[name][0]))
     theirs = peft.get_peft_model(plain, peft.LoraConfig(**fields))
     renamed = adapter.peft_names(ours)
     ours_by_their_names = {f"base_model.model.{renamed.get(name, name)}" for name in trainable(ours)}
@@ -86,7 +101,7 @@ def test_a_layer_computes_with_the_rescaled_weight_and_merges_to_it(name: str) -
     disturb(model)
     layer: Any = model[0]
     update = (5.0 / 3) * layer.lora_B.flatten(1) @ layer.lora_A.flatten(1)
-    transposed = isinstance(plain, Conv1D)
+    transposed = isinstance(plain, Conv1D | nn.Embedding)
     weight = plain.weight + (update.T if transposed else update.view(plain.weight.shape))
     norm = weight.norm(dim=0) if transposed else weight.flatten(1).norm(dim=1)
     scale = layer.lora_magnitude_vector.flatten() / norm
@@ -145,3 +160,33 @@ def test_under_autocast_the_norm_is_as_exact_as_without() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(layer.growth(), expected)
         assert layer(torch.randn(3, 60)).dtype is torch.bfloat16
+
+
+def test_peft_loads_an_embedding_and_what_peft_saved_of_one_comes_back(
+    load_in_peft: Callable[..., nn.Module], tmp_path: Path
+) -> None:
+    base = nn.Sequential(nn.Embedding(12, 6, padding_idx=1), nn.Linear(6, 4))
+    model, adapter = copy.deepcopy(base), Dora(targets=["0", "1"], rank=3, rank_pattern={"0": 2})
+    inject(model, adapter)
+    disturb(model)
+    theirs, ids = load_in_peft(adapter, model, copy.deepcopy(base)), torch.randint(12, (4, 5))
+    torch.testing.assert_close(model(ids), theirs(ids), rtol=1e-4, atol=1e-5)
+    theirs.save_pretrained(str(tmp_path / "theirs"))  # type: ignore[operator]
+    name, read = peft_adapter(tmp_path / "theirs")
+    again = copy.deepcopy(base)
+    inject(again, read)
+    assert name == "dora" and isinstance(read, Dora)
+    names = {f"base_model.model.{read.peft_names(again).get(name, name)}": name for name in trainable(again)}
+    tensors = load_file(tmp_path / "theirs" / "adapter_model.safetensors")
+    again.load_state_dict({names[name]: tensor for name, tensor in tensors.items()}, strict=False)
+    assert torch.equal(again(ids), model(ids))
+
+
+def test_an_embedding_that_shares_its_weight_or_rescales_it_is_refused() -> None:
+    tied: Any = nn.Sequential(nn.Embedding(12, 6), nn.Linear(6, 12, bias=False))
+    tied[1].weight = tied[0].weight
+    with pytest.raises(InputError, match=r"^E-TIED: 0 shares its weight with 1"):
+        inject(tied, Dora(targets="embedding"))
+    with pytest.raises(InputError, match=r"^E-MAX-NORM: 1 has max_norm=1.0"):
+        inject(model := nn.Sequential(nn.Linear(3, 3), nn.Embedding(6, 3, max_norm=1.0)), Dora(targets=["0", "1"]))
+    assert type(model[0]) is nn.Linear, "a refused model is not half adapted"
