@@ -1,7 +1,7 @@
 """Several trained adapters on one base model, which is in memory once."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from loralight.export import whole_modules
 from loralight.loading import build, find_device, find_recipe
 from loralight.quantisation import quantised_
 from loralight.task import AdapterTask
+from loralight.unpadding import padded
 
 
 def load_many(folders: Mapping[str, str | Path], *, base: str | None = None, device: str = "auto") -> "AdapterBank":
@@ -87,7 +88,8 @@ class AdapterBank(Mapping[str, AdapterTask]):
         self._tasks[name], self._recipes[name] = task.to(self._device), made
         return task
 
-    def rows(self, names: Sequence[str | None]) -> AbstractContextManager[nn.Module]:
+    @contextmanager
+    def rows(self, names: Sequence[str | None]) -> Iterator[nn.Module]:
         """A context in which the base model computes each row of a batch with an adapter of its own.
 
             with bank.rows(["a", "b", None, "a"]) as model:
@@ -110,7 +112,8 @@ class AdapterBank(Mapping[str, AdapterTask]):
                     f"{name!r} is a {kind.__name__} and the base a {type(self.base).__name__}, but rows of one batch "
                     "need models of one class; run each adapter by itself",
                 )
-        return by_rows(self.base, parts, names)
+        with padded(), by_rows(self.base, parts, names) as model:
+            yield model
 
     def combine(self, weights: Mapping[str, float], *, output: str | Path, rank: int | None = None) -> dict[str, float]:
         """Write the weighted sum of adapters' updates as an adapter's folder of its own.

@@ -8,6 +8,7 @@ belong together. That it learns through transformers' registry of attention func
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from loralight.logs import logger
 from loralight.ragged import Ragged
 
 _NAME = "loralight_unpadded"  # of our attention function, as transformers calls its own `sdpa`
+_IS_OFF: ContextVar[bool] = ContextVar("unpadding_is_off", default=False)
 
 
 def unpad_(model: PreTrainedModel) -> bool:
@@ -36,6 +38,16 @@ def unpad_(model: PreTrainedModel) -> bool:
     if reason is not None:
         logger.info("%s computes on padding: %s", type(model).__name__, reason)
     return reason is None
+
+
+@contextmanager
+def padded() -> Iterator[None]:
+    """A context in which no padding is left out, for what has to tell a batch's rows apart inside the model."""
+    token = _IS_OFF.set(True)
+    try:
+        yield
+    finally:
+        _IS_OFF.reset(token)
 
 
 def is_unpadded(model: nn.Module) -> bool:
@@ -82,6 +94,8 @@ def _encoder(model: PreTrainedModel) -> nn.Module | None:
 
 def _line_up(encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Give the encoder tokens in a line, and in the mask's place what attention needs to know."""
+    if _IS_OFF.get():
+        return None
     names = list(inspect.signature(encoder.forward).parameters)
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     mask = given.get("attention_mask")
