@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from loralight.adapters.base import Mergeable, merge, mergeable
 from loralight.data import TaskData
+from loralight.quantisation import QuantisedLinear
 from loralight.task import AdapterTask
 
 CERTIFICATE = "merge_certificate.json"
@@ -90,9 +91,12 @@ def merge_(model: nn.Module, dtype: torch.dtype) -> dict[str, float]:
     for name, layer in mergeable(model).items():
         if not isinstance(layer, Mergeable):
             continue  # merged by the module around it
-        before = {key: parameter.detach().clone() for key, parameter in model.get_submodule(name).named_parameters()}
+        module = model.get_submodule(name)
+        before = {key: parameter.detach().clone() for key, parameter in module.named_parameters()}
+        if isinstance(module, QuantisedLinear):
+            before["weight"] = module.weight
         layer.merge_()
-        after = {key: p.detach() for key, p in model.get_submodule(name).named_parameters() if key in before}
+        after = {key: p.detach() for key, p in module.named_parameters() if key in before}
         update = _norm([tensor - before[key] for key, tensor in after.items()])
         if update > 0:
             lost[name] = _norm([tensor.to(dtype).to(tensor.dtype) - tensor for tensor in after.values()]) / update

@@ -317,6 +317,7 @@ def test_a_run_is_trained_resumed_loaded_evaluated_and_merged(
     assert in_process("merge", "run=run", "output=merged", "device=cpu") == 0
     certificate = json.loads((tmp_path / "merged" / "merge_certificate.json").read_text())
     assert certificate["within_tolerance"] and certificate["outputs"]["relative_error"] < 2e-6
+    assert len(certificate["update_lost"]["layers"]) == 12, "of each update it says what the dtype loses"
     told = [answer["probabilities"] for answer in task.predict(["a fine film", "what a mess"])]
     pipe = pipeline("text-classification", str(tmp_path / "merged"), top_k=None, device="cpu")
     for ours, theirs in zip(told, pipe(["a fine film", "what a mess"]), strict=True):
