@@ -1,7 +1,7 @@
 """Several trained adapters on one base model, which is in memory once."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +88,7 @@ class AdapterBank(Mapping[str, AdapterTask]):
         self._tasks[name], self._recipes[name] = task.to(self._device), made
         return task
 
-    @contextmanager
-    def rows(self, names: Sequence[str | None]) -> Iterator[nn.Module]:
+    def rows(self, names: Sequence[str | None]) -> AbstractContextManager[nn.Module]:
         """A context in which the base model computes each row of a batch with an adapter of its own.
 
             with bank.rows(["a", "b", None, "a"]) as model:
@@ -112,8 +111,7 @@ class AdapterBank(Mapping[str, AdapterTask]):
                     f"{name!r} is a {kind.__name__} and the base a {type(self.base).__name__}, but rows of one batch "
                     "need models of one class; run each adapter by itself",
                 )
-        with padded(), by_rows(self.base, parts, names) as model:
-            yield model
+        return _on_padding_too(by_rows(self.base, parts, names))
 
     def combine(self, weights: Mapping[str, float], *, output: str | Path, rank: int | None = None) -> dict[str, float]:
         """Write the weighted sum of adapters' updates as an adapter's folder of its own.
@@ -142,3 +140,9 @@ class AdapterBank(Mapping[str, AdapterTask]):
             known = ", ".join(map(repr, self))
             raise InputError("E-NAME", f"no adapter is called {name!r}.{did_you_mean(name, self)} There are: {known}")
         return parts_of(self[name].model, whole_modules(self[name]))
+
+
+@contextmanager
+def _on_padding_too(rows: AbstractContextManager[nn.Module]) -> Iterator[nn.Module]:
+    with padded(), rows as model:  # in a line of tokens the rows could not be told apart
+        yield model

@@ -22,6 +22,7 @@ from loralight.task import AdapterTask
 from loralight.tasks.image_classification import ImageClassification
 from loralight.tasks.ner import Ner
 from loralight.tasks.text_classification import TextClassification
+from loralight.unpadding import padded
 
 TEXTS = ["a fine film", "dull", "we hated every minute of it, every single one", "what a joy"]
 Make = Callable[..., Path]
@@ -116,7 +117,7 @@ def test_the_base_stays_the_pretrained_model_bit_for_bit(bank: AdapterBank, tiny
     bank.combine({"films": 1.0}, output=tmp_path / "films")
     fresh = AutoModelForSequenceClassification.from_pretrained(tiny_bert).bert.eval()
     encoded = bank["films"].tokenizer(TEXTS, padding=True, return_tensors="pt")
-    with torch.no_grad():
+    with torch.no_grad(), padded():
         found, wanted = (bert(**encoded).last_hidden_state for bert in (bank.base.bert, fresh))
     assert torch.equal(found, wanted)
     assert not any(parameter.requires_grad for parameter in bank.base.parameters())
