@@ -4,6 +4,7 @@ Every table of `docs/performance.md` is made by a script beside this one, whose 
 `python benchmarks/bench.py` collects.
 """
 
+import ctypes
 import gc
 import multiprocessing
 import re
@@ -91,6 +92,7 @@ def _measure_peak(
     call = make(*arguments)
     call()
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what the first call has freed would else stay resident, and not be counted again
     resident = _kilobytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     call()
