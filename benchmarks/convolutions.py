@@ -9,7 +9,6 @@ channels-last. Weights are random: they cost what trained ones do.
 import argparse
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
