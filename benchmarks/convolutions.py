@@ -9,7 +9,6 @@ channels-last. Weights are random: they cost what trained ones do.
 import argparse
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +135,7 @@ def rows(quick: bool) -> list[Row]:
     found = []
     ways = ["loralight", "PEFT", "PEFT, channels-last"]
     for architecture, goals in GOALS.items():
-        size, batch, rounds = (96, 4, 3) if quick else (224, int(goals["batch"]), 7)
+        size, batch, rounds = 224, int(goals["batch"]), 2 if quick else 7
         work = f"{architecture}, {batch} images of {size} px, LoRA on convolutions"
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -154,7 +153,7 @@ def rows(quick: bool) -> list[Row]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small images, few rounds")
+    parser.add_argument("--quick", action="store_true", help="few rounds")
     torch.set_num_threads(1)
     show(rows(parser.parse_args().quick), "LoRA on convolutions, one thread")
 

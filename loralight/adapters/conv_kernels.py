@@ -118,7 +118,8 @@ def _is_product(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
 
 
 def _has_rows(x: Tensor) -> bool:
-    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    """Whether the channels are last in memory; maps of one pixel could be called so too, and are not."""
+    return x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -71,7 +71,10 @@ class ImageClassification(AdapterTask):
             )
 
     def build_model(self) -> nn.Module:
-        return load_backbone(self.backbone, num_labels=len(self.labels), image_size=self.image_size)
+        model = load_backbone(self.backbone, num_labels=len(self.labels), image_size=self.image_size)
+        convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+        self.fits_channels_last = all(convolution.groups == 1 for convolution in convolutions)
+        return model
 
     def save_pretrained(self, folder: Path) -> None:
         save_backbone(self.model, self.backbone, folder, labels=self.labels, preparation=self.preparation)
@@ -88,11 +91,29 @@ class ImageClassification(AdapterTask):
         if self.training and self.mixing is not None:
             images, targets = self.mixing(images, labels)
             targets, smoothing = targets.to(images.dtype), 0.0  # they are smoothed already
-        if self.training:
-            images = images.contiguous(memory_format=torch.channels_last)
-        logits = self.model(images)  # (batch, labels)
+        logits = self._train_on(images) if self.training else self.model(images)  # (batch, labels)
         loss = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="sum")
         return Step(loss / max(len(labels), 1), logits, labels)
+
+    def _train_on(self, images: Tensor) -> Tensor:
+        """The logits, from images whose channels are last in memory where that is known to be quicker.
+
+        On a CPU a step of a ResNet then takes 0.85 to 0.95 of its time, one with depthwise convolutions 1.4 to 1.6.
+        """
+        if images.device.type == "cpu" and self.fits_channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        try:
+            logits: Tensor = self.model(images)
+        except ValueError as error:  # PyTorch's, of BatchNorm
+            if len(images) > 1:
+                raise
+            raise InputError(
+                "E-BATCH",
+                "the statistics of a BatchNorm cannot be taken from a training batch of one image, where the model "
+                "leaves one pixel of it. Set data.batch_size so that no batch of one is left over (and not to 1), a "
+                f"larger model.image_size, or task.batch_norm=frozen: {error}",
+            ) from error
+        return logits
 
     def on_test_epoch_end(self) -> None:
         """Keep a run's confusion matrix beside its metrics; ``loralight evaluate`` leaves the run as it is."""

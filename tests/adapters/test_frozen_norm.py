@@ -1,4 +1,4 @@
-"""Frozen BatchNorm in training: the same outputs and gradients without its input, and only where nobody would see it."""
+"""Frozen BatchNorm in training: the same outputs and gradients without its input, where nobody would see it."""
 
 import copy
 from typing import Any

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 import loralight
 from loralight.adapters import Adapter, FullFineTuning, LinearProbe, Lora, merge
 from loralight.adapters.base import trainable
+from loralight.adapters.frozen_norm import FrozenNorm
+from loralight.adapters.lora_layers import LoraConv2d
 from loralight.errors import InputError
 from loralight.export import save_adapter
 from loralight.task import AdapterTask
@@ -174,6 +176,49 @@ def test_an_exported_adapter_is_loaded_with_the_same_logits(
     images = batch_of()["images"]
     with torch.no_grad():
         assert torch.equal(again.model(images), task.model(images))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_training_step_in_any_memory_format_is_that_of_the_plain_model(
+    checkpoints: Callable[[str], str], family: str
+) -> None:
+    task, batch = make(checkpoints(family), base_dropout=False), batch_of()
+    task.model.double()
+    task.losses.double()
+    batch["images"] = batch["images"].double()
+    parameters = trainable(task.model)
+    wanted = torch.autograd.grad(task.eval().step(batch).loss, [*parameters.values()])
+    seen: list[Tensor] = []
+    handle = task.model.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    found = torch.autograd.grad(task.train().step(batch).loss, [*parameters.values()])
+    handle.remove()
+    depthwise = any(getattr(module, "groups", 1) > 1 for module in task.model.modules())
+    assert seen[0].is_contiguous(memory_format=torch.channels_last) is not depthwise
+    for name, ours, theirs in zip(parameters, found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9, msg=name)
+
+
+def test_training_folds_what_is_frozen_and_evaluation_does_not(tiny_resnet: str) -> None:
+    task, batch = make(tiny_resnet), batch_of()
+    with torch.no_grad():
+        before = task.step(batch).predictions
+    kinds = [type(module) for module in task.model.modules()]
+    task.train()
+    frozen = [module for module in task.model.modules() if isinstance(module, FrozenNorm)]
+    assert len(frozen) == sum(isinstance(module, nn.BatchNorm2d) for module in task.model.modules()) > 3
+    folded = [module for module in task.model.modules() if isinstance(module, LoraConv2d) and module.follower]
+    assert len(folded) == len(frozen)
+    task.step(batch).loss.backward()
+    task.eval()
+    assert [type(module) for module in task.model.modules()] == kinds
+    with torch.no_grad():
+        assert torch.equal(task.step(batch).predictions, before)
+
+
+def test_a_batch_of_one_image_without_statistics_says_what_to_change(tiny_resnet: str) -> None:
+    task = make(tiny_resnet, batch_norm="statistics").train()
+    with pytest.raises(InputError, match=r"E-BATCH: .*data\.batch_size"):
+        task.step(batch_of(1))
 
 
 @pytest.mark.parametrize(
