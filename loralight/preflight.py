@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from loralight.adapters.base import trainable
 from loralight.task import AdapterTask
 
+Sizes = dict[str, int]
+"""Bytes by what they are of."""
+
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -47,22 +50,28 @@ def targets_table(task: AdapterTask) -> Table:
     return table
 
 
-def memory_table(task: AdapterTask) -> Table:
-    """Bytes of weights, gradients and optimizer state, beside what training every parameter would take.
+def before_activations(task: AdapterTask) -> tuple[Sizes, Sizes]:
+    """Bytes of weights, gradients and optimizer state, and what training every parameter would take.
 
     The optimizer is taken to keep two values a parameter, as Adam does. Activations come on top: they depend on the
-    batch.
+    batch; `loralight.estimate` counts them.
     """
-    learns = num_bytes(trainable(task.model).values())
-    every = num_bytes(task.model.parameters())
-    table = Table(title="memory before activations", title_justify="left")
+    learns, every = num_bytes(trainable(task.model).values()), num_bytes(task.model.parameters())
+    this, everything = (
+        {"weights": every, "gradients": count, "optimizer state": 2 * count} for count in (learns, every)
+    )
+    return this, everything
+
+
+def memory_table(this: Sizes, everything: Sizes, *, title: str) -> Table:
+    """Where memory goes, beside where it would go if every parameter learnt; with the sums."""
+    table = Table(title=title, title_justify="left")
     for column in ("", "this run", "training everything"):
         table.add_column(column, justify="left" if not column else "right")
-    table.add_row("weights", human(every), human(every))
-    table.add_row("gradients", human(learns), human(every))
-    table.add_row("optimizer state", human(2 * learns), human(2 * every))
+    for name, size in this.items():
+        table.add_row(name, human(size), human(everything[name]))
     table.add_section()
-    table.add_row("sum", human(every + 3 * learns), human(4 * every))
+    table.add_row("sum", human(sum(this.values())), human(sum(everything.values())))
     return table
 
 
