@@ -11,7 +11,7 @@ from lightning.fabric.utilities import move_data_to_device
 from loralight.build import build_task, build_trainer
 from loralight.errors import InputError
 from loralight.estimate import Estimate, longest_batch
-from loralight.footprint import footprint
+from loralight.footprint import train_step
 from loralight.launch import process_rank
 from loralight.logs import show
 from loralight.preflight import human
@@ -58,25 +58,31 @@ def largest_that_runs(run: Callable[[int], Any], size: int) -> int:
             size -= max(size // 10, 1)
         gc.collect()
         torch.cuda.empty_cache()
-    raise InputError("E-MEMORY", "a step on one row takes more memory than the device has; shorten rows (a smaller "
-                     "model.max_length, say) or take a smaller model")  # fmt: skip
+    raise InputError(
+        "E-MEMORY",
+        "a step on one row takes more memory than the device has; give shorter rows (a smaller model.max_length, say) "
+        "or a smaller model",
+    )
 
 
 def _tried_on_device(estimate: Estimate, size: int) -> int:
     """The largest batch up to ``size`` with which a real step succeeds; afterwards the device is as empty as before."""
-    trainer = build_trainer(estimate.config, Path(), [])
+    chosen = largest_that_runs(_real_step(estimate), size)
+    gc.collect()
+    torch.cuda.empty_cache()
+    return chosen
+
+
+def _real_step(estimate: Estimate) -> Callable[[int], None]:
+    """A training step on so many of the longest rows, with the model's weights."""
+    precision = build_trainer(estimate.config, Path(), []).precision_plugin
     task = build_task(estimate.config, estimate.data.model_arguments())
-    trainer.precision_plugin.convert_module(task)
+    precision.convert_module(task)
     task.to(estimate.device)
     optimizer = task.make_optimizer()
 
     def run(size: int) -> None:
         batch = move_data_to_device(longest_batch(estimate.data, size), estimate.device)
-        footprint(task, optimizer, batch, precision=trainer.precision_plugin.forward_context)
+        train_step(task, optimizer, batch, precision.forward_context)
 
-    try:
-        return largest_that_runs(run, size)
-    finally:
-        del task, optimizer, run
-        gc.collect()
-        torch.cuda.empty_cache()
+    return run

@@ -24,7 +24,7 @@ from loralight.footprint import Footprint, footprint
 from loralight.launch import num_processes
 from loralight.memory import at_hand, in_use, parse_memory
 from loralight.preflight import Sizes, human, memory_table
-from loralight.shapes import shapes_only
+from loralight.shapes import leaving_out_weights, shapes_only
 
 _SPARE = 0.1  # share of the memory that is left: what an estimate may be wrong by
 _HOLES = 0.5  # of the pieces: what glibc's allocator holds beside them, 0.3 to 0.5 on the four tasks' demos
@@ -75,7 +75,8 @@ class Estimate:
     def __init__(self, config: dict[str, Any], *, data: TaskData | None = None) -> None:
         self.config = measuring(config)
         self.num_processes = num_processes(config["trainer"])
-        self.data = build_data(self.config) if data is None else data
+        with leaving_out_weights():
+            self.data = build_data(self.config) if data is None else data
         trainer = build_trainer(self.config, Path(), [])
         self.device, self._precision = trainer.strategy.root_device, trainer.precision_plugin
         self._most = max(len(self.data.splits["train"]) // self.num_processes, 1)

@@ -74,7 +74,7 @@ def footprint(task: AdapterTask, optimizer: Optimizer, batch: Any, *, precision:
     memory.watch([*weights, *state, *gradients, *tree_leaves(batch)])
     del gradients
     with memory:
-        saved = _step(task, optimizer, batch, precision)
+        saved = train_step(task, optimizer, batch, precision)
     return Footprint(
         weights=_total(weights),
         gradients=_total(parameter.grad for parameter in learns),
@@ -85,8 +85,10 @@ def footprint(task: AdapterTask, optimizer: Optimizer, batch: Any, *, precision:
     )
 
 
-def _step(task: AdapterTask, optimizer: Optimizer, batch: Any, precision: Precision) -> dict[int, int]:
-    """One step; returns the sizes of the storages that its forward pass keeps."""
+def train_step(
+    task: AdapterTask, optimizer: Optimizer, batch: Any, precision: Precision = nullcontext
+) -> dict[int, int]:
+    """Take a step; returns the sizes of the storages that its forward pass keeps for the backward pass."""
     saved: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -102,11 +104,11 @@ def _step(task: AdapterTask, optimizer: Optimizer, batch: Any, precision: Precis
     return saved
 
 
-class _Memory(TorchDispatchMode):
+class _Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of the storages that are alive, from when an operator makes them."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = self.peak = self.pieces = 0
         self._in_pieces = 0
         self._alive: dict[int, Any] = {}

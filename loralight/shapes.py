@@ -30,24 +30,30 @@ def without_weights() -> bool:
 
 
 @contextmanager
-def shapes_only() -> Iterator["Shapes"]:
-    """A context in which models are built and run without weights, see `Shapes`."""
+def leaving_out_weights() -> Iterator[None]:
+    """A context in which `without_weights` holds."""
     token = _WITHOUT_WEIGHTS.set(True)
     try:
-        with Shapes() as shapes:
-            yield shapes
+        yield
     finally:
         _WITHOUT_WEIGHTS.reset(token)
 
 
-class Shapes(TorchDispatchMode):
+@contextmanager
+def shapes_only() -> Iterator["Shapes"]:
+    """A context in which models are built and run without weights, see `Shapes`."""
+    with leaving_out_weights(), Shapes() as shapes:
+        yield shapes
+
+
+class Shapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Makes floating-point tensors fake, and what is computed of a fake one.
 
     A number that is asked of a fake tensor is 1, a comparison of two holds, and a mask of them chooses every element.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
 
     def without_numbers(self, tensor: Tensor) -> Tensor:
