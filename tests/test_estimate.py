@@ -1,4 +1,4 @@
-"""`loralight estimate` and `auto_batch`: what is counted on shapes is what a real step keeps, and weights are not read."""
+"""`loralight estimate` and `auto_batch`: shapes alone say what a real step keeps, and no weights are read."""
 
 import json
 from collections.abc import Callable
