@@ -20,6 +20,7 @@ VERBS = {
     "merge": "a plain model with the adapter in its weights, and how true it is to the adapted one",
     "spectrum": "what a trained low-rank adapter has learned in each layer",
     "combine": "a weighted sum of trained adapters, as an adapter of its own",
+    "estimate": "the memory that training would take, and the largest batch that fits; loads no weights",
     "sweep": "train once for each of several values (train --multirun)",
     "together": "several trainings on one base model, which is in memory once",
     "tasks": "the task plugins found, and what each needs",

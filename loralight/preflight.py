@@ -12,6 +12,9 @@ from loralight.quantisation import as_before
 from loralight.task import AdapterTask
 from loralight.unpadding import is_unpadded
 
+Sizes = dict[str, int]
+"""Bytes by what they are of."""
+
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 _BATCHES = 20  # whose padding is counted
 
@@ -52,22 +55,30 @@ def targets_table(task: AdapterTask) -> Table:
     return table
 
 
-def memory_table(task: AdapterTask) -> Table:
-    """Bytes of weights, gradients and optimizer state, beside what training every parameter would take.
+def before_activations(task: AdapterTask) -> tuple[Sizes, Sizes]:
+    """Bytes of weights, gradients and optimizer state, and what training every parameter would take.
 
     The optimizer is taken to keep two values a parameter, as Adam does. Activations come on top: they depend on the
-    batch.
+    batch; `loralight.estimate` counts them.
     """
-    learns = num_bytes(trainable(task.model).values())
-    every, held = num_bytes(as_before(task.model)), num_bytes(task.model.parameters())
-    table = Table(title="memory before activations", title_justify="left")
+    learns, every = num_bytes(trainable(task.model).values()), num_bytes(as_before(task.model))
+    held = num_bytes(task.model.parameters())
+    this, everything = (
+        {"weights": weights, "gradients": count, "optimizer state": 2 * count}
+        for weights, count in ((held, learns), (every, every))
+    )
+    return this, everything
+
+
+def memory_table(this: Sizes, everything: Sizes, *, title: str) -> Table:
+    """Where memory goes, beside where it would go if every parameter learnt; with the sums."""
+    table = Table(title=title, title_justify="left")
     for column in ("", "this run", "training everything"):
         table.add_column(column, justify="left" if not column else "right")
-    table.add_row("weights", human(held), human(every))
-    table.add_row("gradients", human(learns), human(every))
-    table.add_row("optimizer state", human(2 * learns), human(2 * every))
+    for name, size in this.items():
+        table.add_row(name, human(size), human(everything[name]))
     table.add_section()
-    table.add_row("sum", human(held + 3 * learns), human(4 * every))
+    table.add_row("sum", human(sum(this.values())), human(sum(everything.values())))
     return table
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -27,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from loralight.errors import InputError
 from loralight.resources import resolve
+from loralight.shapes import without_weights
 
 
 def load_model(auto_class: Any, checkpoint: str, **arguments: Any) -> PreTrainedModel:
@@ -41,6 +43,8 @@ def load_model(auto_class: Any, checkpoint: str, **arguments: Any) -> PreTrained
     Raises:
         InputError: there is no such model, or none of this kind (``E-MODEL``).
     """
+    if without_weights():
+        return _skeleton(auto_class, checkpoint, **arguments)
     name, file = _source(checkpoint)
     if file:
         arguments = {"config": _gguf_config(checkpoint), "dtype": torch.float32, **file, **arguments}
@@ -53,6 +57,39 @@ def load_model(auto_class: Any, checkpoint: str, **arguments: Any) -> PreTrained
         quantizer.remove_quantization_config(model)  # type: ignore[no-untyped-call]
     model.__dict__["fresh_parameters"] = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
     return model
+
+
+def _skeleton(
+    auto_class: Any, checkpoint: str, *, ignore_mismatched_sizes: bool = False, **arguments: Any
+) -> PreTrainedModel:
+    """The model as its config describes it. Of the weights' file, where it is at hand, the tensors' names are read."""
+    name, file = _source(checkpoint)
+    with _one_message(checkpoint):
+        if file:
+            config = _gguf_config(checkpoint)
+            arguments = {"dtype": torch.float32, **arguments}
+        else:
+            config, arguments = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **arguments)
+        model: PreTrainedModel = auto_class.from_config(config, **arguments)
+    model.__dict__["fresh_parameters"] = _parts_without_weights(model, _names_of_tensors(Path(name)))
+    return model
+
+
+def _names_of_tensors(folder: Path) -> list[str]:
+    """Those in a checkpoint's header; none if it is elsewhere or cannot be read."""
+    try:
+        with safe_open(folder / "model.safetensors", framework="pt") as tensors:
+            return list(tensors.keys())
+    except (OSError, SafetensorError):
+        return []
+
+
+def _parts_without_weights(model: PreTrainedModel, names: Iterable[str]) -> set[str]:
+    """Parameters of those parts of the base model of which a checkpoint has nothing, such as a pooler."""
+    prefix = f"{model.base_model_prefix}."
+    there = {name.removeprefix(prefix).partition(".")[0] for name in names}
+    parts = [(name, part) for name, part in model.base_model.named_children() if there and name not in there]
+    return {f"{prefix}{name}.{key}" for name, part in parts for key, _ in part.named_parameters()}
 
 
 def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:

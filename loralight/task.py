@@ -274,7 +274,8 @@ class AdapterTask(lightning.LightningModule, ABC):
                 "E-ADAPTER-KEYS", f"{origin} does not fit this model and adapter: {'; '.join(wrong[:3])}{more}"
             )
 
-    def configure_optimizers(self) -> Any:
+    def make_optimizer(self) -> Optimizer:
+        """The optimizer over what learns, with its groups."""
         if self.optimizer is None:
             raise TypeError(f"{type(self).__name__} was built without an optimizer; pass one to train")
         # here alone it is known that the model is to be trained, and on which device
@@ -290,9 +291,12 @@ class AdapterTask(lightning.LightningModule, ABC):
             head_lr=self.head_lr,
             head_weight_decay=self.head_weight_decay,
         )
-        optimizer = self.optimizer(groups)
+        return self.optimizer(groups)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer()
         optimizer.register_load_state_dict_pre_hook(by_position)
-        if self.scheduler is None and not any("start" in group for group in groups):
+        if self.scheduler is None and not any("start" in group for group in optimizer.param_groups):
             return optimizer
         num_steps = self.trainer.estimated_stepping_batches
         if num_steps == float("inf"):

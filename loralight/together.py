@@ -37,6 +37,8 @@ def main(config: DictConfig) -> None:
         check_config(of_run)
         if num_processes(of_run["trainer"]) > 1:
             raise InputError("E-DEVICES", f"{name}: runs that share a base are in one process; take trainer.devices=1")
+        if of_run["auto_batch"]:
+            raise InputError("E-AUTO-BATCH", f"{name}: what fits depends on the other runs; give data.batch_size")
     for name, of_run in settings.items():
         take(folders[name], of_run, overrides[name])
     logs.configure(folder / "train.log", line="%(threadName)s: %(message)s")

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from torchmetrics import MetricCollection
 
 from loralight import logs
+from loralight.auto_batch import with_largest_batch
 from loralight.build import adapter_recipe, build_data, build_task, build_trainer, check_config, recipe
 from loralight.checkpoint import FolderCheckpointIO, newest
 from loralight.composition import plain
@@ -20,7 +21,7 @@ from loralight.errors import InputError, did_you_mean
 from loralight.export import save_adapter
 from loralight.initialising import initialise_, with_initialised
 from loralight.launch import launch, process_rank
-from loralight.preflight import memory_table, padding_line, targets_table
+from loralight.preflight import before_activations, memory_table, padding_line, targets_table
 from loralight.progress import Throughput, progress_callbacks
 from loralight.run_folder import take
 from loralight.summary import final_report, summarise
@@ -40,8 +41,11 @@ def main(config: DictConfig) -> float | None:
         name for name in ("max_epochs", "max_steps", "limit_train_batches") if settings["trainer"].get(name) == 0
     ]:
         raise InputError("E-TRAINER", f"trainer.{none[0]}=0 would train nothing and save it")
+    overrides = list(hydra.overrides.task)
+    if settings["auto_batch"]:
+        settings, overrides = with_largest_batch(settings, overrides)
     if process_rank() in (None, 0):
-        take(output_dir, settings, list(hydra.overrides.task))
+        take(output_dir, settings, overrides)
     best: float | None = launch("train", settings, output_dir)
     return best
 
@@ -83,7 +87,8 @@ class Run:
         if process_rank() in (None, 0):
             logs.logger.info("run folder: %s", output_dir)
             padding = padding_line(self.task, self.data)
-            logs.show(*self.data.report(), *padding, targets_table(self.task), memory_table(self.task))
+            memory = memory_table(*before_activations(self.task), title="memory before activations")
+            logs.show(*self.data.report(), *padding, targets_table(self.task), memory)
             if self.resumed:
                 logs.logger.info("going on from %s", self.resumed)
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from loralight.errors import InputError, did_you_mean
 from loralight.resources import resolve
+from loralight.shapes import without_weights
 
 from .images import MODES
 
@@ -105,7 +106,9 @@ def load_backbone(backbone: Backbone, *, num_labels: int, image_size: int | None
     with _one_message(config.file or backbone.architecture):
         # with as many classes as the weights are for, timm loads them strictly
         arguments["num_classes"] = config.num_classes
-        model: nn.Module = timm.create_model(backbone.architecture, pretrained=True, pretrained_cfg=config, **arguments)
+        model: nn.Module = timm.create_model(
+            backbone.architecture, pretrained=not without_weights(), pretrained_cfg=config, **arguments
+        )
     fresh: set[str] = set()
     if config.num_classes != num_labels:
         model.reset_classifier(num_labels)  # type: ignore[operator]
@@ -180,7 +183,7 @@ def _in_file(
             "reading a pickle can run code. Convert it where you trust it: safetensors.torch.save_file(torch.load("
             "file, weights_only=True), 'model.safetensors')",
         )
-    if not file.is_file():
+    if not (file.is_file() or without_weights()):
         raise _error(str(file), "there is no such file")
     if architecture is None:
         raise _error(
@@ -197,7 +200,7 @@ def _in_file(
         state_dict=None,
         custom_load=False,
         file=str(file),
-        num_classes=_num_classes(file, config.classifier),
+        num_classes=config.num_classes if without_weights() else _num_classes(file, config.classifier),
         fixed_input_size=usual.fixed_input_size,
     )
     return Backbone(architecture=architecture, config=config, arguments=arguments or {})
