@@ -1,5 +1,6 @@
 """Dropout whose random numbers cost less on a CPU."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,10 +11,10 @@ from torch.autograd.function import once_differentiable
 from loralight.adapters.kernels import drop_mask
 
 
-def set_cheap_dropout_(model: nn.Module, on: bool) -> None:
-    """Turn the exact ``nn.Dropout`` modules of ``model`` into cheap ones, in place, or those back."""
+def set_cheap_dropout_(modules: Iterable[nn.Module], on: bool) -> None:
+    """Turn those of ``modules`` that are exactly ``nn.Dropout`` into cheap ones, in place, or those back."""
     before, after = (nn.Dropout, CheapDropout) if on else (CheapDropout, nn.Dropout)
-    for module in model.modules():
+    for module in modules:
         if type(module) is before:
             module.__class__ = after
 

@@ -124,6 +124,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         self._built = False
         self._still: list[nn.Module] = []
         self._added: set[str] = set()  # names of the tensors that are the adapter's and not the base's
+        self._dropouts: list[nn.Module] = []
         self._fixed: list[nn.Module] = []  # BatchNorm layers of which nothing changes
         self.adapted_norms: list[str] = []  # BatchNorm layers that `batch_norm` lets change
         self._window: Tensor | None = None  # summed loss and weight of the batches since the last optimizer step
@@ -231,6 +232,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         self.train_loss = MeanMetric(nan_strategy=nan)
         self.losses = nn.ModuleDict({split: MeanMetric(nan_strategy=nan) for split in ("validation", "test")})
         self.scores = nn.ModuleDict({split: metrics.clone(prefix=f"{split}/") for split in ("validation", "test")})
+        self._dropouts = [module for module in self.model.modules() if type(module) is nn.Dropout]
         self._built = True
         self.train()  # `from_pretrained` returns eval mode, and Lightning keeps the mode it finds
         link_(self.model)  # in training mode, as it will run
@@ -329,13 +331,12 @@ class AdapterTask(lightning.LightningModule, ABC):
 
     def train(self, mode: bool = True) -> "AdapterTask":
         """Training mode, in which frozen BatchNorm keeps its statistics and frozen dropout obeys ``base_dropout``."""
-        if self._built:
-            set_cheap_dropout_(self.model, mode)
         super().train(mode)
         if mode and self._built:
             self._keep_still()
         else:
             thaw_(self._fixed)
+            set_cheap_dropout_(self._dropouts, False)
         return self
 
     def _set_batch_norm(self) -> None:
@@ -364,6 +365,7 @@ class AdapterTask(lightning.LightningModule, ABC):
 
     def _keep_still(self) -> None:
         freeze_(self._fixed)
+        set_cheap_dropout_(self._dropouts, True)
         for module in self._still:
             module.training = False
 

@@ -94,7 +94,7 @@ def _encoder(model: PreTrainedModel) -> nn.Module | None:
 
 def _line_up(encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Give the encoder tokens in a line, and in the mask's place what attention needs to know."""
-    if _IS_OFF.get():
+    if _IS_OFF.get() or torch.compiler.is_compiling():  # a compiled encoder has a rectangle
         return None
     names = list(inspect.signature(encoder.forward).parameters)
     given = {**dict(zip(names, args, strict=False)), **kwargs}

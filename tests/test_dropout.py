@@ -13,7 +13,7 @@ from loralight.dropout import CheapDropout, set_cheap_dropout_
 
 def cheap(p: float = 0.1) -> nn.Module:
     module = nn.Sequential(nn.Dropout(p))
-    set_cheap_dropout_(module, True)
+    set_cheap_dropout_(module.modules(), True)
     return module.train()[0]
 
 
@@ -74,9 +74,9 @@ def test_only_exact_dropout_becomes_cheap_and_it_turns_back() -> None:
         pass
 
     model = nn.Sequential(nn.Dropout(0.1), Mine(0.1), nn.Dropout2d(0.1))
-    set_cheap_dropout_(model, True)
+    set_cheap_dropout_(model.modules(), True)
     assert [type(part) for part in model] == [CheapDropout, Mine, nn.Dropout2d]
     assert [type(part) for part in copy.deepcopy(model)] == [type(part) for part in model]
     assert type(pickle.loads(pickle.dumps(model[0]))) is CheapDropout
-    set_cheap_dropout_(model, False)
+    set_cheap_dropout_(model.modules(), False)
     assert [type(part) for part in model] == [nn.Dropout, Mine, nn.Dropout2d]
