@@ -4,12 +4,17 @@ python benchmarks/bench.py [--only steps padding] [--full]
 """
 
 import argparse
+import logging
 import time
+import warnings
 from importlib import import_module
 
 import torch
+import transformers
 from rich.console import Console
 from side_by_side import show
+
+from loralight import logs
 
 TABLES = ("steps", "lm_loss", "padding", "epoch", "prefix", "convolutions", "overhead")
 
@@ -20,6 +25,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=TABLES, default=TABLES)
     parser.add_argument("--full", action="store_true", help="as docs/performance.md has them; takes an hour or so")
     arguments = parser.parse_args()
+    logs.configure()
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.disable(logging.WARNING)  # each run would tell of itself
     console = Console()
     console.print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), float32; medians of paired ratios")
     rows = []

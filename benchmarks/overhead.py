@@ -11,6 +11,7 @@ import argparse
 import tempfile
 import warnings
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,10 @@ def bare(config: dict[str, Any], data: TaskData, task: AdapterTask) -> Callable[
     schedule = get_scheduler("linear", optimizer, 0, steps)
 
     def loop() -> None:
-        done = 0
-        while done < steps:
-            for batch in data.train_dataloader():
+        done, loader = 0, data.train_dataloader()
+        for epoch in count():
+            loader.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+            for batch in loader:
                 optimizer.zero_grad()
                 task.step(batch).loss.backward()
                 torch.nn.utils.clip_grad_norm_(trained, config["trainer"]["gradient_clip_val"])
@@ -53,7 +55,7 @@ def bare(config: dict[str, Any], data: TaskData, task: AdapterTask) -> Callable[
                 schedule.step()
                 done += 1
                 if done == steps:
-                    break
+                    return
 
     return loop
 

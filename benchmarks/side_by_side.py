@@ -110,4 +110,6 @@ def show(rows: list[Row], title: str) -> None:
     table = Table("work", "peer = 1.00", "measure", "loralight", "goal", "", title=title, title_justify="left")
     for row in rows:
         table.add_row(row.work, row.peer, row.measure, str(row.ratio), f"{row.goal:.2f}", row.verdict)
-    Console().print(table)
+    console = Console()
+    console.width = max(console.width, 130)
+    console.print(table)
