@@ -79,7 +79,7 @@ def _score_(logits: Tensor, targets: Tensor, losses: Tensor, hits: Tensor) -> No
     """Write losses and hits, and over the logits their gradient, the softmax less one at the target."""
     rows = _ROWS_IN_CACHE if logits.device.type == "cpu" else _ROWS
     for part, wanted, loss, hit in zip(
-        *(tensor.split(rows) for tensor in (logits, targets, losses, hits)), strict=True
+        *(torch.split(tensor, rows) for tensor in (logits, targets, losses, hits)), strict=True
     ):
         best, wanted = part.argmax(-1, keepdim=True), wanted[:, None]
         lead = part.gather(-1, best).to(loss.dtype) - part.gather(-1, wanted).to(loss.dtype)
