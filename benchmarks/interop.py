@@ -2,9 +2,10 @@
 
     python benchmarks/interop.py --specs 500
 
-Methods are those of ``conf/adapter``, layers those that `LoraLayer` knows. A cell says whether both compute the same on
-one layer after the adapter went over as config and tensors, or what was refused. The second table compares the outputs
-of LoRA on random convolutions with those of a convolution by W + BA in float64, which is what LoRA means.
+Methods are those of ``conf/adapter``, layers those that LoRA knows; a method that goes by whole models has a BERT. A cell
+says whether both compute the same on one layer after the adapter went over as config and tensors, or what was refused.
+The second table compares the outputs of LoRA on random convolutions with those of a convolution by W + BA in float64,
+which is what LoRA means.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import BertConfig, BertModel
 from transformers.pytorch_utils import Conv1D
 
 from loralight.adapters import Adapter, inject
@@ -40,14 +42,15 @@ _TOLERANCE = 1e-5  # relative
 
 
 class One(nn.Module):
-    """A model of one layer."""
+    """A model of one layer, or of a whole model as its layer."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.as_tensor(self.layer(x))
+        y = self.layer(x, x, x)[0] if isinstance(self.layer, nn.MultiheadAttention) else self.layer(x)
+        return torch.as_tensor(getattr(y, "last_hidden_state", y))
 
 
 def example(kind: type[nn.Module]) -> tuple[One, Tensor]:
@@ -55,6 +58,13 @@ def example(kind: type[nn.Module]) -> tuple[One, Tensor]:
     if issubclass(kind, nn.modules.conv._ConvNd):
         model = One(kind(4, 6, 3, padding=1))  # type: ignore[call-arg,arg-type]
         return model, torch.randn(2, 4, *(5,) * (model.layer.weight.ndim - 2))  # type: ignore[union-attr,operator]
+    if issubclass(kind, BertModel):
+        config = BertConfig(
+            vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
+        )
+        return One(kind(config)), torch.randint(5, 50, (2, 5))
+    if issubclass(kind, nn.MultiheadAttention):
+        return One(kind(8, 2, batch_first=True)), torch.randn(2, 5, 8)
     if issubclass(kind, nn.Embedding):
         return One(kind(11, 6)), torch.randint(0, 11, (2, 5))
     if issubclass(kind, Conv1D):
@@ -63,7 +73,7 @@ def example(kind: type[nn.Module]) -> tuple[One, Tensor]:
 
 
 def method(name: str, kind: type[Adapter]) -> Adapter:
-    """A method with the settings of its file, on the one layer."""
+    """A method with the settings of its file, on the one layer if it takes targets."""
     given: Any = OmegaConf.to_container(compose("train", [f"adapter={name}"]).adapter, resolve=False)
     known = {f.name for f in dataclasses.fields(kind)}
     settings = {key: value for key, value in given.items() if key in known and "${" not in str(value)}
@@ -78,6 +88,14 @@ def disturb(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+def saved(model: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint holds: what learns, and the saved buffers beside it, such as the frozen A of LoRA-FA."""
+    state, learns = model.state_dict(), trainable(model)
+    owners = {name.rpartition(".")[0] for name in learns}
+    buffers = {name for name, _ in model.named_buffers() if name.rpartition(".")[0] in owners}
+    return {name: tensor for name, tensor in state.items() if name in learns or name in buffers}
+
+
 @torch.no_grad()
 def to_peft(adapter: Adapter, plain: One, x: Tensor) -> str:
     """Whether PEFT computes what we do."""
@@ -89,7 +107,7 @@ def to_peft(adapter: Adapter, plain: One, x: Tensor) -> str:
         return "PEFT has no such method"
     names = adapter.peft_names(ours)
     theirs = get_peft_model(copy.deepcopy(plain), get_peft_config(config)).eval()  # type: ignore[arg-type]
-    tensors = {PREFIX + names.get(name, name): tensor for name, tensor in trainable(ours).items()}
+    tensors = {PREFIX + names.get(name, name): tensor for name, tensor in saved(ours).items()}
     result = set_peft_model_state_dict(theirs, tensors)
     return f"unknown to PEFT: {result.unexpected_keys[0]}" if result.unexpected_keys else verdict(theirs(x), ours(x))
 
@@ -110,7 +128,7 @@ def from_peft(adapter: Adapter, plain: One, x: Tensor) -> str:
     ours = copy.deepcopy(plain)
     inject(ours, found)
     names = found.peft_names(ours)
-    learnt = {name: tensors[names.get(name, name)] for name in trainable(ours)}
+    learnt = {name: tensors[names.get(name, name)] for name in saved(ours)}
     ours.load_state_dict(learnt, strict=False)
     return verdict(ours.eval()(x), theirs(x))
 
@@ -135,13 +153,19 @@ def methods_table() -> Table:
     """Every method on every kind of layer, both ways."""
     table = Table("method", "layer", "ours to PEFT", "PEFT to ours", title="adapters that change sides")
     for name, kind in adapter_classes().items():
-        for layer in LAYERS:
-            torch.manual_seed(0)
-            plain, x = example(layer)
-            plain.eval().requires_grad_(False)
-            found = (attempt(compare, method(name, kind), plain, x) for compare in (to_peft, from_peft))
-            table.add_row(name, layer.__name__, *found)
+        rows = [_row(name, kind, layer) for layer in (*LAYERS, nn.Embedding, nn.MultiheadAttention)]
+        if all(cell.startswith("refused") for row in rows for cell in row[2:]):  # it goes by whole models
+            rows = [_row(name, kind, BertModel)]
+        for row in rows:
+            table.add_row(*row)
     return table
+
+
+def _row(name: str, kind: type[Adapter], layer: type[nn.Module]) -> list[str]:
+    torch.manual_seed(0)
+    plain, x = example(layer)
+    plain.eval().requires_grad_(False)
+    return [name, layer.__name__, *(attempt(compare, method(name, kind), plain, x) for compare in (to_peft, from_peft))]
 
 
 def draw_spec(draw: random.Random) -> tuple[type[nn.Module], dict[str, Any], list[str]]:
