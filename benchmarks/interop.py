@@ -3,9 +3,9 @@
     python benchmarks/interop.py --specs 500
 
 Methods are those of ``conf/adapter``, layers those that LoRA knows; a method that goes by whole models has a BERT. A
-cell says whether both compute the same on one layer after the adapter went over as config and tensors, or what was refused.
-The second table compares the outputs of LoRA on random convolutions with those of a convolution by W + BA in float64,
-which is what LoRA means.
+cell says whether both compute the same on one layer after the adapter went over as config and tensors, or what was
+refused. The second table compares the outputs of LoRA on random convolutions with those of a convolution by W + BA in
+float64, which is what LoRA means.
 """
 
 import argparse
