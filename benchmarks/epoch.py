@@ -43,10 +43,14 @@ class Side:
         limit: rows of train; all if None.
         seed: of the order of rows and of dropout.
         grouped: sentences of like length together; loralight's own loader only.
+        packed: frozen weights in oneDNN's order; loralight only.
     """
 
-    def __init__(self, data: str | None, limit: int | None, seed: int, *, grouped: bool = False) -> None:
+    def __init__(
+        self, data: str | None, limit: int | None, seed: int, *, grouped: bool = False, packed: bool = False
+    ) -> None:
         overrides = [f"data.limit_rows={'null' if limit is None else limit}", f"seed={seed}", "trainer.max_epochs=1"]
+        overrides.append(f"task.prepack={str(packed).lower()}")
         self.config = configured(data, *overrides, f"data.length_grouped={str(grouped).lower()}", "logger=csv")
         self.data: TaskData = build_data(self.config)
         self.task: AdapterTask = make_task(self.config, self.data)
@@ -143,11 +147,12 @@ def accuracy(model: nn.Module, data: TaskData) -> float:
     return float(torch.cat(hits).float().mean())
 
 
-WAYS: dict[str, tuple[Callable[[Side, Path], tuple[Callable[[], Any], nn.Module]], bool]] = {
-    "PEFT + HF Trainer": (with_hf_trainer, False),
-    "PEFT + Lightning": (with_lightning, False),
-    "loralight, random batches": (with_loralight, False),
-    "loralight, length-grouped": (with_loralight, True),
+WAYS: dict[str, tuple[Callable[[Side, Path], tuple[Callable[[], Any], nn.Module]], dict[str, bool]]] = {
+    "PEFT + HF Trainer": (with_hf_trainer, {}),
+    "PEFT + Lightning": (with_lightning, {}),
+    "loralight, random batches": (with_loralight, {}),
+    "loralight, length-grouped": (with_loralight, {"grouped": True}),
+    "loralight, length-grouped, prepacked": (with_loralight, {"grouped": True, "packed": True}),
 }
 
 
@@ -158,8 +163,8 @@ def measure(data: str | None, limit: int | None, seeds: list[int]) -> tuple[dict
     scores: dict[str, Any] = {name: [] for name in WAYS}
     for seed in seeds:
         for name in list(WAYS) if seed % 2 else reversed(list(WAYS)):
-            make, grouped = WAYS[name]
-            side = Side(data, limit, seed, grouped=grouped)
+            make, settings = WAYS[name]
+            side = Side(data, limit, seed, **settings)
             with tempfile.TemporaryDirectory() as folder:
                 train, model = make(side, Path(folder))
                 start = time.process_time()
@@ -181,6 +186,8 @@ def rows(
         (random, "PEFT + HF Trainer", 0.40),
         (grouped, "PEFT + HF Trainer", 0.28),
         (grouped, "PEFT + Lightning", 0.30),
+        (f"{grouped}, prepacked", "PEFT + HF Trainer", 0.28),
+        (f"{grouped}, prepacked", "PEFT + Lightning", 0.30),
     ]
     return [
         Row(f"an epoch of sentences: {way}", peer, "processor time", ratio(seconds, way, peer), goal)

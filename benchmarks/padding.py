@@ -83,8 +83,9 @@ def in_peft(name: str) -> str:
 
 
 def ours(task: AdapterTask, batch: dict[str, Tensor]) -> Tensor:
-    """The task's loss."""
-    return task.step(batch).loss
+    """The task's loss, as in training."""
+    with task.kept_activations():
+        return task.step(batch).loss
 
 
 def theirs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

@@ -7,6 +7,7 @@ Every table of `docs/performance.md` is made by a script beside this one, whose 
 import ctypes
 import gc
 import multiprocessing
+import os
 import re
 import statistics
 import time
@@ -17,6 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 from rich.table import Table
+
+_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # read where a process starts
 
 
 class Ratio(NamedTuple):
@@ -73,12 +76,16 @@ def peak_memory(make: Callable[..., Callable[[], Any]], *arguments: Any) -> int:
     """Bytes that a call of ``make(*arguments)`` takes above what is resident before it, in a process of its own.
 
     A first call, which also makes an optimizer's state, is not counted. ``make`` must be a module's function. Linux
-    alone has the counter.
+    alone has the counter. malloc gives back at once what is freed there, on every side: what it would else keep for
+    later, in holes, hangs on the order of requests and hides what a step needs.
     """
+    os.environ.update(_AT_ONCE)
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure_peak, args=(sender, torch.get_num_threads(), make, arguments))
     process.start()
+    for name in _AT_ONCE:
+        del os.environ[name]
     sender.close()
     peak = int(receiver.recv())
     process.join()

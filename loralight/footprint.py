@@ -9,7 +9,6 @@ from weakref import ref
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -31,7 +30,7 @@ class Footprint:
         weights: the model's parameters and buffers.
         gradients: of what learns.
         optimizer: its state.
-        activations: what the forward pass keeps for the backward pass; weights and the batch are not counted.
+        activations: what the forward pass keeps for the backward pass, with the loss; without weights and batch.
         peak: the most that is in memory at once.
         pieces: of the peak, what is in tensors that each step makes anew, and that are small enough for an allocator
             to cut them out of larger blocks.
@@ -69,49 +68,51 @@ def footprint(task: AdapterTask, optimizer: Optimizer, batch: Any, *, precision:
     weights = [*task.model.parameters(), *task.model.buffers()]
     state = tree_leaves([list(values.values()) for values in optimizer.state.values()])
     gradients = [parameter.grad for parameter in learns]
-    known = _sizes([*weights, *tree_leaves(batch)])
-    memory = _Memory()
+    memory = Memory()
     memory.watch([*weights, *state, *gradients, *tree_leaves(batch)])
     del gradients
+    before = memory.bytes
     with memory:
-        saved = train_step(task, optimizer, batch, precision)
+        train_step(task, optimizer, batch, precision, after_forward=memory.note_after_forward)
     return Footprint(
         weights=_total(weights),
         gradients=_total(parameter.grad for parameter in learns),
         optimizer=_total(state),
-        activations=sum(size for key, size in saved.items() if key not in known),
+        activations=memory.after_forward - before,
         peak=memory.peak,
         pieces=memory.pieces,
     )
 
 
 def train_step(
-    task: AdapterTask, optimizer: Optimizer, batch: Any, precision: Precision = nullcontext
-) -> dict[int, int]:
-    """Take a step; returns the sizes of the storages that its forward pass keeps for the backward pass."""
-    saved: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        saved.update(_sizes([tensor]))
-        return tensor
-
-    with precision(), saved_tensors_hooks(note, lambda tensor: tensor):
+    task: AdapterTask,
+    optimizer: Optimizer,
+    batch: Any,
+    precision: Precision = nullcontext,
+    *,
+    after_forward: Callable[[], None] = lambda: None,
+) -> None:
+    """Take a step, as Lightning does."""
+    with precision(), task.kept_activations():
         loss, penalty = task.step(batch).loss, task.adapter.penalty(task.model)
         loss = loss if penalty is None else loss + penalty
+    after_forward()
     optimizer.zero_grad()  # the gradients of the step before are there until now
     torch.autograd.backward(loss)
     optimizer.step()
-    return saved
 
 
-class _Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of the storages that are alive, from when an operator makes them."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.bytes = self.peak = self.pieces = 0
+        self.bytes = self.peak = self.pieces = self.after_forward = 0
         self._in_pieces = 0
         self._alive: dict[int, Any] = {}
+
+    def note_after_forward(self) -> None:
+        self.after_forward = self.bytes
 
     def watch(self, values: Iterable[Any], *, anew: bool = False) -> None:
         for tensor in values:
