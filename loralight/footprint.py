@@ -147,10 +147,6 @@ class Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _total(tensors: Iterable[Any]) -> int:
-    return sum(_sizes(tensors).values())
-
-
-def _sizes(tensors: Iterable[Any]) -> dict[int, int]:
-    """Bytes of tensors' storages, each once."""
+    """Bytes of tensors' storages, each counted once."""
     storages = [tensor.untyped_storage() for tensor in tensors if isinstance(tensor, Tensor)]
-    return {storage._cdata: storage.nbytes() for storage in storages}
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
