@@ -23,7 +23,7 @@ from transformers import AutoModelForSequenceClassification
 from loralight.adapters import Lora, inject
 from loralight.adapters.base import trainable
 from loralight.adapters.blocks import blocks
-from loralight.adapters.prepack import prepack_
+from loralight.adapters.frozen_linear import multiply_by_onednn_, prepack_
 from loralight.build import build_data
 from loralight.prefix_cache import Prefix
 from loralight.resources import resolve
@@ -73,8 +73,7 @@ def row(work: str, batches: list[Batch], rounds: int, *, prepack: bool) -> Row:
     ours, peers = copy.deepcopy(base), copy.deepcopy(base)
     assert unpad_(ours)
     inject(ours, Lora(targets=chosen, rank=RANK))
-    if prepack:
-        prepack_(ours)
+    (prepack_ if prepack else multiply_by_onednn_)(ours)
     theirs = get_peft_model(peers, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=chosen)).get_base_model()
     assert len(trainable(ours)) == len(trainable(theirs))
     ours.train()

@@ -19,7 +19,7 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from loralight.adapters import Lora, inject
 from loralight.adapters.base import trainable
-from loralight.adapters.prepack import prepack_
+from loralight.adapters.frozen_linear import multiply_by_onednn_, prepack_
 from loralight.recomputing import recompute_
 from loralight.selective_recompute import selective_recompute
 from loralight.tasks.text_generation.loss import token_scores
@@ -60,8 +60,7 @@ def adapted_by_peft(model: nn.Module, names: list[str]) -> nn.Module:
 def adapted_by_us(model: nn.Module, names: list[str], *, prepack: bool) -> nn.Module:
     """The model with loralight's layers in it."""
     inject(model, Lora(targets=[f"*.{name}" for name in names], rank=8, alpha=16))
-    if prepack:
-        prepack_(model)
+    (prepack_ if prepack else multiply_by_onednn_)(model)
     return model
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from loralight.adapters.kernels import drop_mask
+from loralight.adapters.kernels import is_eager, keep_mask, parts
 
 
 def set_cheap_dropout_(modules: Iterable[nn.Module], on: bool) -> None:
@@ -26,34 +26,52 @@ class CheapDropout(nn.Dropout):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or not self._is_cheap(x):
+        if not self.training or self.inplace or not can_be_cheap(x, self.p):
             return super().forward(x)
         dropped: Tensor = _Drop.apply(x, self.p)
         return dropped
 
-    def _is_cheap(self, x: Tensor) -> bool:
-        return (
-            x.device.type == "cpu"
-            and x.is_floating_point()
-            and x.numel() > 0
-            and 1e-4 < self.p < 1 - 1e-4  # drawn to 2**-16
-            and not self.inplace
-            and not torch.compiler.is_compiling()
-            and not torch._C._are_functorch_transforms_active()
-        )
+
+def can_be_cheap(x: Tensor, probability: float) -> bool:
+    """Whether elements of x can be dropped by random numbers that cost less."""
+    return (
+        x.device.type == "cpu"
+        and x.is_floating_point()
+        and x.numel() > 0
+        and 1e-4 < probability < 1 - 1e-4  # drawn to 2**-16
+        and is_eager()
+    )
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, scale: float) -> Tensor:
+    """`F.scaled_dot_product_attention` where `can_be_cheap` of the query: by those numbers, three quarters of its time.
+
+    Shapes: query, key, value and the result (batch, heads, tokens, width), mask (batch, 1, 1, tokens), True at what is
+    attended to.
+    """
+    scores = (query * scale) @ key.transpose(-1, -2)
+    if mask is not None:  # added, which costs less than to fill
+        scores += torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, -torch.inf)
+    attended: Tensor = _Drop.apply(scores.softmax(-1), dropout) @ value
+    return attended
 
 
 class _Drop(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, probability: float) -> Tensor:
-        mask, ctx.scale = drop_mask(x, probability)
-        kept = mask.logical_not_().view(torch.int8)  # to multiply in place by these costs a third of `masked_fill`
+        kept, ctx.scale = keep_mask(x, probability)
         ctx.save_for_backward(kept)
-        y: Tensor = (x * ctx.scale).mul_(kept)
-        return y
+        return _masked(x, ctx.scale, kept)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (kept,) = ctx.saved_tensors
-        return (gradient * ctx.scale).mul_(kept), None
+        return _masked(gradient, ctx.scale, kept), None
+
+
+def _masked(x: Tensor, scale: float, kept: Tensor) -> Tensor:
+    y = torch.mul(x, scale).contiguous()
+    for some, drawn in parts(y.view(-1), kept.view(-1)):
+        some.mul_(drawn)
+    return y

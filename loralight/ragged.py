@@ -25,12 +25,14 @@ class Group(NamedTuple):
     def pad(self, tokens: Tensor) -> Tensor:
         """From (tokens, heads, width) to (rows, heads, longest, width), with zeros at padding."""
         rows, longest = self.shape
-        rectangle = tokens.new_zeros(rows * longest, *tokens.shape[1:]).index_copy(0, self.slots, tokens)
-        return rectangle.view(rows, longest, *tokens.shape[1:]).transpose(1, 2)
+        if self.mask is not None:
+            tokens = tokens.new_zeros(rows * longest, *tokens.shape[1:]).index_copy(0, self.slots, tokens)
+        return tokens.view(rows, longest, *tokens.shape[1:]).transpose(1, 2)
 
     def line_up(self, rectangle: Tensor) -> Tensor:
         """From (rows, longest, heads, width) to (tokens, heads, width)."""
-        return rectangle.flatten(0, 1).index_select(0, self.slots)
+        tokens = rectangle.flatten(0, 1)
+        return tokens if self.mask is None else tokens.index_select(0, self.slots)
 
 
 class Ragged:

@@ -15,8 +15,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, MetricCollection
 
 from loralight.adapters.base import Adapter, inject, trainable
+from loralight.adapters.frozen_linear import multiply_by_onednn_, prepack_
 from loralight.adapters.frozen_norm import freeze_, thaw_
-from loralight.adapters.prepack import prepack_
 from loralight.dropout import set_cheap_dropout_
 from loralight.dtypes import cast_inputs_, computed_buffers, not_narrowed, single_by_default, tensors_of
 from loralight.errors import InputError
@@ -72,8 +72,8 @@ class AdapterTask(lightning.LightningModule, ABC):
             in place of keeping it: a fraction of the memory, a third more time, the same gradients.
         selective_recompute: whether training makes the outputs of norms and activation functions again in the backward
             pass, in place of keeping them: a third less memory in transformers, the same gradients.
-        prepack: whether training on a processor reads frozen linear layers' weights in oneDNN's own order: faster, for
-            the memory of two more copies of them. Rounding differs by float32's; evaluation is not touched.
+        prepack: whether training on a processor reads frozen linear layers' weights in oneDNN's own order: somewhat
+            faster, for the memory of two more copies of them.
         seed: together with rank, epoch and batch it seeds every training step, so that a resumed run repeats what
             an uninterrupted one computes.
 
@@ -289,8 +289,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         # here alone it is known that the model is to be trained, and on which device
         if self.gradient_checkpointing:
             recompute_(self.model, self._still)
-        if self.prepack:
-            prepack_(self.model)
+        (prepack_ if self.prepack else multiply_by_onednn_)(self.model)
         groups = parameter_groups(
             self.model,
             self.adapter,

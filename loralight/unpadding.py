@@ -18,6 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
 from loralight.adapters.blocks import blocks
+from loralight.dropout import attend, can_be_cheap
 from loralight.errors import InputError
 from loralight.logs import logger
 from loralight.ragged import Ragged
@@ -126,11 +127,18 @@ def _attend(
         mask = mask[:, None, None, :] if mask is not None and mask.ndim == 2 else mask
         return sdpa_attention_forward(module, query, key, value, mask, **settings)
     settings["is_causal"] = False
+    dropout = settings.get("dropout", 0.0)
+    is_plain = getattr(module, "num_key_value_groups", 1) == 1 and settings.get("position_bias") is None
     lines = zip(*(torch.split(tensor[0].transpose(0, 1), mask.sizes) for tensor in (query, key, value)), strict=True)
     attended = []
     for group, (q, k, v) in zip(mask.groups, lines, strict=True):
         rectangle = group.pad(q), group.pad(k), group.pad(v)
-        attended.append(group.line_up(sdpa_attention_forward(module, *rectangle, group.mask, **settings)[0]))
+        if is_plain and can_be_cheap(q, dropout):
+            scaling = settings.get("scaling") or q.shape[-1] ** -0.5
+            rows = attend(*rectangle, group.mask, dropout, scaling).transpose(1, 2)
+        else:
+            rows = sdpa_attention_forward(module, *rectangle, group.mask, **settings)[0]
+        attended.append(group.line_up(rows))
     return torch.cat(attended).unsqueeze(0), None
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from loralight.dropout import CheapDropout, set_cheap_dropout_
+from loralight.adapters.kernels import keep_mask
+from loralight.dropout import CheapDropout, attend, set_cheap_dropout_
 
 
 def cheap(p: float = 0.1) -> nn.Module:
@@ -55,6 +56,26 @@ def test_what_is_kept_for_the_backward_pass_is_a_byte_an_element() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
         cheap()(torch.randn(20, 30, requires_grad=True))
     assert kept == [600]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_is_that_of_pytorch_with_the_probabilities_that_were_drawn(masked: bool) -> None:
+    query, key, value = (torch.randn(2, 3, 7, 5, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    mask = (torch.arange(7) < torch.tensor([[7], [4]]))[:, None, None, :] if masked else None
+    torch.manual_seed(3)
+    found = attend(query, key, value, mask, 0.3, 0.4)
+    torch.manual_seed(3)
+    kept, scale = keep_mask(torch.empty(2, 3, 7, 7), 0.3)
+    scores = query @ key.mT * 0.4
+    probabilities = (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1)
+    undropped = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.4)
+    torch.testing.assert_close(probabilities @ value, undropped)
+    expected = (probabilities * kept * scale) @ value
+    torch.testing.assert_close(found, expected)
+    upstream, inputs = torch.randn_like(found), (query, key, value)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(expected, inputs, upstream)
+    )
 
 
 @pytest.mark.parametrize("p", [0.0, 1.0, 1e-6])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from loralight.adapters import FullFineTuning, Lora, packing
+from loralight.adapters import FullFineTuning, Lora, onednn
 from loralight.adapters.base import trainable
 from loralight.errors import InputError
 from loralight.optim import schedule
@@ -207,7 +207,7 @@ def test_prepacked_training_computes_the_same_and_evaluation_does_bit_for_bit() 
     batches = batches_of(4, 4)
     for task in (plain, packed):
         trainer().fit(task, batches, batches)
-    assert packed.model.body[0].weight in packing._entries
+    assert packed.model.body[0].weight in onednn._entries
     for name, tensor in learned(plain).items():
         torch.testing.assert_close(learned(packed)[name], tensor, rtol=1e-4, atol=1e-6)
     plain.load_trainable(packed.trainable_tensors(), "the other")

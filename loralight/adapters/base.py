@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from loralight.adapters.fast_path import call_parts_, may_fuse_
-from loralight.adapters.prepack import unpack_
+from loralight.adapters.frozen_linear import plain_again_
 from loralight.errors import InputError
 
 
@@ -170,7 +170,7 @@ def merge(model: nn.Module) -> None:
     for layer in layers.values():
         if isinstance(layer, Mergeable):  # else the module around it has merged it already
             layer.merge_()
-    unpack_(model)
+    plain_again_(model)
     may_fuse_(model)
 
 

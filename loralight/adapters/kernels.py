@@ -5,6 +5,7 @@ as one side. What is gained is the order of operands in those (a product of rank
 or a fortieth), adding in place, and keeping no second copy of the input.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,9 +13,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from loralight.adapters.packing import Packs, multiply
+from loralight.adapters.onednn import Matrices, multiply
 
 _BITS = 16  # random bits per element that decide whether it is dropped: probabilities are exact to 2**-16
+_NUM_IN_CACHE = 2**18  # elements that stay in a processor's cache from one operation to the next
 
 
 def can_be_fused(x: Tensor, weight: Tensor, lora_A: Tensor) -> bool:
@@ -51,7 +53,7 @@ def lora_linear(
     lora_B: Tensor,
     scaling: float,
     dropout: float,
-    packs: Packs | None = None,
+    matrices: Matrices | None = None,
 ) -> Tensor:
     """``W x + b + scaling * B A dropout(x)``; with autocast in its dtype, A and B getting gradients in their own.
 
@@ -59,11 +61,11 @@ def lora_linear(
     """
     device = x.device.type
     if not torch.is_autocast_enabled(device):
-        y: Tensor = _LoraLinear.apply(x, weight, bias, lora_A, lora_B, scaling, dropout, packs)
+        y: Tensor = _LoraLinear.apply(x, weight, bias, lora_A, lora_B, scaling, dropout, matrices)
         return y
     x, bias, lora_A, lora_B = in_autocast(x, bias, lora_A, lora_B)
     with torch.autocast(device, enabled=False):
-        return lora_linear(x, weight, bias, lora_A, lora_B, scaling, dropout, packs)
+        return lora_linear(x, weight, bias, lora_A, lora_B, scaling, dropout, matrices)
 
 
 def in_autocast(x: Tensor, *others: Any) -> tuple[Any, ...]:
@@ -72,17 +74,27 @@ def in_autocast(x: Tensor, *others: Any) -> tuple[Any, ...]:
     return tuple(None if tensor is None else tensor.to(dtype) for tensor in (x, *others))
 
 
-def drop_mask(like: Tensor, probability: float) -> tuple[Tensor, float]:
-    """Which elements are dropped, as bool, and what the others are multiplied with.
+def keep_mask(like: Tensor, probability: float) -> tuple[Tensor, float]:
+    """Which elements are not dropped, 1 or 0 in a byte, and what those are multiplied with.
 
     `F.dropout` draws a float for each element and costs half of a frozen product of 768 x 768 on a CPU; 16 bits of an
-    integer a sixth of that.
+    integer a sixth of that. To multiply by the mask, in `parts`, costs a fifth of `masked_fill`.
     """
     levels = 2**_BITS
     dropped = round(probability * levels)
     words = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device).random_(-(2**63), None)
     bits = words.view(torch.int16)[: like.numel()].view(like.shape)
-    return bits < dropped - levels // 2, levels / (levels - dropped)
+    return (bits >= dropped - levels // 2).view(torch.uint8), levels / (levels - dropped)
+
+
+def parts(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Views of so many rows of each tensor at a time that a processor's cache holds them; of all on other devices.
+
+    What is made of a part in between then never reaches memory. Shapes: (rows, ...) each, the first the widest.
+    """
+    first = rows[0]
+    many = max(1, _NUM_IN_CACHE * len(first) // first.numel()) if first.device.type == "cpu" else len(first)
+    return zip(*(tensor.split(many) for tensor in rows), strict=True)
 
 
 class _LoraLinear(Function):
@@ -98,17 +110,19 @@ class _LoraLinear(Function):
         lora_B: Tensor,
         scaling: float,
         dropout: float,
-        packs: Packs | None,
+        matrices: Matrices | None,
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])  # (tokens, in)
-        y = multiply(rows, weight, bias, packs and packs.matrix)
-        mask, keep = drop_mask(rows, dropout) if dropout else (None, 1.0)
-        kept = rows if mask is None else rows.masked_fill(mask, 0.0)
-        low = lora_A @ kept.to(lora_A.dtype).T  # (rank, tokens)
+        y = multiply(rows, weight, bias, matrices and matrices.weight)
+        mask, keep = keep_mask(rows, dropout) if dropout else (None, 1.0)
+        if mask is None:
+            low = lora_A @ rows.to(lora_A.dtype).T  # (rank, tokens)
+        else:
+            low = torch.cat([lora_A @ (some * drawn).to(lora_A.dtype).T for some, drawn in parts(rows, mask)], 1)
         _add_product_(y, low.T, lora_B.T, scaling * keep)
         of_A = rows if ctx.needs_input_grad[3] else None  # a frozen A (LoRA-FA) needs no input kept
         ctx.save_for_backward(of_A, weight, lora_A, lora_B, low, mask)  # W uncast: a cast is cheap, its copy is not
-        ctx.scaling, ctx.shape, ctx.packs = scaling * keep, x.shape, packs
+        ctx.scaling, ctx.shape, ctx.matrices = scaling * keep, x.shape, matrices
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -120,15 +134,19 @@ class _LoraLinear(Function):
         g_low = lora_B.T @ wide.T  # (rank, tokens)
         g_B = (low @ wide).T.mul_(ctx.scaling)
         g_A = g_x = None
-        if rows is not None:
-            kept = rows if mask is None else rows.masked_fill(mask, 0.0)
-            g_A = (g_low @ kept.to(lora_A.dtype)).mul_(ctx.scaling)
+        if rows is not None and mask is None:
+            g_A = (g_low @ rows.to(lora_A.dtype)).mul_(ctx.scaling)
+        elif rows is not None:
+            g_A = torch.zeros_like(lora_A)
+            for some, drawn, g_some in parts(rows, mask, g_low.T):
+                g_A.addmm_(g_some.T, (some * drawn).to(lora_A.dtype), alpha=ctx.scaling)
         if ctx.needs_input_grad[0]:
-            g_x = multiply(g, weight.T, None, ctx.packs and ctx.packs.transposed)
+            g_x = multiply(g, weight.T, None, ctx.matrices and ctx.matrices.transposed)
             if mask is None:
                 _add_product_(g_x, g_low.T, lora_A, ctx.scaling)
             else:
-                g_x.add_((g_low.T @ lora_A).masked_fill_(mask, 0.0), alpha=ctx.scaling)
+                for some, drawn, g_some in parts(g_x, mask, g_low.T):
+                    some.add_((g_some @ lora_A).mul_(drawn), alpha=ctx.scaling)
             g_x = g_x.view(ctx.shape)
         g_bias = g.sum(0) if ctx.needs_input_grad[2] else None
         return g_x, None, g_bias, g_A, g_B, None, None, None

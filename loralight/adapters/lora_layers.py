@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from loralight.adapters.conv_kernels import Geometry, lora_convolution
 from loralight.adapters.frozen_norm import Follower
 from loralight.adapters.kernels import can_be_fused, linear_can_be_fused, lora_linear
-from loralight.adapters.packing import forget_, packs_of
+from loralight.adapters.onednn import forget_, matrices_of
 
 
 class LoraLayer(nn.Module):
@@ -184,10 +184,10 @@ class LoraProduct(LoraLayer):
         dropout = self.lora_dropout if self.training else 0.0
         lora_A = thin(self.lora_A, self.draw_ranks())
         matrix = self.as_matrix(self.weight)
-        packs = packs_of(self.weight)
-        if packs is not None and self.weight_is_transposed:
-            packs = packs.T
-        return lora_linear(x, matrix, self.bias, lora_A, self.whole_B(self.lora_B), self.scaling, dropout, packs)
+        matrices = matrices_of(self.weight)
+        if matrices is not None and self.weight_is_transposed:
+            matrices = matrices.T
+        return lora_linear(x, matrix, self.bias, lora_A, self.whole_B(self.lora_B), self.scaling, dropout, matrices)
 
     weight_is_transposed: ClassVar[bool] = False
     """Whether the weight is (in, out)."""

@@ -79,9 +79,9 @@ def test_the_gradients_with_dropout_are_those_of_the_mask_that_was_drawn() -> No
     layer, x = adapted(nn.Linear(40, 11), dropout=0.3), torch.randn(6, 40, dtype=torch.float64)
     y, g_x, g_A, g_B = gradients(layer, x, seed=5)
     torch.manual_seed(5)
-    mask, keep = kernels.drop_mask(x, 0.3)
+    mask, keep = kernels.keep_mask(x, 0.3)
     x = x.clone().requires_grad_()
-    low = F.linear(F.linear(x.masked_fill(mask, 0.0) * keep, layer.lora_A), layer.lora_B)
+    low = F.linear(F.linear(x.masked_fill(mask == 0, 0.0) * keep, layer.lora_A), layer.lora_B)
     expected = F.linear(x, layer.weight, layer.bias) + 2.0 * low
     torch.testing.assert_close(y, expected)
     upstream = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
@@ -94,9 +94,12 @@ def test_the_gradients_with_dropout_are_those_of_the_mask_that_was_drawn() -> No
 @pytest.mark.parametrize("probability", [0.01, 0.1, 0.5, 0.9])
 def test_a_mask_drops_its_share_and_keeps_the_expectation(probability: float) -> None:
     torch.manual_seed(0)
-    mask, keep = kernels.drop_mask(torch.empty(500, 2001), probability)
-    dropped = float(mask.double().mean())
-    assert abs(dropped - probability) < 4 * (probability * (1 - probability) / mask.numel()) ** 0.5 + 2**-16
+    mask, keep = kernels.keep_mask(torch.empty(500, 2001), probability)
+    dropped = float((mask == 0).double().mean())
+    assert (
+        set(mask.unique().tolist()) == {0, 1}
+        and abs(dropped - probability) < 4 * (probability * (1 - probability) / mask.numel()) ** 0.5 + 2**-16
+    )
     assert keep * (1 - probability) == pytest.approx(1, rel=1e-3)
     neighbours = torch.stack([mask[:, :-1].flatten(), mask[:, 1:].flatten()])
     correlation = torch.corrcoef(neighbours.double())
@@ -117,7 +120,7 @@ def test_one_activation_is_kept_for_the_backward_pass(plain: nn.Module, shape: t
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         layer(x)
     others = [tensor for tensor in kept if tensor.data_ptr() not in weights and tensor.numel() >= x.numel()]
-    assert all(tensor.dtype is torch.bool for tensor in others), "beside the input only a mask is as large"
+    assert all(tensor.dtype is torch.uint8 for tensor in others), "beside the input only a mask is as large"
     assert len(others) <= 1
 
 
@@ -162,7 +165,7 @@ def test_half_precision_is_as_near_to_the_exact_formula_as_the_plain_one_is(
         tensor.data = tensor.data.to(base)
     x = torch.randn(5, 40).bfloat16()
     mask = torch.rand(5, 40) < dropout
-    monkeypatch.setattr(kernels, "drop_mask", lambda *_: (mask, 1 / (1 - dropout)))
+    monkeypatch.setattr(kernels, "keep_mask", lambda *_: ((~mask).view(torch.uint8), 1 / (1 - dropout)))
     monkeypatch.setattr(F, "dropout", lambda x, *_: x.masked_fill(mask, 0.0) / (1 - dropout) if dropout else x)
     calls = count(monkeypatch, "lora_linear")
 

@@ -1,4 +1,4 @@
-"""Packed weights: the same products, and packs that are never older than their weight."""
+"""Products by oneDNN, with weights as they are and packed: the same, and packs never older than their weight."""
 
 import copy
 import gc
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
-from loralight.adapters import Lora, inject, merge, packing
+from loralight.adapters import Lora, inject, merge, onednn
 from loralight.adapters.base import trainable
-from loralight.adapters.prepack import PackedConv1D, PackedLinear, prepack_, unpack_
+from loralight.adapters.frozen_linear import FrozenConv1D, FrozenLinear, multiply_by_onednn_, plain_again_, prepack_
 from loralight.errors import InputError
 
 
@@ -43,25 +43,92 @@ def adapted(**settings: Any) -> nn.Module:
     return model
 
 
-def gradients(model: nn.Module) -> list[Tensor]:
+def gradients(model: nn.Module, num_rows: int = 3) -> list[Tensor]:
     torch.manual_seed(1)
-    y = model(torch.arange(15).view(3, 5))
+    y = model(torch.arange(15).repeat(num_rows).view(-1, 5)[:num_rows])
     return [y.detach(), *torch.autograd.grad(y.sum(), list(trainable(model).values()))]
 
 
 @pytest.fixture
 def packed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shapes of the matrices that are multiplied packed."""
-    assert packing.can_pack(torch.float32) and packing.can_pack(torch.bfloat16)  # each tries it on a small matrix
+    assert onednn.can_multiply(torch.float32) and onednn.can_multiply(torch.bfloat16)  # tried on a small matrix
     shapes: list[tuple[int, ...]] = []
-    plain = packing.Packed.linear
+    plain = onednn.PackedMatrix.linear
 
-    def linear(self: packing.Packed, x: Tensor, bias: Tensor | None) -> Tensor:
-        shapes.append(tuple(self._matrix.shape))
+    def linear(self: onednn.PackedMatrix, x: Tensor, bias: Tensor | None) -> Tensor:
+        shapes.append(tuple(self.values.shape))
         return plain(self, x, bias)
 
-    monkeypatch.setattr(packing.Packed, "linear", linear)
+    monkeypatch.setattr(onednn.PackedMatrix, "linear", linear)
     return shapes
+
+
+@pytest.fixture
+def by_onednn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of the inputs that oneDNN multiplies."""
+    assert onednn.can_multiply(torch.float32)
+    shapes: list[tuple[int, ...]] = []
+    plain = onednn._linear
+
+    def linear(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+        shapes.append(tuple(x.shape))
+        return plain(x, matrix, bias)
+
+    monkeypatch.setattr(onednn, "_linear", linear)
+    return shapes
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_training_by_onednn_computes_what_it_does_without(
+    dropout: float, by_onednn: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = adapted(dropout=dropout)
+    multiply_by_onednn_(model)
+    assert [type(layer) for layer in model.frozen] == [FrozenLinear, FrozenConv1D]
+    found = gradients(model, 16)
+    assert by_onednn == [(80, n) for n in (24, 36, 20, 30, 24, 15, 24, 30, 20, 36)], "forwards, then backwards"
+    by_onednn.clear()
+    monkeypatch.setattr(onednn, "can_multiply", lambda dtype: False)
+    for ours, theirs in zip(found, gradients(model, 16), strict=True):
+        assert (ours - theirs).norm() <= 2e-6 * theirs.norm()
+    assert not by_onednn
+
+
+def test_few_rows_and_other_dtypes_are_multiplied_as_ever(by_onednn: list[tuple[int, ...]]) -> None:
+    few, wide = adapted(), adapted().double()
+    for model, num_rows in ((few, 12), (wide, 16)):
+        multiply_by_onednn_(model)
+        gradients(model, num_rows)
+    with torch.autocast("cpu", torch.bfloat16):
+        gradients(few, 16)
+    assert not by_onednn
+
+
+def test_evaluation_is_not_by_onednn(by_onednn: list[tuple[int, ...]]) -> None:
+    model, ids = adapted(), torch.arange(15).repeat(8)
+    twin = copy.deepcopy(model)
+    multiply_by_onednn_(model)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(ids), twin.eval()(ids))
+    assert not by_onednn
+
+
+def test_a_frozen_layer_is_the_plain_one_in_all_else(by_onednn: list[tuple[int, ...]]) -> None:
+    layer = nn.Linear(6, 4).requires_grad_(False)
+    twin = copy.deepcopy(layer)
+    multiply_by_onednn_(layer)
+    assert layer(torch.randn(0, 6)).shape == (0, 4)
+    with pytest.raises(RuntimeError, match="dtype"):
+        layer(torch.randn(100, 6, dtype=torch.float64))
+    assert not by_onednn
+    x = torch.randn(100, 6, requires_grad=True)
+    second = []
+    for one in (layer, twin):
+        (first,) = torch.autograd.grad(one(x).pow(3).sum(), x, create_graph=True)
+        second.append(torch.autograd.grad(first.square().sum(), x)[0])
+    assert by_onednn
+    torch.testing.assert_close(*second, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
@@ -71,7 +138,7 @@ def test_training_with_packed_weights_computes_what_it_does_without(
     model = adapted(dropout=dropout)
     twin = copy.deepcopy(model)
     prepack_(model)
-    assert [type(layer) for layer in model.frozen] == [PackedLinear, PackedConv1D]
+    assert [type(layer) for layer in model.frozen] == [FrozenLinear, FrozenConv1D]
     for ours, theirs in zip(gradients(model), gradients(twin), strict=True):
         assert (ours - theirs).norm() <= 2e-6 * theirs.norm()
     there = [(36, 24), (20, 36), (30, 20), (24, 30), (15, 24)]
@@ -87,8 +154,8 @@ def test_under_autocast_weights_are_packed_in_its_dtype_once(packed: list[tuple[
     assert len(packed) == 10
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.dtype is theirs.dtype and (ours - theirs).norm() <= 0.02 * theirs.norm()
-    entry = packing._entries[model.adapted[0].weight]
-    assert list(entry.packs.matrix._packed) == list(entry.packs.transposed._packed) == [torch.bfloat16]
+    entry = onednn._entries[model.adapted[0].weight]
+    assert list(entry.matrices.weight.packed) == list(entry.matrices.transposed.packed) == [torch.bfloat16]
 
 
 def test_evaluation_is_that_without_packs_bit_for_bit(packed: list[tuple[int, ...]]) -> None:
@@ -103,10 +170,10 @@ def test_evaluation_is_that_without_packs_bit_for_bit(packed: list[tuple[int, ..
 def test_nothing_is_packed_before_it_is_used() -> None:
     model = adapted()
     prepack_(model)
-    assert packing._entries[model.adapted[0].weight] is None
+    assert onednn._entries[model.adapted[0].weight] is None
     model.adapted[0](torch.randn(2, 24))
-    entry = packing._entries[model.adapted[0].weight]
-    assert entry.packs.matrix._packed and not entry.packs.transposed._packed, "the backward pass has not been"
+    entry = onednn._entries[model.adapted[0].weight]
+    assert entry.matrices.weight.packed and not entry.matrices.transposed.packed, "the backward pass has not been"
 
 
 def test_what_is_saved_copied_or_pickled_has_no_packs(packed: list[tuple[int, ...]]) -> None:
@@ -118,7 +185,7 @@ def test_what_is_saved_copied_or_pickled_has_no_packs(packed: list[tuple[int, ..
     packed.clear()
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         gradients(twin)
-        assert twin.adapted[0].weight not in packing._entries and not packed
+        assert twin.adapted[0].weight not in onednn._entries and not packed
         prepack_(twin)
         gradients(twin)
         assert packed
@@ -150,13 +217,13 @@ def test_packs_go_with_their_weight() -> None:
     model = adapted()
     prepack_(model)
     gradients(model)
-    gone = weakref.ref(packing._entries[model.adapted[0].weight].data)
+    gone = weakref.ref(onednn._entries[model.adapted[0].weight].data)
     del model
     gc.collect()
     assert gone() is None
 
 
-@pytest.mark.parametrize("undo", [merge, unpack_])
+@pytest.mark.parametrize("undo", [merge, plain_again_])
 def test_a_merged_model_is_the_plain_model_again(undo: Any, packed: list[tuple[int, ...]]) -> None:
     model = adapted()
     prepack_(model)
@@ -164,7 +231,7 @@ def test_a_merged_model_is_the_plain_model_again(undo: Any, packed: list[tuple[i
     before = len(packed)
     weights = [layer.weight for layer in (*model.adapted, *model.frozen, model.output)]
     undo(model)
-    assert not any(weight in packing._entries for weight in weights)
+    assert not any(weight in onednn._entries for weight in weights)
     assert [type(layer) for layer in model.frozen] == [nn.Linear, Conv1D]
     model(torch.arange(4))
     assert len(packed) == before
@@ -204,4 +271,4 @@ def test_what_cannot_be_packed_is_refused(case: str) -> None:
     said = {"no layer": "no frozen linear layer", "elsewhere": "float32 weights on meta", "double": "float64"}[case]
     with pytest.raises(InputError, match=rf"E-PREPACK.*{said}"):
         prepack_(model)
-    assert not any(isinstance(layer, PackedLinear | PackedConv1D) for layer in model.modules())
+    assert not any(isinstance(layer, FrozenLinear | FrozenConv1D) for layer in model.modules())
