@@ -4,6 +4,8 @@ W + scaling B A is made anew in every pass and the input is convolved once; the 
 rank's few channels and never form one of W, which costs as much as a forward pass.
 """
 
+from collections.abc import Iterator
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -51,7 +53,11 @@ class _LoraConvolution(Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight, lora_A, lora_B, gain)
         ctx.scaling, ctx.geometry = scaling, geometry
-        return _convolve(x, _whole(weight, lora_A, lora_B, scaling, gain, like=x), bias, geometry)
+        made = [
+            _convolve(x, _whole(some, lora_A, up, scaling, factor, like=x), shift, geometry)
+            for some, up, factor, shift in _by_outputs(x, weight, lora_B, gain, bias)
+        ]
+        return made[0] if len(made) == 1 else torch.cat(made, 1)
 
     @staticmethod
     @once_differentiable
@@ -59,14 +65,26 @@ class _LoraConvolution(Function):
         x, weight, lora_A, lora_B, gain = ctx.saved_tensors
         g_x = g_A = None
         if ctx.needs_input_grad[0]:
-            whole = _whole(weight, lora_A, lora_B, ctx.scaling, gain, like=x)  # rebuilt: cheaper than kept
-            g_x = _backward(gradient, x, whole, ctx.geometry, 0)
+            for some, up, factor, g in _by_outputs(x, weight, lora_B, gain, gradient.transpose(0, 1)):
+                whole = _whole(some, lora_A, up, ctx.scaling, factor, like=x)  # rebuilt: cheaper than kept
+                g_some = _backward(g.transpose(0, 1), x, whole, ctx.geometry, 0)
+                g_x = g_some if g_x is None else g_x.add_(g_some)
+                del whole
         scale = ctx.scaling if gain is None else gain.view(-1, *(1,) * (lora_B.ndim - 1)) * ctx.scaling
         g_B, g_low = _up_backward(gradient, _down(x, lora_A, ctx.geometry), lora_B * scale)
         if ctx.needs_input_grad[3]:
             g_A = _down_backward(g_low, x, lora_A, ctx.geometry)
         g_bias = gradient.sum((0, *range(2, gradient.ndim))) if ctx.needs_input_grad[2] else None
         return g_x, None, g_bias, g_A, g_B.mul_(scale), None, None, None
+
+
+def _by_outputs(x: Tensor, weight: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ...]]:
+    """The weight and others, (out, ...) each, of half of the outputs at a time if the weight is larger than x.
+
+    It is in the last layers of a network, where W + BA and oneDNN's copy of it would be what sets the peak of memory.
+    """
+    num_parts = 2 if weight.numel() > x.numel() and len(weight) > 1 else 1
+    return zip(*(repeat(None) if one is None else one.chunk(num_parts) for one in (weight, *others)), strict=False)
 
 
 def _whole(

@@ -25,6 +25,8 @@ CONVOLUTIONS = [
     (nn.Conv2d(6, 5, (1, 3), padding=(0, 2), dilation=(1, 2)), (2, 6, 9, 8)),
     (nn.Conv2d(6, 5, 1), (2, 6, 4, 4)),
     (nn.Conv3d(3, 4, 2, stride=(1, 2, 1)), (2, 3, 4, 5, 4)),
+    (nn.Conv2d(6, 5, 3, padding=1), (1, 6, 3, 3)),  # a weight larger than its input: by halves of its outputs
+    (nn.Conv2d(6, 1, 3, padding=1), (1, 6, 2, 2)),
 ]
 
 

@@ -43,7 +43,7 @@ def test_a_linear_layer_keeps_no_input_for_the_backward_pass(dropout: float) -> 
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         model(x)
-    activations = [tensor for tensor in kept if tensor is not model[0].weight and tensor.dtype is not torch.bool]
+    activations = [tensor for tensor in kept if tensor is not model[0].weight and tensor.dtype is not torch.uint8]
     assert max(tensor.numel() for tensor in activations if tensor.data_ptr() != model[0].weight.data_ptr()) <= 4 * 200
     assert not any(tensor.data_ptr() == x.data_ptr() for tensor in kept)
 

@@ -187,11 +187,14 @@ def test_a_training_step_in_any_memory_format_is_that_of_the_plain_model(
     task.losses.double()
     batch["images"] = batch["images"].double()
     parameters = trainable(task.model)
+    stem = next(module for module in task.model.modules() if isinstance(module, nn.Conv2d))
+    hooks = dict(stem._forward_pre_hooks)
+    stem._forward_pre_hooks.clear()
     wanted = torch.autograd.grad(task.eval().step(batch).loss, [*parameters.values()])
+    stem._forward_pre_hooks.update(hooks)
     seen: list[Tensor] = []
-    handle = task.model.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    stem.register_forward_hook(lambda module, given, output: seen.append(given[0]))
     found = torch.autograd.grad(task.train().step(batch).loss, [*parameters.values()])
-    handle.remove()
     depthwise = any(getattr(module, "groups", 1) > 1 for module in task.model.modules())
     assert seen[0].is_contiguous(memory_format=torch.channels_last) is not depthwise
     for name, ours, theirs in zip(parameters, found, wanted, strict=True):
