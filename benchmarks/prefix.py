@@ -27,7 +27,7 @@ from loralight.adapters.frozen_linear import multiply_by_onednn_, prepack_
 from loralight.build import build_data
 from loralight.prefix_cache import Prefix
 from loralight.resources import resolve
-from loralight.unpadding import unpad_
+from loralight.unpadding import read_first_, unpad_
 
 GOAL, RANK, TOP, BATCHES = 0.35, 8, 2, 4
 
@@ -71,7 +71,7 @@ def row(work: str, batches: list[Batch], rounds: int, *, prepack: bool) -> Row:
         if type(layer) is nn.Linear and name.startswith(tuple(names[-TOP:]))
     ]
     ours, peers = copy.deepcopy(base), copy.deepcopy(base)
-    assert unpad_(ours)
+    assert unpad_(ours) and read_first_(ours)
     inject(ours, Lora(targets=chosen, rank=RANK))
     (prepack_ if prepack else multiply_by_onednn_)(ours)
     theirs = get_peft_model(peers, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=chosen)).get_base_model()

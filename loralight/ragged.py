@@ -46,6 +46,8 @@ class Ragged:
 
     Attributes:
         lengths: of the rows, in the order in which they lie in the line.
+        firsts: where in the line each of them begins, (batch,).
+        of_all: keys and values (1, tokens, heads * width) on their way to an attention with fewer queries.
     """
 
     def __init__(self, mask: Tensor) -> None:
@@ -58,6 +60,8 @@ class Ragged:
         self.places = (order.unsqueeze(1) * mask.shape[1] + torch.arange(mask.shape[1], device=mask.device))[
             mask[order]
         ]
+        self.firsts = torch.tensor([0, *counts[:-1]], device=mask.device).cumsum(0)
+        self.of_all: list[Tensor] = []
         self.groups = [_group(lengths[order[start:end]], counts[start]) for start, end in pairwise(bounds)]
         self.sizes = [len(group.slots) for group in self.groups]
 
@@ -69,6 +73,11 @@ class Ragged:
         """From (1, tokens, width) to (batch, longest, width), with zeros at padding."""
         padded = tokens.new_zeros(self.shape.numel(), tokens.shape[-1])
         return padded.index_copy(0, self.places, tokens[0]).view(*self.shape, -1)
+
+    def pad_firsts(self, tokens: Tensor) -> Tensor:
+        """From the first tokens (1, batch, width) to (batch, longest, width), with NaN where nothing was computed."""
+        padded = tokens.new_full((self.shape.numel(), tokens.shape[-1]), torch.nan)
+        return padded.index_copy(0, self.places[self.firsts], tokens[0]).view(*self.shape, -1)
 
 
 def _bounds(counts: list[int]) -> list[int]:

@@ -7,12 +7,14 @@ belong together. That it learns through transformers' registry of attention func
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
@@ -24,6 +26,8 @@ from loralight.logs import logger
 from loralight.ragged import Ragged
 
 _NAME = "loralight_unpadded"  # of our attention function, as transformers calls its own `sdpa`
+_OF_ALL = {"key", "value", "k_lin", "v_lin", "k_proj", "v_proj"}  # what transformers calls layers of keys and values
+_handles: WeakKeyDictionary[nn.Module, list[RemovableHandle]] = WeakKeyDictionary()  # of a block, while it computes
 _IS_OFF: ContextVar[bool] = ContextVar("unpadding_is_off", default=False)
 
 
@@ -111,8 +115,66 @@ def _line_up(encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 def _pad(encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     ragged = kwargs.get("attention_mask")
     if isinstance(ragged, Ragged):
-        output["last_hidden_state"] = ragged.pad(output["last_hidden_state"])
+        states = output["last_hidden_state"]
+        is_whole = states.shape[1] == sum(ragged.lengths)
+        output["last_hidden_state"] = ragged.pad(states) if is_whole else ragged.pad_firsts(states)
     return output
+
+
+def read_first_(model: PreTrainedModel) -> bool:
+    """Have the last block of an unpadded ``model`` compute what its head reads, if that is of each row the first token.
+
+    Keys and values need all tokens; the query and what comes after attention, five sixths of the block's products, need
+    the first. All else in what the encoder returns is NaN: whoever reads it is to notice.
+
+    Returns:
+        Whether that leaves the logits what they are.
+    """
+    encoder = _encoder(model)
+    if encoder is None or not is_unpadded(model):
+        return False
+    block = list(blocks(dict(encoder.named_modules())).values())[-1]
+    hooks = [
+        block.register_forward_pre_hook(_give_firsts, with_kwargs=True),
+        block.register_forward_hook(_let_go, always_call=True),
+    ]
+    _, expected = _outputs(model, whole=True)
+    try:
+        if _same(_outputs(model)[1], expected):
+            return True
+    except (RuntimeError, ValueError, TypeError, LookupError):  # its blocks are of another form
+        pass
+    for hook in hooks:
+        hook.remove()
+    return False
+
+
+def _give_firsts(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Give a block the first token of each row, but its keys and values all of them."""
+    ragged = next((given for given in (*args, *kwargs.values()) if isinstance(given, Ragged)), None)
+    parts = [part for name, part in block.named_modules() if name.rpartition(".")[2] in _OF_ALL]
+    is_recomputed = getattr(block, "gradient_checkpointing", False) and block.training  # which passes hooks by
+    is_cached = "forward" in vars(block)  # with all of its outputs
+    if ragged is None or len(parts) != 2 or is_recomputed or is_cached:
+        return None
+    states, *others = args
+    _handles[block] = [handle for part in parts for handle in _compute_on_all(part, states, ragged)]
+    return (states[:, ragged.firsts], *others), kwargs
+
+
+def _compute_on_all(part: nn.Module, states: Tensor, ragged: Ragged) -> list[RemovableHandle]:
+    """Have a layer of keys or values take all tokens, whatever it is given; `_attend` finds what it makes of them."""
+
+    def keep(_: nn.Module, given: Any, made: Tensor) -> Tensor:
+        ragged.of_all.append(made)
+        return made[:, ragged.firsts]
+
+    return [part.register_forward_pre_hook(lambda *_: (states,)), part.register_forward_hook(keep)]
+
+
+def _let_go(block: nn.Module, *_: Any) -> None:
+    for handle in _handles.pop(block, ()):
+        handle.remove()
 
 
 def _attend(
@@ -120,8 +182,8 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """Attention within each row, in the form that transformers calls.
 
-    Shapes: query, key, value (1, heads, tokens, width), the result (1, tokens, heads, width). Without a `Ragged`,
-    (batch, heads, tokens, width) and so on, as everywhere.
+    Shapes: query, key, value (1, heads, tokens, width), the result (1, tokens, heads, width); of queries perhaps the
+    first of each row alone. Without a `Ragged`, (batch, heads, tokens, width) and so on, as everywhere.
     """
     if not isinstance(mask, Ragged):
         mask = mask[:, None, None, :] if mask is not None and mask.ndim == 2 else mask
@@ -129,16 +191,22 @@ def _attend(
     settings["is_causal"] = False
     dropout = settings.get("dropout", 0.0)
     is_plain = getattr(module, "num_key_value_groups", 1) == 1 and settings.get("position_bias") is None
-    lines = zip(*(torch.split(tensor[0].transpose(0, 1), mask.sizes) for tensor in (query, key, value)), strict=True)
+    is_whole = not mask.of_all
+    if mask.of_all:
+        key, value = (made.view(1, made.shape[1], -1, query.shape[-1]).transpose(1, 2) for made in mask.of_all)
+        mask.of_all.clear()
+    sizes = mask.sizes if is_whole else [group.shape[0] for group in mask.groups]
+    queries = torch.split(query[0].transpose(0, 1), sizes)
+    lines = zip(queries, *(torch.split(tensor[0].transpose(0, 1), mask.sizes) for tensor in (key, value)), strict=True)
     attended = []
     for group, (q, k, v) in zip(mask.groups, lines, strict=True):
-        rectangle = group.pad(q), group.pad(k), group.pad(v)
+        rectangle = group.pad(q) if is_whole else q.unsqueeze(2), group.pad(k), group.pad(v)
         if is_plain and can_be_cheap(q, dropout):
             scaling = settings.get("scaling") or q.shape[-1] ** -0.5
             rows = attend(*rectangle, group.mask, dropout, scaling).transpose(1, 2)
         else:
             rows = sdpa_attention_forward(module, *rectangle, group.mask, **settings)[0]
-        attended.append(group.line_up(rows))
+        attended.append(group.line_up(rows) if is_whole else rows.flatten(0, 1))
     return torch.cat(attended).unsqueeze(0), None
 
 
@@ -170,8 +238,8 @@ def _passing_through(encoder: nn.Module) -> Iterator[list[Ragged]]:
 
 
 @torch.no_grad()
-def _outputs(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
-    """States and logits of three short rows in evaluation mode, but none of padding."""
+def _outputs(model: PreTrainedModel, *, whole: bool = False) -> tuple[Tensor, Tensor]:
+    """States and logits of three short rows in evaluation mode, but none of padding; with padding if ``whole``."""
     ids = torch.arange(5, 26, device=model.device).view(3, 7) % model.config.vocab_size
     mask = torch.arange(7, device=model.device) < torch.tensor([[4], [7], [2]], device=model.device)
     padding = model.config.pad_token_id or 0
@@ -180,7 +248,8 @@ def _outputs(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     was_training = model.training
     try:
         model.train(False)
-        logits = model(input_ids=ids.where(mask, padding), attention_mask=mask.long()).logits
+        with padded() if whole else nullcontext():
+            logits = model(input_ids=ids.where(mask, padding), attention_mask=mask.long()).logits
     finally:
         hook.remove()
         model.train(was_training)

@@ -17,12 +17,14 @@ from transformers import BertForSequenceClassification, PreTrainedModel
 
 from loralight.adapters import Adapter, Lora, inject, merge
 from loralight.adapters.base import trainable
+from loralight.adapters.blocks import blocks
 from loralight.build import make
 from loralight.composition import compose, plain
 from loralight.dropout import CheapDropout
 from loralight.plugins import conf_folders
+from loralight.recomputing import recompute_
 from loralight.testing_adapters import TinyBert
-from loralight.unpadding import is_unpadded, unpad_
+from loralight.unpadding import is_unpadded, read_first_, unpad_
 
 METHODS = sorted(file.stem for folder in conf_folders() for file in folder.glob("adapter/*.yaml"))
 SIZES = {
@@ -101,6 +103,41 @@ def assert_equal(unpadded: PreTrainedModel, padded: PreTrainedModel, batch: dict
 def test_outputs_loss_and_gradients_are_those_of_transformers_with_padding(family: str, head: str, left: bool) -> None:
     padded, unpadded = twins(model_of(family, head))
     assert_equal(unpadded.train(), padded.train(), batch_of(padded, left=left))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("left", [False, True], ids=["padding on the right", "padding on the left"])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_last_block_of_first_tokens_alone_computes_the_same(family: str, left: bool, checkpointed: bool) -> None:
+    padded, unpadded = twins(model_of(family, "SequenceClassification"))
+    last = list(blocks(dict(unpadded.named_modules())).values())[-1]
+    assert read_first_(unpadded)
+    given: list[Tensor] = []
+    last.register_forward_hook(lambda module, args, output: given.append(output))
+    if checkpointed:
+        recompute_(unpadded, [])
+    batch = batch_of(padded, left=left)
+    assert_equal(unpadded.train(), padded.train(), batch)
+    is_narrow = not (left or checkpointed)  # a row that does not begin with a token is computed as ever
+    assert all((output.shape[1] == len(LENGTHS)) is is_narrow for output in given)
+    states = unpadded.base_model(**batch).last_hidden_state
+    assert states[:, 0].isfinite().all() and bool(states[:, 1:].isnan().all()) is is_narrow, "no one takes them for it"
+    assert not any(part._forward_pre_hooks for part in last.modules() if part is not last), "none is left behind"
+
+
+def test_a_head_that_reads_other_tokens_is_given_them() -> None:
+    tokens = model_of("Bert", "TokenClassification")
+    assert unpad_(tokens) and not read_first_(tokens)
+    texts = model_of("Bert", "SequenceClassification").eval()
+    batch = batch_of(texts)
+    texts.get_submodule("bert.pooler").register_forward_pre_hook(lambda module, given: given[0].mean(1, keepdim=True))
+    expected = texts(**batch).logits
+    assert unpad_(texts) is False or not read_first_(texts)
+    torch.testing.assert_close(texts(**batch).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_only_an_unpadded_model_reads_first_tokens() -> None:
+    assert not read_first_(model_of("Bert", "SequenceClassification"))
 
 
 def test_the_blocks_are_given_tokens_alone() -> None:
@@ -210,7 +247,7 @@ def test_a_model_that_attends_in_a_way_asked_for_is_left_as_it_is() -> None:
 class _Unpadded(TinyBert):
     def build_model(self) -> BertForSequenceClassification:
         model = super().build_model()
-        assert unpad_(model)
+        assert unpad_(model) and read_first_(model)
         return model
 
 

@@ -94,7 +94,7 @@ def parts(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """
     first = rows[0]
     many = max(1, _NUM_IN_CACHE * len(first) // first.numel()) if first.device.type == "cpu" else len(first)
-    return zip(*(tensor.split(many) for tensor in rows), strict=True)
+    return zip(*(torch.split(tensor, many) for tensor in rows), strict=True)
 
 
 class _LoraLinear(Function):

@@ -101,7 +101,7 @@ def matrices_of(weight: Tensor) -> Matrices | None:
         return None
     if weight not in _entries:
         return Matrices(Matrix(data), Matrix(data.T)) if data.is_contiguous() else None
-    entry = _entries[weight]
+    entry: _Entry | None = _entries[weight]
     if entry is None or not entry.is_of(weight):
         entry = _entries[weight] = _Entry.of(weight)
     return entry.matrices

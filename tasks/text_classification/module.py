@@ -12,7 +12,7 @@ from loralight.errors import InputError
 from loralight.labels import check_smoothing, weights_of_labels
 from loralight.pretrained import check_vocabulary, load_model, load_tokenizer, new_head
 from loralight.task import AdapterTask, Step
-from loralight.unpadding import unpad_
+from loralight.unpadding import read_first_, unpad_
 
 from .metrics import classification_metrics
 
@@ -73,8 +73,8 @@ class TextClassification(AdapterTask):
         )
         self.tokenizer = load_tokenizer(self.checkpoint)
         check_vocabulary(model, self.tokenizer, self.checkpoint)
-        if self.unpadded:
-            unpad_(model)
+        if self.unpadded and unpad_(model):
+            read_first_(model)
         return model
 
     def head(self, model: nn.Module) -> list[nn.Module]:
