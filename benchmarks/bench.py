@@ -1,6 +1,8 @@
 """The tables of `docs/performance.md` in short: each row beside its goal, pass or short.
 
-python benchmarks/bench.py [--only steps padding] [--full]
+python benchmarks/bench.py [--only steps padding] [--full] [--data FOLDER]
+
+Sentences are the demo's, or those of FOLDER, as `padding.py` takes it.
 """
 
 import argparse
@@ -17,6 +19,7 @@ from side_by_side import show
 from loralight import logs
 
 TABLES = ("steps", "lm_loss", "padding", "epoch", "prefix", "convolutions", "overhead")
+OF_SENTENCES = ("padding", "epoch", "prefix")
 
 
 def main() -> None:
@@ -24,6 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=TABLES, default=TABLES)
     parser.add_argument("--full", action="store_true", help="as docs/performance.md has them; takes an hour or so")
+    parser.add_argument("--data", metavar="FOLDER")
     arguments = parser.parse_args()
     logs.configure()
     warnings.filterwarnings("ignore")
@@ -36,7 +40,8 @@ def main() -> None:
     for table in arguments.only:
         start = time.monotonic()
         with console.status(table):
-            rows += import_module(table).rows(not arguments.full)
+            data = {"data": arguments.data} if table in OF_SENTENCES else {}
+            rows += import_module(table).rows(not arguments.full, **data)
         console.print(f"{table}: {time.monotonic() - start:.0f} s")
     show(rows, "loralight beside its peers")
 

@@ -93,7 +93,10 @@ def row(work: str, batches: list[Batch], rounds: int, *, prepack: bool) -> Row:
 def rows(quick: bool, rounds: int = 9, data: str | None = None) -> list[Row]:
     """Without padding and with that of sentences, which loralight does not compute."""
     rounds = 4 if quick else rounds
-    full = [{"input_ids": ids} for ids in torch.randint(1000, 20000, (BATCHES, 16, 64))]
+    full = [
+        {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        for ids in torch.randint(1000, 20000, (BATCHES, 16, 64))
+    ]
     padded = sentences(data)
     return [
         row("without padding", full, rounds, prepack=False),

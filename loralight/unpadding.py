@@ -152,11 +152,11 @@ def read_first_(model: PreTrainedModel) -> bool:
 def _give_firsts(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Give a block the first token of each row, but its keys and values all of them."""
     ragged = next((given for given in (*args, *kwargs.values()) if isinstance(given, Ragged)), None)
-    parts = [part for name, part in block.named_modules() if name.rpartition(".")[2] in _OF_ALL]
     is_recomputed = getattr(block, "gradient_checkpointing", False) and block.training  # which passes hooks by
     is_cached = "forward" in vars(block)  # with all of its outputs
-    if ragged is None or len(parts) != 2 or is_recomputed or is_cached:
+    if ragged is None or is_recomputed or is_cached:
         return None
+    parts = [part for name, part in block.named_modules() if name.rpartition(".")[2] in _OF_ALL]
     states, *others = args
     _handles[block] = [handle for part in parts for handle in _compute_on_all(part, states, ragged)]
     return (states[:, ragged.firsts], *others), kwargs
@@ -173,8 +173,9 @@ def _compute_on_all(part: nn.Module, states: Tensor, ragged: Ragged) -> list[Rem
 
 
 def _let_go(block: nn.Module, *_: Any) -> None:
-    for handle in _handles.pop(block, ()):
-        handle.remove()
+    if not torch.compiler.is_compiling():
+        for handle in _handles.pop(block, ()):
+            handle.remove()
 
 
 def _attend(

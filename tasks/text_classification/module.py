@@ -31,7 +31,8 @@ class TextClassification(AdapterTask):
         max_length: tokens of a text that are read.
         class_weights: a weight per label in the loss, or ``balanced``: in inverse proportion to ``label_counts``.
         label_smoothing: share of the target that is spread over all labels.
-        unpadded: compute on no padding, where the encoder then gives the same, see `loralight.unpadding`.
+        unpadded: compute on no padding, and in the last block what the head reads, where the model then gives the
+            same, see `loralight.unpadding`.
         training: adapter, optimizer, scheduler, ...: see `AdapterTask`.
     """
 
