@@ -1,5 +1,6 @@
 """The data module that plugins build on: loaders with honest shuffling, exact resuming and every row measured once."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -25,7 +26,8 @@ class TaskData(lightning.LightningDataModule, ABC):
         batch_size: rows per process and step.
         eval_batch_size: likewise in validation and test; ``batch_size`` if None.
         length_grouped: batches of rows of like length, which saves computing on padding.
-        num_workers: processes that read ahead; 0 reads in the training process.
+        num_workers: processes that read ahead; 0 reads in the training process. If None, there are none beside a CPU,
+            whose cores train, and beside a GPU a core's each, but for one, up to 8.
         seed: of the order of rows.
     """
 
@@ -49,7 +51,7 @@ class TaskData(lightning.LightningDataModule, ABC):
         batch_size: int = 32,
         eval_batch_size: int | None = None,
         length_grouped: bool = True,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -58,7 +60,7 @@ class TaskData(lightning.LightningDataModule, ABC):
                 "E-BATCH", f"data.batch_size is {batch_size}, eval_batch_size {eval_batch_size}; give at least 1"
             )
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
-        if num_workers < 0:
+        if num_workers is not None and num_workers < 0:
             raise InputError("E-WORKERS", f"data.num_workers is {num_workers}; give 0, or a number of processes")
         self.length_grouped, self.num_workers, self.seed = length_grouped, num_workers, seed
         self.read_splits = partial(
@@ -143,13 +145,18 @@ class TaskData(lightning.LightningDataModule, ABC):
             num_ranks=num_ranks,
             with_epoch=shuffle and self.rows_differ_by_epoch,
         )
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        num_workers = self.num_workers
+        if num_workers is None:
+            cores = (os.cpu_count() or 1) // (self.trainer.num_devices if self.trainer else 1)
+            num_workers = min(8, max(0, cores - 1)) if on_gpu else 0
         return DataLoader(
             rows,
             batch_sampler=sampler,
             collate_fn=self.collate,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=on_gpu,
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -134,6 +134,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         self._fixed: list[nn.Module] = []  # BatchNorm layers of which nothing changes
         self.adapted_norms: list[str] = []  # BatchNorm layers that `batch_norm` lets change
         self._window: Tensor | None = None  # summed loss and weight of the batches since the last optimizer step
+        self._total: Callable[[], list[float]] | None = None  # that of all ranks
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -388,6 +389,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         loss = step.loss.detach()
         window = torch.stack([loss * weight, weight])
         self._window = window if self._window is None else self._window + window
+        self._total = _on_its_way(self.trainer.strategy.reduce(self._window.clone(), reduce_op="sum"))
         self.train_loss.update(loss, weight)
         self.log("train/loss", loss, prog_bar=True)
         penalty = self.adapter.penalty(self.model)
@@ -398,26 +400,22 @@ class AdapterTask(lightning.LightningModule, ABC):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Turn the gradient of the summed loss into that of the mean over all items, ranks and accumulated batches."""
-        assert self._window is not None
-        total = self.trainer.strategy.reduce(self._window, reduce_op="sum")
-        total_loss, total_weight = total.tolist()
-        self._window = None
+        assert self._total is not None
+        total_loss, total_weight = self._total()
+        self._window = self._total = None
         if total_loss - total_loss != 0:  # inf or nan
             raise FloatingPointError(
                 f"the loss is {total_loss} at step {self.global_step} (epoch {self.current_epoch}); the weights are as "
                 "they were before it. Lower optimizer.lr, or look at the data of this step"
             )
-        parameters = trainable(self.model)
-        if self.global_step == 0 and (deaf := [name for name, p in parameters.items() if p.grad is None]):
+        if self.global_step == 0 and (deaf := [name for name, p in trainable(self.model).items() if p.grad is None]):
             raise InputError(
                 "E-UNREACHED",
                 f"no gradient reaches {', '.join(deaf[:5])}: the task's step never uses them. Exclude them",
             )
         # Lightning has divided by the accumulated batches, DDP by the ranks
         factor = self.trainer.world_size * self.trainer.accumulate_grad_batches / max(total_weight, 1e-12)
-        for parameter in parameters.values():
-            if parameter.grad is not None:
-                parameter.grad.mul_(factor)
+        torch._foreach_mul_([p.grad for p in trainable(self.model).values() if p.grad is not None], factor)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -456,8 +454,27 @@ class AdapterTask(lightning.LightningModule, ABC):
         checkpoint["state_dict"] = {}
 
 
+def _on_its_way(tensor: Tensor) -> Callable[[], list[float]]:
+    """A call for a tensor's values, which waits until they are there, but not for what is queued on a GPU after them.
+
+    Asked for before the backward pass and read after it was queued, they leave no gap in a GPU's work.
+    """
+    if tensor.device.type != "cuda":
+        return tensor.tolist
+    values, arrived = tensor.to("cpu", non_blocking=True), torch.cuda.Event()
+    arrived.record()
+
+    def read() -> list[float]:
+        arrived.synchronize()
+        found: list[float] = values.tolist()
+        return found
+
+    return read
+
+
 def _weight(step: Step) -> Tensor:
     weight = step.targets.shape[0] if step.weight is None else step.weight
     # bfloat16 cannot count above 256
     dtype = torch.promote_types(step.loss.dtype, torch.float32)
-    return torch.as_tensor(weight, device=step.loss.device, dtype=dtype)
+    # a number that is copied to a GPU, as `torch.as_tensor` does, waits for all that is queued there
+    return weight.to(dtype) if isinstance(weight, Tensor) else step.loss.new_full((), weight, dtype=dtype)

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.utils.weak import TensorWeakRef
 
 from loralight.adapters.onednn import Matrices, multiply
 
@@ -60,8 +62,13 @@ def lora_linear(
     Shapes: x (..., in), weight (out, in), bias (out,), lora_A (rank, in), lora_B (out, rank); the result is (..., out).
     """
     device = x.device.type
+    function = _FUNCTIONS.get(device, _LoraLinearOnAccelerator)
+    if function is _LoraLinearOnAccelerator:
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        y: Tensor = function.apply(x, weight, bias, lora_A, lora_B, scaling, dropout, dtype)
+        return y
     if not torch.is_autocast_enabled(device):
-        y: Tensor = _LoraLinear.apply(x, weight, bias, lora_A, lora_B, scaling, dropout, matrices)
+        y = function.apply(x, weight, bias, lora_A, lora_B, scaling, dropout, matrices)
         return y
     x, bias, lora_A, lora_B = in_autocast(x, bias, lora_A, lora_B)
     with torch.autocast(device, enabled=False):
@@ -150,6 +157,77 @@ class _LoraLinear(Function):
             g_x = g_x.view(ctx.shape)
         g_bias = g.sum(0) if ctx.needs_input_grad[2] else None
         return g_x, None, g_bias, g_A, g_B, None, None, None
+
+
+_last_cast: tuple[TensorWeakRef, int, TensorWeakRef] | None = None  # of what, in which version, and what it became
+
+
+def cast_once(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x.to(dtype)``, the same tensor for all layers that read x one after the other and keep it: Q, K and V do."""
+    global _last_cast
+    if x.dtype == dtype:
+        return x
+    if _last_cast is not None and _last_cast[0]() is x and _last_cast[1] == x._version:
+        cast = _last_cast[2]()
+        if cast is not None and cast.dtype == dtype:
+            return cast
+    cast = x.to(dtype)
+    _last_cast = TensorWeakRef(x), x._version, TensorWeakRef(cast)
+    return cast
+
+
+class _LoraLinearOnAccelerator(Function):
+    """The same where passes over memory and launches are dear, and products cheap: on a GPU.
+
+    What the low-rank path adds is written first, and the frozen product is added to it as it is made: a pass less than
+    the other way round. All products are made in one dtype, x's own or autocast's, and summed in float32, as GPUs do;
+    in half precision A and B learn in float32 all the same. Casts are made here, where autograd records none of them.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        lora_A: Tensor,
+        lora_B: Tensor,
+        scaling: float,
+        dropout: float,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        rows = cast_once(x, dtype).reshape(-1, x.shape[-1])  # (tokens, in)
+        mask, keep = keep_mask(rows, dropout) if dropout else (None, 1.0)
+        down, up = lora_A.to(dtype), (lora_B * (scaling * keep)).to(dtype)
+        low = (rows if mask is None else rows * mask) @ down.T  # (tokens, rank)
+        y = F.linear(low, up, None if bias is None else bias.to(dtype))
+        y.addmm_(rows, weight.to(dtype).T)
+        of_A = rows if ctx.needs_input_grad[3] else None
+        ctx.save_for_backward(of_A, weight, down, up, low, mask)
+        ctx.scaling, ctx.shape, ctx.dtypes = scaling * keep, x.shape, (x.dtype, lora_A.dtype)
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight, down, up, low, mask = ctx.saved_tensors
+        of_x, of_factors = ctx.dtypes
+        g = gradient.reshape(-1, gradient.shape[-1])  # (tokens, out)
+        g_low = g @ up  # (tokens, rank)
+        g_B = (g.T @ low).to(of_factors).mul_(ctx.scaling)
+        g_A = g_x = None
+        if rows is not None:
+            g_A = (g_low.T @ (rows if mask is None else rows * mask)).to(of_factors)
+        if ctx.needs_input_grad[0]:
+            g_x = g_low @ down
+            if mask is not None:
+                g_x.mul_(mask)
+            g_x = g_x.addmm_(g, weight.to(g.dtype)).view(ctx.shape).to(of_x)
+        g_bias = g.sum(0).to(weight.dtype) if ctx.needs_input_grad[2] else None
+        return g_x, None, g_bias, g_A, g_B, None, None, None
+
+
+_FUNCTIONS: dict[str, type[Function]] = {"cpu": _LoraLinear}
 
 
 def _add_product_(y: Tensor, left: Tensor, right: Tensor, scaling: float) -> None:

@@ -226,12 +226,12 @@ def _located(name: str, folder: Path) -> str:
 
 
 def _put_channels_last(stem: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-    """Images whose channels are last in memory, as all that is made of them then is; in training on a CPU.
+    """Images whose channels are last in memory, as all that is made of them then is; in training on a CPU or a GPU.
 
-    A step of a ResNet then takes 0.85 to 0.95 of its time, one with depthwise convolutions 1.4 to 1.6. Done here
-    and not before the model, the copy is gone when the stem is.
+    On a CPU a step of a ResNet then takes 0.85 to 0.95 of its time, one with depthwise convolutions 1.4 to 1.6. Done
+    here and not before the model, the copy is gone when the stem is.
     """
     (images,) = args
-    if torch.is_grad_enabled() and images.device.type == "cpu":
+    if torch.is_grad_enabled() and images.device.type in ("cpu", "cuda"):
         images = images.contiguous(memory_format=torch.channels_last)
     return (images,)

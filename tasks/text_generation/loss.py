@@ -12,6 +12,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 _ROWS = 256  # tokens whose logits are held at a time: fewer cost time, more cost memory
+_ROWS_ON_GPU = 1024  # where fewer would keep it busy with reading the weight
 _ROWS_IN_CACHE = 8  # tokens whose logits stay in a processor's cache through all that is done to them
 
 
@@ -53,9 +54,10 @@ class _TokenScores(Function):
         losses = torch.empty(len(targets), device=hidden.device, dtype=_at_least_float32(hidden))
         hits = torch.empty(len(targets), device=hidden.device, dtype=torch.bool)
         gradient = torch.empty_like(hidden) if differentiable else None
-        room = torch.empty(min(_ROWS, len(targets)), len(weight), device=hidden.device, dtype=dtype)
-        for start in range(0, len(targets), _ROWS):
-            part = slice(start, start + _ROWS)
+        size = _ROWS if device == "cpu" else _ROWS_ON_GPU
+        room = torch.empty(min(size, len(targets)), len(weight), device=hidden.device, dtype=dtype)
+        for start in range(0, len(targets), size):
+            part = slice(start, start + size)
             logits = room[: len(targets[part])]  # (rows, vocabulary), written over and over: fresh memory costs time
             if bias is None:
                 torch.mm(hidden[part].to(dtype), weight.T, out=logits)
@@ -77,7 +79,7 @@ class _TokenScores(Function):
 
 def _score_(logits: Tensor, targets: Tensor, losses: Tensor, hits: Tensor) -> None:
     """Write losses and hits, and over the logits their gradient, the softmax less one at the target."""
-    rows = _ROWS_IN_CACHE if logits.device.type == "cpu" else _ROWS
+    rows = _ROWS_IN_CACHE if logits.device.type == "cpu" else _ROWS_ON_GPU
     for part, wanted, loss, hit in zip(
         *(torch.split(tensor, rows) for tensor in (logits, targets, losses, hits)), strict=True
     ):

@@ -30,6 +30,15 @@ CONVOLUTIONS = [
 ]
 
 
+@pytest.fixture(params=["processor", "accelerator"])
+def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The fast path of linear layers that a test runs with: that of GPUs computes the same anywhere."""
+    if request.param == "accelerator":
+        monkeypatch.setitem(kernels._FUNCTIONS, "cpu", kernels._LoraLinearOnAccelerator)
+    chosen: str = request.param
+    return chosen
+
+
 def adapted(layer: nn.Module, dropout: float = 0.0) -> LoraLayer:
     base = copy.deepcopy(layer).double().requires_grad_(False)
     upgraded = LAYERS[type(layer)].upgrade_(base, rank=3, alpha=6, dropout=dropout)
@@ -64,6 +73,7 @@ def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(lora_layers, asked, lambda *_: False)
 
 
+@pytest.mark.usefixtures("order")
 @pytest.mark.parametrize(("plain", "shape"), SHAPES + CONVOLUTIONS, ids=lambda value: str(value)[:60])
 def test_outputs_and_gradients_are_those_of_the_plain_formula(
     plain: nn.Module, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
@@ -77,6 +87,7 @@ def test_outputs_and_gradients_are_those_of_the_plain_formula(
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.usefixtures("order")
 def test_the_gradients_with_dropout_are_those_of_the_mask_that_was_drawn() -> None:
     layer, x = adapted(nn.Linear(40, 11), dropout=0.3), torch.randn(6, 40, dtype=torch.float64)
     y, g_x, g_A, g_B = gradients(layer, x, seed=5)
@@ -113,6 +124,7 @@ def test_no_dropout_mask_is_drawn_in_evaluation() -> None:
     assert torch.equal(layer(x), layer(x))
 
 
+@pytest.mark.usefixtures("order")
 @pytest.mark.parametrize(("plain", "shape"), [SHAPES[0], CONVOLUTIONS[1]], ids=["linear", "convolution"])
 def test_one_activation_is_kept_for_the_backward_pass(plain: nn.Module, shape: tuple[int, ...]) -> None:
     layer = adapted(plain, dropout=0.1 if isinstance(plain, nn.Linear) else 0.0)
@@ -126,6 +138,7 @@ def test_one_activation_is_kept_for_the_backward_pass(plain: nn.Module, shape: t
     assert len(others) <= 1
 
 
+@pytest.mark.usefixtures("order")
 def test_a_layer_whose_input_needs_no_gradient_computes_none() -> None:
     layer = adapted(nn.Linear(20, 11))
     y = layer(torch.randn(4, 20, dtype=torch.float64))
@@ -157,8 +170,10 @@ HALVES = [("autocast", torch.float32), ("autocast", torch.bfloat16), ("half", to
 @pytest.mark.parametrize("plain", [nn.Linear(40, 24), Conv1D(24, 40)], ids=["linear", "conv1d"])
 @pytest.mark.parametrize(("case", "base"), HALVES, ids=["autocast", "autocast of a half base", "half"])
 def test_half_precision_is_as_near_to_the_exact_formula_as_the_plain_one_is(
-    case: str, base: torch.dtype, plain: nn.Module, dropout: float, monkeypatch: pytest.MonkeyPatch
+    case: str, base: torch.dtype, plain: nn.Module, dropout: float, order: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # of a half base the plain formula makes the low-rank products in float32; a GPU makes all in half precision
+    slack = 2.0 if (case, order) == ("half", "accelerator") else 1.1
     exact = adapted(plain, dropout)
     for tensor in (exact.weight, exact.bias):
         tensor.data = tensor.data.bfloat16().double()
@@ -183,10 +198,11 @@ def test_half_precision_is_as_near_to_the_exact_formula_as_the_plain_one_is(
     theirs, expected = found(layer, given), found(exact, x.double())
     for one, other, truth in zip(ours, theirs, expected, strict=True):
         assert one.dtype is other.dtype
-        assert (one - truth).norm() <= 1.1 * (other - truth).norm() + 1e-3 * truth.norm()
+        assert (one - truth).norm() <= slack * (other - truth).norm() + 1e-3 * truth.norm()
         assert (one - truth).norm() <= 0.02 * truth.norm()
 
 
+@pytest.mark.usefixtures("order")
 @pytest.mark.parametrize("case", ["autocast", "half"])
 def test_half_precision_keeps_no_second_copy_of_weight_or_input(case: str) -> None:
     layer = adapted(nn.Linear(64, 64)).float()
@@ -202,8 +218,31 @@ def test_half_precision_keeps_no_second_copy_of_weight_or_input(case: str) -> No
     assert not [tensor for tensor in kept if tensor.data_ptr() not in owned and tensor.numel() >= x.numel()]
 
 
+@pytest.mark.usefixtures("order")
 def test_bias_learns_where_it_is_to() -> None:
     layer, x = adapted(nn.Linear(20, 11)), torch.randn(4, 20, dtype=torch.float64)
     layer.bias.requires_grad_()
     layer(x).sum().backward()
     torch.testing.assert_close(layer.bias.grad, torch.full((11,), 4.0, dtype=torch.float64))
+
+
+def test_layers_that_read_one_input_under_autocast_keep_one_cast_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(kernels._FUNCTIONS, "cpu", kernels._LoraLinearOnAccelerator)
+    query, key = (adapted(nn.Linear(64, 64)).float() for _ in range(2))
+    x = torch.randn(8, 64, requires_grad=True)
+    kept: list[Tensor] = []
+    keeping = torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda one: one)
+
+    def casts() -> int:
+        kept.clear()
+        with keeping, torch.autocast("cpu", torch.bfloat16):
+            y, z = query(x), key(x)
+        assert len({one.data_ptr() for one in (y, z)}) == 2
+        return len({one.data_ptr() for one in kept if one.shape == x.shape})
+
+    assert casts() == 1
+    first = next(one for one in kept if one.shape == x.shape).clone()
+    with torch.no_grad():
+        x.mul_(2)
+    assert casts() == 1
+    torch.testing.assert_close(next(one for one in kept if one.shape == x.shape), first * 2)
