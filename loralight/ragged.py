@@ -72,12 +72,12 @@ class Ragged:
     def pad(self, tokens: Tensor) -> Tensor:
         """From (1, tokens, width) to (batch, longest, width), with zeros at padding."""
         padded = tokens.new_zeros(self.shape.numel(), tokens.shape[-1])
-        return padded.index_copy(0, self.places, tokens[0]).view(*self.shape, -1)
+        return padded.index_copy(0, self.places, tokens.squeeze(0)).view(*self.shape, -1)
 
     def pad_firsts(self, tokens: Tensor) -> Tensor:
         """From the first tokens (1, batch, width) to (batch, longest, width), with NaN where nothing was computed."""
         padded = tokens.new_full((self.shape.numel(), tokens.shape[-1]), torch.nan)
-        return padded.index_copy(0, self.places[self.firsts], tokens[0]).view(*self.shape, -1)
+        return padded.index_copy(0, self.places[self.firsts], tokens.squeeze(0)).view(*self.shape, -1)
 
 
 def _bounds(counts: list[int]) -> list[int]:

@@ -381,7 +381,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         return selective_recompute(self.model) if is_on else nullcontext()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        torch.manual_seed(hash((self.seed, self.global_rank, self.current_epoch, batch_idx)) % 2**63)
+        _seed(hash((self.seed, self.global_rank, self.current_epoch, batch_idx)) % 2**63, self.device)
         self._keep_still()  # a part's own train() passes ours by
         with self.kept_activations():
             step = self.step(batch)
@@ -415,7 +415,8 @@ class AdapterTask(lightning.LightningModule, ABC):
             )
         # Lightning has divided by the accumulated batches, DDP by the ranks
         factor = self.trainer.world_size * self.trainer.accumulate_grad_batches / max(total_weight, 1e-12)
-        torch._foreach_mul_([p.grad for p in trainable(self.model).values() if p.grad is not None], factor)
+        learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        torch._foreach_mul_([parameter.grad for parameter in learning if parameter.grad is not None], factor)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -452,6 +453,13 @@ class AdapterTask(lightning.LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.load_trainable(checkpoint["state_dict"], "the checkpoint")
         checkpoint["state_dict"] = {}
+
+
+def _seed(number: int, device: torch.device) -> None:
+    """Seed what draws on the processor and on ``device``; `torch.manual_seed` looks for others, and takes 1 ms."""
+    torch.default_generator.manual_seed(number)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(number)
 
 
 def _on_its_way(tensor: Tensor) -> Callable[[], list[float]]:

@@ -6,7 +6,7 @@ belong together. That it learns through transformers' registry of attention func
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
@@ -197,8 +197,7 @@ def _attend(
         key, value = (made.view(1, made.shape[1], -1, query.shape[-1]).transpose(1, 2) for made in mask.of_all)
         mask.of_all.clear()
     sizes = mask.sizes if is_whole else [group.shape[0] for group in mask.groups]
-    queries = torch.split(query[0].transpose(0, 1), sizes)
-    lines = zip(queries, *(torch.split(tensor[0].transpose(0, 1), mask.sizes) for tensor in (key, value)), strict=True)
+    lines = zip(_split(query, sizes), _split(key, mask.sizes), _split(value, mask.sizes), strict=True)
     attended = []
     for group, (q, k, v) in zip(mask.groups, lines, strict=True):
         rectangle = group.pad(q) if is_whole else q.unsqueeze(2), group.pad(k), group.pad(v)
@@ -208,7 +207,13 @@ def _attend(
         else:
             rows = sdpa_attention_forward(module, *rectangle, group.mask, **settings)[0]
         attended.append(group.line_up(rows) if is_whole else rows.flatten(0, 1))
-    return torch.cat(attended).unsqueeze(0), None
+    return (attended[0] if len(attended) == 1 else torch.cat(attended)).unsqueeze(0), None
+
+
+def _split(line: Tensor, sizes: list[int]) -> Sequence[Tensor]:
+    """Parts (tokens, heads, width) of so many tokens each, from (1, heads, tokens, width)."""
+    tokens = line.squeeze(0).transpose(0, 1)  # [0] would cost a pass of zeros in the backward pass, as a split does
+    return [tokens] if len(sizes) == 1 else torch.split(tokens, sizes)
 
 
 def _mask(*, mask_function: Any, attention_mask: Tensor | None = None, **settings: Any) -> Tensor | None:

@@ -27,9 +27,9 @@ class FrozenNorm(nn.modules.batchnorm._BatchNorm):
     """The convolution whose output nothing but this layer reads, if that is known; no submodule of this one."""
 
     def forward(self, x: Tensor) -> Tensor:
-        done, self.done = self.done, None
-        if done is not None:
-            assert x is done, "the convolution's output has gone elsewhere"
+        if self.done is not None:
+            assert x is self.done, "the convolution's output has gone elsewhere"
+            self.done = None
             return self.after(x)
         in_place = not (x.requires_grad or self.source is None or is_watched(self.source) or is_watched(self))
         if not (x.requires_grad or in_place) or not self.is_fixed_for(x):

@@ -198,8 +198,8 @@ class _LoraLinearOnAccelerator(Function):
     ) -> Tensor:
         rows = cast_once(x, dtype).reshape(-1, x.shape[-1])  # (tokens, in)
         mask, keep = keep_mask(rows, dropout) if dropout else (None, 1.0)
-        down, up = lora_A.to(dtype), (lora_B * (scaling * keep)).to(dtype)
-        low = (rows if mask is None else rows * mask) @ down.T  # (tokens, rank)
+        down, up = lora_A.to(dtype), lora_B.to(dtype)
+        low = _scaled_product(rows if mask is None else rows * mask, down.T, scaling * keep)  # (tokens, rank)
         y = F.linear(low, up, None if bias is None else bias.to(dtype))
         y.addmm_(rows, weight.to(dtype).T)
         of_A = rows if ctx.needs_input_grad[3] else None
@@ -213,8 +213,8 @@ class _LoraLinearOnAccelerator(Function):
         rows, weight, down, up, low, mask = ctx.saved_tensors
         of_x, of_factors = ctx.dtypes
         g = gradient.reshape(-1, gradient.shape[-1])  # (tokens, out)
-        g_low = g @ up  # (tokens, rank)
-        g_B = (g.T @ low).to(of_factors).mul_(ctx.scaling)
+        g_low = _scaled_product(g, up, ctx.scaling)  # (tokens, rank)
+        g_B = (g.T @ low).to(of_factors)
         g_A = g_x = None
         if rows is not None:
             g_A = (g_low.T @ (rows if mask is None else rows * mask)).to(of_factors)
@@ -225,6 +225,10 @@ class _LoraLinearOnAccelerator(Function):
             g_x = g_x.addmm_(g, weight.to(g.dtype)).view(ctx.shape).to(of_x)
         g_bias = g.sum(0).to(weight.dtype) if ctx.needs_input_grad[2] else None
         return g_x, None, g_bias, g_A, g_B, None, None, None
+
+
+def _scaled_product(left: Tensor, right: Tensor, scaling: float) -> Tensor:
+    return torch.addmm(left.new_empty(1), left, right, beta=0, alpha=scaling)  # which is not read
 
 
 _FUNCTIONS: dict[str, type[Function]] = {"cpu": _LoraLinear}
