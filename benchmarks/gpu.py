@@ -4,8 +4,8 @@
 
 LoRA of rank 8 on every linear layer (or convolution of ResNet-50), AdamW, clipping and a linear schedule on both
 sides, which get the same rows by the same workers in the same batches. Weights are random, in the shapes of BERT-base,
-Llama 3.2 1B and ResNet-50: they cost what trained ones do. A step is timed inside a run of each trainer, after a warm-up,
-and the runs take turns. The share is that of the rate which a product of 8192 x 8192 x 8192 reaches on the same card; its
+Llama 3.2 1B and ResNet-50: they cost what trained ones do. A step is timed inside a run of each trainer, warmed up,
+and the runs take turns. The share is that of the rate of a product of 8192 x 8192 x 8192 on the same card; its
 operations are those of the plain step that PEFT makes, on both sides.
 """
 

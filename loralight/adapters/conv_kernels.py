@@ -27,15 +27,22 @@ def lora_convolution(
     geometry: Geometry,
     gain: Tensor | None = None,
 ) -> Tensor:
-    """The convolution of x with ``gain (W + scaling B A)``, plus the bias.
+    """The convolution of x with ``gain (W + scaling B A)``, plus the bias; in autocast in its dtype.
 
-    The input and the weights are all that is kept for the backward pass.
+    The input and the weights are all of the size of x that is kept for the backward pass.
 
     Shapes: x (batch, in, *space), weight (out, in, *kernel), bias and gain (out,), lora_A (rank, in, *kernel), lora_B
     (out, rank, 1, ...).
     """
-    y: Tensor = _LoraConvolution.apply(x, weight, bias, lora_A, lora_B, scaling, geometry, gain)
-    return y
+    device = x.device.type
+    given = (weight, bias, lora_A, lora_B, scaling, geometry, gain)
+    if not torch.is_autocast_enabled(device):
+        y: Tensor = _LoraConvolution.apply(x, *given)
+        return y
+    x = x.to(torch.get_autocast_dtype(device))
+    with torch.autocast(device, enabled=False):
+        y = _LoraConvolutionInHalf.apply(x, *given)
+        return y
 
 
 class _LoraConvolution(Function):
@@ -76,6 +83,64 @@ class _LoraConvolution(Function):
             g_A = _down_backward(g_low, x, lora_A, ctx.geometry)
         g_bias = gradient.sum((0, *range(2, gradient.ndim))) if ctx.needs_input_grad[2] else None
         return g_x, None, g_bias, g_A, g_B.mul_(scale), None, None, None
+
+
+class _LoraConvolutionInHalf(Function):
+    """The same for an x in half precision and weights in single, in which W + BA would round the update away.
+
+    So there are two convolutions, whose outputs are added in one pass, and the gain goes into the weights of both.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        lora_A: Tensor,
+        lora_B: Tensor,
+        scaling: float,
+        geometry: Geometry,
+        gain: Tensor | None,
+    ) -> Tensor:
+        down, up = lora_A.to(x.dtype), _by_gain(lora_B * scaling, gain).to(x.dtype)
+        low = _down(x, down, geometry)
+        y = _convolve(x, _as_input(_by_gain(weight, gain), x), None if bias is None else bias.to(x.dtype), geometry)
+        if _has_rows(y):
+            _rows(y).addmm_(_columns(low).T, up.flatten(1).T)
+        else:
+            y += _convolve(low, up, None, _point(low))
+        ctx.save_for_backward(x, weight, down, up, low, gain)
+        ctx.scaling, ctx.geometry = scaling, geometry
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, down, up, low, gain = ctx.saved_tensors
+        g_B, g_low = _up_backward(gradient, low, up)
+        g_x = g_A = None
+        if ctx.needs_input_grad[0]:
+            g_x = _backward(gradient, x, _as_input(_by_gain(weight, gain), x), ctx.geometry, 0)
+            if _is_product(g_x, down, ctx.geometry):
+                _rows(g_x).addmm_(_columns(g_low).T, down.flatten(1))
+            else:
+                g_x += _backward(g_low, x, down, ctx.geometry, 0)
+        if ctx.needs_input_grad[3]:
+            g_A = _down_backward(g_low, x, down, ctx.geometry).to(weight.dtype)
+        g_bias = gradient.sum((0, *range(2, gradient.ndim))).to(weight.dtype) if ctx.needs_input_grad[2] else None
+        g_B = _by_gain(g_B.to(weight.dtype), gain).mul_(ctx.scaling)
+        return g_x, None, g_bias, g_A, g_B, None, None, None
+
+
+def _by_gain(weight: Tensor, gain: Tensor | None) -> Tensor:
+    return weight if gain is None else weight * gain.view(-1, *(1,) * (weight.ndim - 1))
+
+
+def _as_input(weight: Tensor, x: Tensor) -> Tensor:
+    """A weight in the dtype of x and, if they are so there, with its channels last in memory."""
+    layout = torch.channels_last if _has_rows(x) else torch.contiguous_format
+    return weight.to(x.dtype, memory_format=layout)
 
 
 def _by_outputs(x: Tensor, weight: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ...]]:
@@ -125,8 +190,13 @@ def _up_backward(gradient: Tensor, low: Tensor, lora_B: Tensor) -> tuple[Tensor,
     if _has_rows(gradient):
         g_B = (_columns(low) @ _rows(gradient)).T.view(lora_B.shape)
         return g_B, _as_map(lora_B.flatten(1).T @ _rows(gradient).T, gradient)
-    point = tuple(tuple(value for _ in low.shape[2:]) for value in (1, 0, 1))
-    return _backward(gradient, low, lora_B, point, 1), _backward(gradient, low, lora_B, point, 0)
+    return _backward(gradient, low, lora_B, _point(low), 1), _backward(gradient, low, lora_B, _point(low), 0)
+
+
+def _point(low: Tensor) -> Geometry:
+    """The geometry of a convolution of one pixel at a time."""
+    stride, padding, dilation = (tuple(value for _ in low.shape[2:]) for value in (1, 0, 1))
+    return stride, padding, dilation
 
 
 def _is_product(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:

@@ -32,19 +32,19 @@ class FrozenNorm(nn.modules.batchnorm._BatchNorm):
             self.done = None
             return self.after(x)
         in_place = not (x.requires_grad or self.source is None or is_watched(self.source) or is_watched(self))
-        if not (x.requires_grad or in_place) or not self.is_fixed_for(x):
+        if not (x.requires_grad or in_place) or not self.is_fixed_for(x.dtype):
             y: Tensor = super().forward(x)
             return y
         gain, shift = (one.view(-1, *(1,) * (x.ndim - 2)) for one in self.gain_and_shift())
         return self.after(torch.addcmul(shift, x, gain, out=x if in_place else None))
 
-    def is_fixed_for(self, x: Tensor) -> bool:
-        """Whether the layer is a constant gain and shift, of the precision of x."""
+    def is_fixed_for(self, dtype: torch.dtype) -> bool:
+        """Whether the layer is a constant gain and shift of that precision."""
         return (
             not self.training
             and torch.is_grad_enabled()
             and self.running_var is not None
-            and self.running_var.dtype == x.dtype
+            and self.running_var.dtype == dtype
             and not any(parameter.requires_grad for parameter in self.parameters(recurse=False))
             and not torch.compiler.is_compiling()
         )
@@ -116,10 +116,10 @@ class Follower:
     def __init__(self, *, parent: nn.Module, name: str) -> None:
         self.parent, self.name = parent, name
 
-    def of(self, convolution: nn.Module, x: Tensor) -> FrozenNorm | None:
-        """The layer, if nobody would see that ``convolution`` does its work on the way from x."""
+    def of(self, convolution: nn.Module, dtype: torch.dtype) -> FrozenNorm | None:
+        """The layer, if nobody would see that ``convolution``, whose weight is of ``dtype``, does its work."""
         norm = self.parent._modules.get(self.name)
-        if not isinstance(norm, FrozenNorm) or not norm.is_fixed_for(x):
+        if not isinstance(norm, FrozenNorm) or not norm.is_fixed_for(dtype):
             return None
         return None if is_watched(convolution) or is_watched(norm) else norm
 

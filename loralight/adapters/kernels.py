@@ -22,15 +22,12 @@ _NUM_IN_CACHE = 2**18  # elements that stay in a processor's cache from one oper
 
 
 def can_be_fused(x: Tensor, weight: Tensor, lora_A: Tensor) -> bool:
-    """Whether the fast paths apply: one dtype, no autocast, nothing that traces, and a weight that is frozen."""
-    return (
-        x.dtype == weight.dtype == lora_A.dtype
-        and not weight.requires_grad
-        and not torch.is_autocast_enabled(x.device.type)
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-        and x.numel() > 0
-    )
+    """Whether `lora_convolution` applies: a frozen weight of x's dtype, or of single precision in autocast."""
+    if torch.is_autocast_enabled(x.device.type):
+        fits = weight.dtype == lora_A.dtype == torch.float32 and x.dtype != torch.float64
+    else:
+        fits = x.dtype == weight.dtype == lora_A.dtype and x.dtype.itemsize >= 4
+    return fits and not weight.requires_grad and is_eager() and x.numel() > 0
 
 
 def is_eager() -> bool:

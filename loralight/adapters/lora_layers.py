@@ -252,13 +252,12 @@ class _LoraConv(LoraLayer, nn.modules.conv._ConvNd):
         return (rank, *self.weight.shape[1:]), (self.out_channels, rank, *ones)
 
     def forward(self, x: Tensor) -> Tensor:
-        # in half precision W would round the update away; an input without a batch is rare
-        fits = x.dtype.itemsize >= 4 and x.ndim == self.weight.ndim
-        if not (fits and self._is_simple and can_be_fused(x, self.weight, self.lora_A)):
+        has_batch = x.ndim == self.weight.ndim
+        if not (has_batch and self._is_simple and can_be_fused(x, self.weight, self.lora_A)):
             return super().forward(x)
         bias, gain = self.bias, None
         learns = bias is not None and bias.requires_grad
-        norm = self.follower.of(self, x) if self.follower and self.training and not learns else None
+        norm = self.follower.of(self, self.weight.dtype) if self.follower and self.training and not learns else None
         if norm is not None:
             gain, shift = norm.gain_and_shift()
             bias = shift if bias is None else torch.addcmul(shift, bias, gain)

@@ -107,6 +107,26 @@ def test_outputs_and_gradients_are_those_of_pytorchs_layers(
     assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(8), BatchNormAct2d(8, act_layer=nn.SiLU)], ids=["plain", "SiLU"])
+@pytest.mark.parametrize("size", [1, 3])
+def test_in_autocast_the_convolution_does_the_norms_work_as_near_to_the_exact_one(
+    size: int, norm: nn.Module, channels_last: bool
+) -> None:
+    exact = adapted(nn.Conv2d(6, 8, size, bias=False), norm)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.randn(2, 6, 9, 8).contiguous(memory_format=layout)
+    model, wanted = copy.deepcopy(exact).float(), results(exact, x.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        plain, before = results(model, x), kept(model, x.clone().requires_grad_())
+        ours, after = results(fixed(model), x), kept(model, x.clone().requires_grad_())
+    assert after < before
+    assert {name: tensor.dtype for name, tensor in ours.items()} == {name: t.dtype for name, t in plain.items()}
+    for name, truth in wanted.items():
+        error, other = (ours[name] - truth).norm(), (plain[name] - truth).norm()
+        assert error <= 1.5 * other + 2e-3 * truth.norm(), name
+
+
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d(8), BatchNormAct2d(8)], ids=["plain", "with an activation"])
 def test_neither_the_output_of_the_convolution_nor_the_norms_input_is_kept(norm: nn.Module) -> None:
     model, x = adapted(nn.Conv2d(6, 8, 3, padding=1), norm), torch.randn(2, 6, 9, 8, dtype=torch.float64)

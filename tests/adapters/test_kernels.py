@@ -202,6 +202,31 @@ def test_half_precision_is_as_near_to_the_exact_formula_as_the_plain_one_is(
         assert (one - truth).norm() <= 0.02 * truth.norm()
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["usual", "channels last"])
+@pytest.mark.parametrize(("plain", "shape"), CONVOLUTIONS, ids=lambda value: str(value)[:60])
+def test_convolutions_in_autocast_are_as_near_to_the_exact_formula_as_the_plain_one_is(
+    plain: nn.Module, shape: tuple[int, ...], layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    exact, x = adapted(plain), torch.randn(shape)
+    if x.ndim == 4:
+        x = x.contiguous(memory_format=layout)
+    layer = copy.deepcopy(exact).float()
+    calls = count(monkeypatch, "lora_convolution")
+
+    def found(one: LoraLayer, x: Tensor) -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=x.dtype is not torch.float64):
+            return gradients(one, x)
+
+    ours = found(layer, x)
+    assert calls and [tensor.dtype for tensor in ours] == [torch.bfloat16, *[torch.float32] * 3]
+    plainly(monkeypatch)
+    theirs, expected = found(layer, x), found(exact, x.double())
+    for one, other, truth in zip(ours, theirs, expected, strict=True):
+        assert one.dtype is other.dtype and one.shape == truth.shape
+        assert (one - truth).norm() <= 1.5 * (other - truth).norm() + 2e-3 * truth.norm()
+
+
 @pytest.mark.usefixtures("order")
 @pytest.mark.parametrize("case", ["autocast", "half"])
 def test_half_precision_keeps_no_second_copy_of_weight_or_input(case: str) -> None:
