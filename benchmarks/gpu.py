@@ -57,7 +57,7 @@ from loralight.data import TaskData
 from loralight.progress import progress_callbacks
 from loralight.task import AdapterTask
 
-WARM_UP = 8  # steps
+WARM_UP = 5  # steps
 NUM_WORDS, NUM_IMAGES = 20_000, 64
 NUM_WORKERS = min(8, (os.cpu_count() or 1) - 1)  # what loralight takes beside a GPU
 _COUNTED = 8  # rows whose operations are counted
@@ -354,7 +354,9 @@ def peak_rate() -> float:
 WAYS = {"PEFT + HF Trainer": with_hf_trainer, "loralight": with_loralight}
 
 
-def measure(name: str, work: Work, rounds: int, steps: int, compiled: bool, rate: float, table: Table) -> None:
+def measure(
+    name: str, work: Work, rounds: int, steps: int, compiled: bool, rate: float, table: Table, console: Console
+) -> None:
     """Run both sides in turns and add their rows."""
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     peaks: dict[str, int] = {}
@@ -368,6 +370,7 @@ def measure(name: str, work: Work, rounds: int, steps: int, compiled: bool, rate
                 torch.cuda.empty_cache()
                 torch._dynamo.reset()
                 clock = WAYS[way](work, folder, steps, compiled)
+                console.print(f"{name}, {way}: {clock.seconds * 1e3:.1f} ms")
                 seconds[way].append(clock.seconds)
                 peaks[way] = clock.peak
     for way in WAYS:
@@ -405,7 +408,10 @@ def main() -> None:
     table = Table(*columns, title=title, title_justify="left")
     console = Console(width=170)
     for name in arguments.only:
-        measure(name, WORKS[name], arguments.rounds, arguments.steps, arguments.compile, rate, table)
+        try:
+            measure(name, WORKS[name], arguments.rounds, arguments.steps, arguments.compile, rate, table, console)
+        except RuntimeError:  # out of memory, say: the others are measured all the same
+            console.print_exception(max_frames=4)
         console.print(table)
 
 
