@@ -146,10 +146,9 @@ class TaskData(lightning.LightningDataModule, ABC):
             with_epoch=shuffle and self.rows_differ_by_epoch,
         )
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        num_workers = self.num_workers
-        if num_workers is None:
-            cores = (os.cpu_count() or 1) // (self.trainer.num_devices if self.trainer else 1)
-            num_workers = min(8, max(0, cores - 1)) if on_gpu else 0
+        num_workers = self.num_workers or 0
+        if self.num_workers is None and self.trainer is not None and on_gpu:
+            num_workers = min(8, max(0, (os.cpu_count() or 1) // self.trainer.num_devices - 1))
         return DataLoader(
             rows,
             batch_sampler=sampler,

@@ -103,6 +103,28 @@ def test_a_negative_number_of_workers_is_an_error() -> None:
         Numbers(num_rows={}, num_workers=-1)
 
 
+@pytest.mark.parametrize(
+    ("device", "given", "cores", "expected"),
+    [
+        ("cpu", None, 16, 0),
+        ("cuda", None, 16, 7),  # two processes share the cores, and train on one each
+        ("cuda", None, 64, 8),
+        ("cuda", None, 1, 0),
+        ("cuda", 3, 1, 3),
+        ("cpu", 3, 1, 3),
+        ("cuda", 0, 16, 0),
+    ],
+)
+def test_a_gpu_is_read_ahead_for_and_a_processor_is_left_to_train(
+    device: str, given: int | None, cores: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    data = numbers(num_workers=given, num_ranks=2)
+    data.trainer.strategy.root_device = torch.device(device)  # type: ignore[union-attr, misc]
+    data.trainer.num_devices = 2  # type: ignore[union-attr, misc]
+    assert data.train_dataloader().num_workers == expected
+
+
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_fewer_rows_than_processes_are_an_error(split: str) -> None:
     data = numbers(train=5, num_ranks=12)
