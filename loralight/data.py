@@ -148,7 +148,8 @@ class TaskData(lightning.LightningDataModule, ABC):
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         num_workers = self.num_workers or 0
         if self.num_workers is None and self.trainer is not None and on_gpu:
-            num_workers = min(8, max(0, (os.cpu_count() or 1) // self.trainer.num_devices - 1))
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            num_workers = min(8, max(0, cores // self.trainer.num_devices - 1))
         return DataLoader(
             rows,
             batch_sampler=sampler,

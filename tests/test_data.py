@@ -110,15 +110,15 @@ def test_a_negative_number_of_workers_is_an_error() -> None:
         ("cuda", None, 16, 7),  # two processes share the cores, and train on one each
         ("cuda", None, 64, 8),
         ("cuda", None, 1, 0),
-        ("cuda", 3, 1, 3),
-        ("cpu", 3, 1, 3),
+        ("cuda", 3, 16, 3),
+        ("cpu", 3, 16, 3),
         ("cuda", 0, 16, 0),
     ],
 )
 def test_a_gpu_is_read_ahead_for_and_a_processor_is_left_to_train(
     device: str, given: int | None, cores: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(cores), raising=False)
     data = numbers(num_workers=given, num_ranks=2)
     data.trainer.strategy.root_device = torch.device(device)  # type: ignore[union-attr, misc]
     data.trainer.num_devices = 2  # type: ignore[union-attr, misc]
