@@ -469,7 +469,7 @@ def _on_its_way(tensor: Tensor) -> Callable[[], list[float]]:
     """
     if tensor.device.type != "cuda":
         return tensor.tolist
-    values, arrived = tensor.to("cpu", non_blocking=True), torch.cuda.Event()
+    values, arrived = tensor.to("cpu", non_blocking=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
     arrived.record()
 
     def read() -> list[float]:

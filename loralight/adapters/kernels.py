@@ -165,9 +165,9 @@ def cast_once(x: Tensor, dtype: torch.dtype) -> Tensor:
     if x.dtype == dtype:
         return x
     if _last_cast is not None and _last_cast[0]() is x and _last_cast[1] == x._version:
-        cast = _last_cast[2]()
-        if cast is not None and cast.dtype == dtype:
-            return cast
+        before: Tensor | None = _last_cast[2]()
+        if before is not None and before.dtype == dtype:
+            return before
     cast = x.to(dtype)
     _last_cast = TensorWeakRef(x), x._version, TensorWeakRef(cast)
     return cast

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from loralight.adapters import Lora, inject
@@ -92,3 +93,19 @@ def test_a_model_that_changes_its_logits_afterwards_keeps_its_own_loss() -> None
         name, factor = next((n, p) for n, p in model.named_parameters() if n.endswith("lora_B"))
         ours, theirs = (torch.autograd.grad(loss, factor)[0] for loss in losses_of(task, model, targets, ids))
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-9, msg=name)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # which Dynamo looks at
+def test_a_compiled_model_is_compiled_once_however_many_tokens_of_a_batch_are_learnt() -> None:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SMALL, **HEADS))
+    task, graphs = Task(model), CompileCounter()
+    model.compile(backend=graphs)
+    counts = []
+    for share in (0.2, 0.4, 0.6, 0.8):
+        ids = torch.randint(0, 50, (2, 9))
+        targets = ids.roll(-1, 1).where(torch.rand(2, 9) < share, torch.tensor(IGNORED))
+        found, whole = losses_of(task, model, targets, ids)
+        torch.testing.assert_close(found, whole)
+        counts.append(graphs.frame_count)
+    assert counts[0] and counts[-1] == counts[0]
