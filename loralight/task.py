@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, Self
 
 import lightning
 import torch
@@ -27,26 +27,11 @@ from loralight.pretrained import save_model
 from loralight.quantisation import quantised_
 from loralight.recomputing import recompute_
 from loralight.selective_recompute import selective_recompute
+from loralight.step import Step, Window, weight_of
+
+__all__ = ["AdapterTask", "Step"]
 
 _BATCH_NORM = (nn.modules.batchnorm._BatchNorm,)
-
-
-class Step(NamedTuple):
-    """What a task computes from a batch.
-
-    Args:
-        loss: mean loss over the batch's items, a scalar that can be differentiated.
-        predictions: what the metrics take as predictions.
-        targets: what the metrics take as targets.
-        weight: how many items (sentences, tokens) the mean is over; the batch's number of targets if None. Losses
-            are averaged over all items of an optimizer step, on every rank and in every accumulated batch, so that
-            several processes compute what one would.
-    """
-
-    loss: Tensor
-    predictions: Tensor
-    targets: Tensor
-    weight: float | Tensor | None = None
 
 
 class AdapterTask(lightning.LightningModule, ABC):
@@ -133,8 +118,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         self._dropouts: list[nn.Module] = []
         self._fixed: list[nn.Module] = []  # BatchNorm layers of which nothing changes
         self.adapted_norms: list[str] = []  # BatchNorm layers that `batch_norm` lets change
-        self._window: Tensor | None = None  # summed loss and weight of the batches since the last optimizer step
-        self._total: Callable[[], list[float]] | None = None  # that of all ranks
+        self._window = Window()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -385,11 +369,8 @@ class AdapterTask(lightning.LightningModule, ABC):
         self._keep_still()  # a part's own train() passes ours by
         with self.kept_activations():
             step = self.step(batch)
-        weight = _weight(step)
-        loss = step.loss.detach()
-        window = torch.stack([loss * weight, weight])
-        self._window = window if self._window is None else self._window + window
-        self._total = _on_its_way(self.trainer.strategy.reduce(self._window.clone(), reduce_op="sum"))
+        weight, loss = weight_of(step), step.loss.detach()
+        self._window.add(loss, weight, partial(self.trainer.strategy.reduce, reduce_op="sum"))
         self.train_loss.update(loss, weight)
         self.log("train/loss", loss, prog_bar=True)
         penalty = self.adapter.penalty(self.model)
@@ -400,9 +381,7 @@ class AdapterTask(lightning.LightningModule, ABC):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Turn the gradient of the summed loss into that of the mean over all items, ranks and accumulated batches."""
-        assert self._total is not None
-        total_loss, total_weight = self._total()
-        self._window = self._total = None
+        total_loss, total_weight = self._window.take()
         if total_loss - total_loss != 0:  # inf or nan
             raise FloatingPointError(
                 f"the loss is {total_loss} at step {self.global_step} (epoch {self.current_epoch}); the weights are as "
@@ -440,7 +419,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         step = self.step(batch)
         loss, scores = self.losses[split], self.scores[split]
         assert isinstance(loss, MeanMetric) and isinstance(scores, MetricCollection)
-        loss.update(step.loss, _weight(step))
+        loss.update(step.loss, weight_of(step))
         scores.update(step.predictions, step.targets)
         self.log(f"{split}/loss", loss, on_epoch=True)
         self.log_dict(scores, on_epoch=True)
@@ -460,29 +439,3 @@ def _seed(number: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(number)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(number)
-
-
-def _on_its_way(tensor: Tensor) -> Callable[[], list[float]]:
-    """A call for a tensor's values, which waits until they are there, but not for what is queued on a GPU after them.
-
-    Asked for before the backward pass and read after it was queued, they leave no gap in a GPU's work.
-    """
-    if tensor.device.type != "cuda":
-        return tensor.tolist
-    values, arrived = tensor.to("cpu", non_blocking=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
-    arrived.record()
-
-    def read() -> list[float]:
-        arrived.synchronize()
-        found: list[float] = values.tolist()
-        return found
-
-    return read
-
-
-def _weight(step: Step) -> Tensor:
-    weight = step.targets.shape[0] if step.weight is None else step.weight
-    # bfloat16 cannot count above 256
-    dtype = torch.promote_types(step.loss.dtype, torch.float32)
-    # a number that is copied to a GPU, as `torch.as_tensor` does, waits for all that is queued there
-    return weight.to(dtype) if isinstance(weight, Tensor) else step.loss.new_full((), weight, dtype=dtype)

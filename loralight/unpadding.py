@@ -10,11 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
@@ -26,8 +24,6 @@ from loralight.logs import logger
 from loralight.ragged import Ragged
 
 _NAME = "loralight_unpadded"  # of our attention function, as transformers calls its own `sdpa`
-_OF_ALL = {"key", "value", "k_lin", "v_lin", "k_proj", "v_proj"}  # what transformers calls layers of keys and values
-_handles: WeakKeyDictionary[nn.Module, list[RemovableHandle]] = WeakKeyDictionary()  # of a block, while it computes
 _IS_OFF: ContextVar[bool] = ContextVar("unpadding_is_off", default=False)
 
 
@@ -62,12 +58,12 @@ def is_unpadded(model: nn.Module) -> bool:
 
 def _why_not(model: PreTrainedModel) -> str | None:
     """Unpad ``model`` if its encoder has the form for it and three short rows give the same in both ways."""
-    encoder = _encoder(model)
+    encoder = encoder_of(model)
     if encoder is None:
         return "its blocks are in no encoder of their own"
     if model.config._attn_implementation != "sdpa":
         return f"its attention is {model.config._attn_implementation!r}, not 'sdpa'"
-    expected = _outputs(model)
+    expected = outputs_of_short_rows(model)
     hooks = [
         encoder.register_forward_pre_hook(_line_up, with_kwargs=True),
         encoder.register_forward_hook(_pad, with_kwargs=True),
@@ -75,8 +71,8 @@ def _why_not(model: PreTrainedModel) -> str | None:
     model.set_attn_implementation(_NAME)
     with _passing_through(encoder) as lines:
         try:
-            found = _outputs(model)
-            if lines and all(_same(*pair) for pair in zip(found, expected, strict=True)):
+            found = outputs_of_short_rows(model)
+            if lines and all(is_same(*pair) for pair in zip(found, expected, strict=True)):
                 return None
             reason = "its outputs would be others"
         except (RuntimeError, ValueError, TypeError, LookupError) as error:  # made for (batch, tokens) alone
@@ -87,7 +83,7 @@ def _why_not(model: PreTrainedModel) -> str | None:
     return reason
 
 
-def _encoder(model: PreTrainedModel) -> nn.Module | None:
+def encoder_of(model: PreTrainedModel) -> nn.Module | None:
     """The module inside the base model whose list of blocks is all the blocks there are."""
     base = model.base_model
     try:
@@ -119,63 +115,6 @@ def _pad(encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outp
         is_whole = states.shape[1] == sum(ragged.lengths)
         output["last_hidden_state"] = ragged.pad(states) if is_whole else ragged.pad_firsts(states)
     return output
-
-
-def read_first_(model: PreTrainedModel) -> bool:
-    """Have the last block of an unpadded ``model`` compute what its head reads, if that is of each row the first token.
-
-    Keys and values need all tokens; the query and what comes after attention, five sixths of the block's products, need
-    the first. All else in what the encoder returns is NaN: whoever reads it is to notice.
-
-    Returns:
-        Whether that leaves the logits what they are.
-    """
-    encoder = _encoder(model)
-    if encoder is None or not is_unpadded(model):
-        return False
-    block = list(blocks(dict(encoder.named_modules())).values())[-1]
-    hooks = [
-        block.register_forward_pre_hook(_give_firsts, with_kwargs=True),
-        block.register_forward_hook(_let_go, always_call=True),
-    ]
-    _, expected = _outputs(model, whole=True)
-    try:
-        if _same(_outputs(model)[1], expected):
-            return True
-    except (RuntimeError, ValueError, TypeError, LookupError):  # its blocks are of another form
-        pass
-    for hook in hooks:
-        hook.remove()
-    return False
-
-
-def _give_firsts(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Give a block the first token of each row, but its keys and values all of them."""
-    ragged = next((given for given in (*args, *kwargs.values()) if isinstance(given, Ragged)), None)
-    is_recomputed = getattr(block, "gradient_checkpointing", False) and block.training  # which passes hooks by
-    is_cached = "forward" in vars(block)  # with all of its outputs
-    if ragged is None or is_recomputed or is_cached:
-        return None
-    parts = [part for name, part in block.named_modules() if name.rpartition(".")[2] in _OF_ALL]
-    states, *others = args
-    _handles[block] = [handle for part in parts for handle in _compute_on_all(part, states, ragged)]
-    return (states[:, ragged.firsts], *others), kwargs
-
-
-def _compute_on_all(part: nn.Module, states: Tensor, ragged: Ragged) -> list[RemovableHandle]:
-    """Have a layer of keys or values take all tokens, whatever it is given; `_attend` finds what it makes of them."""
-
-    def keep(_: nn.Module, given: Any, made: Tensor) -> Tensor:
-        ragged.of_all.append(made)
-        return made[:, ragged.firsts]
-
-    return [part.register_forward_pre_hook(lambda *_: (states,)), part.register_forward_hook(keep)]
-
-
-def _let_go(block: nn.Module, *_: Any) -> None:
-    if not torch.compiler.is_compiling():
-        for handle in _handles.pop(block, ()):
-            handle.remove()
 
 
 def _attend(
@@ -244,7 +183,7 @@ def _passing_through(encoder: nn.Module) -> Iterator[list[Ragged]]:
 
 
 @torch.no_grad()
-def _outputs(model: PreTrainedModel, *, whole: bool = False) -> tuple[Tensor, Tensor]:
+def outputs_of_short_rows(model: PreTrainedModel, *, whole: bool = False) -> tuple[Tensor, Tensor]:
     """States and logits of three short rows in evaluation mode, but none of padding; with padding if ``whole``."""
     ids = torch.arange(5, 26, device=model.device).view(3, 7) % model.config.vocab_size
     mask = torch.arange(7, device=model.device) < torch.tensor([[4], [7], [2]], device=model.device)
@@ -262,7 +201,7 @@ def _outputs(model: PreTrainedModel, *, whole: bool = False) -> tuple[Tensor, Te
     return kept[0][mask], logits[mask] if logits.shape[:2] == mask.shape else logits
 
 
-def _same(found: Tensor, expected: Tensor) -> bool:
+def is_same(found: Tensor, expected: Tensor) -> bool:
     """Equal but for rounding, in float32 to 4e-6 of the largest number."""
     tolerance = 32 * torch.finfo(expected.dtype).eps * expected.abs().max()
     return bool(((found - expected).abs() <= tolerance).all())

@@ -21,10 +21,11 @@ from loralight.adapters.blocks import blocks
 from loralight.build import make
 from loralight.composition import compose, plain
 from loralight.dropout import CheapDropout
+from loralight.first_tokens import read_first_
 from loralight.plugins import conf_folders
 from loralight.recomputing import recompute_
 from loralight.testing_adapters import TinyBert
-from loralight.unpadding import is_unpadded, read_first_, unpad_
+from loralight.unpadding import is_unpadded, unpad_
 
 METHODS = sorted(file.stem for folder in conf_folders() for file in folder.glob("adapter/*.yaml"))
 SIZES = {

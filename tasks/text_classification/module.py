@@ -9,10 +9,11 @@ from torchmetrics import MetricCollection
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from loralight.errors import InputError
+from loralight.first_tokens import read_first_
 from loralight.labels import check_smoothing, weights_of_labels
 from loralight.pretrained import check_vocabulary, load_model, load_tokenizer, new_head
 from loralight.task import AdapterTask, Step
-from loralight.unpadding import read_first_, unpad_
+from loralight.unpadding import unpad_
 
 from .metrics import classification_metrics
 

@@ -1,0 +1,73 @@
+"""What a task computes from a batch, and the sums over the batches of an optimizer step."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Step(NamedTuple):
+    """What a task computes from a batch.
+
+    Args:
+        loss: mean loss over the batch's items, a scalar that can be differentiated.
+        predictions: what the metrics take as predictions.
+        targets: what the metrics take as targets.
+        weight: how many items (sentences, tokens) the mean is over; the batch's number of targets if None. Losses
+            are averaged over all items of an optimizer step, on every rank and in every accumulated batch, so that
+            several processes compute what one would.
+    """
+
+    loss: Tensor
+    predictions: Tensor
+    targets: Tensor
+    weight: float | Tensor | None = None
+
+
+def weight_of(step: Step) -> Tensor:
+    """How many items the step's loss is the mean of, a scalar on its device."""
+    weight = step.targets.shape[0] if step.weight is None else step.weight
+    # bfloat16 cannot count above 256
+    dtype = torch.promote_types(step.loss.dtype, torch.float32)
+    # a number that is copied to a GPU, as `torch.as_tensor` does, waits for all that is queued there
+    return weight.to(dtype) if isinstance(weight, Tensor) else step.loss.new_full((), weight, dtype=dtype)
+
+
+class Window:
+    """Loss and weight summed over the batches since the last optimizer step, on all ranks.
+
+    The sums are on their way from a GPU while the backward pass is queued, and leave no gap in its work.
+    """
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None
+        self._read: Callable[[], list[float]] | None = None
+
+    def add(self, loss: Tensor, weight: Tensor, reduce: Callable[[Tensor], Tensor]) -> None:
+        """Add a batch's mean loss, weighted; ``reduce`` sums a tensor over ranks, perhaps in place."""
+        batch = torch.stack([loss * weight, weight])
+        self._sums = batch if self._sums is None else self._sums + batch
+        self._read = _on_its_way(reduce(self._sums.clone()))
+
+    def take(self) -> list[float]:
+        """Both sums; the next batch begins a new window."""
+        assert self._read is not None
+        found = self._read()
+        self._sums = self._read = None
+        return found
+
+
+def _on_its_way(tensor: Tensor) -> Callable[[], list[float]]:
+    """A call for a tensor's values, which waits until they are there, but for nothing queued on a GPU after them."""
+    if tensor.device.type != "cuda":
+        return tensor.tolist
+    values, arrived = tensor.to("cpu", non_blocking=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrived.record()
+
+    def read() -> list[float]:
+        arrived.synchronize()
+        found: list[float] = values.tolist()
+        return found
+
+    return read
