@@ -228,7 +228,7 @@ def _scaled_product(left: Tensor, right: Tensor, scaling: float) -> Tensor:
     return torch.addmm(left.new_empty(1), left, right, beta=0, alpha=scaling)  # which is not read
 
 
-_FUNCTIONS: dict[str, type[Function]] = {"cpu": _LoraLinear}
+_FUNCTIONS: dict[str, type[Function]] = {"cpu": _LoraLinear, "meta": _LoraLinear}  # other devices have the other
 
 
 def _add_product_(y: Tensor, left: Tensor, right: Tensor, scaling: float) -> None:
