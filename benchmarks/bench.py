@@ -37,12 +37,13 @@ def main() -> None:
     console = Console()
     console.print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), float32; medians of paired ratios")
     rows = []
-    for table in arguments.only:
+    for table, module in {table: import_module(table) for table in arguments.only}.items():
         start = time.monotonic()
         with console.status(table):
             data = {"data": arguments.data} if table in OF_SENTENCES else {}
-            rows += import_module(table).rows(not arguments.full, **data)
-        console.print(f"{table}: {time.monotonic() - start:.0f} s")
+            found = module.rows(not arguments.full, **data)
+        show(found, f"{table}, in {time.monotonic() - start:.0f} s")
+        rows += found
     show(rows, "loralight beside its peers")
 
 

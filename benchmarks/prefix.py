@@ -25,9 +25,10 @@ from loralight.adapters.base import trainable
 from loralight.adapters.blocks import blocks
 from loralight.adapters.frozen_linear import multiply_by_onednn_, prepack_
 from loralight.build import build_data
+from loralight.first_tokens import read_first_
 from loralight.prefix_cache import Prefix
 from loralight.resources import resolve
-from loralight.unpadding import read_first_, unpad_
+from loralight.unpadding import unpad_
 
 GOAL, RANK, TOP, BATCHES = 0.35, 8, 2, 4
 
