@@ -135,7 +135,7 @@ def rows(quick: bool) -> list[Row]:
     found = []
     ways = ["loralight", "PEFT", "PEFT, channels-last"]
     for architecture, goals in GOALS.items():
-        size, batch, rounds = 224, int(goals["batch"]), 2 if quick else 7
+        size, batch, rounds = 224, int(goals["batch"]), 5 if quick else 9
         work = f"{architecture}, {batch} images of {size} px, LoRA on convolutions"
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)

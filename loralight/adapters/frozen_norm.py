@@ -31,7 +31,7 @@ class FrozenNorm(nn.modules.batchnorm._BatchNorm):
             assert x is self.done, "the convolution's output has gone elsewhere"
             self.done = None
             return self.after(x)
-        in_place = not (x.requires_grad or self.source is None or is_watched(self.source) or is_watched(self))
+        in_place = not (x.requires_grad or self.source is None or output_is_watched(self.source) or is_watched(self))
         if not (x.requires_grad or in_place) or not self.is_fixed_for(x.dtype):
             y: Tensor = super().forward(x)
             return y
@@ -121,13 +121,15 @@ class Follower:
         norm = self.parent._modules.get(self.name)
         if not isinstance(norm, FrozenNorm) or not norm.is_fixed_for(dtype):
             return None
-        return None if is_watched(convolution) or is_watched(norm) else norm
+        return None if output_is_watched(convolution) or is_watched(norm) else norm
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether hooks see what goes into a module and comes out."""
-    hooks = (
-        *(module._forward_hooks, module._forward_pre_hooks),
-        *(module._backward_hooks, module._backward_pre_hooks),
-    )
+    """Whether hooks see what goes into a module or comes out."""
+    return bool(module._forward_pre_hooks) or output_is_watched(module)
+
+
+def output_is_watched(module: nn.Module) -> bool:
+    """Whether hooks see what comes out of a module, or the gradients of that."""
+    hooks = (module._forward_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks) or bool(_has_any_global_hook())  # type: ignore[no-untyped-call]

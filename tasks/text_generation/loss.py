@@ -11,7 +11,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from loralight.adapters.onednn import Matrices, matrices_of, multiply
+
 _ROWS = 256  # tokens whose logits are held at a time: fewer cost time, more cost memory
+_ROWS_BY_ONEDNN = 128  # which is as fast with fewer
 _ROWS_ON_GPU = 1024  # where fewer would keep it busy with reading the weight
 _ROWS_IN_CACHE = 8  # tokens whose logits stay in a processor's cache through all that is done to them
 
@@ -29,7 +32,7 @@ def token_scores(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor |
     Shapes: hidden (tokens, width), targets (tokens,), weight (vocabulary, width), bias (vocabulary,). Weight and bias
     are frozen: no gradient reaches them.
     """
-    return TokenScores(*_TokenScores.apply(hidden, targets, weight, bias))
+    return TokenScores(*_TokenScores.apply(hidden, targets, weight, bias, matrices_of(weight)))
 
 
 def plain_token_scores(logits: Tensor, targets: Tensor) -> TokenScores:
@@ -45,7 +48,7 @@ def _at_least_float32(like: Tensor) -> torch.dtype:
 class _TokenScores(Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None
+        ctx: Any, hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, matrices: Matrices | None
     ) -> tuple[Tensor, Tensor]:
         differentiable = ctx.needs_input_grad[0]
         device = hidden.device.type
@@ -54,18 +57,19 @@ class _TokenScores(Function):
         losses = torch.empty(len(targets), device=hidden.device, dtype=_at_least_float32(hidden))
         hits = torch.empty(len(targets), device=hidden.device, dtype=torch.bool)
         gradient = torch.empty_like(hidden) if differentiable else None
-        size = _ROWS if device == "cpu" else _ROWS_ON_GPU
-        room = torch.empty(min(size, len(targets)), len(weight), device=hidden.device, dtype=dtype)
+        if matrices is not None and not matrices.weight.values.dtype == hidden.dtype == dtype:
+            matrices = None
+        size = _ROWS_ON_GPU if device != "cpu" else _ROWS if matrices is None else _ROWS_BY_ONEDNN
+        room = weight.new_empty(min(size, len(targets)) if matrices is None else 0, len(weight))
         for start in range(0, len(targets), size):
             part = slice(start, start + size)
-            logits = room[: len(targets[part])]  # (rows, vocabulary), written over and over: fresh memory costs time
-            if bias is None:
-                torch.mm(hidden[part].to(dtype), weight.T, out=logits)
-            else:
-                torch.addmm(bias, hidden[part].to(dtype), weight.T, out=logits)
+            if matrices is not None:
+                logits = matrices.weight.linear(hidden[part], bias)
+            else:  # written over and over: fresh memory costs time
+                logits = _write(room[: len(targets[part])], hidden[part].to(dtype), weight, bias)
             _score_(logits, targets[part], losses[part], hits[part])
             if gradient is not None:
-                gradient[part] = logits @ weight
+                gradient[part] = multiply(logits, weight.T, None, matrices and matrices.transposed)
         ctx.mark_non_differentiable(hits)
         ctx.save_for_backward(gradient)
         return losses, hits
@@ -74,7 +78,14 @@ class _TokenScores(Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream.to(gradient.dtype)[:, None], None, None, None
+        return gradient * upstream.to(gradient.dtype)[:, None], None, None, None, None
+
+
+def _write(logits: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    product: Tensor = (
+        torch.mm(hidden, weight.T, out=logits) if bias is None else torch.addmm(bias, hidden, weight.T, out=logits)
+    )
+    return product
 
 
 def _score_(logits: Tensor, targets: Tensor, losses: Tensor, hits: Tensor) -> None:

@@ -7,6 +7,7 @@ from torch._dynamo.testing import CompileCounter
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from loralight.adapters import Lora, inject
+from loralight.adapters.onednn import Matrix
 from loralight.tasks.text_generation.data import IGNORED
 from loralight.tasks.text_generation.loss import plain_token_scores, token_scores
 from loralight.tasks.text_generation.module import TextGeneration
@@ -60,6 +61,26 @@ def test_half_precision_is_as_near_to_the_exact_loss_as_all_logits_are(autocast:
 
 def _of(layer: nn.Linear) -> tuple[Tensor, Tensor | None]:
     return layer.weight, layer.bias
+
+
+@pytest.mark.parametrize("tokens", [100, 300])
+@pytest.mark.parametrize("bias", [True, False])
+def test_single_precision_is_multiplied_by_onednn_and_as_near(
+    tokens: int, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(tokens)
+    layer = nn.Linear(24, 90, bias=bias).requires_grad_(False)
+    hidden, targets = torch.randn(tokens, 24, requires_grad=True), torch.randint(0, 90, (tokens,))
+    rows: list[int] = []
+    linear = Matrix.linear
+    monkeypatch.setattr(Matrix, "linear", lambda self, x, b: (rows.append(len(x)), linear(self, x, b))[1])
+    ours = token_scores(hidden, targets, *_of(layer)).losses
+    assert sum(rows) == 2 * tokens, "the logits, and the gradient of the states"
+    exact = hidden.detach().double().requires_grad_()
+    expected = plain_token_scores(layer.double()(exact), targets).losses
+    torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-5)
+    found, wanted = (torch.autograd.grad(loss.sum(), x)[0] for loss, x in ((ours, hidden), (expected, exact)))
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)
 
 
 class Task(TextGeneration):
