@@ -218,6 +218,13 @@ def test_training_folds_what_is_frozen_and_evaluation_does_not(tiny_resnet: str)
         assert torch.equal(task.step(batch).predictions, before)
 
 
+def test_no_frozen_norm_is_left_to_pytorch_in_training(tiny_resnet: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make(tiny_resnet, adapter=Lora(targets="layer*.conv?", rank=2)).train()  # its stem has no adapter
+    assert not isinstance(task.model.get_submodule("conv1"), LoraConv2d)
+    monkeypatch.setattr(nn.modules.batchnorm._BatchNorm, "forward", lambda *_: pytest.fail("more memory, and a pass"))
+    task.step(batch_of()).loss.backward()
+
+
 def test_a_batch_of_one_image_without_statistics_says_what_to_change(tiny_resnet: str) -> None:
     task = make(tiny_resnet, batch_norm="statistics").train()
     with pytest.raises(InputError, match=r"E-BATCH: .*data\.batch_size"):
