@@ -13,9 +13,8 @@ from torch.autograd.function import once_differentiable
 
 from loralight.adapters.onednn import Matrices, matrices_of, multiply
 
-_ROWS = 256  # tokens whose logits are held at a time: fewer cost time, more cost memory
-_ROWS_BY_ONEDNN = 128  # which is as fast with fewer
-_ROWS_ON_GPU = 1024  # where fewer would keep it busy with reading the weight
+_ROWS = 128  # tokens whose logits are held at a time: fewer cost time, more cost memory
+_ROWS_ON_GPU = 256  # each of which reads the whole weight: with fewer, a GPU would do little else
 _ROWS_IN_CACHE = 8  # tokens whose logits stay in a processor's cache through all that is done to them
 
 
@@ -59,7 +58,7 @@ class _TokenScores(Function):
         gradient = torch.empty_like(hidden) if differentiable else None
         if matrices is not None and not matrices.weight.values.dtype == hidden.dtype == dtype:
             matrices = None
-        size = _ROWS_ON_GPU if device != "cpu" else _ROWS if matrices is None else _ROWS_BY_ONEDNN
+        size = _ROWS if device in ("cpu", "meta") else _ROWS_ON_GPU
         room = weight.new_empty(min(size, len(targets)) if matrices is None else 0, len(weight))
         for start in range(0, len(targets), size):
             part = slice(start, start + size)
@@ -70,6 +69,7 @@ class _TokenScores(Function):
             _score_(logits, targets[part], losses[part], hits[part])
             if gradient is not None:
                 gradient[part] = multiply(logits, weight.T, None, matrices and matrices.transposed)
+            del logits  # before the next are made
         ctx.mark_non_differentiable(hits)
         ctx.save_for_backward(gradient)
         return losses, hits
@@ -90,7 +90,7 @@ def _write(logits: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) 
 
 def _score_(logits: Tensor, targets: Tensor, losses: Tensor, hits: Tensor) -> None:
     """Write losses and hits, and over the logits their gradient, the softmax less one at the target."""
-    rows = _ROWS_IN_CACHE if logits.device.type == "cpu" else _ROWS_ON_GPU
+    rows = _ROWS_IN_CACHE if logits.device.type == "cpu" else len(logits)
     for part, wanted, loss, hit in zip(
         *(torch.split(tensor, rows) for tensor in (logits, targets, losses, hits)), strict=True
     ):
