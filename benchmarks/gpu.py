@@ -3,10 +3,11 @@
     python benchmarks/gpu.py [--only bert llama resnet50] [--compile] [--rounds 3] [--steps 20]
 
 LoRA of rank 8 on every linear layer (or convolution of ResNet-50), AdamW, clipping and a linear schedule on both
-sides, which get the same rows by the same workers in the same batches. Weights are random, in the shapes of BERT-base,
-Llama 3.2 1B and ResNet-50: they cost what trained ones do. A step is timed inside a run of each trainer, warmed up,
-and the runs take turns. The share is that of the rate of a product of 8192 x 8192 x 8192 on the same card; its
-operations are those of the plain step that PEFT makes, on both sides.
+sides, which get the same rows by as many workers, in batches of one size and either trainer's own order: loralight's
+has rows of like length together. Weights are random, in the shapes of BERT-base, Llama 3.2 1B and ResNet-50: they cost
+what trained ones do. A step is timed inside a run of each trainer, warmed up, and the runs take turns. The share is
+that of the rate of a product of 8192 x 8192 x 8192 on the same card; its operations are those of the plain step that
+PEFT makes, on both sides.
 """
 
 import argparse
@@ -57,7 +58,7 @@ from loralight.data import TaskData
 from loralight.progress import progress_callbacks
 from loralight.task import AdapterTask
 
-WARM_UP = 5  # steps
+WARM_UP = 8  # steps
 NUM_WORDS, NUM_IMAGES = 20_000, 64
 NUM_WORKERS = min(8, (os.cpu_count() or 1) - 1)  # what loralight takes beside a GPU
 _COUNTED = 8  # rows whose operations are counted

@@ -18,6 +18,7 @@ from torch.utils.weak import TensorWeakRef
 from loralight.adapters.onednn import Matrices, multiply
 
 _BITS = 16  # random bits per element that decide whether it is dropped: probabilities are exact to 2**-16
+_PROCESSORS = ("cpu", "meta")  # an estimate on shapes goes the way of a processor; other devices are accelerators
 _NUM_IN_CACHE = 2**18  # elements that stay in a processor's cache from one operation to the next
 
 
@@ -59,13 +60,13 @@ def lora_linear(
     Shapes: x (..., in), weight (out, in), bias (out,), lora_A (rank, in), lora_B (out, rank); the result is (..., out).
     """
     device = x.device.type
-    function = _FUNCTIONS.get(device, _LoraLinearOnAccelerator)
-    if function is _LoraLinearOnAccelerator:
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        y: Tensor = function.apply(x, weight, bias, lora_A, lora_B, scaling, dropout, dtype)
+    is_autocast = torch.is_autocast_enabled(device)
+    if device not in _PROCESSORS:
+        dtype = torch.get_autocast_dtype(device) if is_autocast else x.dtype
+        y: Tensor = _LoraLinearOnAccelerator.apply(x, weight, bias, lora_A, lora_B, scaling, dropout, dtype)
         return y
-    if not torch.is_autocast_enabled(device):
-        y = function.apply(x, weight, bias, lora_A, lora_B, scaling, dropout, matrices)
+    if not is_autocast:
+        y = _LoraLinear.apply(x, weight, bias, lora_A, lora_B, scaling, dropout, matrices)
         return y
     x, bias, lora_A, lora_B = in_autocast(x, bias, lora_A, lora_B)
     with torch.autocast(device, enabled=False):
@@ -156,6 +157,13 @@ class _LoraLinear(Function):
         return g_x, None, g_bias, g_A, g_B, None, None, None
 
 
+def _add_product_(y: Tensor, left: Tensor, right: Tensor, scaling: float) -> None:
+    if y.dtype == left.dtype:
+        y.addmm_(left, right, alpha=scaling)
+    else:  # rounded once, as a whole
+        y.add_((left @ right).mul_(scaling).to(y.dtype))
+
+
 _last_cast: tuple[TensorWeakRef, int, TensorWeakRef] | None = None  # of what, in which version, and what it became
 
 
@@ -226,13 +234,3 @@ class _LoraLinearOnAccelerator(Function):
 
 def _scaled_product(left: Tensor, right: Tensor, scaling: float) -> Tensor:
     return torch.addmm(left.new_empty(1), left, right, beta=0, alpha=scaling)  # which is not read
-
-
-_FUNCTIONS: dict[str, type[Function]] = {"cpu": _LoraLinear, "meta": _LoraLinear}  # other devices have the other
-
-
-def _add_product_(y: Tensor, left: Tensor, right: Tensor, scaling: float) -> None:
-    if y.dtype == left.dtype:
-        y.addmm_(left, right, alpha=scaling)
-    else:  # rounded once, as a whole
-        y.add_((left @ right).mul_(scaling).to(y.dtype))

@@ -1,7 +1,6 @@
 """Causal language modelling: plain text, answers to prompts, and chat."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +20,7 @@ from loralight.task import AdapterTask, Step
 from . import samples
 from .data import IGNORED, TextGenerationData, form_of
 from .generation import Decoding, Writer
+from .given_states import GivenStates
 from .loss import TokenScores, plain_token_scores, token_scores
 from .metrics import text_metrics, text_scores, token_metrics
 
@@ -73,7 +73,7 @@ class TextGeneration(AdapterTask):
         _check_counts(text_metrics_rows=(text_metrics_rows, 1), text_metrics_tokens=(text_metrics_tokens, 1))
         self._keeps_documents_apart = False  # not known before the first packed batch
         self._logits_are_plain: bool | None = None  # what the output layer gives; not known before the first batch
-        self._states = _States()
+        self._states = GivenStates()
 
     def build_model(self) -> PreTrainedModel:
         model = load_model(AutoModelForCausalLM, self.checkpoint)
@@ -269,39 +269,6 @@ class TextGeneration(AdapterTask):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, TextGenerationData)
         return data
-
-
-class _States:
-    """What an output layer is given of the tokens that are wanted, of which it is handed all, or only one.
-
-    The hook stays on the layer: a compiled model would be compiled anew for each new one.
-    """
-
-    def __init__(self) -> None:
-        self._layer: nn.Module | None = None
-        self._wanted: Tensor | None = None
-        self._one = False
-        self._given: list[Tensor] = []
-
-    @contextmanager
-    def of(self, layer: nn.Module, wanted: Tensor, *, one: bool) -> Iterator[list[Tensor]]:
-        """A context of passes through ``layer``, which fill a list with what they find, each (wanted, width)."""
-        if layer is not self._layer:
-            layer.register_forward_pre_hook(self._find)
-            self._layer = layer
-        self._wanted, self._one, self._given = wanted, one, []
-        try:
-            yield self._given
-        finally:
-            self._wanted, self._given = None, []
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _find(self, layer: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor] | None:
-        if self._wanted is None:
-            return None
-        states = arguments[0][self._wanted]
-        self._given.append(states)
-        return ((states[:1] if self._one else states).unsqueeze(0),)
 
 
 def _check_text_metrics(names: Sequence[str], columns: Mapping[str, str]) -> None:

@@ -34,7 +34,7 @@ CONVOLUTIONS = [
 def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The fast path of linear layers that a test runs with: that of GPUs computes the same anywhere."""
     if request.param == "accelerator":
-        monkeypatch.setitem(kernels._FUNCTIONS, "cpu", kernels._LoraLinearOnAccelerator)
+        monkeypatch.setattr(kernels, "_PROCESSORS", ())
     chosen: str = request.param
     return chosen
 
@@ -252,7 +252,7 @@ def test_bias_learns_where_it_is_to() -> None:
 
 
 def test_layers_that_read_one_input_under_autocast_keep_one_cast_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(kernels._FUNCTIONS, "cpu", kernels._LoraLinearOnAccelerator)
+    monkeypatch.setattr(kernels, "_PROCESSORS", ())
     query, key = (adapted(nn.Linear(64, 64)).float() for _ in range(2))
     x = torch.randn(8, 64, requires_grad=True)
     kept: list[Tensor] = []
