@@ -7,7 +7,7 @@ sides, which get the same rows by as many workers, in batches of one size and ei
 has rows of like length together. Weights are random, in the shapes of BERT-base, Llama 3.2 1B and ResNet-50: they cost
 what trained ones do. A step is timed inside a run of each trainer, warmed up, and the runs take turns. The share is
 that of the rate of a product of 8192 x 8192 x 8192 on the same card; its operations are those of the plain step that
-PEFT makes, on both sides.
+PEFT makes, on both sides. What is estimated is the peak, as `loralight estimate` does it.
 """
 
 import argparse
@@ -55,6 +55,7 @@ from loralight.adapters import LoraLayer
 from loralight.build import build_data, build_task, build_trainer
 from loralight.composition import compose, plain
 from loralight.data import TaskData
+from loralight.estimate import Estimate
 from loralight.progress import progress_callbacks
 from loralight.task import AdapterTask
 
@@ -298,6 +299,7 @@ def with_hf_trainer(work: Work, folder: Path, steps: int, compiled: bool) -> Clo
         bf16=True,
         torch_compile=compiled,
         gradient_checkpointing=config["task"]["gradient_checkpointing"],
+        gradient_checkpointing_kwargs={"use_reentrant": False},
         dataloader_num_workers=NUM_WORKERS,
         remove_unused_columns=False,
         save_strategy="no",
@@ -374,6 +376,7 @@ def measure(
                 console.print(f"{name}, {way}: {clock.seconds * 1e3:.1f} ms")
                 seconds[way].append(clock.seconds)
                 peaks[way] = clock.peak
+        estimated = sum(Estimate(settings_of(work, folder, steps)).sizes(work.batch).values())
     for way in WAYS:
         median = sorted(seconds[way])[rounds // 2]
         table.add_row(
@@ -385,6 +388,7 @@ def measure(
             f"{peaks[way] / 1e9:.2f} GB",
             str(ratio(seconds, way, "PEFT + HF Trainer")),
             f"{peaks[way] / peaks['PEFT + HF Trainer']:.2f}",
+            f"{estimated / 1e9:.2f} GB" if way == "loralight" else "",
         )
 
 
@@ -406,6 +410,7 @@ def main() -> None:
     rate = peak_rate()
     title = f"{torch.cuda.get_device_name()}, torch {torch.__version__}; bf16 products at {rate / 1e12:.0f} TFLOP/s"
     columns = ("work", "way", "step", "a second", "share of that rate", "peak memory", "time, PEFT = 1.00", "memory")
+    columns += ("estimated",)
     table = Table(*columns, title=title, title_justify="left")
     console = Console(width=170)
     for name in arguments.only:

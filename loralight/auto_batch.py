@@ -82,7 +82,7 @@ def _real_step(estimate: Estimate) -> Callable[[int], None]:
     optimizer = task.make_optimizer()
 
     def run(size: int) -> None:
-        batch = move_data_to_device(longest_batch(estimate.data, size), estimate.device)
+        batch = move_data_to_device(precision.convert_input(longest_batch(estimate.data, size)), estimate.device)
         train_step(task, optimizer, batch, precision.forward_context)
 
     return run

@@ -92,7 +92,8 @@ class Estimate:
     def footprint(self, batch_size: int) -> Footprint:
         """What a step on the longest rows keeps."""
         if batch_size not in self._found:
-            batch = move_data_to_device(longest_batch(self.data, batch_size), self.device)
+            batch = self._precision.convert_input(longest_batch(self.data, batch_size))
+            batch = move_data_to_device(batch, self.device)
             with self._shapes, self._on_device():
                 fake = tree_map_only(Tensor, self._shapes.without_numbers, batch)
                 self._found[batch_size] = footprint(

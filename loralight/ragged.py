@@ -1,6 +1,7 @@
 """Rows of unlike length in one line of tokens, and back in a rectangle where an operation needs one."""
 
-from itertools import pairwise
+from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
@@ -36,17 +37,15 @@ class Group(NamedTuple):
 
 
 class Ragged:
-    """The tokens of a padded batch, sorted into groups of rows of like length.
-
-    On a CPU groups cut what attention spends on padding to a half or less; elsewhere all rows are one, as a call costs
-    more there than what it saves.
+    """The tokens of a padded batch, rows from long to short.
 
     Args:
         mask: True at tokens, (batch, longest); each row has some.
 
     Attributes:
         lengths: of the rows, in the order in which they lie in the line.
-        firsts: where in the line each of them begins, (batch,).
+        offsets: where in the line each of them begins, and where the last ends, (batch + 1,), as kernels take it.
+        firsts: the same without that end, (batch,), as an index.
         of_all: keys and values (1, tokens, heads * width) on their way to an attention with fewer queries.
     """
 
@@ -54,16 +53,30 @@ class Ragged:
         self.shape = mask.shape
         lengths = mask.sum(1)
         order = lengths.argsort(descending=True, stable=True)
-        counts = lengths[order].tolist()  # a GPU waits here
-        self.lengths: list[int] = counts
-        bounds = _bounds(counts) if mask.device.type == "cpu" else [0, len(counts)]
+        self._lengths = lengths[order]
+        self.lengths: list[int] = self._lengths.tolist()  # a GPU waits here
+        self.offsets = torch.tensor([0, *accumulate(self.lengths)], dtype=torch.int32, device=mask.device)
+        self.firsts = self.offsets[:-1].long()
         self.places = (order.unsqueeze(1) * mask.shape[1] + torch.arange(mask.shape[1], device=mask.device))[
             mask[order]
         ]
-        self.firsts = torch.tensor([0, *counts[:-1]], device=mask.device).cumsum(0)
         self.of_all: list[Tensor] = []
-        self.groups = [_group(lengths[order[start:end]], counts[start]) for start, end in pairwise(bounds)]
-        self.sizes = [len(group.slots) for group in self.groups]
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """Rows of like length, for an attention that takes rectangles.
+
+        On a CPU they cut what it spends on padding to a half or less; elsewhere all rows are one, as a call costs more
+        there than what it saves.
+        """
+        counts = self.lengths
+        bounds = _bounds(counts) if self._lengths.device.type == "cpu" else [0, len(counts)]
+        return [_group(self._lengths[start:end], counts[start]) for start, end in pairwise(bounds)]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Tokens of each group."""
+        return [len(group.slots) for group in self.groups]
 
     def line_up(self, padded: Tensor) -> Tensor:
         """From (batch, longest, width) to (1, tokens, width)."""

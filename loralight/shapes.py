@@ -63,7 +63,12 @@ class Shapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, operator: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        try:
+            return self._run(operator, args, kwargs or {})
+        finally:  # the mode knows tensors by weak references, and modules cast none that has any
+            self.fake.fake_tensor_converter.tensor_memo.clear()
+
+    def _run(self, operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if any(isinstance(tensor, FakeTensor) for tensor in given):
             return self._of_fake(operator, args, kwargs)

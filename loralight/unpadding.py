@@ -129,19 +129,22 @@ def _attend(
         mask = mask[:, None, None, :] if mask is not None and mask.ndim == 2 else mask
         return sdpa_attention_forward(module, query, key, value, mask, **settings)
     settings["is_causal"] = False
-    dropout = settings.get("dropout", 0.0)
-    is_plain = getattr(module, "num_key_value_groups", 1) == 1 and settings.get("position_bias") is None
+    dropout, scaling = settings.get("dropout", 0.0), settings.get("scaling") or query.shape[-1] ** -0.5
+    is_biased = settings.get("position_bias") is not None
+    is_plain = getattr(module, "num_key_value_groups", 1) == 1 and not is_biased
     is_whole = not mask.of_all
     if mask.of_all:
         key, value = (made.view(1, made.shape[1], -1, query.shape[-1]).transpose(1, 2) for made in mask.of_all)
         mask.of_all.clear()
+    if not is_biased and _has_flash(query, key, value, dropout):
+        q, k, v = (_line(part) for part in (query, key, value))
+        return _attend_in_line(q, k, v, mask, dropout, scaling).unsqueeze(0), None
     sizes = mask.sizes if is_whole else [group.shape[0] for group in mask.groups]
     lines = zip(_split(query, sizes), _split(key, mask.sizes), _split(value, mask.sizes), strict=True)
     attended = []
     for group, (q, k, v) in zip(mask.groups, lines, strict=True):
         rectangle = group.pad(q) if is_whole else q.unsqueeze(2), group.pad(k), group.pad(v)
         if is_plain and can_be_cheap(q, dropout):
-            scaling = settings.get("scaling") or q.shape[-1] ** -0.5
             rows = attend(*rectangle, group.mask, dropout, scaling).transpose(1, 2)
         else:
             rows = sdpa_attention_forward(module, *rectangle, group.mask, **settings)[0]
@@ -149,10 +152,45 @@ def _attend(
     return (attended[0] if len(attended) == 1 else torch.cat(attended)).unsqueeze(0), None
 
 
+def _has_flash(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> bool:
+    """Whether FlashAttention takes tokens as they lie, (1, heads, tokens, width): on a GPU, in half precision."""
+    if not query.is_cuda or query.shape[-1] % 8:
+        return False
+    is_grouped = query.shape[1] != key.shape[1]
+    parameters = torch.backends.cuda.SDPAParams(query, key, value, None, dropout, False, is_grouped)
+    return torch.version.hip is None and torch.backends.cuda.can_use_flash_attention(parameters)
+
+
+def _attend_in_line(query: Tensor, key: Tensor, value: Tensor, rows: Ragged, dropout: float, scaling: float) -> Tensor:
+    """Attention within each row by FlashAttention (Dao, 2023, https://arxiv.org/abs/2307.08691), without padding.
+
+    This is what `torch.nested` calls, at a tenth of its overhead; `torch.nn.attention.varlen` has no dropout. A padded
+    rectangle needs a mask, for which a GPU's faster kernels are planned anew for each shape.
+
+    Shapes: query (tokens, heads, width), or (batch, heads, width) of first tokens alone; key, value (tokens, heads,
+    width); the result is like the query.
+    """
+    of_keys, longest = rows.offsets, rows.lengths[0]
+    of_queries, most = (of_keys, longest) if len(query) == len(key) else (_counting(len(query), of_keys), 1)
+    attended: Tensor = torch.ops.aten._flash_attention_forward(
+        query, key, value, of_queries, of_keys, most, longest, dropout, False, False, scale=scaling
+    )[0]
+    return attended
+
+
+def _counting(count: int, like: Tensor) -> Tensor:
+    return torch.arange(count + 1, dtype=like.dtype, device=like.device)
+
+
 def _split(line: Tensor, sizes: list[int]) -> Sequence[Tensor]:
     """Parts (tokens, heads, width) of so many tokens each, from (1, heads, tokens, width)."""
-    tokens = line.squeeze(0).transpose(0, 1)  # [0] would cost a pass of zeros in the backward pass, as a split does
+    tokens = _line(line)  # if all are of one part: a split costs a pass of zeros in the backward pass
     return [tokens] if len(sizes) == 1 else torch.split(tokens, sizes)
+
+
+def _line(line: Tensor) -> Tensor:
+    """(tokens, heads, width) of (1, heads, tokens, width)."""
+    return line.squeeze(0).transpose(0, 1)  # [0] would cost a pass of zeros in the backward pass
 
 
 def _mask(*, mask_function: Any, attention_mask: Tensor | None = None, **settings: Any) -> Tensor | None:

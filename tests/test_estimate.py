@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from loralight.adapters.base import trainable
 from loralight.auto_batch import largest_that_runs, with_largest_batch
-from loralight.build import build_task
+from loralight.build import build_task, build_trainer
 from loralight.composition import compose, plain
 from loralight.errors import InputError
 from loralight.estimate import Estimate, longest_batch
@@ -75,15 +75,21 @@ def config_of(overrides: list[str]) -> dict[str, Any]:
     return dict(plain(config))
 
 
-@pytest.mark.parametrize("adapter", ["lora", "full"])
+@pytest.mark.parametrize(
+    ("adapter", "precision"),
+    [("lora", "32-true"), ("lora", "bf16-mixed"), ("lora", "bf16-true"), ("full", "32-true"), ("full", "bf16-true")],
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_counted_on_shapes_is_what_a_real_step_keeps(
-    kind: str, adapter: str, tiny: Callable[[str], list[str]]
+    kind: str, adapter: str, precision: str, tiny: Callable[[str], list[str]]
 ) -> None:
-    config = config_of([*tiny(kind), f"adapter={adapter}"])
+    config = config_of([*tiny(kind), f"adapter={adapter}", f"trainer.precision={precision}"])
     estimate = Estimate(config)
+    plugin = build_trainer(config, Path(), []).precision_plugin
     task = build_task(config, estimate.data.model_arguments())
-    assert footprint(task, task.make_optimizer(), longest_batch(estimate.data, 5)) == estimate.footprint(5)
+    plugin.convert_module(task)
+    batch, optimizer = plugin.convert_input(longest_batch(estimate.data, 5)), task.make_optimizer()
+    assert footprint(task, optimizer, batch, precision=plugin.forward_context) == estimate.footprint(5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import BertForSequenceClassification, PreTrainedModel
 
+from loralight import unpadding
 from loralight.adapters import Adapter, Lora, inject, merge
 from loralight.adapters.base import trainable
 from loralight.adapters.blocks import blocks
@@ -124,6 +125,28 @@ def test_a_last_block_of_first_tokens_alone_computes_the_same(family: str, left:
     states = unpadded.base_model(**batch).last_hidden_state
     assert states[:, 0].isfinite().all() and bool(states[:, 1:].isnan().all()) is is_narrow, "no one takes them for it"
     assert not any(part._forward_pre_hooks for part in last.modules() if part is not last), "none is left behind"
+
+
+@pytest.mark.parametrize("is_narrow", [False, True], ids=["all tokens", "in the last block the first"])
+def test_a_kernel_that_takes_a_line_is_told_where_rows_begin(is_narrow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    padded, unpadded = twins(model_of("Bert", "SequenceClassification"))
+    assert not is_narrow or read_first_(unpadded)
+    longest: list[int] = []
+
+    def flash(query: Tensor, key: Tensor, value: Tensor, *of_rows: Any, **_: Any) -> tuple[Tensor]:
+        """What a GPU's kernel computes."""
+        counts, counts_of_keys = (offsets.diff().tolist() for offsets in of_rows[:2])
+        assert {offsets.dtype for offsets in of_rows[:2]} == {torch.int32}
+        assert of_rows[2:4] == (max(counts), max(counts_of_keys))
+        longest.append(max(counts))
+        parts = query.split(counts), key.split(counts_of_keys), value.split(counts_of_keys)
+        rows = ([part.transpose(0, 1) for part in row] for row in zip(*parts, strict=True))
+        return (torch.cat([F.scaled_dot_product_attention(*row).transpose(0, 1) for row in rows]),)
+
+    monkeypatch.setattr(unpadding, "_has_flash", lambda *_: True)
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash)
+    assert_equal(unpadded.train(), padded.train(), batch_of(padded))
+    assert longest == [20, 1 if is_narrow else 20]
 
 
 def test_a_head_that_reads_other_tokens_is_given_them() -> None:

@@ -36,6 +36,11 @@ def is_eager() -> bool:
     return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
 
 
+def is_on_accelerator(x: Tensor) -> bool:
+    """Whether x is on a GPU or the like, which sums products of half precision in float32: none is made in more."""
+    return x.device.type not in _PROCESSORS
+
+
 def linear_can_be_fused(x: Tensor, weight: Tensor, lora_A: Tensor) -> bool:
     """Whether `lora_linear` applies: a frozen weight, x of its dtype or cast by autocast, and A of one as wide."""
     if torch.is_autocast_enabled(x.device.type):
@@ -61,7 +66,7 @@ def lora_linear(
     """
     device = x.device.type
     is_autocast = torch.is_autocast_enabled(device)
-    if device not in _PROCESSORS:
+    if is_on_accelerator(x):
         dtype = torch.get_autocast_dtype(device) if is_autocast else x.dtype
         y: Tensor = _LoraLinearOnAccelerator.apply(x, weight, bias, lora_A, lora_B, scaling, dropout, dtype)
         return y

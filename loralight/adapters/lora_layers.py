@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from loralight.adapters.conv_kernels import Geometry, lora_convolution
 from loralight.adapters.frozen_norm import Follower
-from loralight.adapters.kernels import can_be_fused, linear_can_be_fused, lora_linear
+from loralight.adapters.kernels import can_be_fused, is_on_accelerator, linear_can_be_fused, lora_linear
 from loralight.adapters.onednn import forget_, matrices_of
 
 
@@ -123,8 +123,12 @@ class LoraLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = super().forward(x)  # of the plain layer, which comes next in every subclass
-        x = F.dropout(x, self.lora_dropout, self.training).to(self.lora_A.dtype)
+        x = self.cast(F.dropout(x, self.lora_dropout, self.training))
         return y + (self.update(x) * self.scaling).to(y.dtype)
+
+    def cast(self, x: Tensor) -> Tensor:
+        """The low-rank path's input in the dtype of its products."""
+        return x.to(self.lora_A.dtype)
 
     def update_factors(self) -> tuple[Tensor, Tensor]:
         """Matrices A (n, fan in) and B (out, n) whose product is the update; n is twice the rank with a start."""
@@ -196,8 +200,11 @@ class LoraProduct(LoraLayer):
         """B as the matrix (out, rank) that is multiplied with."""
         return lora_B
 
+    def cast(self, x: Tensor) -> Tensor:
+        return x if is_on_accelerator(x) else super().cast(x)
+
     def low_rank(self, x: Tensor, lora_A: Tensor, lora_B: Tensor) -> Tensor:
-        return F.linear(F.linear(x, lora_A), self.whole_B(lora_B))
+        return F.linear(F.linear(x, lora_A.to(x.dtype)), self.whole_B(lora_B).to(x.dtype))
 
     def strip_(self) -> None:
         forget_(self.weight)
