@@ -18,6 +18,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import TensorWeakRef
 
+from loralight.rms_norm import is_rms_norm
+
 _CHEAP = (nn.LayerNorm, nn.RMSNorm, nn.GELU, nn.SiLU)
 _CHEAP_OF_TRANSFORMERS = "transformers.activations"  # ReLU and others that keep their output are torch's own there
 
@@ -118,15 +120,11 @@ def _unchanged(tensor: Tensor, version: int) -> Tensor:
 
 def _watch(module: Any, note: _Note) -> list[RemovableHandle]:
     """Hooks that note what of ``module`` can be made again."""
-    if isinstance(module, _CHEAP) or type(module).__module__ == _CHEAP_OF_TRANSFORMERS or _is_rms_norm(module):
+    if isinstance(module, _CHEAP) or type(module).__module__ == _CHEAP_OF_TRANSFORMERS or is_rms_norm(module):
         return [module.register_forward_hook(lambda module, args, output: note(module.forward, args, output))]
     # down_proj(act_fn(gate_proj(x)) * up_proj(x)), as Llama and its kin compute it
     names = ("gate_proj", "up_proj", "down_proj", "act_fn")
     return _watch_product(module, note) if all(isinstance(getattr(module, n, None), nn.Module) for n in names) else []
-
-
-def _is_rms_norm(module: nn.Module) -> bool:
-    return type(module).__name__.endswith("RMSNorm")  # each of transformers' models has a class of its own
 
 
 def _watch_product(module: Any, note: _Note) -> list[RemovableHandle]:

@@ -26,6 +26,7 @@ from loralight.optim import by_name, by_position, delayed, parameter_groups, sch
 from loralight.pretrained import save_model
 from loralight.quantisation import quantised_
 from loralight.recomputing import recompute_
+from loralight.rms_norm import fusible, set_fused_
 from loralight.selective_recompute import selective_recompute
 from loralight.step import Step, Window, weight_of
 
@@ -117,6 +118,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         self._added: set[str] = set()  # names of the tensors that are the adapter's and not the base's
         self._dropouts: list[nn.Module] = []
         self._fixed: list[nn.Module] = []  # BatchNorm layers of which nothing changes
+        self._rms_norms: list[nn.Module] = []
         self.adapted_norms: list[str] = []  # BatchNorm layers that `batch_norm` lets change
         self._window = Window()
 
@@ -224,6 +226,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         self.losses = nn.ModuleDict({split: MeanMetric(nan_strategy=nan) for split in ("validation", "test")})
         self.scores = nn.ModuleDict({split: metrics.clone(prefix=f"{split}/") for split in ("validation", "test")})
         self._dropouts = [module for module in self.model.modules() if type(module) is nn.Dropout]
+        self._rms_norms = fusible(self.model)
         self._built = True
         self.train()  # `from_pretrained` returns eval mode, and Lightning keeps the mode it finds
         link_(self.model)  # in training mode, as it will run
@@ -327,6 +330,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         else:
             thaw_(self._fixed)
             set_cheap_dropout_(self._dropouts, False)
+            set_fused_(self._rms_norms, False)
         return self
 
     def _set_batch_norm(self) -> None:
@@ -356,6 +360,7 @@ class AdapterTask(lightning.LightningModule, ABC):
     def _keep_still(self) -> None:
         freeze_(self._fixed)
         set_cheap_dropout_(self._dropouts, True)
+        set_fused_(self._rms_norms, True)
         for module in self._still:
             module.training = False
 

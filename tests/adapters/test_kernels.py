@@ -251,6 +251,26 @@ def test_bias_learns_where_it_is_to() -> None:
     torch.testing.assert_close(layer.bias.grad, torch.full((11,), 4.0, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
+def test_what_a_compiler_sees_of_a_half_base_on_a_gpu_is_in_half_precision(
+    kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = kind(20, 20)
+    layer = adapted(plain).bfloat16()
+    layer.lora_A.data, layer.lora_B.data = layer.lora_A.data.float(), layer.lora_B.data.float()
+    x = torch.randn(6, 20, dtype=torch.bfloat16)
+    expected = gradients(layer, x)
+    monkeypatch.setattr(kernels, "_PROCESSORS", ())
+    monkeypatch.setattr(lora_layers, "linear_can_be_fused", lambda *_: False)
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda one: one):
+        found = gradients(layer, x)
+    assert {one.dtype for one in kept} == {torch.bfloat16}
+    assert [one.dtype for one in found] == [one.dtype for one in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).norm() <= 0.02 * other.norm()
+
+
 def test_layers_that_read_one_input_under_autocast_keep_one_cast_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_PROCESSORS", ())
     query, key = (adapted(nn.Linear(64, 64)).float() for _ in range(2))

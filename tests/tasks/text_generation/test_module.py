@@ -14,10 +14,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import loralight
-from loralight.adapters import FullFineTuning, Lora, merge
+from loralight.adapters import FullFineTuning, Lora, kernels, merge
 from loralight.adapters.base import trainable
 from loralight.errors import InputError
 from loralight.export import save_adapter
+from loralight.rms_norm import FusedRMSNorm, is_rms_norm
 from loralight.tasks.text_generation import TextGeneration
 from loralight.tasks.text_generation.data import IGNORED
 
@@ -109,6 +110,26 @@ def test_logits_are_the_model_s_own_at_the_positions_that_are_learnt(
     torch.testing.assert_close(step.predictions, losses)
     assert step.targets.tolist() == (expected.argmax(-1) == batch["targets"][learnt]).tolist()
     assert 0 < learnt.sum() < sum(map(len, DOCUMENTS))
+
+
+@pytest.mark.parametrize("family", ["Llama", "Granite", "Gemma2"])
+def test_norms_are_one_kernel_on_a_gpu_in_training_alone(
+    language_model: Callable[..., str], family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_PROCESSORS", ())  # a GPU's way, computed here
+    task = make(language_model(family))
+    found = {}
+    for mode in (False, True):
+        task.train(mode).zero_grad()
+        step = task.step(batch_of(ROWS))
+        step.loss.backward()  # type: ignore[no-untyped-call]
+        found[mode] = {"loss": step.loss.detach(), **gradients(task)}
+    for name, expected in found[False].items():
+        torch.testing.assert_close(found[True][name], expected, rtol=1e-4, atol=1e-5)
+    norms = [module for module in task.model.modules() if is_rms_norm(module)]
+    is_plain = family != "Gemma2"  # which multiplies with its weight and 1
+    assert {isinstance(norm, FusedRMSNorm) for norm in norms} == {is_plain}
+    assert not any(isinstance(module, FusedRMSNorm) for module in task.eval().modules())
 
 
 def test_a_batch_without_anything_to_learn_has_no_loss_and_harmless_gradients(tiny_llama: str) -> None:
