@@ -43,7 +43,7 @@ def fusible(model: nn.Module) -> list[nn.Module]:
     return [norm for norm in norms if fits[type(norm)]]
 
 
-def set_fused_(norms: Iterable[nn.Module], on: bool) -> None:
+def set_fused_(norms: Iterable[Any], on: bool) -> None:
     """Turn those that `fusible` has found into `FusedRMSNorm`, in place, or back."""
     for norm in norms:
         if on and not isinstance(norm, FusedRMSNorm):
