@@ -2,9 +2,9 @@
 
 python benchmarks/estimates.py [--quick] [NAME=VALUE ...]
 
-Above the program: the resident peak of a step over what a process has once it has made one on one row and has
-forgotten that model, while malloc returns what is freed at once (``MALLOC_MMAP_THRESHOLD_``). The whole process: its
-resident peak over several steps, with malloc as it is. Linux alone has the counters.
+Above the program: a step's resident peak, less what is resident between steps beside the tensors that stay (weights,
+gradients, the optimizer's state), while malloc returns what is freed at once (``MALLOC_MMAP_THRESHOLD_``). The whole
+process: its resident peak over several steps, with malloc as it is. Linux alone has the counters.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from side_by_side import Ratio, Row, show
 
+from loralight.adapters.base import trainable
 from loralight.build import build_data, build_task
 from loralight.composition import compose, plain
 from loralight.estimate import Estimate, longest_batch
@@ -72,30 +73,29 @@ def _measure(overrides: tuple[str, ...], num_steps: int) -> tuple[int, int]:
     """The resident peak of steps after the first, above the program and as a whole."""
     config = _config(overrides)
     data = build_data(config)
-    _stepper(config, data, 1)()  # what libraries make at their first use is the program's
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    program = _kilobytes("VmRSS")
-    step = _stepper(config, data, data.batch_size)
-    step()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: loading weights takes them twice
-    for _ in range(num_steps):
-        step()
-    peak = _kilobytes("VmHWM")
-    return 1024 * (peak - program), 1024 * peak
-
-
-def _stepper(config: Mapping[str, Any], data: Any, batch_size: int) -> Callable[[], Any]:
     task = build_task(config, data.model_arguments())
     for tensor in [*task.model.parameters(), *task.model.buffers()]:
         tensor.data = tensor.data.clone()  # of a mapped file only what is used would be resident
-    return partial(train_step, task, task.make_optimizer(), longest_batch(data, batch_size))
+    optimizer = task.make_optimizer()
+    step = partial(train_step, task, optimizer, longest_batch(data, data.batch_size))
+    step()
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    state = [tensor for values in optimizer.state.values() for tensor in values.values()]
+    gradients = [parameter.grad for parameter in trainable(task.model).values() if parameter.grad is not None]
+    stay = {id(tensor): tensor for tensor in [*task.model.parameters(), *task.model.buffers(), *state, *gradients]}
+    program = _bytes("VmRSS") - sum(tensor.nbytes for tensor in stay.values())
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: loading weights takes them twice
+    for _ in range(num_steps):
+        step()
+    peak = _bytes("VmHWM")
+    return peak - program, peak
 
 
-def _kilobytes(field: str) -> int:
+def _bytes(field: str) -> int:
     found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found
-    return int(found[1])
+    return 1024 * int(found[1])
 
 
 def _in_process(function: Any, environment: Mapping[str, str], overrides: tuple[str, ...], num_steps: int = 0) -> Any:

@@ -20,6 +20,7 @@ from side_by_side import Row, in_turns, ratio, show
 from transformers import get_scheduler
 
 from loralight import logs
+from loralight.adapters.frozen_linear import multiply_by_onednn_
 from loralight.build import build_data, build_task, build_trainer
 from loralight.composition import settings_of
 from loralight.data import TaskData
@@ -39,6 +40,7 @@ def with_lightning(config: dict[str, Any], data: TaskData, task: AdapterTask) ->
 def bare(config: dict[str, Any], data: TaskData, task: AdapterTask) -> Callable[[], None]:
     """The loop that one would write by hand."""
     steps = config["trainer"]["max_steps"]
+    multiply_by_onednn_(task.model)  # as a run does
     trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config["optimizer"]["lr"], weight_decay=0.0)
     schedule = get_scheduler("linear", optimizer, 0, steps)
@@ -64,9 +66,14 @@ def bare(config: dict[str, Any], data: TaskData, task: AdapterTask) -> Callable[
 
 def rows(quick: bool, overrides: list[str] | None = None, steps: int = 60, rounds: int = 5) -> list[Row]:
     """The one row of this table."""
-    steps, rounds = (30, 3) if quick else (steps, rounds)
+    rounds = 3 if quick else rounds
     logs.configure()
-    fixed = [f"trainer.max_steps={steps}", "trainer.limit_val_batches=0", "monitor.metric=train/loss"]
+    fixed = [
+        f"trainer.max_steps={steps}",
+        "trainer.max_epochs=-1",
+        "trainer.limit_val_batches=0",
+        "monitor.metric=train/loss",
+    ]
     with tempfile.TemporaryDirectory() as folder:
         config = settings_of("train", [*(overrides or []), *fixed], Path(folder))
         data = build_data(config)

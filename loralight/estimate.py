@@ -40,9 +40,10 @@ def main(config: DictConfig) -> dict[str, Any]:
     if output and Path(output).exists():
         raise InputError("E-OUTPUT", f"output={output}: the file exists, and nothing is overwritten; choose another")
     run = Estimate(settings)
-    every = Estimate({**settings, "adapter": _everything(settings)}, data=run.data)
     size = run.data.batch_size
-    this, everything = run.sizes(size), every.sizes(size)
+    this = run.sizes(size)
+    every = Estimate({**settings, "adapter": _everything(settings)}, data=run.data, program=run.program)
+    everything = every.sizes(size)
     title = f"memory of a step on the {size} longest rows"
     limit = run.limit(limit)
     largest = run.largest(limit)
@@ -70,9 +71,10 @@ class Estimate:
     Args:
         config: as composed for ``loralight train``, in plain values.
         data: its data, if that is read already.
+        program: bytes of a process on a CPU beside its tensors; if 0, what this one has after a step on shapes.
     """
 
-    def __init__(self, config: dict[str, Any], *, data: TaskData | None = None) -> None:
+    def __init__(self, config: dict[str, Any], *, data: TaskData | None = None, program: int = 0) -> None:
         self.config = measuring(config)
         self.num_processes = num_processes(config["trainer"])
         with leaving_out_weights():
@@ -81,7 +83,7 @@ class Estimate:
         self.device, self._precision = trainer.strategy.root_device, trainer.precision_plugin
         self._most = max(len(self.data.splits["train"]) // self.num_processes, 1)
         self._found: dict[int, Footprint] = {}
-        self.program = in_use() if self.device.type == "cpu" else 0
+        self.program = program
         with shapes_only() as self._shapes, self._on_device():
             self.task = build_task(self.config, self.data.model_arguments())
             self._precision.convert_module(self.task)
@@ -99,6 +101,7 @@ class Estimate:
                 self._found[batch_size] = footprint(
                     self.task, self._optimizer, fake, precision=self._precision.forward_context
                 )
+            self.program = self.program or in_use()
         return self._found[batch_size]
 
     def sizes(self, batch_size: int) -> Sizes:
