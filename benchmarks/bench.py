@@ -20,7 +20,7 @@ from side_by_side import Row, show
 
 from loralight import logs
 
-TABLES = ("steps", "lm_loss", "padding", "epoch", "prefix", "convolutions", "overhead")
+TABLES = ("steps", "lm_loss", "padding", "packing", "epoch", "prefix", "convolutions", "overhead")
 OF_SENTENCES = ("padding", "epoch", "prefix")
 
 

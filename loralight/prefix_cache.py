@@ -139,11 +139,12 @@ def _split(states: Tensor, ragged: Ragged | None) -> Sequence[Tensor]:
 def _keys(states: Tensor, ragged: Ragged | None, arguments: Any) -> Iterator[bytes]:
     """What a row is known by: its states, and its share of all else that the block is given."""
     others = [tensor for tensor in _tensors(arguments) if tensor is not states]
+    by_row = 1 if ragged is None else 2  # dimensions that say rows, or that there is one line of so many tokens
+    shares = [_split(other, ragged) if other.shape[:by_row] == states.shape[:by_row] else None for other in others]
     for number, row in enumerate(_split(states, ragged)):
         key = blake2b(_bytes(row), digest_size=16)
-        for other in others:
-            is_by_row = ragged is None and other.ndim > 0 and len(other) == len(states)
-            key.update(_bytes(other[number] if is_by_row else other))
+        for other, share in zip(others, shares, strict=True):
+            key.update(_bytes(other if share is None else share[number]))
         yield key.digest()
 
 

@@ -41,6 +41,7 @@ class Ragged:
 
     Args:
         mask: True at tokens, (batch, longest); each row has some.
+        is_causal: whether tokens attend to those before them alone; padding is then on the right.
 
     Attributes:
         lengths: of the rows, in the order in which they lie in the line.
@@ -49,8 +50,8 @@ class Ragged:
         of_all: keys and values (1, tokens, heads * width) on their way to an attention with fewer queries.
     """
 
-    def __init__(self, mask: Tensor) -> None:
-        self.shape = mask.shape
+    def __init__(self, mask: Tensor, *, is_causal: bool = False) -> None:
+        self.shape, self.is_causal = mask.shape, is_causal
         lengths = mask.sum(1)
         order = lengths.argsort(descending=True, stable=True)
         self._lengths = lengths[order]

@@ -117,7 +117,7 @@ def _pad(encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outp
     return output
 
 
-def _attend(
+def attend_by_row(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Ragged | Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:
     """Attention within each row, in the form that transformers calls.
@@ -128,7 +128,7 @@ def _attend(
     if not isinstance(mask, Ragged):
         mask = mask[:, None, None, :] if mask is not None and mask.ndim == 2 else mask
         return sdpa_attention_forward(module, query, key, value, mask, **settings)
-    settings["is_causal"] = False
+    settings["is_causal"] = mask.is_causal
     dropout, scaling = settings.get("dropout", 0.0), settings.get("scaling") or query.shape[-1] ** -0.5
     is_biased = settings.get("position_bias") is not None
     is_plain = getattr(module, "num_key_value_groups", 1) == 1 and not is_biased
@@ -144,10 +144,11 @@ def _attend(
     attended = []
     for group, (q, k, v) in zip(mask.groups, lines, strict=True):
         rectangle = group.pad(q) if is_whole else q.unsqueeze(2), group.pad(k), group.pad(v)
-        if is_plain and can_be_cheap(q, dropout):
+        if is_plain and not mask.is_causal and can_be_cheap(q, dropout):
             rows = attend(*rectangle, group.mask, dropout, scaling).transpose(1, 2)
-        else:
-            rows = sdpa_attention_forward(module, *rectangle, group.mask, **settings)[0]
+        else:  # what comes after a token is not looked at if it is causal, padding neither
+            of_group = None if mask.is_causal else group.mask
+            rows = sdpa_attention_forward(module, *rectangle, of_group, **settings)[0]
         attended.append(group.line_up(rows) if is_whole else rows.flatten(0, 1))
     return (attended[0] if len(attended) == 1 else torch.cat(attended)).unsqueeze(0), None
 
@@ -173,7 +174,7 @@ def _attend_in_line(query: Tensor, key: Tensor, value: Tensor, rows: Ragged, dro
     of_keys, longest = rows.offsets, rows.lengths[0]
     of_queries, most = (of_keys, longest) if len(query) == len(key) else (_counting(len(query), of_keys), 1)
     attended: Tensor = torch.ops.aten._flash_attention_forward(
-        query, key, value, of_queries, of_keys, most, longest, dropout, False, False, scale=scaling
+        query, key, value, of_queries, of_keys, most, longest, dropout, rows.is_causal, False, scale=scaling
     )[0]
     return attended
 
@@ -200,7 +201,7 @@ def _mask(*, mask_function: Any, attention_mask: Tensor | None = None, **setting
     return sdpa_mask(mask_function=mask_function, attention_mask=attention_mask, **settings)
 
 
-AttentionInterface.register(_NAME, _attend)
+AttentionInterface.register(_NAME, attend_by_row)
 AttentionMaskInterface.register(_NAME, _mask)
 
 
@@ -240,6 +241,6 @@ def outputs_of_short_rows(model: PreTrainedModel, *, whole: bool = False) -> tup
 
 
 def is_same(found: Tensor, expected: Tensor) -> bool:
-    """Equal but for rounding, in float32 to 4e-6 of the largest number."""
-    tolerance = 32 * torch.finfo(expected.dtype).eps * expected.abs().max()
+    """Equal but for rounding, in float32 to 4e-6 of the largest number, in half precision to 3 %."""
+    tolerance = min(32 * torch.finfo(expected.dtype).eps, 0.03) * expected.abs().max()
     return bool(((found - expected).abs() <= tolerance).all())

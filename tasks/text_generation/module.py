@@ -1,6 +1,7 @@
 """Causal language modelling: plain text, answers to prompts, and chat."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from loralight.documents import Line, attend_within_
 from loralight.errors import InputError
 from loralight.logs import show
 from loralight.pretrained import check_vocabulary, load_model, load_tokenizer
@@ -71,7 +73,7 @@ class TextGeneration(AdapterTask):
         _check_text_metrics(self.text_metrics, self.columns)
         _check_counts(samples=(samples, 0), sample_tokens=(sample_tokens, 1))
         _check_counts(text_metrics_rows=(text_metrics_rows, 1), text_metrics_tokens=(text_metrics_tokens, 1))
-        self._keeps_documents_apart = False  # not known before the first packed batch
+        self._keeps_documents_apart = self._attends_within = False  # not known before the first packed batch
         self._logits_are_plain: bool | None = None  # what the output layer gives; not known before the first batch
         self._states = GivenStates()
 
@@ -93,13 +95,27 @@ class TextGeneration(AdapterTask):
         return token_metrics()
 
     def step(self, batch: Mapping[str, Tensor]) -> Step:
+        line = self._line_of(batch)
+        if line is not None:
+            batch = {name: line.line_up(tensor) for name, tensor in batch.items()}
         inputs = {name: tensor for name, tensor in batch.items() if name != "targets"}
-        if "position_ids" in inputs:
-            self._check_that_documents_are_kept_apart()
         learnt = batch["targets"] != IGNORED  # (batch, tokens)
         targets = batch["targets"][learnt]  # (learnt,)
-        scores = self._scores(learnt, targets, inputs)
+        with nullcontext() if line is None else line.attended():
+            scores = self._scores(learnt, targets, inputs)
+        if line is not None:  # in the order of the rows
+            order = line.places[learnt.squeeze(0)].argsort()
+            scores = TokenScores(*(part[order] for part in scores))
         return Step(scores.losses.sum() / max(len(targets), 1), scores.losses.detach(), scores.hits)
+
+    def _line_of(self, batch: Mapping[str, Tensor]) -> Line | None:
+        """The documents of packed rows in a line, if the model attends within each."""
+        if "position_ids" not in batch:
+            return None
+        if not self._keeps_documents_apart:
+            self._check_that_documents_are_kept_apart()
+            self._attends_within = self.model._compiled_call_impl is None and attend_within_(self.model)
+        return Line(batch["position_ids"]) if self._attends_within else None
 
     def _scores(self, learnt: Tensor, targets: Tensor, inputs: Mapping[str, Tensor]) -> TokenScores:
         """The scores of the tokens in ``learnt``; the output layer is handed nothing else.
@@ -123,8 +139,6 @@ class TextGeneration(AdapterTask):
     @torch.no_grad()
     def _check_that_documents_are_kept_apart(self) -> None:
         """Raise ``E-PACKED`` if a document's logits depend on its neighbour in the row: it is tried once."""
-        if self._keeps_documents_apart:
-            return
         ids = torch.tensor([[5, 6, 7, 8, 5, 6, 7]], device=self.device) % self.model.config.vocab_size
         positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2]], device=self.device)
         was_training = self.training
