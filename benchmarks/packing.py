@@ -20,6 +20,7 @@ from side_by_side import Ratio, Row, in_turns, peak_memory, ratio, show
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from loralight import documents
 from loralight.adapters import LoraLayer
 from loralight.adapters.base import trainable
 from loralight.build import build_data
@@ -74,7 +75,7 @@ def our_side(count: int) -> tuple[Any, Batches]:
 def with_mask(task: Any) -> Any:
     """Our side, with attention as transformers has it."""
     masked = copy.deepcopy(task)
-    masked._keeps_documents_apart = True  # what would try another attention has been
+    documents._attends[masked.model] = False
     return masked
 
 
@@ -110,13 +111,13 @@ def rows(quick: bool) -> list[Row]:
     model = make_peer(task)
     masked = with_mask(task)
     check(task, model, batches[0])
-    assert task._attends_within
+    assert documents.attends_within_(task.model) and not documents.attends_within_(masked.model)
     ways = {"ours": steps(task, ours, batches), "masked": steps(masked, ours, batches)}
     seconds = in_turns({**ways, "peer": steps(model, theirs, batches)}, rounds=2 if quick else 5)
     memory = peak_memory(make_ours, len(batches)) / peak_memory(make_theirs, len(batches))
-    documents = sum(int((batch["position_ids"] == 0).sum()) for batch in batches)
+    count = sum(int((batch["position_ids"] == 0).sum()) for batch in batches)
     tokens = sum(batch["input_ids"].numel() for batch in batches)
-    work = f"SmolLM2 on rows that documents of {tokens / documents:.0f} tokens share"
+    work = f"SmolLM2 on rows that documents of {tokens / count:.0f} tokens share"
     return [
         Row(work, "PEFT", "time", ratio(seconds, "ours", "peer"), 0.90),
         Row(work, "ours, masked", "time", ratio(seconds, "ours", "masked"), 1.0),

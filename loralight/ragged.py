@@ -67,11 +67,12 @@ class Ragged:
     def groups(self) -> list[Group]:
         """Rows of like length, for an attention that takes rectangles.
 
-        On a CPU they cut what it spends on padding to a half or less; elsewhere all rows are one, as a call costs more
-        there than what it saves.
+        On a CPU they cut what it spends on padding to a half or less; elsewhere all rows of a padded batch are one, as
+        a call costs more there than what it saves. Documents that shared a row were never padded to the longest.
         """
         counts = self.lengths
-        bounds = _bounds(counts) if self._lengths.device.type == "cpu" else [0, len(counts)]
+        is_one = self._lengths.device.type != "cpu" and not self.is_causal
+        bounds = [0, len(counts)] if is_one else _bounds(counts)
         return [_group(self._lengths[start:end], counts[start]) for start, end in pairwise(bounds)]
 
     @property

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from loralight.documents import Line, attend_within_
+from loralight.documents import Line, attends_within_
 from loralight.errors import InputError
 from loralight.logs import show
 from loralight.pretrained import check_vocabulary, load_model, load_tokenizer
@@ -73,7 +73,7 @@ class TextGeneration(AdapterTask):
         _check_text_metrics(self.text_metrics, self.columns)
         _check_counts(samples=(samples, 0), sample_tokens=(sample_tokens, 1))
         _check_counts(text_metrics_rows=(text_metrics_rows, 1), text_metrics_tokens=(text_metrics_tokens, 1))
-        self._keeps_documents_apart = self._attends_within = False  # not known before the first packed batch
+        self._keeps_documents_apart = False  # not known before the first packed batch
         self._logits_are_plain: bool | None = None  # what the output layer gives; not known before the first batch
         self._states = GivenStates()
 
@@ -114,8 +114,8 @@ class TextGeneration(AdapterTask):
             return None
         if not self._keeps_documents_apart:
             self._check_that_documents_are_kept_apart()
-            self._attends_within = self.model._compiled_call_impl is None and attend_within_(self.model)
-        return Line(batch["position_ids"]) if self._attends_within else None
+        is_compiled = self.model._compiled_call_impl is not None  # for rows
+        return None if is_compiled or not attends_within_(self.model) else Line(batch["position_ids"])
 
     def _scores(self, learnt: Tensor, targets: Tensor, inputs: Mapping[str, Tensor]) -> TokenScores:
         """The scores of the tokens in ``learnt``; the output layer is handed nothing else.

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from loralight import unpadding
+from loralight import documents, unpadding
 from loralight.adapters import Lora
 from loralight.adapters.blocks import blocks
 from loralight.adapters.prefix_tuning import PrefixTuning
-from loralight.documents import Line, attend_within_
+from loralight.documents import Line, attends_within_
 from loralight.prefix_cache import Prefix
 from loralight.ragged import Ragged
 from loralight.recomputing import recompute_
@@ -57,7 +57,7 @@ def test_who_attends_within_documents(
     model = AutoModelForCausalLM.from_pretrained(language_model(family, **sizes, **changes))
     before = model.config._attn_implementation
     with caplog.at_level("INFO"):
-        assert attend_within_(model) is (reason is None)
+        assert attends_within_(model) is (reason is None)
     assert (model.config._attn_implementation == before) is (reason is not None)
     assert reason is None or reason in caplog.text
 
@@ -65,7 +65,7 @@ def test_who_attends_within_documents(
 def test_an_adapter_with_an_attention_of_its_own_is_left_its_rows(tiny_llama: str) -> None:
     task = make(tiny_llama, adapter=PrefixTuning(num_tokens=2))
     step = task.step(batch_of([[0, 1], [2]]))
-    assert not task._attends_within and step.loss.isfinite()
+    assert not attends_within_(task.model) and step.loss.isfinite()
 
 
 def steps(task: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -84,7 +84,7 @@ def assert_same(found: tuple[Tensor, dict[str, Tensor]], expected: tuple[Tensor,
 def in_rows(task: Any) -> Any:
     """A task's like that masks."""
     task = copy.deepcopy(task)
-    task._keeps_documents_apart, task._attends_within = True, False
+    documents._attends[task.model] = False
     return task
 
 
@@ -101,7 +101,7 @@ def test_scores_and_gradients_are_those_with_a_mask(tiny_llama: str, checkpointe
     if checkpointed:
         recompute_(task.model, [])
     found = steps(task, batch)
-    assert task._attends_within
+    assert attends_within_(task.model)
     assert_same(found, expected)
     lines = [one for one in given if isinstance(one, Ragged) and len(one.lengths) > 2]
     assert len(lines) == 1 + checkpointed, "computed again in the backward pass, within documents too"
@@ -132,7 +132,7 @@ def test_what_is_written_and_saved_is_what_it_was(tiny_llama: str, tmp_path: Pat
     task = make(tiny_llama)
     expected = task.predict(["a b", "c"], max_new_tokens=8)
     task.step(batch_of(ROWS))
-    assert task._attends_within
+    assert attends_within_(task.model)
     assert task.predict(["a b", "c"], max_new_tokens=8) == expected
     task.model.save_pretrained(tmp_path)
     assert "loralight" not in (tmp_path / "config.json").read_text()
