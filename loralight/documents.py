@@ -58,7 +58,7 @@ class Line:
 
 
 def attends_within_(model: PreTrainedModel) -> bool:
-    """Have ``model`` attend within documents where it is given a `Line`, if its outputs stay the same; it is tried once.
+    """Have ``model`` attend within documents where it is given a `Line`, if its outputs stay the same: tried once.
 
     Returns:
         Whether it does; if not, it says why not, and nothing has changed.
