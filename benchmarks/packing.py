@@ -13,8 +13,9 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
+import padding
 import torch
-from padding import RATE, Batches, in_peft, make_task, ours
+from padding import Batches, in_peft, make_task, ours
 from peft import LoraConfig, TaskType, get_peft_model
 from side_by_side import Ratio, Row, in_turns, peak_memory, ratio, show
 from torch import Tensor, nn
@@ -51,16 +52,8 @@ def theirs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 
 def steps(model: nn.Module, loss_of: Callable[[Any, Any], Tensor], batches: Batches) -> Callable[[], None]:
-    """A call that makes one optimizer step on each batch, in training mode."""
-    optimizer = torch.optim.AdamW([p for p in model.train().parameters() if p.requires_grad], lr=RATE)
-
-    def call() -> None:
-        for batch in batches:
-            optimizer.zero_grad()
-            loss_of(model, batch).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-
-    return call
+    """A call that makes one optimizer step on each batch."""
+    return padding.steps(model, loss_of, batches, has_dropout=False)
 
 
 def our_side(count: int) -> tuple[Any, Batches]:

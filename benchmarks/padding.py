@@ -94,11 +94,13 @@ def theirs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return loss
 
 
-def steps(model: nn.Module, loss_of: Callable[[Any, Any], Tensor], batches: Batches) -> Callable[[], None]:
+def steps(
+    model: nn.Module, loss_of: Callable[[Any, Any], Tensor], batches: Batches, *, has_dropout: bool = True
+) -> Callable[[], None]:
     """A call that makes one optimizer step on each batch, in training mode with dropout on."""
     model.train()
     drops = [module for module in model.modules() if isinstance(module, nn.Dropout) and module.p > 0]
-    assert drops and all(module.training for module in drops)
+    assert bool(drops) is has_dropout and all(module.training for module in drops)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE)
 
     def call() -> None:
