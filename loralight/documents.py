@@ -85,7 +85,7 @@ def _why_not(model: PreTrainedModel) -> str | None:
         if difference <= (0.03 if expected.dtype.itemsize < 4 else 1e-3) * expected.abs().max():
             return None
         reason = "its outputs would be others"
-    except (RuntimeError, ValueError, TypeError, LookupError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
     model.set_attn_implementation("sdpa")
     return reason

@@ -62,6 +62,14 @@ def test_who_attends_within_documents(
     assert reason is None or reason in caplog.text
 
 
+def test_a_model_that_looks_at_its_mask_keeps_it(tiny_llama: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    block = next(iter(blocks(dict(model.named_modules())).values()))
+    block.register_forward_pre_hook(lambda _, args, kwargs: kwargs["attention_mask"].dtype and None, with_kwargs=True)
+    assert not attends_within_(model)
+    assert model.config._attn_implementation == "sdpa"
+
+
 def test_an_adapter_with_an_attention_of_its_own_is_left_its_rows(tiny_llama: str) -> None:
     task = make(tiny_llama, adapter=PrefixTuning(num_tokens=2))
     step = task.step(batch_of([[0, 1], [2]]))
@@ -140,12 +148,12 @@ def test_what_is_written_and_saved_is_what_it_was(tiny_llama: str, tmp_path: Pat
 
 def test_frozen_blocks_know_a_document_wherever_it_lies(tiny_llama: str, tmp_path: Path) -> None:
     task = make(tiny_llama, adapter=Lora(targets=["*.layers.1.*"], rank=2)).train()
-    expected = [steps(in_rows(task), batch_of(rows))[0] for rows in ([[0, 1], [2]], [[2, 1], [0]])]
+    expected = steps(in_rows(task), batch_of([[1, 0], [3, 2]]))[0]  # rows without padding
     task._line_of(batch_of(ROWS))  # which tries what the model does
     prefix = Prefix([next(iter(blocks(dict(task.model.named_modules())).values()))], tmp_path / "rows.sqlite")
     try:
-        found = [steps(task, batch_of(rows))[0] for rows in ([[0, 1], [2]], [[0, 1], [2]], [[1], [0]])]
+        found = [steps(task, batch_of(rows))[0] for rows in ([[0, 1]], [[2, 3]], [[1, 0], [3, 2]])]
     finally:
         prefix.remove_()
     assert prefix.num_skipped == 1
-    torch.testing.assert_close(found[1], expected[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[2], expected, rtol=1e-5, atol=1e-5)
