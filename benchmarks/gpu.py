@@ -8,6 +8,9 @@ has rows of like length together. Weights are random, in the shapes of BERT-base
 what trained ones do. A step is timed inside a run of each trainer, warmed up, and the runs take turns. The share is
 that of the rate of a product of 8192 x 8192 x 8192 on the same card; its operations are those of the plain step that
 PEFT makes, on both sides. What is estimated is the peak, as `loralight estimate` does it.
+
+Llama has a third side, PEFT with Liger's kernels (Hsu et al., 2024, https://arxiv.org/abs/2410.10989) as Hugging Face's
+Trainer puts them in, where they are installed: `pip install liger-kernel`.
 """
 
 import argparse
@@ -18,7 +21,8 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +53,8 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.models.llama import modeling_llama
+from transformers.utils import is_liger_kernel_available
 
 from loralight import logs
 from loralight.adapters import LoraLayer
@@ -74,6 +80,7 @@ class Work(NamedTuple):
         batch: rows.
         unit: what is counted.
         peer_dtype: of the frozen weights on PEFT's side.
+        has_liger: Liger has kernels for this model.
     """
 
     prepare: Callable[[Path, int], None]
@@ -81,6 +88,7 @@ class Work(NamedTuple):
     batch: int
     unit: str
     peer_dtype: torch.dtype = torch.float32
+    has_liger: bool = False
 
 
 def words_of(folder: Path) -> np.ndarray[Any, Any]:
@@ -113,8 +121,8 @@ def write_bert(folder: Path, num_rows: int, lengths: tuple[int, int]) -> None:
         (folder / f"{split}.csv").write_text("\n".join(lines) + "\n")
 
 
-def write_llama(folder: Path, num_rows: int) -> None:
-    """Llama 3.2 1B's shape in bf16, and texts of many words."""
+def write_llama(folder: Path, num_rows: int, lengths: tuple[int, int] = (1020, 1020)) -> None:
+    """Llama 3.2 1B's shape in bf16, and texts of that many words, from and to, for so many rows of 1,024 tokens."""
     words, draw = words_of(folder), np.random.default_rng(0)
     config = LlamaConfig(
         vocab_size=128_256,
@@ -137,7 +145,9 @@ def write_llama(folder: Path, num_rows: int) -> None:
         model = LlamaForCausalLM(config)
     torch.set_default_dtype(torch.float32)
     model.save_pretrained(folder / "model")
-    lines = ["text", *(" ".join(draw.choice(words, 1020)) for _ in range(num_rows))]
+    counts = draw.integers(*lengths, endpoint=True, size=num_rows * 1100 // lengths[0])
+    counts = counts[: int((counts.cumsum() < num_rows * 1100).sum())] if lengths[0] < 1020 else counts[:num_rows]
+    lines = ["text", *(" ".join(draw.choice(words, count)) for count in counts)]
     (folder / "train.csv").write_text("\n".join(lines) + "\n")
     (folder / "validation.csv").write_text("\n".join(lines[:9]) + "\n")
 
@@ -167,7 +177,8 @@ _TEXT = (
     "model.checkpoint={folder}/model",
 )
 _LM = ("task=text_generation", "data=text_generation", "data.path={folder}", "model.checkpoint={folder}/model")
-_LM += ("task.samples=0", "model.max_length=1024", "data.packed=false", *_TRUE)
+_PACKED = (*_LM, "task.samples=0", "model.max_length=1024", *_TRUE)
+_LM = (*_PACKED, "data.packed=false")
 _IMAGES = ("task=image_classification", "data=image_classification", "data.path={folder}")
 _IMAGES += ("model.checkpoint={folder}/model", "adapter.targets=[layer*.conv?,layer*.downsample.0]")
 
@@ -179,8 +190,13 @@ WORKS = {
     "bert": Work(_BERT, (*_TEXT, *_MIXED), 128, "tokens"),
     "bert, base in bf16": Work(_BERT, (*_TEXT, *_TRUE), 128, "tokens", torch.bfloat16),
     "bert, rows of 10 to 254 tokens": Work(_PADDED, (*_TEXT, *_MIXED), 128, "tokens"),
-    "llama": Work(write_llama, _LM, 8, "tokens", torch.bfloat16),
-    "llama, checkpointing": Work(write_llama, (*_LM, "task.gradient_checkpointing=true"), 8, "tokens", torch.bfloat16),
+    "llama": Work(write_llama, _LM, 8, "tokens", torch.bfloat16, True),
+    "llama, checkpointing": Work(
+        write_llama, (*_LM, "task.gradient_checkpointing=true"), 8, "tokens", torch.bfloat16, True
+    ),
+    "llama, packed documents": Work(
+        partial(write_llama, lengths=(32, 480)), _PACKED, 8, "tokens", torch.bfloat16, True
+    ),
     "resnet50": Work(write_resnet, (*_IMAGES, *_MIXED), 128, "images"),
 }
 
@@ -282,7 +298,7 @@ def make_peer(work: Work, task: AdapterTask, folder: Path) -> nn.Module:
     return get_peft_model(base, lora(task_type=task.peft_task_type))
 
 
-def with_hf_trainer(work: Work, folder: Path, steps: int, compiled: bool) -> Clock:
+def with_hf_trainer(work: Work, folder: Path, steps: int, compiled: bool, liger: bool = False) -> Clock:
     """PEFT's model in Hugging Face's Trainer."""
     config = settings_of(work, folder, WARM_UP + steps)
     data = build_data(config)
@@ -305,6 +321,7 @@ def with_hf_trainer(work: Work, folder: Path, steps: int, compiled: bool) -> Clo
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        use_liger_kernel=liger,
     )
     rows: Any = data.splits["train"]
     trainer = Trainer(
@@ -314,8 +331,19 @@ def with_hf_trainer(work: Work, folder: Path, steps: int, compiled: bool) -> Clo
         data_collator=partial(_collate, data),
         callbacks=[_OfHf(clock)],
     )
-    trainer.train()
+    with _llama_put_back():
+        trainer.train()
     return clock
+
+
+@contextmanager
+def _llama_put_back() -> Iterator[None]:
+    """Afterwards transformers' Llama is what it was: Liger's functions and classes replace its own for all models."""
+    before = dict(vars(modeling_llama))
+    try:
+        yield
+    finally:
+        vars(modeling_llama).update(before)
 
 
 def _collate(data: TaskData, rows: list[Any]) -> dict[str, Tensor]:
@@ -354,21 +382,27 @@ def peak_rate() -> float:
     return 20 * 2 * 8192**3 / (time.perf_counter() - start)
 
 
-WAYS = {"PEFT + HF Trainer": with_hf_trainer, "loralight": with_loralight}
+PEER, LIGER = "PEFT + HF Trainer", "PEFT + HF Trainer + Liger"
+WAYS = {PEER: with_hf_trainer, LIGER: partial(with_hf_trainer, liger=True), "loralight": with_loralight}
+
+
+def ways_of(work: Work) -> list[str]:
+    """The sides that a work has here."""
+    return [way for way in WAYS if way != LIGER or (work.has_liger and is_liger_kernel_available())]
 
 
 def measure(
     name: str, work: Work, rounds: int, steps: int, compiled: bool, rate: float, table: Table, console: Console
 ) -> None:
-    """Run both sides in turns and add their rows."""
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    """Run all sides in turns and add their rows."""
+    seconds: dict[str, list[float]] = {way: [] for way in ways_of(work)}
     peaks: dict[str, int] = {}
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as place:
         folder = Path(place)
         work.prepare(folder, work.batch * (WARM_UP + steps + 1))
         items, count = size_of(work, folder)
         for number in range(rounds):
-            for way in list(WAYS)[:: 1 if number % 2 else -1]:
+            for way in list(seconds)[:: 1 if number % 2 else -1]:
                 gc.collect()
                 torch.cuda.empty_cache()
                 torch._dynamo.reset()
@@ -377,7 +411,7 @@ def measure(
                 seconds[way].append(clock.seconds)
                 peaks[way] = clock.peak
         estimated = sum(Estimate(settings_of(work, folder, steps)).sizes(work.batch).values())
-    for way in WAYS:
+    for way in seconds:
         median = sorted(seconds[way])[rounds // 2]
         table.add_row(
             f"{name}{', compiled' if compiled else ''}",
@@ -386,8 +420,8 @@ def measure(
             f"{items / median:,.0f} {work.unit}",
             f"{count / median / rate:.2f}",
             f"{peaks[way] / 1e9:.2f} GB",
-            str(ratio(seconds, way, "PEFT + HF Trainer")),
-            f"{peaks[way] / peaks['PEFT + HF Trainer']:.2f}",
+            str(ratio(seconds, way, PEER)),
+            f"{peaks[way] / peaks[PEER]:.2f}",
             f"{estimated / 1e9:.2f} GB" if way == "loralight" else "",
         )
 
@@ -402,6 +436,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         parser.exit(1, "there is no GPU here\n")
+    if not is_liger_kernel_available():
+        print("liger-kernel is not installed, so its rows are left out; pip install liger-kernel brings them")
     logs.configure()
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()

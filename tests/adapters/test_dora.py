@@ -97,7 +97,8 @@ def test_peft_writes_and_reads_these_tensors_under_these_names(name: str) -> Non
 def test_a_layer_computes_with_the_rescaled_weight_and_merges_to_it(name: str) -> None:
     model, _, x = dora(name)
     plain = copy.deepcopy(LAYERS[name][0]).double()
-    assert torch.equal(model(x), plain(x))
+    # bit for bit in float32, as the contract has it; a BLAS may sum half of a convolution's outputs in another order
+    torch.testing.assert_close(model(x), plain(x), rtol=1e-14, atol=1e-14)
     disturb(model)
     layer: Any = model[0]
     update = (5.0 / 3) * layer.lora_B.flatten(1) @ layer.lora_A.flatten(1)

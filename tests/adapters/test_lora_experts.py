@@ -34,9 +34,9 @@ class Experts(nn.Module):
     def __init__(self, experts: int, width: int, hidden: int, is_transposed: bool) -> None:
         super().__init__()
         self.is_transposed = is_transposed
-        up, down = torch.randn(experts, hidden, width), torch.randn(experts, width, hidden)
-        self.up = nn.Parameter(up.mT.clone() if is_transposed else up)
-        self.down = nn.Parameter(down.mT.clone() if is_transposed else down)
+        up, down = (experts, hidden, width), (experts, width, hidden)  # in a row in memory, as real weights are
+        self.up = nn.Parameter(torch.randn(down if is_transposed else up))
+        self.down = nn.Parameter(torch.randn(up if is_transposed else down))
         self.bias = nn.Parameter(torch.randn(experts, width))
 
     def forward(self, x: Tensor) -> Tensor:
