@@ -1,6 +1,7 @@
 """``loralight together``: several trainings in one process, whose frozen weights are in memory once."""
 
 import shlex
+import sys
 import threading
 from collections import deque
 from collections.abc import Mapping
@@ -82,6 +83,7 @@ class Turns:
         self._waiting = deque((name, threading.Semaphore(0)) for name in names)
         self._training = set(names)
         self.failures: dict[str, Exception] = {}
+        self._are_cut = False
 
     def train(self, runs: Mapping[str, Run]) -> None:
         """Train all runs, then raise what the first that failed did."""
@@ -89,8 +91,14 @@ class Turns:
         for thread in threads:
             thread.start()
         self._waiting[0][1].release()
-        for thread in threads:
-            thread.join()
+        try:
+            for thread in threads:
+                thread.join()
+        except BaseException:  # whatever cuts the command: no thread of it goes on in a process that does
+            self._are_cut = True
+            for thread in threads:
+                thread.join(timeout=60)  # a batch at most
+            raise
         for name, error in self.failures.items():
             logs.logger.error("%s failed: %s", name, error)
         for error in self.failures.values():
@@ -102,10 +110,11 @@ class Turns:
             run.train()
         except Exception as error:  # the others go on
             self.failures[name] = error
-        self._training.discard(name)
-        self._waiting.popleft()
-        if self._waiting:
-            self._waiting[0][1].release()
+        finally:
+            self._training.discard(name)
+            self._waiting.popleft()
+            if self._waiting:
+                self._waiting[0][1].release()
 
     def of(self, name: str) -> lightning.Callback:
         """What has a run take part."""
@@ -113,10 +122,13 @@ class Turns:
 
     def next(self) -> None:
         """Let the others run, each a turn."""
-        mine = self._waiting[0][1]
-        self._waiting.rotate(-1)
-        self._waiting[0][1].release()
-        mine.acquire()
+        if not self._are_cut:
+            mine = self._waiting[0][1]
+            self._waiting.rotate(-1)
+            self._waiting[0][1].release()
+            mine.acquire()
+        if self._are_cut:
+            sys.exit()  # ends this thread
 
     def wait_for_all(self, name: str) -> None:
         """Let the others run until none trains."""

@@ -9,10 +9,13 @@ os.environ["HF_DATASETS_CACHE"] = f"{tempfile.gettempdir()}/loralight-tests"  # 
 
 import csv
 import logging
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
@@ -74,31 +77,68 @@ def tiny_run(tiny_bert: str, texts: Path) -> list[str]:
     ]
 
 
-@pytest.fixture
-def loralight(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs the command line in a process of its own, in an empty folder; returns its exit code and what it printed."""
+@pytest.fixture(scope="session")
+def run_command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a command in a process group of its own; returns its exit code and what it printed.
 
-    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "loralight", *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "COLUMNS": "200", **environment},
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
+    Nothing of the group is left afterwards, also where a time limit cuts it: ``subprocess.run`` kills a shell, say, and
+    not what the shell has started.
+    """
+
+    def run(command: list[str], *, timeout: float = 280, **options: Any) -> subprocess.CompletedProcess[str]:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+        with subprocess.Popen(command, **pipes, **options) as process:
+            try:
+                printed = process.communicate(timeout=timeout)
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+        return subprocess.CompletedProcess(command, process.returncode, *printed)
 
     return run
 
 
 @pytest.fixture
-def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
+def loralight(
+    tmp_path: Path, run_command: Callable[..., subprocess.CompletedProcess[str]]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the command line in a process of its own, in an empty folder; returns its exit code and what it printed."""
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "loralight", *arguments]
+        return run_command(command, cwd=tmp_path, env={**os.environ, "COLUMNS": "200", **environment})
+
+    return run
+
+
+@pytest.fixture
+def in_process(tmp_path: Path) -> Iterator[Callable[..., int]]:
     """Runs the command line in this process (torch is imported already), in an empty folder; returns its exit code."""
+    with command_line(tmp_path) as command:
+        yield command
+
+
+@pytest.fixture(scope="module")
+def folder_of_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Callable[..., int]]:
+    """A folder of the module's own and `in_process` there, for what several of its tests read."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def command(*arguments: str) -> int:
+        with command_line(folder) as run:
+            return run(*arguments)
+
+    return folder, command
+
+
+@contextmanager
+def command_line(folder: Path) -> Iterator[Callable[..., int]]:
+    """The command line in this process and a folder; the process is afterwards as before."""
     from hydra.core.global_hydra import GlobalHydra
 
     from loralight.cli import run
 
-    monkeypatch.chdir(tmp_path)
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["loralight"])
     handlers = list(logging.getLogger().handlers)
 
@@ -106,10 +146,13 @@ def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
         GlobalHydra.instance().clear()
         return run(list(arguments))
 
-    yield command
-    GlobalHydra.instance().clear()
-    logging.captureWarnings(False)
-    logging.getLogger().handlers = handlers
+    try:
+        yield command
+    finally:
+        GlobalHydra.instance().clear()
+        logging.captureWarnings(False)
+        logging.getLogger().handlers = handlers
+        monkeypatch.undo()
 
 
 @pytest.fixture(scope="session")

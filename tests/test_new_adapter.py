@@ -4,10 +4,12 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+RunCommand = Callable[..., subprocess.CompletedProcess[str]]
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "add-an-adapter.md"
 FILE = re.compile(r"^`([\w/.]+)`[^\n]*(?:\n[^\n`]+)*\n\n```(?:python|yaml|toml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INSTALL = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--no-build-isolation", "--target=site"]
@@ -32,7 +34,7 @@ def commands(text: str) -> list[str]:
     return [line for block in re.findall(r"^```bash\n(.*?)^```$", text, re.M | re.S) for line in block.splitlines()]
 
 
-def run(line: str, folder: Path, tiny_bert: str) -> str:
+def run(run_command: RunCommand, line: str, folder: Path, tiny_bert: str) -> str:
     """Run one line in a shell, without pip's index; training is on a tiny model, and a batch of everything."""
     python = f"'{sys.executable}' -m"
     line = line.replace("PYTHONPATH=gain", 'PYTHONPATH="gain:$PYTHONPATH"')
@@ -42,9 +44,7 @@ def run(line: str, folder: Path, tiny_bert: str) -> str:
         line += f" debug=fast trainer.accelerator=cpu model.checkpoint='{tiny_bert}' model.max_length=16"
     line = line.replace("pip install", " ".join(f"'{word}'" for word in INSTALL))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(["site", os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run(
-        ["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True, timeout=280
-    )
+    done = run_command(["bash", "-c", line], cwd=folder, env=environment)
     assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
     return done.stdout
 
@@ -56,8 +56,10 @@ def test_it_shows_a_method_a_config_a_test_and_what_installs_them(text: str, fol
 
 
 @pytest.mark.timeout(900)  # six processes in turn, each of which imports torch
-def test_every_command_of_it_runs_in_a_process_of_its_own(text: str, folder: Path, tiny_bert: str) -> None:
-    printed = {line: run(line, folder, tiny_bert) for line in commands(text)}
+def test_every_command_of_it_runs_in_a_process_of_its_own(
+    text: str, folder: Path, tiny_bert: str, run_command: RunCommand
+) -> None:
+    printed = {line: run(run_command, line, folder, tiny_bert) for line in commands(text)}
     assert {line.split()[0] for line in printed} == {"loralight", "echo", "PYTHONPATH=gain", "pip"}
     for line, output in printed.items():
         if "pytest" in line:

@@ -1,9 +1,9 @@
-"""The README's blocks of bash and python run, in their order, in one folder."""
+"""The README's commands and blocks of Python run, each by itself."""
 
 import io
-import os
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,37 +13,74 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 InProcess = Callable[..., int]
 
 
-def blocks(language: str) -> list[str]:
-    return [block for kind, block in every_block() if kind == language]
+def parts() -> list[tuple[str, str]]:
+    """(language, text) of each line of bash and each block of Python; those that begin with ``# not run`` are left out.
 
-
-def every_block() -> list[tuple[str, str]]:
-    """(language, text) of each block to run; one that begins with ``# not run`` is left out."""
+    A line each, since all of them take minutes: on a busy machine one test of them would be cut by its time limit.
+    """
     found = re.findall(r"^```(bash|python)\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    return [(language, text) for language, text in found if not text.startswith("# not run")]
+    blocks = [(language, text) for language, text in found if not text.startswith("# not run")]
+    return [
+        (language, part)
+        for language, text in blocks
+        for part in (text.splitlines() if language == "bash" else [text])
+        if language == "python" or shlex.split(part, comments=True)
+    ]
+
+
+def trains(line: str) -> bool:
+    return line.startswith("loralight train hydra.run.dir=")
+
+
+LINES = [text for language, text in parts() if language == "bash" and not trains(text)]
+BLOCKS = [text for language, text in parts() if language == "python"]
 
 
 def test_there_is_something_to_run() -> None:
-    assert blocks("python") and any("loralight train" in block for block in blocks("bash"))
+    assert len(BLOCKS) > 3 and {"train", "predict", "evaluate", "merge"} <= {line.split()[1] for line in LINES[:8]} | {
+        line.rpartition("loralight ")[2].split()[0] for line in LINES
+    }
 
 
-def test_every_block_of_the_readme_runs(
-    in_process: InProcess, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.fixture(scope="module")
+def trained(folder_of_runs: tuple[Path, InProcess]) -> Path:
+    """The runs that README trains in folders that it names, and reads later."""
+    folder, in_process = folder_of_runs
+    for language, line in parts():
+        if language == "bash" and trains(line):
+            assert in_process(*words_of(line)) == 0
+    return folder / "runs"
+
+
+@pytest.fixture
+def here(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with the runs that this test's text names, if it does."""
+    monkeypatch.chdir(tmp_path)
+    if "runs/" in request.node.callspec.params["text"]:
+        shutil.copytree(request.getfixturevalue("trained"), "runs")
+
+
+def words_of(line: str) -> list[str]:
+    """What follows the program's name, cut short: a batch of everything, on any machine."""
+    program, *words = shlex.split(line, comments=True)
+    assert program == "loralight", f"the test does not know how to run: {line}"
+    if words[0] == "train" and "--help" not in words:
+        words += ["debug=fast", "trainer.accelerator=cpu"]
+    return words
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("text", LINES)
+def test_a_command_of_the_readme_runs(
+    text: str, in_process: InProcess, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for language, text in every_block():
-        if language == "python":
-            exec(compile(text, "README.md", "exec"), {})
-            continue
-        for line in text.splitlines():
-            words = shlex.split(line, comments=True)
-            if words[:1] == ["echo"] and "|" in words:
-                monkeypatch.setattr("sys.stdin", io.StringIO(" ".join(words[1 : words.index("|")]) + "\n"))
-                words = words[words.index("|") + 1 :]
-            if not words:
-                continue
-            assert words[0] == "loralight", f"the test does not know how to run: {line}"
-            if words[1] == "train" and "--help" not in words:
-                words += ["debug=fast", "trainer.accelerator=cpu"]  # a batch of everything, on any machine
-                if not any(word.startswith("hydra.run.dir=") for word in words):
-                    words.append(f"hydra.run.dir=runs/{len(os.listdir('runs')) if Path('runs').exists() else 0}")
-            assert in_process(*words[1:]) == 0, f"{line}\n{capsys.readouterr().err}"
+    if piped := re.fullmatch(r"echo \"(.*)\" \| (.*)", text):
+        monkeypatch.setattr("sys.stdin", io.StringIO(f"{piped[1]}\n"))
+        text = piped[2]
+    assert in_process(*words_of(text)) == 0, capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("text", BLOCKS)
+def test_a_block_of_python_of_the_readme_runs(text: str) -> None:
+    exec(compile(text, "README.md", "exec"), {})

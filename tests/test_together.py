@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+import threading
+from _thread import interrupt_main
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,6 +109,27 @@ def test_what_cannot_be_trained_together_is_told_before_any_step(
     printed = capsys.readouterr()
     assert "epoch 1" not in printed.err
     assert re.search(f"^loralight: {says}", printed.err, re.MULTILINE), printed.err
+
+
+def test_runs_that_are_cut_leave_no_thread_that_trains() -> None:
+    """As a time limit cuts a test, or Ctrl-C a notebook's cell: what runs next in the process has it to itself."""
+
+    def train(turns: Turns, name: str) -> Any:
+        def steps() -> None:
+            try:
+                for _ in range(1000):
+                    if name == "b":
+                        interrupt_main()
+                    turns.next()
+            finally:
+                turns.wait_for_all(name)  # as Lightning's teardown has it
+
+        return SimpleNamespace(train=steps)
+
+    turns = Turns(dict.fromkeys("abc"))
+    with pytest.raises(KeyboardInterrupt):
+        turns.train({name: train(turns, name) for name in "abc"})
+    assert not [thread for thread in threading.enumerate() if thread.name in ("a", "b", "c")]
 
 
 def test_a_run_that_fails_leaves_the_others_to_end() -> None:
