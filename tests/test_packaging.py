@@ -12,6 +12,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 import loralight
 
@@ -101,6 +103,17 @@ def test_every_command_in_the_document_on_adding_a_task_runs(installed: Path, tm
     assert re.search(r"^1\d passed", printed, re.MULTILINE)
     assert "sentence_pairs 0.1.0" in printed, "listed with the package it is from"
     assert re.search(r'^{"first": "The tea is cold.", .*"score": ', printed, re.MULTILINE)
+
+
+def test_the_lowest_versions_that_are_tested_are_those_that_are_let_in() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    extras = project["optional-dependencies"]
+    taken = [*project["dependencies"], *(word for name in ("demo", "peft", "report", "test") for word in extras[name])]
+    for requirement in map(Requirement, taken):
+        for floor in (part.version for part in requirement.specifier if part.operator == ">="):
+            assert Version(pins[requirement.name]) == Version(floor), requirement
 
 
 def test_the_version_stands_once_in_effect() -> None:

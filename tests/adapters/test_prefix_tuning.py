@@ -161,7 +161,9 @@ def test_every_attention_of_the_model_has_a_prefix_of_its_own_and_nothing_else_l
             "XLNetModel computes attention in a way of its own",
         ),
         (
-            lambda: Gemma2ForCausalLM(Gemma2Config(**SMALL, num_key_value_heads=1, head_dim=8)),
+            lambda: Gemma2ForCausalLM(
+                Gemma2Config(**SMALL, num_key_value_heads=1, head_dim=8, attn_implementation="eager")
+            ),
             "Gemma2Model computes attention in a way of its own",
         ),
     ],

@@ -103,7 +103,8 @@ def test_timm_s_own_names_have_timm_s_own_preparation() -> None:
 
 def test_a_grey_model_gets_grey_images_and_one_of_many_channels_is_refused(tmp_path: Path) -> None:
     for channels in (1, 12):
-        model = timm.create_model("test_resnet", in_chans=channels)
+        said = {"input_size": (channels, 160, 160)}  # newer ones of timm write it by themselves
+        model = timm.create_model("test_resnet", in_chans=channels, pretrained_cfg_overlay=said)
         timm.models.save_for_hf(model, tmp_path / str(channels), safe_serialization=True)
     grey = find_backbone(str(tmp_path / "1"))
     assert grey.preparation()["input_size"] == (1, 160, 160)

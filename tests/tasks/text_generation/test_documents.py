@@ -1,6 +1,7 @@
 """A model attends within the documents of a packed row, and computes what it does with a mask, or is left as it is."""
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def test_a_line_has_documents_from_long_to_short() -> None:
         ("GPT2", {}, None),
         ("Granite", {}, None),
         ("GPTNeoX", {}, None),
-        ("Gemma2", {}, "its attention is 'eager', not 'sdpa'"),
+        ("Gemma2", {}, "its attention is 'eager', not 'sdpa'|some of its layers do not look back"),  # by transformers
         ("Mistral", {"sliding_window": 8}, "some of its layers do not look back to the beginning"),
         ("Bloom", {"n_layer": 2, "n_head": 2, "hidden_size": 32}, "its attention is 'eager', not 'sdpa'"),
     ],
@@ -59,7 +60,7 @@ def test_who_attends_within_documents(
     with caplog.at_level("INFO"):
         assert attends_within_(model) is (reason is None)
     assert (model.config._attn_implementation == before) is (reason is not None)
-    assert reason is None or reason in caplog.text
+    assert reason is None or re.search(reason, caplog.text)
 
 
 def test_a_model_that_looks_at_its_mask_keeps_it(tiny_llama: str) -> None:
