@@ -113,7 +113,8 @@ def test_the_lowest_versions_that_are_tested_are_those_that_are_let_in() -> None
     taken = [*project["dependencies"], *(word for name in ("demo", "peft", "report", "test") for word in extras[name])]
     for requirement in map(Requirement, taken):
         for floor in (part.version for part in requirement.specifier if part.operator == ">="):
-            assert Version(pins[requirement.name]) == Version(floor), requirement
+            lowest = Version(floor).release  # 77 is 77.0.1 where 77.0.0 was withdrawn
+            assert Version(pins[requirement.name]).release[: len(lowest)] == lowest, requirement
 
 
 def test_the_version_stands_once_in_effect() -> None:
