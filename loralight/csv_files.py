@@ -24,11 +24,13 @@ def reading(file: str, *, header: bool | None) -> dict[str, Any]:
     arguments: dict[str, Any] = {"na_values": [""], "keep_default_na": False, "index_col": False}
     separator = "\t" if Path(file).suffix.lower() == ".tsv" else ","
     cells = _first_line(file, separator)
-    if header is False:
-        return {**arguments, "sep": separator, "header": None, "names": [str(place) for place in range(len(cells))]}
-    if len(cells) == 1:  # spreadsheets of countries with decimal commas write semicolons
+    if len(cells) == 1 and header is not False:  # spreadsheets of countries with decimal commas write semicolons
         separator = next((other for other in ";\t" if other in cells[0]), separator)
         cells = _first_line(file, separator)
+    if _is_unquoted(file, separator, len(cells)):
+        arguments["quoting"] = csv.QUOTE_NONE
+    if header is False:
+        return {**arguments, "sep": separator, "header": None, "names": [str(place) for place in range(len(cells))]}
     if twice := [cell for place, cell in enumerate(cells) if cell and cell in cells[:place]]:
         raise InputError("E-DATA", f"{file}: two columns are called {twice[0]!r}; rename one, or take it out")
     return {**arguments, "sep": separator}
@@ -70,6 +72,24 @@ def _line(rows: Dataset) -> str:
 def _first_line(file: str, separator: str) -> list[str]:
     with Path(file).open(encoding="utf-8-sig", errors="replace", newline="") as opened:
         return next((cells for cells in csv.reader(opened, delimiter=separator) if cells), [])
+
+
+def _is_unquoted(file: str, separator: str, num_columns: int) -> bool:
+    """Whether each line is a row, but its quotes do not pair up, as in many TSV files: pandas would join such lines."""
+    unpaired = False
+    with Path(file).open(encoding="utf-8-sig", errors="replace", newline="") as opened:
+        for line in filter(str.strip, opened):
+            if line.count(separator) != num_columns - 1:
+                return False
+            unpaired = unpaired or ('"' in line and not _pairs_up(line, separator))
+    return unpaired
+
+
+def _pairs_up(line: str, separator: str) -> bool:
+    try:
+        return bool(list(csv.reader([line], delimiter=separator, strict=True)))
+    except csv.Error:
+        return False
 
 
 def _has(rows: Dataset, column: str, text: str) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
 from loralight.errors import InputError
 from loralight.splits import check_columns, column_name, load_splits, read_file
@@ -32,6 +33,27 @@ def test_a_cell_may_have_several_lines_and_rows_may_be_numbered(tmp_path: Path) 
     (tmp_path / "rows.csv").write_text(',text,label\n0,"two\nlines",1\n1,b,0\n')
     rows = read_file(str(tmp_path / "rows.csv"))
     assert (rows["text"][:], rows["label"][:]) == (["two\nlines", "b"], [1, 0])
+
+
+def test_lines_whose_quotes_do_not_pair_up_are_rows_each(tmp_path: Path) -> None:
+    lines = ['"never again\t0', "plain\t1", 'he said "fine"\t1', '"well" made\t1', '4" wide\t0']
+    (tmp_path / "rows.tsv").write_text("text\tlabel\n" + "\n".join(lines) + "\n")
+    rows = read_file(str(tmp_path / "rows.tsv"))
+    assert [f"{row['text']}\t{row['label']}" for row in rows] == lines
+
+
+def test_quotes_that_pair_up_are_not_part_of_a_cell(tmp_path: Path) -> None:
+    (tmp_path / "rows.tsv").write_text('text\tlabel\n"say ""hi"""\t0\n"two\nlines"\t1\n')
+    assert read_file(str(tmp_path / "rows.tsv")).to_dict() == {"text": ['say "hi"', "two\nlines"], "label": [0, 1]}
+
+
+def test_real_texts_in_a_file_without_quotes_are_all_read(tmp_path: Path, shared_data: Path) -> None:
+    """Of these intents, 935 rows and 18 labels were lost to their unpaired quotes."""
+    rows = Dataset.from_parquet(str(shared_data / "clinc150" / "train.parquet"))
+    lines = [f"{row['text']}\t{row['label']}\n" for row in rows]
+    (tmp_path / "train.tsv").write_text("".join(["text\tlabel\n", *lines]), encoding="utf-8")
+    read = read_file(str(tmp_path / "train.tsv"))
+    assert (read["text"][:], read["label"][:]) == (rows["text"][:], rows["label"][:])
 
 
 def test_two_columns_of_one_name_are_an_error(tmp_path: Path) -> None:
