@@ -19,6 +19,11 @@ _NUMBER = re.compile(r"-?\d+(\.\d+)?", re.ASCII)
 HIDDEN = -1  # the hub's mark for a test split whose labels are kept back
 
 
+def label_name(value: Any) -> str:
+    """What a label is called: without spaces around it, and 1.0 is 1, as a column with missing values has floats."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+
+
 def is_hidden(rows: Dataset, column: str) -> bool:
     """Whether no row of a split has a label: all are missing, or -1, the hub's mark for labels that are kept back."""
     return len(rows) > 0 and all(value == HIDDEN or _is_missing(value) for value in rows[column])
@@ -51,7 +56,7 @@ def split_labels(rows: Dataset, column: str, separator: str) -> Dataset:
             f"data.label_separator={separator!r}: give what stands between the labels in column {column!r}, such as a "
             "comma; leave it out where the column holds lists",
         )
-    lists = [[] if _is_missing(value) else _parts(_name(value), separator) for value in rows[column]]
+    lists = [[] if _is_missing(value) else _parts(label_name(value), separator) for value in rows[column]]
     return rows.remove_columns(column).add_column(column, lists, feature=SmallList(Value("string")))
 
 
@@ -64,11 +69,6 @@ def _parts(text: str, separator: str) -> list[str]:
 
 def _is_missing(value: Any) -> bool:
     return value is None or value != value or (isinstance(value, str) and not value.strip())
-
-
-def _name(value: Any) -> str:
-    """What a label is called: without spaces around it, and 1.0 is 1, as a column with missing values has floats."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
 
 def read_labels(
@@ -114,7 +114,7 @@ def read_labels(
         if value is None or any(_is_missing(v) or (known is not None and not 0 <= v < len(known)) for v in values):
             possible = f"; valid are 0..{len(known) - 1} ({', '.join(known)})" if known else ""
             raise InputError("E-LABEL-RANGE", f"{origin.row(row)}, column {column!r}: {value!r} is no label{possible}")
-        labels.append([known[v] if known else _name(v) for v in values])
+        labels.append([known[v] if known else label_name(v) for v in values])
     return labels
 
 

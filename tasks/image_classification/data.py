@@ -18,7 +18,7 @@ from torch.utils.data import default_collate
 from loralight.classes import find_classes
 from loralight.data import TaskData
 from loralight.errors import InputError
-from loralight.labels import are_lists, encode_labels, leave_out_hidden_test, read_labels
+from loralight.labels import are_lists, encode_labels, label_name, leave_out_hidden_test, read_labels
 from loralight.origin import Origin
 from loralight.splits import FORMATS, Splits, check_columns, column_name, read_file
 
@@ -110,7 +110,7 @@ class ImageClassificationData(TaskData):
         architecture: str | None = None,
         image_size: int | None = None,
         crop_pct: float | None = None,
-        labels: Sequence[str] | None = None,
+        labels: Sequence[str | float] | None = None,
         crop_scale: Sequence[float] = (0.5, 1.0),
         horizontal_flip: float = 0.5,
         vertical_flip: float = 0.0,
@@ -125,7 +125,7 @@ class ImageClassificationData(TaskData):
         )
         tables = dict.fromkeys(FORMATS, partial(read_table, column=self.image_column, header=self.header))
         self.read_splits = partial(self.read_splits, readers={**tables, "/": read_image_folder})
-        self.given_labels = None if labels is None else [str(name) for name in labels]
+        self.given_labels = None if labels is None else [label_name(name) for name in labels]
         self.find_backbone = partial(find_backbone, checkpoint, architecture)
         self.image_size, self.crop_pct = image_size, crop_pct
         self.training_transform = partial(

@@ -13,7 +13,7 @@ from loralight.classes import find_classes
 from loralight.data import TaskData
 from loralight.encoding import encode_rows
 from loralight.errors import InputError
-from loralight.labels import are_lists, encode_labels, leave_out_hidden_test, read_labels, split_labels
+from loralight.labels import are_lists, encode_labels, label_name, leave_out_hidden_test, read_labels, split_labels
 from loralight.origin import Origin
 from loralight.pretrained import check_length, load_tokenizer
 from loralight.splits import check_columns, column_name
@@ -22,7 +22,7 @@ from .metrics import classification_metrics
 
 _SEVERAL = (
     "Several labels a row are a list (JSONL, Parquet), columns of 0 and 1 (data.columns.label='[toxic, insult]'), or "
-    "joined by what data.label_separator=',' says"
+    "joined by what data.label_separator=\"','\" says"
 )
 
 
@@ -48,7 +48,7 @@ class TextClassificationData(TaskData):
         checkpoint: str,
         columns: Mapping[str, str | int | Sequence[str | int] | None],
         max_length: int = 128,
-        labels: Sequence[str] | None = None,
+        labels: Sequence[str | float] | None = None,
         label_separator: str | None = None,
         **loading: Any,
     ) -> None:
@@ -60,7 +60,7 @@ class TextClassificationData(TaskData):
         each = label if isinstance(label, Sequence) and not isinstance(label, str) else [label]
         self.label_columns = [column_name(name, "label", header=self.header) for name in each]
         self.label_separator = label_separator
-        self.given_labels = None if labels is None else [str(name) for name in labels]
+        self.given_labels = None if labels is None else [label_name(name) for name in labels]
         self.names: list[str] = []
         self.texts: dict[str, Dataset] = {}
         self.label_lists: dict[str, list[list[int]]] = {}

@@ -135,6 +135,13 @@ def test_labels_given_by_name_are_in_the_order_given(tmp_path: Path, tiny_bert: 
     assert data.model_arguments()["label_counts"] == [2, 0, 2]
 
 
+def test_names_may_be_numbers_and_minus_one_among_them(tmp_path: Path, tiny_bert: str) -> None:
+    content = rows(label=[0, 1, -1, 1])
+    data = make(tmp_path, tiny_bert, splits={"train": content}, labels=[-1, 0, 1.0], length_grouped=False)
+    assert data.names == ["-1", "0", "1"]
+    assert first_batch(data)["labels"].tolist() == [1, 2, 0, 2]
+
+
 @pytest.mark.parametrize(
     ("test", "said"),
     [
@@ -216,7 +223,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "several labels in one text": (
         {"splits": {"train": rows(label=["0", "1", "0,1", "1"])}},
-        r"E-LABELS: column 'label': '0,1' .*several labels, '0' and '1', .*data\.label_separator=','",
+        r"E-LABELS: column 'label': '0,1' .*several labels, '0' and '1', .*data\.label_separator=\"','\"",
     ),
     "a separator where there are lists": (
         {"label_separator": ",", "splits": {"train": rows(label=[["a"], ["b"], ["a"], ["b"]])}},
