@@ -1,5 +1,6 @@
 """Fine-tune pretrained models with adapters: Lightning trains, Hydra composes, plugins bring the tasks."""
 
+import os
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,3 +42,5 @@ def _find_conf_and_tasks_of_a_clone() -> None:
 
 
 _find_conf_and_tasks_of_a_clone()
+if os.environ.get("LORALIGHT_PLUGINS"):  # a process that another started may unpickle a plugin's class next
+    import_module("loralight.local_packages").install()

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from loralight.errors import InputError, did_you_mean
-from loralight.plugins import discover
+from loralight.plugins import check_folders, discover
 
 CONFIG_PATH = "pkg://loralight.conf"
 TRUSTED = ("loralight", "torch", "lightning", "torchmetrics", "transformers", "timm", "datasets")
@@ -41,7 +41,12 @@ def trusted_packages() -> list[str]:
 
 
 def run_hydra(job: Callable[[DictConfig], Any], config_name: str) -> None:
-    """Run ``job`` as the Hydra application ``config_name`` with the arguments in ``sys.argv``."""
+    """Run ``job`` as the Hydra application ``config_name`` with the arguments in ``sys.argv``.
+
+    Raises:
+        InputError: a plugin's folder that the user named cannot be used (``E-PLUGIN``).
+    """
+    check_folders()
     Plugins.instance().register(_PluginConfs)
     arguments: dict[str, Any] = {"config_path": CONFIG_PATH, "config_name": config_name}
     if "execution_whitelist" in inspect.signature(hydra.main).parameters:  # Hydra 1.4, where version_base goes

@@ -22,7 +22,8 @@ class TaskData(lightning.LightningDataModule, ABC):
     with the very batch that an uninterrupted one would have seen, whatever the number of workers.
 
     Args:
-        path, name, train, validation, test, validation_fraction, limit_rows: where the rows are, see `load_splits`.
+        path, name, train, validation, test, validation_fraction, limit_rows, header: where the rows are, see
+            `load_splits`.
         batch_size: rows per process and step.
         eval_batch_size: likewise in validation and test; ``batch_size`` if None.
         length_grouped: batches of rows of like length, which saves computing on padding.
@@ -48,6 +49,7 @@ class TaskData(lightning.LightningDataModule, ABC):
         test: str | None = None,
         validation_fraction: float = 0.1,
         limit_rows: int | None = None,
+        header: bool | None = None,
         batch_size: int = 32,
         eval_batch_size: int | None = None,
         length_grouped: bool = True,
@@ -72,10 +74,11 @@ class TaskData(lightning.LightningDataModule, ABC):
             test=test,
             validation_fraction=validation_fraction,
             limit_rows=limit_rows,
+            header=header,
             seed=seed,
             readers=self.readers,
         )
-        self.limit_rows = limit_rows
+        self.limit_rows, self.header = limit_rows, header
         self.splits: Mapping[str, Any] = {}
         self._resume_at = (0, 0)
 

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from datasets import ClassLabel, Dataset, LargeList
+from datasets import ClassLabel, Dataset, LargeList, Value
 from datasets import List as SmallList
 from torch import Tensor
 
 from loralight.errors import InputError, did_you_mean
 from loralight.origin import Origin
+from loralight.splits import Splits, check_columns
 
 _LISTS = (SmallList, LargeList)
 _NUMBER = re.compile(r"-?\d+(\.\d+)?", re.ASCII)
@@ -18,9 +19,56 @@ _NUMBER = re.compile(r"-?\d+(\.\d+)?", re.ASCII)
 HIDDEN = -1  # the hub's mark for a test split whose labels are kept back
 
 
+def label_name(value: Any) -> str:
+    """What a label is called: without spaces around it, and 1.0 is 1, as a column with missing values has floats."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+
+
 def is_hidden(rows: Dataset, column: str) -> bool:
-    """Whether every label of a split is -1, the hub's mark for labels that are kept back."""
-    return len(rows) > 0 and all(value == HIDDEN for value in rows[column])
+    """Whether no row of a split has a label: all are missing, or -1, the hub's mark for labels that are kept back."""
+    return len(rows) > 0 and all(value == HIDDEN or _is_missing(value) for value in rows[column])
+
+
+def leave_out_hidden_test(splits: Splits, columns: Sequence[str]) -> list[str]:
+    """Take a test split without labels out of ``splits``; returns what there is to say of it."""
+    if "test" not in splits:
+        return []
+    has = splits["test"].column_names
+    if not any(column in has or did_you_mean(column, has) for column in columns):
+        del splits["test"]
+        return [f"test: left out, it has no labels (no column {', '.join(map(repr, columns))})"]
+    check_columns(splits["test"], columns, "test")
+    if all(is_hidden(splits["test"], column) for column in columns):
+        del splits["test"]
+        return ["test: left out, its labels are hidden (all -1, or missing)"]
+    return []
+
+
+def split_labels(rows: Dataset, column: str, separator: str) -> Dataset:
+    """The rows with the labels in ``column``, joined by ``separator``, as a list each; an empty cell has none.
+
+    Raises:
+        InputError: there are lists already, or nothing to divide at (``E-LABELS``).
+    """
+    if not separator or are_lists(rows, [column]):
+        raise InputError(
+            "E-LABELS",
+            f"data.label_separator={separator!r}: give what stands between the labels in column {column!r}, such as a "
+            "comma; leave it out where the column holds lists",
+        )
+    lists = [[] if _is_missing(value) else _parts(label_name(value), separator) for value in rows[column]]
+    return rows.remove_columns(column).add_column(column, lists, feature=SmallList(Value("string")))
+
+
+def _parts(text: str, separator: str) -> list[str]:
+    """Also of a list as Python writes it: ``['a', 'b']``."""
+    is_list = text.startswith("[") and text.endswith("]")
+    parts = [part.strip() for part in (text[1:-1] if is_list else text).split(separator)]
+    return [part.strip("'\"") if is_list else part for part in parts if part]
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 def read_labels(
@@ -57,16 +105,16 @@ def read_labels(
     feature = rows.features[column]
     names = feature.feature if isinstance(feature, _LISTS) else feature
     known = names.names if isinstance(names, ClassLabel) else None
-    if known is None and given and names.dtype.startswith(("int", "uint")):
+    if known is None and given and getattr(names, "dtype", "").startswith(("int", "uint")):
         values = {v for value in rows[column] for v in (value if isinstance(value, list) else [value])}
         known = None if {str(v) for v in values} <= set(given) else given
     labels = []
     for row, value in enumerate(rows[column]):
         values = value if isinstance(value, list) else [value]
-        if value is None or any(v is None or v != v or (known is not None and not 0 <= v < len(known)) for v in values):
+        if value is None or any(_is_missing(v) or (known is not None and not 0 <= v < len(known)) for v in values):
             possible = f"; valid are 0..{len(known) - 1} ({', '.join(known)})" if known else ""
             raise InputError("E-LABEL-RANGE", f"{origin.row(row)}, column {column!r}: {value!r} is no label{possible}")
-        labels.append([known[v] if known else str(v) for v in values])
+        labels.append([known[v] if known else label_name(v) for v in values])
     return labels
 
 
@@ -100,7 +148,7 @@ def encode_labels(labels: list[list[str]], names: Sequence[str], origin: Origin)
                 raise InputError(
                     "E-LABEL-RANGE",
                     f"{origin.row(row)}: label {value!r} is not one of {', '.join(map(repr, names))}."
-                    f"{did_you_mean(value, names)}",
+                    f"{did_you_mean(value, names)} data.labels names them all",
                 )
     return [[position[value] for value in values] for values in labels]
 

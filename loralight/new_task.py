@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from loralight.errors import InputError
+from loralight.local_packages import taken_by
 from loralight.plugins import discover
 
 _MODEL = "sentence_pairs"  # the plugin in skeleton/ that every new one begins as
@@ -25,6 +26,8 @@ def main(arguments: list[str]) -> None:
         )
     if taken := next((plugin for plugin in discover() if plugin.name == name), None):
         raise InputError("E-NAME", f"{name}: there is a task of this name from {taken.origin}; choose another")
+    if place := taken_by(Path(name).resolve() / name):
+        raise InputError("E-NAME", f"{name}: a package of this name would be hidden by {place}; choose another")
     if Path(name).exists():
         raise InputError("E-OUTPUT", f"{name}: the folder exists, and nothing is overwritten; choose another name")
     files = write(name, Path(name))

@@ -3,17 +3,17 @@
 import ast
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
+from loralight import local_packages
 from loralight.errors import InputError
+from loralight.local_packages import GROUP, VARIABLE
 
-GROUP = "loralight.tasks"
 OWN = "loralight"  # the origin of the plugins that come with it
-VARIABLE = "LORALIGHT_PLUGINS"  # folders, in the environment so that child processes find the same plugins
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,14 @@ class Plugin:
 
 
 def discover() -> list[Plugin]:
-    """All plugins, the broken ones with their fault; what two of them provide is the second's fault."""
-    for folder in _local_folders():
-        if str(folder.parent) not in sys.path:
-            sys.path.append(str(folder.parent))  # so that `_target_: my_task.module.MyTask` resolves
+    """All plugins, the broken ones with their fault; what two of them provide is the second's fault.
+
+    A folder of the user's stands in for an installed plugin whose package has its name.
+    """
+    local_packages.install()  # so that `_target_: my_task.module.MyTask` resolves
     provided = dict.fromkeys(_yaml_files(_core_conf()), "loralight itself")
     plugins: list[Plugin] = []
-    for plugin in (*_in_tree(), *_installed(), *_local()):
+    for plugin in (*_in_tree(), *_installed(local_packages.usable()), *_local()):
         checked = _check(plugin, provided, plugins)
         if not checked.fault:
             provided |= dict.fromkeys(_yaml_files(checked.conf), checked.origin)
@@ -77,6 +78,29 @@ def add_folder(folder: str) -> None:
     known = [path for path in os.environ.get(VARIABLE, "").split(os.pathsep) if path]
     path = str(Path(folder).expanduser().resolve())
     os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys([*known, path]))
+
+
+def check_folders() -> None:
+    """See to it that what a folder of the user's brings is not taken from another place in silence.
+
+    Raises:
+        InputError: a folder that `add_folder` was given cannot be used (``E-PLUGIN``).
+    """
+    local = local_packages.folders()
+    if broken := next((plugin for plugin in discover() if plugin.fault and plugin.folder in local), None):
+        raise InputError("E-PLUGIN", f"the plugin in {broken.folder} cannot be used: {broken.fault}")
+
+
+def use_folder(folder: Path) -> None:
+    """Have tests try the plugin in ``folder``, not an installed copy.
+
+    Raises:
+        InputError: it cannot be used (``E-PLUGIN``).
+    """
+    add_folder(str(folder))
+    check_folders()
+    # worker processes of pytest unpickle a plugin's class before they import us, and would take an installed copy's
+    sys.path.insert(0, str(folder.resolve().parent))
 
 
 def task_file(name: str) -> Path:
@@ -108,8 +132,10 @@ def _in_tree() -> Iterable[Plugin]:
                 yield Plugin(folder.name, f"loralight.tasks.{folder.name}", OWN, folder)
 
 
-def _installed() -> Iterable[Plugin]:
+def _installed(stood_in_for: Container[str]) -> Iterable[Plugin]:
     for point in entry_points(group=GROUP):
+        if point.value.partition(".")[0] in stood_in_for:
+            continue
         origin = f"{point.dist.name} {point.dist.version}" if point.dist else "an installed package"
         fault, folder = "", None
         try:
@@ -123,14 +149,9 @@ def _installed() -> Iterable[Plugin]:
         yield Plugin(point.name, point.value, origin, folder, fault)
 
 
-def _local_folders() -> list[Path]:
-    return [Path(path).expanduser().resolve() for path in os.environ.get(VARIABLE, "").split(os.pathsep) if path]
-
-
 def _local() -> Iterable[Plugin]:
-    for folder in _local_folders():
-        fault = "" if (folder / "__init__.py").is_file() else "the folder has no __init__.py"
-        yield Plugin(folder.name, folder.name, str(folder), folder, fault)
+    for folder in local_packages.folders():
+        yield Plugin(folder.name, folder.name, str(folder), folder, local_packages.fault_of(folder))
 
 
 def _source(folder: Path) -> ast.Module:

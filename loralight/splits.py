@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import datasets
 from datasets import Dataset
 
+from loralight import csv_files
 from loralight.errors import InputError, did_you_mean
 from loralight.origin import Origin
 from loralight.resources import resolve
@@ -52,6 +53,7 @@ def load_splits(
     test: str | None = None,
     validation_fraction: float = 0.1,
     limit_rows: int | None = None,
+    header: bool | None = None,
     seed: int = 0,
     readers: Readers | None = None,
 ) -> Splits:
@@ -65,6 +67,7 @@ def load_splits(
         test: likewise.
         validation_fraction: share of the training rows held out where there is no validation split.
         limit_rows: only so many rows of train, chosen at random.
+        header: see `read_file`.
         seed: of these choices of rows.
         readers: for formats beside `FORMATS`.
 
@@ -75,16 +78,18 @@ def load_splits(
         InputError: nothing can be read there (``E-DATA``), or there is no training split (``E-DATA-EMPTY``).
     """
     given = {"train": train, "validation": validation, "test": test}
-    reading = {**dict.fromkeys(FORMATS, read_file), **(readers or {})}
+    tables: Readers = dict.fromkeys(FORMATS, partial(read_file, header=header))
+    reading = {**tables, **(readers or {})}
     sources = {split: resolve(name) for split, name in given.items() if name and _kind(resolve(name)) in reading}
     splits = {split: reading[_kind(file)](file) for split, file in sources.items()}
+    odd = {split: value for split, value in given.items() if value and split not in sources}
+    if no_file := [f"data.{split}={value}" for split, value in odd.items() if path is None or Path(value).is_file()]:
+        raise InputError("E-DATA", f"{', '.join(no_file)}: {_expected(reading)}")
     if path is not None and "train" not in sources:
         found = _read_path(resolve(path), name, reading)
         keys = {split: _split_key(split, given[split], found, path) for split in given if split not in sources}
         splits |= {split: found[key].read() for split, key in keys.items() if key is not None}
         sources |= {split: found[key].source for split, key in keys.items() if key is not None}
-    elif no_file := [f"data.{split}={value}" for split, value in given.items() if value and split not in sources]:
-        raise InputError("E-DATA", f"{', '.join(no_file)}: {_expected(reading)}")
     if "train" not in splits:
         where = f"{path} has no training split, only {', '.join(found)}" if path else "no data is given"
         raise InputError("E-DATA", f"{where}. Set data.path to a hub name or folder, or data.train to a file or split")
@@ -132,15 +137,40 @@ def check_columns(rows: Dataset, columns: Iterable[str], split: str) -> None:
             raise InputError(
                 "E-COLUMN",
                 f"the {split} split has no column {column!r}; it has {has}.{did_you_mean(column, rows.column_names)} "
-                "Say which with data.columns.<role>=<name>",
+                f"Say which with data.columns.<role>=<name>.{csv_files.header_hint(rows)}",
             )
 
 
-def read_file(file: str) -> Dataset:
-    """One CSV, TSV, JSON(L) or Parquet file.
+def column_name(given: Any, role: str, *, header: bool | None = None) -> str:
+    """What a column is called for which the user gave a name, or its place in a file without a header line.
 
     Raises:
-        InputError: missing, unreadable or of another kind (``E-DATA``).
+        InputError: neither of the two, or a place though the first line has names (``E-COLUMN``).
+    """
+    if isinstance(given, str):
+        return given
+    if not isinstance(given, int) or isinstance(given, bool):
+        raise InputError("E-COLUMN", f"data.columns.{role} is {given!r}; give the name of a column")
+    if header is not False:
+        raise InputError(
+            "E-COLUMN",
+            f"data.columns.{role}={given}: a number is the place, from 0, of a column in a CSV or TSV file without a "
+            f"header line, of which data.header=false tells. If {given} is a name, quote it: "
+            f"\"data.columns.{role}='{given}'\"",
+        )
+    return str(given)
+
+
+def read_file(file: str, *, header: bool | None = None) -> Dataset:
+    """One CSV, TSV, JSON(L) or Parquet file.
+
+    Args:
+        file: its path.
+        header: whether the first line of a CSV or TSV file names its columns; if not, they are 0, 1, 2, ... If None,
+            it is taken for names unless it looks like a row.
+
+    Raises:
+        InputError: missing, unreadable or of another kind (``E-DATA``), or its first line is a row (``E-HEADER``).
     """
     suffix = Path(file).suffix.lower()
     if suffix not in FORMATS:
@@ -148,12 +178,13 @@ def read_file(file: str) -> Dataset:
     if not Path(file).is_file():
         siblings = [str(sibling) for sibling in Path(file).parent.glob("*") if sibling.suffix.lower() in FORMATS]
         raise InputError("E-DATA", f"{file}: there is no such file.{did_you_mean(file, siblings)}")
-    arguments: dict[str, Any] = {}
-    if FORMATS[suffix] == "csv":  # an empty cell is missing; "NA" and "None" are words, and no column is row names
-        arguments = {"na_values": [""], "keep_default_na": False, "index_col": False}
-        arguments["sep"] = "\t" if suffix == ".tsv" else ","
+    is_csv = FORMATS[suffix] == "csv"
+    arguments = csv_files.reading(file, header=header) if is_csv else {}
     with _one_message(file):
-        return datasets.load_dataset(FORMATS[suffix], data_files=file, split="train", **arguments)
+        rows = datasets.load_dataset(FORMATS[suffix], data_files=file, split="train", **arguments)
+    if is_csv and header is None:
+        csv_files.check_header(rows, file)
+    return rows
 
 
 def _kind(source: str) -> str:
@@ -225,7 +256,8 @@ def _one_message(source: str) -> Iterator[None]:
         if isinstance(root, StopIteration) or any(said in reason for said in _SAID_OF_NO_ROWS):
             raise InputError("E-DATA-EMPTY", f"{source}: holds no rows") from error
         if Path(source).exists():
-            raise InputError("E-DATA", f"{source}: cannot be read: {reason[:300]}") from error
+            other = ". Save it as UTF-8: iconv -f latin1 -t utf-8, say" if isinstance(root, UnicodeDecodeError) else ""
+            raise InputError("E-DATA", f"{source}: cannot be read: {reason[:300]}{other}") from error
         raise InputError(
             "E-DATA",
             f"{source}: cannot be read: {reason[:300]}. No such folder here either; a hub name needs network access, "

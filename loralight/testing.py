@@ -23,7 +23,7 @@ from loralight.composition import compose, plain
 from loralight.data import TaskData
 from loralight.export import save_adapter
 from loralight.loading import load
-from loralight.plugins import add_folder, discover
+from loralight.plugins import use_folder
 from loralight.task import AdapterTask, Step
 from loralight.testing_adapters import AdapterContract
 
@@ -40,7 +40,7 @@ class TaskContract:
 
     Args:
         overrides: as on the command line.
-        plugin: the plugin's folder, where it is not installed.
+        plugin: the plugin's folder, which is tested even where a copy is installed; None for an installed one.
     """
 
     overrides: ClassVar[Sequence[str]] = ()
@@ -54,8 +54,8 @@ class TaskContract:
     @classmethod
     def config(cls) -> dict[str, Any]:
         """The composed settings, as plain values."""
-        if cls.plugin is not None and cls.plugin.name not in {found.name for found in discover()}:
-            add_folder(str(cls.plugin))
+        if cls.plugin is not None:
+            use_folder(cls.plugin)
         settings: dict[str, Any] = plain(compose("train", [*cls.overrides, "trainer=cpu", "~callbacks", "~logger"]))
         return settings
 

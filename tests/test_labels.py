@@ -23,7 +23,9 @@ def column(values: list[Any], feature: Any = None) -> Dataset:
 SINGLE: dict[str, tuple[list[Any], Any, list[str], list[int]]] = {
     "integers": ([2, 0, 10], None, ["0", "2", "10"], [1, 0, 2]),
     "negative integers": ([1, -1, 0, -2], None, ["-2", "-1", "0", "1"], [3, 1, 2, 0]),
-    "stars in halves": ([10.0, 9.5, 0.5], None, ["0.5", "9.5", "10.0"], [2, 1, 0]),
+    "stars in halves": ([10.0, 9.5, 0.5], None, ["0.5", "9.5", "10"], [2, 1, 0]),
+    "integers beside a missing value": ([1.0, 0.0], None, ["0", "1"], [1, 0]),
+    "strings with spaces around": (["pos ", "neg", " pos"], None, ["neg", "pos"], [1, 0, 1]),
     "strings": (["pos", "neg", "pos"], None, ["neg", "pos"], [1, 0, 1]),
     "numbers as strings": (["10", "9", "1"], None, ["1", "9", "10"], [2, 1, 0]),
     "numbers among words": (
@@ -92,6 +94,7 @@ def test_another_value_than_0_or_1_in_one_of_several_columns_names_row_and_colum
 MISSING: dict[str, tuple[list[Any], Any]] = {
     "integer": ([1, 0, None], None),
     "string": (["a", "b", None], None),
+    "nothing but spaces": (["a", "b", " "], None),
     "not a number": ([1.0, 0.0, float("nan")], None),
     "class label": ([1, 0, None], GRADES),
     "hidden class label": ([1, 0, -1], GRADES),
@@ -125,8 +128,9 @@ def test_a_label_that_training_has_not_is_an_error_that_names_the_row_and_what_i
 
 
 @pytest.mark.parametrize("feature", [None, GRADES])
-def test_labels_are_hidden_where_all_are_minus_one(feature: Any) -> None:
+def test_labels_are_hidden_where_all_are_minus_one_or_missing(feature: Any) -> None:
     assert is_hidden(column([-1, -1], feature), "label")
+    assert is_hidden(column([None, -1], feature), "label")
     assert not is_hidden(column([-1, 1], feature), "label")
     assert not is_hidden(column([], feature or Value("int64")), "label")
 

@@ -159,7 +159,7 @@ def parent_raises(tmp_path: Path, install: Callable[..., Path]) -> None:
 
 
 def taken_name(tmp_path: Path, install: Callable[..., Path]) -> None:
-    write_plugin(install("made_bad"))
+    write_plugin(install("made_bad", value="made_other").with_name("made_other"))
     add_folder(str(write_plugin(tmp_path / "made_bad")))
 
 

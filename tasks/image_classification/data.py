@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import default_collate
 
+from loralight.classes import find_classes
 from loralight.data import TaskData
 from loralight.errors import InputError
-from loralight.labels import are_lists, encode_labels, is_hidden, label_names, read_labels
+from loralight.labels import are_lists, encode_labels, label_name, leave_out_hidden_test, read_labels
 from loralight.origin import Origin
-from loralight.splits import FORMATS, Splits, check_columns, read_file
+from loralight.splits import FORMATS, Splits, check_columns, column_name, read_file
 
 from .backbone import find_backbone
 from .images import MODES, convert, list_images, open_image
@@ -105,11 +106,11 @@ class ImageClassificationData(TaskData):
         self,
         *,
         checkpoint: str,
-        columns: Mapping[str, str],
+        columns: Mapping[str, str | int],
         architecture: str | None = None,
         image_size: int | None = None,
         crop_pct: float | None = None,
-        labels: Sequence[str] | None = None,
+        labels: Sequence[str | float] | None = None,
         crop_scale: Sequence[float] = (0.5, 1.0),
         horizontal_flip: float = 0.5,
         vertical_flip: float = 0.0,
@@ -119,10 +120,12 @@ class ImageClassificationData(TaskData):
         **loading: Any,
     ) -> None:
         super().__init__(**loading)
-        tables = dict.fromkeys(FORMATS, partial(read_table, column=columns["image"]))
+        self.image_column, self.label_column = (
+            column_name(columns.get(role), role, header=self.header) for role in ("image", "label")
+        )
+        tables = dict.fromkeys(FORMATS, partial(read_table, column=self.image_column, header=self.header))
         self.read_splits = partial(self.read_splits, readers={**tables, "/": read_image_folder})
-        self.image_column, self.label_column = columns["image"], columns["label"]
-        self.given_labels = None if labels is None else [str(name) for name in labels]
+        self.given_labels = None if labels is None else [label_name(name) for name in labels]
         self.find_backbone = partial(find_backbone, checkpoint, architecture)
         self.image_size, self.crop_pct = image_size, crop_pct
         self.training_transform = partial(
@@ -142,11 +145,10 @@ class ImageClassificationData(TaskData):
         self.preparation = self.find_backbone().preparation(image_size=self.image_size, crop_pct=self.crop_pct)
         self.transforms = {"train": self.training_transform(self.preparation)}
         rows = self.read_splits()
+        check_columns(rows["train"], [self.image_column, self.label_column], "train")
+        self.notes = leave_out_hidden_test(rows, [self.label_column])
         for split, part in rows.items():
             check_columns(part, [self.image_column, self.label_column], split)
-        if "test" in rows and is_hidden(rows["test"], self.label_column):
-            del rows["test"]
-            self.notes.append("test: left out, its labels are hidden (all -1)")
         labels = self._labels(rows)
         splits = {split: self._images(rows.origins[split], part, labels[split]) for split, part in rows.items()}
         decoded = sum(map(len, splits.values())) <= _DECODED
@@ -161,15 +163,14 @@ class ImageClassificationData(TaskData):
         labels = {
             split: read_labels(part, column, rows.origins[split], self.given_labels) for split, part in rows.items()
         }
-        # what a limit leaves of train may lack some
-        seen = labels["train"] if self.limit_rows is None else [row for part in labels.values() for row in part]
-        self.names = self.given_labels or label_names(rows["train"], column, seen)
-        if len(self.names) < 2:
-            raise InputError(
-                "E-LABELS", f"the only label in train is {self.names}; a classifier needs two. Check data.columns"
-            )
-        if twice := [name for name, count in Counter(self.names).items() if count > 1]:
-            raise InputError("E-LABELS", f"data.labels names {', '.join(map(repr, twice))} twice")
+        self.names = find_classes(
+            rows,
+            column,
+            labels,
+            given=self.given_labels,
+            limited=self.limit_rows is not None,
+            several="An image has one label",
+        )
         numbers = {split: encode_labels(names, self.names, rows.origins[split]) for split, names in labels.items()}
         return {split: [number for (number,) in found] for split, found in numbers.items()}
 
@@ -245,9 +246,9 @@ def read_image_folder(folder: str) -> Dataset:
     )
 
 
-def read_table(file: str, *, column: str) -> Dataset:
+def read_table(file: str, *, column: str, header: bool | None = None) -> Dataset:
     """A file of rows, whose names of image files are found from where it is."""
-    rows = read_file(file)
+    rows = read_file(file, header=header)
     if column not in rows.column_names or getattr(rows.features[column], "dtype", None) not in _NAMES:
         return rows
     folder = Path(file).resolve().parent

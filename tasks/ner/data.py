@@ -10,8 +10,10 @@ import torch
 from datasets import Dataset, Features, List, Value
 from torch import Tensor
 
+from loralight.classes import check_spelling
 from loralight.data import TaskData
 from loralight.errors import InputError, did_you_mean
+from loralight.labels import leave_out_hidden_test
 from loralight.origin import Origin
 from loralight.resources import resolve
 from loralight.splits import Splits, check_columns
@@ -72,11 +74,12 @@ class NerData(TaskData):
     def load(self) -> dict[str, Dataset]:
         self.rows = self.read_splits()
         self._as_text = self._is_text(self.rows["train"])
+        left_out = leave_out_hidden_test(self.rows, self._used_columns()[1:])
         for split, rows in self.rows.items():
             check_columns(rows, self._used_columns(), split)
         sentences = {split: self._read(rows, self.rows.origins[split]) for split, rows in self.rows.items()}
         self.spans = {split: read.spans for split, read in sentences.items()}
-        self.notes = [note for read in sentences.values() for note in read.notes]
+        self.notes = [*left_out, *(note for read in sentences.values() for note in read.notes)]
         self.types = self._find_types()
         encoder = Encoder(checkpoint=self.checkpoint, max_length=self.max_length, stride=self.stride)
         self._padding = encoder.padding
@@ -120,7 +123,11 @@ class NerData(TaskData):
         found = {split: {span.label for spans in each for span in spans} for split, each in self.spans.items()}
         # what a limit leaves of train may lack some
         seen = found["train"] if self.limit_rows is None else set().union(*found.values())
-        types = self.given_types or self._named_types() or sorted(seen)
+        named = self.given_types or self._named_types()
+        if not named:
+            counts = Counter(span.label for each in self.spans.values() for spans in each for span in spans)
+            check_spelling(counts, self._used_columns()[1])
+        types = named or sorted(seen)
         if not types or not found["train"]:
             raise InputError("E-LABELS", "there are no entities in train. Check data.columns and the data")
         if odd := [label for label, count in Counter(types).items() if count > 1 or label == OUTSIDE]:
@@ -143,7 +150,7 @@ class NerData(TaskData):
         if self._as_text:
             return []
         names = tags_in_order(self.rows["train"], self.columns["tags"]) or self._tag_names() or []
-        return list(dict.fromkeys(span.label for name in names for span in spans_of([name])))
+        return list(dict.fromkeys(span.label for name in names for span in spans_of([name.strip()])))
 
     def _encode(self, encoder: Encoder, sentences: Sentences, split: str) -> Dataset:
         number = {tag: place for place, tag in enumerate(tag_names(self.types))}

@@ -131,7 +131,7 @@ def _places(text: str, marked: Any, where: str) -> Iterator[tuple[int, int, str]
             "E-NER-SPAN", f"{where}: {odd[0]!r} is no entity; give start and end (in characters) and a label"
         )
     last, last_text = 0, ""
-    for start, end, label in sorted((one["start"], one["end"], one["label"]) for one in marked):
+    for start, end, label in sorted((one["start"], one["end"], one["label"].strip()) for one in marked):
         shown = f"{where}: {label} from {start} to {end}"
         if not 0 <= start < end <= len(text) or not text[start:end].strip():
             raise InputError("E-NER-SPAN", f"{shown} is nothing in a text of {len(text)} characters")

@@ -29,14 +29,15 @@ def is_tag(text: object) -> bool:
 
 
 def check_tag(text: object, where: str, word: int | str) -> str:
-    """The text, if it is a tag; else raise ``E-NER-TAG`` with where it stands."""
-    if not is_tag(text):
+    """The text without spaces around it, if it is a tag; else raise ``E-NER-TAG`` with where it stands."""
+    tag = text.strip() if isinstance(text, str) else text
+    if not is_tag(tag):
         raise InputError(
             "E-NER-TAG",
             f"{where}: {text!r}, of word {word}, is no tag; a tag is O, or one of B I E S L U with a hyphen and a "
             "type, such as B-person",
         )
-    return str(text)
+    return str(tag)
 
 
 def spans_of(tags: Sequence[str]) -> list[Span]:

@@ -9,15 +9,21 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import DataCollatorWithPadding
 
+from loralight.classes import find_classes
 from loralight.data import TaskData
 from loralight.encoding import encode_rows
 from loralight.errors import InputError
-from loralight.labels import are_lists, encode_labels, is_hidden, label_names, read_labels
+from loralight.labels import are_lists, encode_labels, label_name, leave_out_hidden_test, read_labels, split_labels
 from loralight.origin import Origin
 from loralight.pretrained import check_length, load_tokenizer
-from loralight.splits import check_columns
+from loralight.splits import check_columns, column_name
 
 from .metrics import classification_metrics
+
+_SEVERAL = (
+    "Several labels a row are a list (JSONL, Parquet), columns of 0 and 1 (data.columns.label='[toxic, insult]'), or "
+    "joined by what data.label_separator=\"','\" says"
+)
 
 
 class TextClassificationData(TaskData):
@@ -30,8 +36,9 @@ class TextClassificationData(TaskData):
         checkpoint: the model whose tokenizer encodes the texts.
         max_length: tokens per row, of which more are cut off (and counted).
         columns: names of the columns: ``text``, ``pair`` (None for single texts) and ``label`` (a name, or a list
-            of names of 0/1 columns).
+            of names of 0/1 columns). In a CSV file without a header line, their places from 0.
         labels: label names in order; else the data set's own, or those found in training, sorted.
+        label_separator: what stands between several labels in one text, such as a comma.
         loading: where the rows are, batch size, workers, seed, see `TaskData`.
     """
 
@@ -39,17 +46,21 @@ class TextClassificationData(TaskData):
         self,
         *,
         checkpoint: str,
-        columns: Mapping[str, Any],
+        columns: Mapping[str, str | int | Sequence[str | int] | None],
         max_length: int = 128,
-        labels: Sequence[str] | None = None,
+        labels: Sequence[str | float] | None = None,
+        label_separator: str | None = None,
         **loading: Any,
     ) -> None:
         super().__init__(**loading)
         self.checkpoint, self.max_length = checkpoint, max_length
-        self.text_columns = [columns["text"], *([columns["pair"]] if columns.get("pair") else [])]
-        label = columns["label"]
-        self.label_columns = [label] if isinstance(label, str) else list(label)
-        self.given_labels = None if labels is None else [str(name) for name in labels]
+        roles = ["text", *(["pair"] if columns.get("pair") is not None else [])]
+        self.text_columns = [column_name(columns.get(role), role, header=self.header) for role in roles]
+        label = columns.get("label")
+        each = label if isinstance(label, Sequence) and not isinstance(label, str) else [label]
+        self.label_columns = [column_name(name, "label", header=self.header) for name in each]
+        self.label_separator = label_separator
+        self.given_labels = None if labels is None else [label_name(name) for name in labels]
         self.names: list[str] = []
         self.texts: dict[str, Dataset] = {}
         self.label_lists: dict[str, list[list[int]]] = {}
@@ -58,26 +69,25 @@ class TextClassificationData(TaskData):
 
     def load(self) -> dict[str, Dataset]:
         rows = self.read_splits()
+        check_columns(rows["train"], [*self.text_columns, *self.label_columns], "train")
+        self.notes = leave_out_hidden_test(rows, self.label_columns)
         for split, part in rows.items():
             check_columns(part, [*self.text_columns, *self.label_columns], split)
-        if "test" in rows and len(self.label_columns) == 1 and is_hidden(rows["test"], self.label_columns[0]):
-            del rows["test"]
-            self.notes.append("test: left out, its labels are hidden (all -1)")
+            if self.label_separator is not None:
+                rows[split] = split_labels(part, self.label_columns[0], self.label_separator)
         self.multi_label = are_lists(rows["train"], self.label_columns)
         labels = {
             split: read_labels(part, self.label_columns, rows.origins[split], self.given_labels)
             for split, part in rows.items()
         }
-        # what a limit leaves of train may lack some
-        seen = labels["train"] if self.limit_rows is None else [row for part in labels.values() for row in part]
-        self.names = self.given_labels or label_names(rows["train"], self.label_columns, seen)
-        if len(self.names) < 2:
-            raise InputError(
-                "E-LABELS",
-                f"the only label in train is {self.names}; a classifier needs two. Check data.columns",
-            )
-        if twice := [name for name, count in Counter(self.names).items() if count > 1]:
-            raise InputError("E-LABELS", f"data.labels names {', '.join(map(repr, twice))} twice")
+        self.names = find_classes(
+            rows,
+            self.label_columns,
+            labels,
+            given=self.given_labels,
+            limited=self.limit_rows is not None,
+            several=_SEVERAL,
+        )
         self.label_lists = {
             split: encode_labels(part, self.names, rows.origins[split]) for split, part in labels.items()
         }

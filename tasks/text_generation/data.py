@@ -13,12 +13,13 @@ from datasets import List as Items
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from loralight.csv_files import header_hint
 from loralight.data import TaskData
 from loralight.encoding import encode_rows
 from loralight.errors import InputError
 from loralight.origin import Origin
 from loralight.pretrained import check_causal, check_length, load_tokenizer
-from loralight.splits import Readers
+from loralight.splits import Readers, column_name
 
 from .chats import Chat, read_template
 from .form import Form
@@ -95,7 +96,7 @@ class TextGenerationData(TaskData):
         self,
         *,
         checkpoint: str,
-        columns: Mapping[str, str],
+        columns: Mapping[str, str | int],
         max_length: int = 512,
         packed: bool = True,
         join: str = "\n",
@@ -103,7 +104,8 @@ class TextGenerationData(TaskData):
         **loading: Any,
     ) -> None:
         super().__init__(**loading)
-        self.checkpoint, self.columns, self.max_length, self.packed = checkpoint, columns, max_length, packed
+        self.checkpoint, self.max_length, self.packed = checkpoint, max_length, packed
+        self.columns = {role: column_name(name, role, header=self.header) for role, name in columns.items()}
         self.join, self.chat_template = join, read_template(chat_template)
         self.rows: dict[str, Dataset] = {}
         self.documents: dict[str, Dataset] = {}
@@ -140,7 +142,7 @@ class TextGenerationData(TaskData):
         raise InputError(
             "E-COLUMN",
             f"the train split has columns {', '.join(map(repr, has))}; needed are {wanted}. Say which with "
-            "data.columns.<role>=<name>",
+            f"data.columns.<role>=<name>.{header_hint(rows['train'])}",
         )
 
     def _pack(self, split: str, origin: Origin) -> PackedRows:

@@ -290,6 +290,19 @@ FAULTS: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
         in_table(lambda: table(["a", None, "b"])),
         "E-LABEL-RANGE: .+: train row 1, column 'label': None is no label",
     ),
+    "several labels in one text": (
+        in_table(lambda: table(["a", "b", "a,b"])),
+        "E-LABELS: column 'label': 'a,b' .*looks like several labels, 'a' and 'b', .*An image has one label",
+    ),
+    "scores": (in_table(lambda: table([0.1, 0.25, 3.7])), "E-LABELS: column 'label' holds 3 different numbers"),
+    "a mark for a missing label": (
+        in_table(lambda: table([0, 1, -1])),
+        "E-LABEL-RANGE: .+: train row 2, column 'label': -1 is no label",
+    ),
+    "a number for a column's name": (
+        lambda _: {"columns": {"image": 0, "label": 1}},
+        r"E-COLUMN: data\.columns\.image=0: a number is the place",
+    ),
     "several labels a row": (in_table(lambda: table([[0], [0, 1]])), "E-LABELS: column 'label' holds lists"),
     "a label twice": (in_table(lambda: table([0, 1]), labels=["a", "a"]), "E-LABELS: data.labels names 'a' twice"),
     "an image size of zero": (lambda _: {"image_size": 0}, "E-IMAGE-SIZE: model.image_size=0"),

@@ -129,6 +129,29 @@ ORDER = ["O", "B-place", "I-place", "B-person", "I-person", "B-never", "I-never"
 IN_ORDER = [[3, 4, 0, 1, 2], [0, 0], [1, 1, 0]]
 
 
+def test_spaces_around_a_tag_or_a_type_are_not_part_of_it(tmp_path: Path, tiny_bert: str) -> None:
+    spaced = [{**row, "ner_tags": [f"{tag} " for tag in row["ner_tags"]]} for row in tagged()]
+    entities = [
+        {**row, "entities": [{**one, "label": f" {one['label']}"} for one in row["entities"]]} for row in TEXT_ROWS
+    ]
+    for rows in (spaced, entities):
+        assert make(tmp_path, tiny_bert, rows).types == ["person", "place"]
+
+
+def test_types_that_differ_in_case_alone_are_refused_unless_they_are_named(tmp_path: Path, tiny_bert: str) -> None:
+    rows = [*tagged(), {"tokens": ["Oslo"], "ner_tags": ["B-Place"]}]
+    with pytest.raises(InputError, match=r"^E-LABELS: column 'ner_tags': 'Place' .* and 'place' .* differ in case"):
+        make(tmp_path, tiny_bert, rows)
+    names = ["person", "place", "Place"]
+    assert make(tmp_path, tiny_bert, rows, labels=names).types == names
+
+
+def test_a_test_split_without_tags_is_left_out_and_said_so(tmp_path: Path, tiny_bert: str) -> None:
+    data = make(tmp_path, tiny_bert, {"train": tagged(), "test": [{"tokens": words} for words in WORDS]})
+    assert set(data.splits) == {"train", "validation"}
+    assert any("it has no labels (no column 'ner_tags')" in line for line in data.report())
+
+
 def test_class_labels_name_the_types_in_their_order(tmp_path: Path, tiny_bert: str) -> None:
     path = as_parquet(tmp_path, IN_ORDER, ClassLabel(names=ORDER))
     data = made(tiny_bert, path=path)

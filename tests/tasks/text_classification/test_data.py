@@ -105,17 +105,58 @@ def test_several_labels_a_row_become_zeros_and_ones(
     assert (arguments["labels"], arguments["label_counts"], arguments["multi_label"]) == (names, [2, 2, 1], True)
 
 
+@pytest.mark.parametrize("cells", [["a, b", "", "a", "c,b"], ["['a', 'b']", "[]", "['a']", "['b', 'c']"]], ids=str)
+def test_labels_in_one_text_are_several_where_a_separator_is_given(
+    tmp_path: Path, tiny_bert: str, cells: list[str]
+) -> None:
+    (tmp_path / "rows.csv").write_text("".join(f'{text},"{cell}"\n' for text, cell in zip(SHORT, cells, strict=True)))
+    data = TextClassificationData(
+        checkpoint=tiny_bert,
+        columns={"text": 0, "label": 1},
+        header=False,
+        label_separator=",",
+        max_length=16,
+        length_grouped=False,
+        **dict.fromkeys(("train", "validation"), str(tmp_path / "rows.csv")),
+    )
+    data.setup()
+    assert data.names == ["a", "b", "c"] and data.multi_label
+    assert first_batch(data)["labels"].tolist() == [[1, 1, 0], [0, 0, 0], [1, 0, 0], [0, 1, 1]]
+
+
+def test_integers_and_words_in_one_column_are_names(tmp_path: Path, tiny_bert: str) -> None:
+    data = make(tmp_path, tiny_bert, splits={"train": rows(label=[1, "x", 2, "x"])})
+    assert data.names == ["1", "2", "x"]
+
+
 def test_labels_given_by_name_are_in_the_order_given(tmp_path: Path, tiny_bert: str) -> None:
     data = make(tmp_path, tiny_bert, labels=["good", "neutral", "bad"], length_grouped=False)
     assert first_batch(data)["labels"].tolist() == [0, 2, 0, 2]
     assert data.model_arguments()["label_counts"] == [2, 0, 2]
 
 
-def test_a_test_split_with_hidden_labels_is_left_out_and_said_so(tmp_path: Path, tiny_bert: str) -> None:
-    splits = {"train": rows(label=[1, 0, 1, 0]), "test": rows(label=[-1, -1, -1, -1])}
-    data = make(tmp_path, tiny_bert, splits=splits)
+def test_names_may_be_numbers_and_minus_one_among_them(tmp_path: Path, tiny_bert: str) -> None:
+    content = rows(label=[0, 1, -1, 1])
+    data = make(tmp_path, tiny_bert, splits={"train": content}, labels=[-1, 0, 1.0], length_grouped=False)
+    assert data.names == ["-1", "0", "1"]
+    assert first_batch(data)["labels"].tolist() == [1, 2, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("test", "said"),
+    [
+        (rows(label=[-1, -1, -1, -1]), "labels are hidden"),
+        (rows(label=[None, None, None, None]), "labels are hidden"),
+        ({"text": SHORT, "number": [1, 2, 3, 4]}, "it has no labels (no column 'label')"),
+    ],
+    ids=["minus one", "missing", "no column"],
+)
+def test_a_test_split_without_labels_is_left_out_and_said_so(
+    tmp_path: Path, tiny_bert: str, test: dict[str, list[Any]], said: str
+) -> None:
+    data = make(tmp_path, tiny_bert, splits={"train": rows(label=[1, 0, 1, 0]), "test": test})
     assert set(data.splits) == {"train", "validation"}
-    assert any("labels are hidden" in line for line in data.report())
+    assert any(said in line for line in data.report())
 
 
 @pytest.mark.parametrize("pair", [False, True])
@@ -176,6 +217,36 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         {"columns": {"pair": "b"}, "splits": {"train": rows(b=["x", None, "y", "z"], label=[0, 1, 0, 1])}},
         "E-TEXT: .+: train row 1, column 'b': None is not a text",
     ),
+    "a label column of another spelling in test": (
+        {"splits": {"train": rows(), "test": {"text": SHORT, "Label": SHORT}}},
+        "E-COLUMN: the test split has no column 'label'; .*Did you mean 'Label'",
+    ),
+    "several labels in one text": (
+        {"splits": {"train": rows(label=["0", "1", "0,1", "1"])}},
+        r"E-LABELS: column 'label': '0,1' .*several labels, '0' and '1', .*data\.label_separator=\"','\"",
+    ),
+    "a separator where there are lists": (
+        {"label_separator": ",", "splits": {"train": rows(label=[["a"], ["b"], ["a"], ["b"]])}},
+        "E-LABELS: data.label_separator=','",
+    ),
+    "scores": (
+        {"splits": {"train": rows(label=[0.37, 4.2, 1.5, 3.0])}},
+        "E-LABELS: column 'label' holds 4 different numbers in 8 rows",
+    ),
+    "a mark for a missing label": (
+        {"splits": {"train": rows(label=[0, 1, -1, 1])}},
+        "E-LABEL-RANGE: .+: train row 2, column 'label': -1 is no label",
+    ),
+    "a validation split without labels": (
+        {"splits": {"train": rows(label=[0, 1, 0, 1]), "validation": rows(label=[-1, -1, -1, -1])}},
+        "E-LABEL-RANGE: .+: validation row 0, column 'label': -1 is no label",
+    ),
+    "a text of nothing for a label": (
+        {"splits": {"train": rows(label=["good", " ", "bad", "bad"])}},
+        "E-LABEL-RANGE: .+: train row 1, column 'label': ' ' is no label",
+    ),
+    "a number for a column's name": ({"columns": {"label": 1}}, r"E-COLUMN: data\.columns\.label=1: a number is"),
+    "no column": ({"columns": {"label": None}}, r"E-COLUMN: data\.columns\.label is None"),
     "one label only": (
         {"splits": {"train": rows(label=["good"] * 4)}},
         r"E-LABELS: the only label in train is \['good'\]",

@@ -122,6 +122,18 @@ def test_the_columns_say_what_the_rows_are(
     assert set(data.model_arguments()["columns"].values()) <= set(rows[0])
 
 
+def test_a_file_without_a_header_line_has_all_its_rows(tmp_path: Path, tiny_llama: str) -> None:
+    (tmp_path / "rows.csv").write_text("what is it?,the fox\nthe dog?,no\n")
+    file = str(tmp_path / "rows.csv")
+    arguments = {"checkpoint": tiny_llama, "max_length": 32, **dict.fromkeys(("train", "validation"), file)}
+    data = TextGenerationData(columns={"prompt": 0, "completion": 1}, header=False, **arguments)
+    data.setup()
+    assert len(data.rows["train"]) == 2 and data.model_arguments()["columns"] == {"prompt": "0", "completion": "1"}
+    (tmp_path / "rows.csv").write_text("what is it to the quick fox?,1\nthe dog?,2\n")
+    with pytest.raises(InputError, match=r"^E-COLUMN: .*If its first line, .* is a row .*data\.header=false"):
+        TextGenerationData(columns=COLUMNS, **arguments).setup()
+
+
 def test_what_is_cut_or_left_out_is_counted(tmp_path: Path, tiny_llama: str) -> None:
     long = "the quick brown fox " * 9
     rows = [*PAIRS, {"prompt": "what?", "completion": long}, {"prompt": long, "completion": "no"}]

@@ -1,0 +1,88 @@
+"""Packages in folders of the user's, each imported from exactly its folder whatever else has its name."""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.metadata import entry_points
+from importlib.util import spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+GROUP = "loralight.tasks"  # of the entry points by which installed packages name themselves as plugins
+VARIABLE = "LORALIGHT_PLUGINS"  # folders, in the environment so that child processes find the same plugins
+
+
+def folders() -> list[Path]:
+    """The folders that the environment names."""
+    return [Path(path).expanduser().resolve() for path in os.environ.get(VARIABLE, "").split(os.pathsep) if path]
+
+
+def usable() -> dict[str, Path]:
+    """Those that can be imported, by their names."""
+    return {folder.name: folder for folder in folders() if not fault_of(folder)}
+
+
+def fault_of(folder: Path) -> str:
+    """Why a folder cannot be imported under its name, or an empty string."""
+    if not (folder / "__init__.py").is_file():
+        return "the folder has no __init__.py"
+    if twin := next((other for other in folders() if other.name == folder.name and other != folder), None):
+        return f"{twin} has the same name; give one of the two, or rename one"
+    place = taken_by(folder)
+    return f"its name is taken by {place}; rename the folder" if place else ""
+
+
+def taken_by(folder: Path) -> str:
+    """What else goes by a folder's name and has to go on doing so; an empty string if nothing does.
+
+    An installed plugin has not, as a folder that the user names is meant to stand in for it: unless its code runs here
+    already.
+    """
+    name = folder.name
+    if name in sys.stdlib_module_names:
+        return f"Python's own module {name!r}"
+    if (module := sys.modules.get(name)) is not None and (place := _place(module)) != folder:
+        return f"{place}, which is imported already"
+    spec = _found_without_us(name)
+    if spec is None or spec.origin is None or _folder_of(spec.origin) == folder:  # no origin: a folder without code
+        return ""
+    return "" if any(point.value.partition(".")[0] == name for point in entry_points(group=GROUP)) else spec.origin
+
+
+def install() -> None:
+    """Have this process, and those it starts, import the packages from their folders."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+    for folder in usable().values():
+        # multiprocessing hands sys.path on: a process that unpickles a plugin's class may not have imported us yet
+        if str(folder.parent) not in sys.path:
+            sys.path.append(str(folder.parent))
+
+
+class _Finder(MetaPathFinder):
+    """Finds nothing but the packages of `usable`, before Python looks for their names along its path."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        folder = next((folder for folder in folders() if folder.name == fullname), None)
+        if folder is None or fault_of(folder):
+            return None
+        return spec_from_file_location(fullname, folder / "__init__.py", submodule_search_locations=[str(folder)])
+
+
+def _found_without_us(name: str) -> ModuleSpec | None:
+    others = (finder for finder in sys.meta_path if not isinstance(finder, _Finder))
+    return next((spec for finder in others if (spec := finder.find_spec(name, None)) is not None), None)
+
+
+def _place(module: ModuleType) -> Path | str:
+    """The folder of an imported package, or the file of a module, or what there is to say of one without a file."""
+    return _folder_of(module.__file__) if getattr(module, "__file__", None) else repr(module)
+
+
+def _folder_of(file: str | None) -> Path | str:
+    path = Path(file or "").resolve()
+    return path.parent if path.name == "__init__.py" else path
