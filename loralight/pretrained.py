@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import safetensors.torch
@@ -16,6 +17,7 @@ from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoTokenizer,
+    BatchEncoding,
     FeatureExtractionMixin,
     PretrainedConfig,
     PreTrainedModel,
@@ -29,6 +31,8 @@ from transformers.utils import logging as transformers_logging
 from loralight.errors import InputError
 from loralight.resources import resolve
 from loralight.shapes import without_weights
+
+_TOKENISING = Lock()
 
 
 def load_model(auto_class: Any, checkpoint: str, **arguments: Any) -> PreTrainedModel:
@@ -101,6 +105,12 @@ def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
     name, file = _source(checkpoint)
     with _one_message(checkpoint):
         return AutoTokenizer.from_pretrained(name, **file)
+
+
+def tokenise(tokenizer: PreTrainedTokenizerBase, *texts: Any, **settings: Any) -> BatchEncoding:
+    """``tokenizer(...)``, for one thread at a time: it keeps padding and truncation, and its text, in itself."""
+    with _TOKENISING:
+        return tokenizer(*texts, **settings)
 
 
 def save_model(model: nn.Module, folder: Path, *, beside: Iterable[Any] = ()) -> None:

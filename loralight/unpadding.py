@@ -21,7 +21,7 @@ from loralight.adapters.blocks import blocks
 from loralight.dropout import attend, can_be_cheap
 from loralight.errors import InputError
 from loralight.logs import logger
-from loralight.ragged import Ragged
+from loralight.ragged import ALL_TOKENS, Ragged
 
 _NAME = "loralight_unpadded"  # of our attention function, as transformers calls its own `sdpa`
 _IS_OFF: ContextVar[bool] = ContextVar("unpadding_is_off", default=False)
@@ -138,10 +138,11 @@ def attend_by_row(
     dropout, scaling = settings.get("dropout", 0.0), settings.get("scaling") or query.shape[-1] ** -0.5
     is_biased = settings.get("position_bias") is not None
     is_plain = getattr(module, "num_key_value_groups", 1) == 1 and not is_biased
-    is_whole = not mask.of_all
-    if mask.of_all:
-        key, value = (made.view(1, made.shape[1], -1, query.shape[-1]).transpose(1, 2) for made in mask.of_all)
-        mask.of_all.clear()
+    all_tokens = ALL_TOKENS.get()
+    is_whole = all_tokens is None
+    if all_tokens is not None:
+        key, value = (made.view(1, made.shape[1], -1, query.shape[-1]).transpose(1, 2) for made in all_tokens.made)
+        all_tokens.made.clear()
     if not is_biased and _has_flash(query, key, value, dropout):
         q, k, v = (_line(part) for part in (query, key, value))
         return _attend_in_line(q, k, v, mask, dropout, scaling).unsqueeze(0), None

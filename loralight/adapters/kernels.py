@@ -6,6 +6,7 @@ or a fortieth), adding in place, and keeping no second copy of the input.
 """
 
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -169,20 +170,21 @@ def _add_product_(y: Tensor, left: Tensor, right: Tensor, scaling: float) -> Non
         y.add_((left @ right).mul_(scaling).to(y.dtype))
 
 
-_last_cast: tuple[TensorWeakRef, int, TensorWeakRef] | None = None  # of what, in which version, and what it became
+# of what, in which version, and what it became: of each thread
+_LAST_CAST: ContextVar[tuple[TensorWeakRef, int, TensorWeakRef] | None] = ContextVar("last_cast", default=None)
 
 
 def cast_once(x: Tensor, dtype: torch.dtype) -> Tensor:
     """``x.to(dtype)``, the same tensor for all layers that read x one after the other and keep it: Q, K and V do."""
-    global _last_cast
     if x.dtype == dtype:
         return x
-    if _last_cast is not None and _last_cast[0]() is x and _last_cast[1] == x._version:
-        before: Tensor | None = _last_cast[2]()
+    last = _LAST_CAST.get()
+    if last is not None and last[0]() is x and last[1] == x._version:
+        before: Tensor | None = last[2]()
         if before is not None and before.dtype == dtype:
             return before
     cast = x.to(dtype)
-    _last_cast = TensorWeakRef(x), x._version, TensorWeakRef(cast)
+    _LAST_CAST.set((TensorWeakRef(x), x._version, TensorWeakRef(cast)))
     return cast
 
 

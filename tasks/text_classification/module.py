@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from loralight.errors import InputError
 from loralight.first_tokens import read_first_
 from loralight.labels import check_smoothing, weights_of_labels
-from loralight.pretrained import check_vocabulary, load_model, load_tokenizer, new_head
+from loralight.pretrained import check_vocabulary, load_model, load_tokenizer, new_head, tokenise
 from loralight.task import AdapterTask, Step
 from loralight.unpadding import unpad_
 
@@ -101,7 +101,8 @@ class TextClassification(AdapterTask):
     def predict_batch(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """Label and probabilities of texts, of (text, text) pairs, or of records with the data's text columns."""
         records = [self._record(given) for given in inputs]
-        encoded = self.tokenizer(
+        encoded = tokenise(
+            self.tokenizer,
             *([record[column] for record in records] for column in self.text_columns),
             truncation=True,
             max_length=self.max_length,

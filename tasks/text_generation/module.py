@@ -193,12 +193,8 @@ class TextGeneration(AdapterTask):
     def stream(self, given: Any, *args: Any, **options: Any) -> Iterator[str]:
         """What `predict_batch` says of one input, in pieces; the options are the same."""
         decoding = Decoding(**options)
-        was_training = self.training
-        self.eval()
-        try:
+        with self.evaluating():
             yield from self._writer().stream(self.form.prompt(self.form.record(given)), decoding)
-        finally:
-            self.train(was_training)
 
     def _writer(self) -> Writer:
         return Writer(self.model, self.tokenizer, self.form.ends())
@@ -227,16 +223,11 @@ class TextGeneration(AdapterTask):
     def _scores_of_validation(self) -> dict[str, float]:
         """What a validation would log, without one: Lightning's own check before training sees two batches."""
         scores = token_metrics().to(self.device)
-        was_training = self.training
-        self.eval()
-        try:
-            loader = self._data().val_dataloader()
-            with self.trainer.precision_plugin.forward_context():
-                for batch in islice(loader, int(min(self.trainer.num_val_batches, default=0))):
-                    step = self.step(self.trainer.strategy.batch_to_device(batch))
-                    scores.update(step.predictions, step.targets)
-        finally:
-            self.train(was_training)
+        loader = self._data().val_dataloader()
+        with self.evaluating(), self.trainer.precision_plugin.forward_context():
+            for batch in islice(loader, int(min(self.trainer.num_val_batches, default=0))):
+                step = self.step(self.trainer.strategy.batch_to_device(batch))
+                scores.update(step.predictions, step.targets)
         return {**_floats(scores), **self._text_scores("validation")}
 
     def _note(self, scores: Mapping[str, float]) -> None:
