@@ -53,38 +53,43 @@ def _give_firsts(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     is_cached = "forward" in vars(block)  # with all of its outputs
     if ragged is None or is_recomputed or is_cached:
         return None
-    for name, part in block.named_modules():
-        if name.rpartition(".")[2] in _OF_ALL:
-            _compute_on_all_(part)
+    layers = {part for name, part in block.named_modules() if name.rpartition(".")[2] in _OF_ALL}
+    for layer in layers:
+        _compute_on_all_(layer)
     states, *others = args
-    ALL_TOKENS.set(AllTokens(ragged, states, []))
+    ALL_TOKENS.set(AllTokens(ragged, layers, states, []))
     return (states[:, ragged.firsts], *others), kwargs
 
 
-def _compute_on_all_(part: nn.Module) -> None:
+def _compute_on_all_(layer: nn.Module) -> None:
     """Have a layer of keys or values take all tokens while its block is given the first ones.
 
     The hooks stay, and find by thread what they are to do: others may be in the same layer. They come with a pass and
-    not with `read_first_`, since an adapter may put a layer of its own in the place of this one.
+    not with `read_first_`, since an adapter may put a layer of its own in the place of this one, around it even.
     """
     with _REGISTERING:
-        if _take_all not in part._forward_pre_hooks.values():
-            part.register_forward_pre_hook(_take_all)
-            part.register_forward_hook(_keep_all)
+        if _take_all not in layer._forward_pre_hooks.values():
+            layer.register_forward_pre_hook(_take_all)
+            layer.register_forward_hook(_keep_all)
 
 
-def _take_all(part: nn.Module, args: tuple[Any, ...]) -> Any:
-    all_tokens = None if torch.compiler.is_compiling() else ALL_TOKENS.get()
+def _take_all(layer: nn.Module, _: Any) -> Any:
+    all_tokens = _all_tokens_of(layer)
     return None if all_tokens is None else (all_tokens.states,)
 
 
-def _keep_all(part: nn.Module, args: tuple[Any, ...], made: Tensor) -> Tensor | None:
+def _keep_all(layer: nn.Module, _: Any, made: Tensor) -> Tensor | None:
     """Keep what attention needs, and give the block's code a tensor of the shape that it expects."""
-    all_tokens = None if torch.compiler.is_compiling() else ALL_TOKENS.get()
+    all_tokens = _all_tokens_of(layer)
     if all_tokens is None:
         return None
     all_tokens.made.append(made)
     return made[:, all_tokens.rows.firsts]
+
+
+def _all_tokens_of(layer: nn.Module) -> AllTokens | None:
+    all_tokens = None if torch.compiler.is_compiling() else ALL_TOKENS.get()
+    return all_tokens if all_tokens is not None and layer in all_tokens.layers else None
 
 
 def _let_go(block: nn.Module, *_: Any) -> None:

@@ -1,12 +1,13 @@
 """Rows of unlike length in one line of tokens, and back in a rectangle where an operation needs one."""
 
+from collections.abc import Collection
 from contextvars import ContextVar
 from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _SPREAD = 1.5  # longest over shortest row of a group; smaller groups waste less, but each costs a call
 
@@ -99,11 +100,13 @@ class AllTokens(NamedTuple):
 
     Args:
         rows: in which the tokens lie.
+        layers: that make them.
         states: of all tokens (1, tokens, width).
         made: keys and values (1, tokens, heads * width) on their way to an attention with fewer queries.
     """
 
     rows: Ragged
+    layers: Collection[nn.Module]
     states: Tensor
     made: list[Tensor]
 
