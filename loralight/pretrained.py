@@ -136,7 +136,7 @@ def longest_input(checkpoint: str, tokenizer: PreTrainedTokenizerBase) -> int:
     Raises:
         InputError: the model has no config (``E-MODEL``).
     """
-    positions = getattr(_config(checkpoint), "max_position_embeddings", None)
+    positions = getattr(_config(checkpoint).get_text_config(), "max_position_embeddings", None)
     return min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
 
 
@@ -177,11 +177,45 @@ def check_causal(checkpoint: str) -> None:
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpoint: str) -> None:
     """Raise ``E-TOKENIZER`` if the tokenizer has tokens for which the model has no embedding."""
-    known = model.config.vocab_size
-    if len(tokenizer) > known:
+    known = num_embeddings(model)
+    if known is not None and len(tokenizer) > known:
         raise InputError(
             "E-TOKENIZER", f"{checkpoint}: its tokenizer has {len(tokenizer)} tokens, its embeddings {known}"
         )
+
+
+def num_embeddings(model: PreTrainedModel) -> int | None:
+    """How many tokens a model tells apart, as its config says; Canine's says nothing, as it reads any character."""
+    return getattr(model.config.get_text_config(), "vocab_size", None)
+
+
+def pad_(tokenizer: PreTrainedTokenizerBase, checkpoint: str) -> None:
+    """Give a tokenizer a token to pad with where it has none: the model's own, else the end of a text, on the right.
+
+    Raises:
+        InputError: there is neither (``E-TOKENIZER``).
+    """
+    if tokenizer.pad_token is not None:
+        return
+    own = getattr(_config(checkpoint).get_text_config(), "pad_token_id", None)
+    is_known = own is not None and 0 <= own < len(tokenizer)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(own) if is_known else tokenizer.eos_token
+    tokenizer.padding_side = "right"  # a decoder's tokens then see none of it, and are counted from 0
+    if tokenizer.pad_token is None:
+        raise InputError(
+            "E-TOKENIZER",
+            f"{checkpoint}: its tokenizer can fill up no short text: it has neither pad_token nor eos_token",
+        )
+
+
+def agree_on_padding_(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Tell a decoder which token its tokenizer pads with: as a classifier it reads the last one that is another.
+
+    An encoder goes by its mask, but may count positions from its own padding token: that is left as it is.
+    """
+    config = model.config.get_text_config()
+    if getattr(config, "pad_token_id", None) is None or type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+        config.pad_token_id = tokenizer.pad_token_id
 
 
 def new_head(model: PreTrainedModel, fresh: set[str]) -> list[nn.Module]:

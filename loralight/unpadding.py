@@ -21,6 +21,7 @@ from loralight.adapters.blocks import blocks
 from loralight.dropout import attend, can_be_cheap
 from loralight.errors import InputError
 from loralight.logs import logger
+from loralight.pretrained import num_embeddings
 from loralight.ragged import ALL_TOKENS, Ragged
 
 _NAME = "loralight_unpadded"  # of our attention function, as transformers calls its own `sdpa`
@@ -229,9 +230,9 @@ def _passing_through(encoder: nn.Module) -> Iterator[list[Ragged]]:
 @torch.no_grad()
 def outputs_of_short_rows(model: PreTrainedModel, *, whole: bool = False) -> tuple[Tensor, Tensor]:
     """States and logits of three short rows in evaluation mode, but none of padding; with padding if ``whole``."""
-    ids = torch.arange(5, 26, device=model.device).view(3, 7) % model.config.vocab_size
+    ids = torch.arange(5, 26, device=model.device).view(3, 7) % (num_embeddings(model) or 26)
     mask = torch.arange(7, device=model.device) < torch.tensor([[4], [7], [2]], device=model.device)
-    padding = model.config.pad_token_id or 0
+    padding = getattr(model.config.get_text_config(), "pad_token_id", None) or 0
     kept: list[Tensor] = []
     hook = model.base_model.register_forward_hook(lambda *given: kept.append(given[-1]["last_hidden_state"]))
     was_training = model.training

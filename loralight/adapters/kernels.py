@@ -70,10 +70,10 @@ def lora_linear(
     if is_on_accelerator(x):
         dtype = torch.get_autocast_dtype(device) if is_autocast else x.dtype
         y: Tensor = _LoraLinearOnAccelerator.apply(x, weight, bias, lora_A, lora_B, scaling, dropout, dtype)
-        return y
+        return y.view(*x.shape[:-1], -1)  # a view that was made inside could not be written to, as some models do
     if not is_autocast:
         y = _LoraLinear.apply(x, weight, bias, lora_A, lora_B, scaling, dropout, matrices)
-        return y
+        return y.view(*x.shape[:-1], -1)
     x, bias, lora_A, lora_B = in_autocast(x, bias, lora_A, lora_B)
     with torch.autocast(device, enabled=False):
         return lora_linear(x, weight, bias, lora_A, lora_B, scaling, dropout, matrices)
@@ -109,7 +109,10 @@ def parts(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 class _LoraLinear(Function):
-    """x may be of a narrower dtype than A and B, whose products are then made in theirs, or W of another than x."""
+    """x may be of a narrower dtype than A and B, whose products are then made in theirs, or W of another than x.
+
+    The result is (tokens, out).
+    """
 
     @staticmethod
     def forward(
@@ -134,7 +137,7 @@ class _LoraLinear(Function):
         of_A = rows if ctx.needs_input_grad[3] else None  # a frozen A (LoRA-FA) needs no input kept
         ctx.save_for_backward(of_A, weight, lora_A, lora_B, low, mask)  # W uncast: a cast is cheap, its copy is not
         ctx.scaling, ctx.shape, ctx.matrices = scaling * keep, x.shape, matrices
-        return y.view(*x.shape[:-1], -1)
+        return y
 
     @staticmethod
     @once_differentiable
@@ -194,6 +197,7 @@ class _LoraLinearOnAccelerator(Function):
     What the low-rank path adds is written first, and the frozen product is added to it as it is made: a pass less than
     the other way round. All products are made in one dtype, x's own or autocast's, and summed in float32, as GPUs do;
     in half precision A and B learn in float32 all the same. Casts are made here, where autograd records none of them.
+    The result is (tokens, out).
     """
 
     @staticmethod
@@ -217,7 +221,7 @@ class _LoraLinearOnAccelerator(Function):
         of_A = rows if ctx.needs_input_grad[3] else None
         ctx.save_for_backward(of_A, weight, down, up, low, mask)
         ctx.scaling, ctx.shape, ctx.dtypes = scaling * keep, x.shape, (x.dtype, lora_A.dtype)
-        return y.view(*x.shape[:-1], -1)
+        return y
 
     @staticmethod
     @once_differentiable

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from loralight.documents import Line, attends_within_
 from loralight.errors import InputError
 from loralight.logs import show
-from loralight.pretrained import check_vocabulary, load_model, load_tokenizer
+from loralight.pretrained import check_vocabulary, load_model, load_tokenizer, num_embeddings
 from loralight.task import AdapterTask, Step
 
 from . import samples
@@ -139,7 +139,8 @@ class TextGeneration(AdapterTask):
     @torch.no_grad()
     def _check_that_documents_are_kept_apart(self) -> None:
         """Raise ``E-PACKED`` if a document's logits depend on its neighbour in the row: it is tried once."""
-        ids = torch.tensor([[5, 6, 7, 8, 5, 6, 7]], device=self.device) % self.model.config.vocab_size
+        ids = torch.tensor([[5, 6, 7, 8, 5, 6, 7]], device=self.device)
+        ids %= num_embeddings(self.model) or 8
         positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2]], device=self.device)
         was_training = self.training
         self.eval()
