@@ -17,7 +17,6 @@ from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoTokenizer,
-    BatchEncoding,
     FeatureExtractionMixin,
     PretrainedConfig,
     PreTrainedModel,
@@ -107,7 +106,7 @@ def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(name, **file)
 
 
-def tokenise(tokenizer: PreTrainedTokenizerBase, *texts: Any, **settings: Any) -> BatchEncoding:
+def tokenise(tokenizer: PreTrainedTokenizerBase, *texts: Any, **settings: Any) -> Any:
     """``tokenizer(...)``, for one thread at a time: it keeps padding and truncation, and its text, in itself."""
     with _TOKENISING:
         return tokenizer(*texts, **settings)
@@ -197,9 +196,9 @@ def pad_(tokenizer: PreTrainedTokenizerBase, checkpoint: str) -> None:
     """
     if tokenizer.pad_token is not None:
         return
-    own = getattr(_config(checkpoint).get_text_config(), "pad_token_id", None)
-    is_known = own is not None and 0 <= own < len(tokenizer)
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(own) if is_known else tokenizer.eos_token
+    own: Any = getattr(_config(checkpoint).get_text_config(), "pad_token_id", None)
+    is_none = own is None or not 0 <= own < len(tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token if is_none else tokenizer.convert_ids_to_tokens(own)
     tokenizer.padding_side = "right"  # a decoder's tokens then see none of it, and are counted from 0
     if tokenizer.pad_token is None:
         raise InputError(

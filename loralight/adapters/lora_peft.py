@@ -48,7 +48,7 @@ def _had_experts_of_layers(model: nn.Module) -> bool:
     """Whether transformers makes a mixture's weights of those of many layers as it loads them."""
     if not isinstance(model, PreTrainedModel):
         return False
-    conversions = get_checkpoint_conversion_mapping(model.config.model_type) or []
+    conversions = get_checkpoint_conversion_mapping(model.config.model_type) or []  # type: ignore[no-untyped-call]
     return any("experts" in target for conversion in conversions for target in conversion.target_patterns)
 
 
