@@ -19,6 +19,7 @@ import loralight
 from loralight.adapters import Lora, merge
 from loralight.adapters.base import trainable
 from loralight.errors import InputError
+from loralight.export import save_adapter
 from loralight.optim import parameter_groups
 from loralight.pretrained import agree_on_padding_, check_vocabulary, pad_
 from loralight.task import AdapterTask
@@ -357,6 +358,13 @@ def test_a_decoder_without_a_padding_token_reads_the_last_token_of_each_text(dec
         for found in (answer, alone):
             assert list(found["probabilities"].values()) == pytest.approx(last.tolist(), abs=1e-5)
     task.step(batch_of(task, [0, 1, 0, 1, 0])).loss.backward()
+    arguments = {"checkpoint": decoder, "labels": ["bad", "good"], "max_length": 16}
+    recipe = {
+        "task": {"name": "text_classification", "arguments": arguments},
+        "adapter": {"name": "lora", "arguments": {"targets": "all-linear", "rank": 4}},
+    }
+    save_adapter(task, tmp_path / "adapter", recipe=recipe, metrics={})
+    assert loralight.load(tmp_path / "adapter", device="cpu").predict(TEXTS) == together
     merge(task.model)
     task.save_pretrained(tmp_path / "merged")
     loaded = pipeline("text-classification", str(tmp_path / "merged"), top_k=None)
