@@ -17,6 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import sdpa_mask
 
 from loralight.logs import logger
+from loralight.pretrained import num_embeddings
 from loralight.ragged import Ragged
 from loralight.unpadding import attend_by_row
 
@@ -95,7 +96,7 @@ def _why_not(model: PreTrainedModel) -> str | None:
 def _logits_of_two_documents(model: PreTrainedModel, *, in_line: bool) -> Tensor:
     """Logits (tokens, vocabulary) in evaluation mode, in the order of the line."""
     positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4]], device=model.device)
-    ids = torch.arange(5, 13, device=model.device).unsqueeze(0) % model.config.get_text_config().vocab_size
+    ids = torch.arange(5, 13, device=model.device).unsqueeze(0) % (num_embeddings(model) or 13)
     line = Line(positions)
     was_training = model.training
     model.train(False)

@@ -4,20 +4,19 @@ Keys and values need all tokens; the query and what comes after attention, five 
 first.
 """
 
+from threading import Lock
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from loralight.adapters.blocks import blocks
-from loralight.ragged import Ragged
+from loralight.ragged import ALL_TOKENS, AllTokens, Ragged
 from loralight.unpadding import encoder_of, is_same, is_unpadded, outputs_of_short_rows
 
 _OF_ALL = {"key", "value", "k_lin", "v_lin", "k_proj", "v_proj"}  # what transformers calls layers of keys and values
-_handles: WeakKeyDictionary[nn.Module, list[RemovableHandle]] = WeakKeyDictionary()  # of a block, while it computes
+_REGISTERING = Lock()
 
 
 def read_first_(model: PreTrainedModel) -> bool:
@@ -54,23 +53,45 @@ def _give_firsts(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     is_cached = "forward" in vars(block)  # with all of its outputs
     if ragged is None or is_recomputed or is_cached:
         return None
-    parts = [part for name, part in block.named_modules() if name.rpartition(".")[2] in _OF_ALL]
+    layers = {part for name, part in block.named_modules() if name.rpartition(".")[2] in _OF_ALL}
+    for layer in layers:
+        _compute_on_all_(layer)
     states, *others = args
-    _handles[block] = [handle for part in parts for handle in _compute_on_all(part, states, ragged)]
+    ALL_TOKENS.set(AllTokens(ragged, layers, states, []))
     return (states[:, ragged.firsts], *others), kwargs
 
 
-def _compute_on_all(part: nn.Module, states: Tensor, ragged: Ragged) -> list[RemovableHandle]:
-    """Have a layer of keys or values take all tokens, whatever it is given; `_attend` finds what it makes of them."""
+def _compute_on_all_(layer: nn.Module) -> None:
+    """Have a layer of keys or values take all tokens while its block is given the first ones.
 
-    def keep(_: nn.Module, given: Any, made: Tensor) -> Tensor:
-        ragged.of_all.append(made)
-        return made[:, ragged.firsts]
+    The hooks stay, and find by thread what they are to do: others may be in the same layer. They come with a pass and
+    not with `read_first_`, since an adapter may put a layer of its own in the place of this one, around it even.
+    """
+    with _REGISTERING:
+        if _take_all not in layer._forward_pre_hooks.values():
+            layer.register_forward_pre_hook(_take_all)
+            layer.register_forward_hook(_keep_all)
 
-    return [part.register_forward_pre_hook(lambda *_: (states,)), part.register_forward_hook(keep)]
+
+def _take_all(layer: nn.Module, _: Any) -> Any:
+    all_tokens = _all_tokens_of(layer)
+    return None if all_tokens is None else (all_tokens.states,)
+
+
+def _keep_all(layer: nn.Module, _: Any, made: Tensor) -> Tensor | None:
+    """Keep what attention needs, and give the block's code a tensor of the shape that it expects."""
+    all_tokens = _all_tokens_of(layer)
+    if all_tokens is None:
+        return None
+    all_tokens.made.append(made)
+    return made[:, all_tokens.rows.firsts]
+
+
+def _all_tokens_of(layer: nn.Module) -> AllTokens | None:
+    all_tokens = None if torch.compiler.is_compiling() else ALL_TOKENS.get()
+    return all_tokens if all_tokens is not None and layer in all_tokens.layers else None
 
 
 def _let_go(block: nn.Module, *_: Any) -> None:
     if not torch.compiler.is_compiling():
-        for handle in _handles.pop(block, ()):
-            handle.remove()
+        ALL_TOKENS.set(None)

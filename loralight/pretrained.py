@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import safetensors.torch
@@ -29,6 +30,8 @@ from transformers.utils import logging as transformers_logging
 from loralight.errors import InputError
 from loralight.resources import resolve
 from loralight.shapes import without_weights
+
+_TOKENISING = Lock()
 
 
 def load_model(auto_class: Any, checkpoint: str, **arguments: Any) -> PreTrainedModel:
@@ -103,6 +106,12 @@ def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(name, **file)
 
 
+def tokenise(tokenizer: PreTrainedTokenizerBase, *texts: Any, **settings: Any) -> Any:
+    """``tokenizer(...)``, for one thread at a time: it keeps padding and truncation, and its text, in itself."""
+    with _TOKENISING:
+        return tokenizer(*texts, **settings)
+
+
 def save_model(model: nn.Module, folder: Path, *, beside: Iterable[Any] = ()) -> None:
     """Write a model so that its library loads it: one of transformers as a whole, any other its weights alone.
 
@@ -126,7 +135,7 @@ def longest_input(checkpoint: str, tokenizer: PreTrainedTokenizerBase) -> int:
     Raises:
         InputError: the model has no config (``E-MODEL``).
     """
-    positions = getattr(_config(checkpoint), "max_position_embeddings", None)
+    positions = getattr(_config(checkpoint).get_text_config(), "max_position_embeddings", None)
     return min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
 
 
@@ -167,11 +176,45 @@ def check_causal(checkpoint: str) -> None:
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpoint: str) -> None:
     """Raise ``E-TOKENIZER`` if the tokenizer has tokens for which the model has no embedding."""
-    known = model.config.vocab_size
-    if len(tokenizer) > known:
+    known = num_embeddings(model)
+    if known is not None and len(tokenizer) > known:
         raise InputError(
             "E-TOKENIZER", f"{checkpoint}: its tokenizer has {len(tokenizer)} tokens, its embeddings {known}"
         )
+
+
+def num_embeddings(model: PreTrainedModel) -> int | None:
+    """How many tokens a model tells apart, as its config says; Canine's says nothing, as it reads any character."""
+    return getattr(model.config.get_text_config(), "vocab_size", None)
+
+
+def pad_(tokenizer: PreTrainedTokenizerBase, checkpoint: str) -> None:
+    """Give a tokenizer a token to pad with where it has none: the model's own, else the end of a text, on the right.
+
+    Raises:
+        InputError: there is neither (``E-TOKENIZER``).
+    """
+    if tokenizer.pad_token is not None:
+        return
+    own: Any = getattr(_config(checkpoint).get_text_config(), "pad_token_id", None)
+    is_none = own is None or not 0 <= own < len(tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token if is_none else tokenizer.convert_ids_to_tokens(own)
+    tokenizer.padding_side = "right"  # a decoder's tokens then see none of it, and are counted from 0
+    if tokenizer.pad_token is None:
+        raise InputError(
+            "E-TOKENIZER",
+            f"{checkpoint}: its tokenizer can fill up no short text: it has neither pad_token nor eos_token",
+        )
+
+
+def agree_on_padding_(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Tell a decoder which token its tokenizer pads with: as a classifier it reads the last one that is another.
+
+    An encoder goes by its mask, but may count positions from its own padding token: that is left as it is.
+    """
+    config = model.config.get_text_config()
+    if getattr(config, "pad_token_id", None) is None or type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+        config.pad_token_id = tokenizer.pad_token_id
 
 
 def new_head(model: PreTrainedModel, fresh: set[str]) -> list[nn.Module]:

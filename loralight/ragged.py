@@ -1,11 +1,13 @@
 """Rows of unlike length in one line of tokens, and back in a rectangle where an operation needs one."""
 
+from collections.abc import Collection
+from contextvars import ContextVar
 from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _SPREAD = 1.5  # longest over shortest row of a group; smaller groups waste less, but each costs a call
 
@@ -47,7 +49,6 @@ class Ragged:
         lengths: of the rows, in the order in which they lie in the line.
         offsets: where in the line each of them begins, and where the last ends, (batch + 1,), as kernels take it.
         firsts: the same without that end, (batch,), as an index.
-        of_all: keys and values (1, tokens, heads * width) on their way to an attention with fewer queries.
     """
 
     def __init__(self, mask: Tensor, *, is_causal: bool = False) -> None:
@@ -61,7 +62,6 @@ class Ragged:
         self.places = (order.unsqueeze(1) * mask.shape[1] + torch.arange(mask.shape[1], device=mask.device))[
             mask[order]
         ]
-        self.of_all: list[Tensor] = []
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -93,6 +93,26 @@ class Ragged:
         """From the first tokens (1, batch, width) to (batch, longest, width), with NaN where nothing was computed."""
         padded = tokens.new_full((self.shape.numel(), tokens.shape[-1]), torch.nan)
         return padded.index_copy(0, self.places[self.firsts], tokens.squeeze(0)).view(*self.shape, -1)
+
+
+class AllTokens(NamedTuple):
+    """What keys and values are made of in a block that is given the first token of each row alone.
+
+    Args:
+        rows: in which the tokens lie.
+        layers: that make them.
+        states: of all tokens (1, tokens, width).
+        made: keys and values (1, tokens, heads * width) on their way to an attention with fewer queries.
+    """
+
+    rows: Ragged
+    layers: Collection[nn.Module]
+    states: Tensor
+    made: list[Tensor]
+
+
+ALL_TOKENS: ContextVar[AllTokens | None] = ContextVar("all_tokens", default=None)
+"""Those of the block that this thread is in."""
 
 
 def _bounds(counts: list[int]) -> list[int]:

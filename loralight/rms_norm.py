@@ -7,7 +7,8 @@ rounded to half precision once and not twice, so this is there in training alone
 
 import copy
 from collections.abc import Iterable
-from typing import Any
+from functools import cache
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,21 +20,23 @@ from loralight.adapters.kernels import is_eager, is_on_accelerator
 class FusedRMSNorm(nn.Module):
     """``weight * x / sqrt(mean(x**2) + eps)``, which a module of transformers that computes it becomes in place.
 
+    Its class is then one of this and of its own, on whose other methods its own ``forward`` may rely.
+
     Shapes: x and the result (..., width), weight (width,).
     """
 
     weight: Tensor
-    plain: type[nn.Module]
+    plain: ClassVar[type[nn.Module]]
     """What it was."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not is_on_accelerator(x) or x.dtype != self.weight.dtype or not is_eager():  # a compiler fuses by itself
-            unchanged: Tensor = self.plain.forward(self, x)
+            unchanged: Tensor = super().forward(x)
             return unchanged
         return F.rms_norm(x, self.weight.shape, self.weight, _eps_of(self))
 
-    def extra_repr(self) -> str:
-        return self.plain.extra_repr(self)
+    def __reduce__(self) -> Any:
+        return _blank, (self.plain,), self.__dict__
 
 
 def fusible(model: nn.Module) -> list[nn.Module]:
@@ -47,10 +50,20 @@ def set_fused_(norms: Iterable[Any], on: bool) -> None:
     """Turn those that `fusible` has found into `FusedRMSNorm`, in place, or back."""
     for norm in norms:
         if on and not isinstance(norm, FusedRMSNorm):
-            norm.plain = type(norm)
-            norm.__class__ = FusedRMSNorm
+            plain: Any = type(norm)
+            norm.__class__ = _kind(plain)
         elif isinstance(norm, FusedRMSNorm) and not on:
-            norm.__class__ = vars(norm).pop("plain")
+            norm.__class__ = norm.plain  # type: ignore[assignment]  # the way back
+
+
+@cache
+def _kind(plain: Any) -> Any:
+    return type(f"Fused{plain.__name__}", (FusedRMSNorm, plain), {"plain": plain, "__module__": plain.__module__})
+
+
+def _blank(plain: Any) -> nn.Module:
+    kind = _kind(plain)
+    return kind.__new__(kind)  # type: ignore[no-any-return]
 
 
 def is_rms_norm(module: nn.Module) -> bool:

@@ -2,9 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, ClassVar, Literal, Self
 
 import lightning
@@ -33,6 +34,7 @@ from loralight.step import Step, Window, weight_of
 __all__ = ["AdapterTask", "Step"]
 
 _BATCH_NORM = (nn.modules.batchnorm._BatchNorm,)
+_SWITCHING = Lock()  # held while a model's mode is switched, and not while it computes
 
 
 class AdapterTask(lightning.LightningModule, ABC):
@@ -114,6 +116,8 @@ class AdapterTask(lightning.LightningModule, ABC):
         self.strict_loading = False  # Lightning would demand the frozen weights; `on_load_checkpoint` is the strict one
         self.adapted: dict[str, list[str]] = {}
         self._built = False
+        self._num_evaluating = 0  # contexts of `evaluating` that are open, in all threads
+        self._was_training = False  # before the first of them
         self._still: list[nn.Module] = []
         self._added: set[str] = set()  # names of the tensors that are the adapter's and not the base's
         self._dropouts: list[nn.Module] = []
@@ -165,6 +169,8 @@ class AdapterTask(lightning.LightningModule, ABC):
     def predict(self, inputs: Sequence[Any], *, batch_size: int = 32, **options: Any) -> list[dict[str, Any]]:
         """What the model says of ``inputs``, in their order; dropout is off while it does.
 
+        Any number of threads may ask one model at once, but none while it is being trained.
+
         Args:
             inputs: as the task takes them.
             batch_size: inputs at a time.
@@ -178,13 +184,25 @@ class AdapterTask(lightning.LightningModule, ABC):
             raise InputError("E-INPUT", f"{inputs!r}: give a list of inputs, even if it is only one")
         if batch_size < 1:
             raise InputError("E-BATCH", f"batch_size is {batch_size}; give at least 1")
-        was_training = self.training
-        self.eval()
-        try:
+        with self.evaluating():
             batches = (inputs[start : start + batch_size] for start in range(0, len(inputs), batch_size))
             return [answer for batch in batches for answer in self.predict_batch(batch, **options)]
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode, until the last thread has left this context; then the mode that the first one found."""
+        with _SWITCHING:
+            if not self._num_evaluating:
+                self._was_training = self.training
+                self.eval()
+            self._num_evaluating += 1
+        try:
+            yield
         finally:
-            self.train(was_training)
+            with _SWITCHING:
+                self._num_evaluating -= 1
+                if not self._num_evaluating:
+                    self.train(self._was_training)
 
     def save_pretrained(self, folder: Path) -> None:
         """Write the model into ``folder`` so that the library it comes from loads it, once its adapter is merged.

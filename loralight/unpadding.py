@@ -21,7 +21,8 @@ from loralight.adapters.blocks import blocks
 from loralight.dropout import attend, can_be_cheap
 from loralight.errors import InputError
 from loralight.logs import logger
-from loralight.ragged import Ragged
+from loralight.pretrained import num_embeddings
+from loralight.ragged import ALL_TOKENS, Ragged
 
 _NAME = "loralight_unpadded"  # of our attention function, as transformers calls its own `sdpa`
 _IS_OFF: ContextVar[bool] = ContextVar("unpadding_is_off", default=False)
@@ -138,10 +139,11 @@ def attend_by_row(
     dropout, scaling = settings.get("dropout", 0.0), settings.get("scaling") or query.shape[-1] ** -0.5
     is_biased = settings.get("position_bias") is not None
     is_plain = getattr(module, "num_key_value_groups", 1) == 1 and not is_biased
-    is_whole = not mask.of_all
-    if mask.of_all:
-        key, value = (made.view(1, made.shape[1], -1, query.shape[-1]).transpose(1, 2) for made in mask.of_all)
-        mask.of_all.clear()
+    all_tokens = ALL_TOKENS.get()
+    is_whole = all_tokens is None
+    if all_tokens is not None:
+        key, value = (made.view(1, made.shape[1], -1, query.shape[-1]).transpose(1, 2) for made in all_tokens.made)
+        all_tokens.made.clear()
     if not is_biased and _has_flash(query, key, value, dropout):
         q, k, v = (_line(part) for part in (query, key, value))
         return _attend_in_line(q, k, v, mask, dropout, scaling).unsqueeze(0), None
@@ -228,9 +230,9 @@ def _passing_through(encoder: nn.Module) -> Iterator[list[Ragged]]:
 @torch.no_grad()
 def outputs_of_short_rows(model: PreTrainedModel, *, whole: bool = False) -> tuple[Tensor, Tensor]:
     """States and logits of three short rows in evaluation mode, but none of padding; with padding if ``whole``."""
-    ids = torch.arange(5, 26, device=model.device).view(3, 7) % model.config.vocab_size
+    ids = torch.arange(5, 26, device=model.device).view(3, 7) % (num_embeddings(model) or 26)
     mask = torch.arange(7, device=model.device) < torch.tensor([[4], [7], [2]], device=model.device)
-    padding = model.config.pad_token_id or 0
+    padding = getattr(model.config.get_text_config(), "pad_token_id", None) or 0
     kept: list[Tensor] = []
     hook = model.base_model.register_forward_hook(lambda *given: kept.append(given[-1]["last_hidden_state"]))
     was_training = model.training

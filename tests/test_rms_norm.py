@@ -46,7 +46,7 @@ def test_output_and_gradients_are_those_of_transformers(
     fused = copy.deepcopy(plain)
     assert fusible(fused) == [fused]
     set_fused_([fused], True)
-    assert type(fused) is FusedRMSNorm
+    assert isinstance(fused, FusedRMSNorm)
     x = torch.randn(2, 7, 32).to(dtype)
     for found, expected in zip(output_and_gradients(fused, x), output_and_gradients(plain, x), strict=True):
         torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
@@ -72,7 +72,7 @@ def test_it_is_turned_back_as_it_was() -> None:
     state, words = dict(vars(norm)), repr(norm)
     for _ in range(2):
         set_fused_([norm], True)
-    assert repr(norm) == words.replace("Llama", "Fused")
+    assert repr(norm) == words.replace("Llama", "FusedLlama")
     again = pickle.loads(pickle.dumps(norm))
     for one in (norm, again):
         set_fused_([one], False)

@@ -63,21 +63,23 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None, matrices: Matr
         with torch.autocast(device, enabled=False):
             return frozen_linear(x, weight, bias, matrices)
     y: Tensor = _FrozenLinear.apply(x, weight, bias, matrices)
-    return y
+    return y.view(*x.shape[:-1], -1)  # as in `lora_linear`
 
 
 class _FrozenLinear(Function):
+    """The result is (tokens, out)."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, matrices: Matrices | None) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.matrices = matrices
-        y = multiply(x.reshape(-1, x.shape[-1]), weight, bias, matrices and matrices.weight)
-        return y.view(*x.shape[:-1], -1)
+        ctx.matrices, ctx.shape = matrices, x.shape
+        return multiply(x.reshape(-1, x.shape[-1]), weight, bias, matrices and matrices.weight)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
-        return _FrozenLinear.apply(gradient, weight.T, None, ctx.matrices and ctx.matrices.T), None, None, None
+        g_x = _FrozenLinear.apply(gradient, weight.T, None, ctx.matrices and ctx.matrices.T)
+        return g_x.view(ctx.shape), None, None, None
 
 
 def multiply_by_onednn_(model: nn.Module) -> None:

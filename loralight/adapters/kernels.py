@@ -6,6 +6,7 @@ or a fortieth), adding in place, and keeping no second copy of the input.
 """
 
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -69,10 +70,10 @@ def lora_linear(
     if is_on_accelerator(x):
         dtype = torch.get_autocast_dtype(device) if is_autocast else x.dtype
         y: Tensor = _LoraLinearOnAccelerator.apply(x, weight, bias, lora_A, lora_B, scaling, dropout, dtype)
-        return y
+        return y.view(*x.shape[:-1], -1)  # a view that was made inside could not be written to, as some models do
     if not is_autocast:
         y = _LoraLinear.apply(x, weight, bias, lora_A, lora_B, scaling, dropout, matrices)
-        return y
+        return y.view(*x.shape[:-1], -1)
     x, bias, lora_A, lora_B = in_autocast(x, bias, lora_A, lora_B)
     with torch.autocast(device, enabled=False):
         return lora_linear(x, weight, bias, lora_A, lora_B, scaling, dropout, matrices)
@@ -108,7 +109,10 @@ def parts(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 class _LoraLinear(Function):
-    """x may be of a narrower dtype than A and B, whose products are then made in theirs, or W of another than x."""
+    """x may be of a narrower dtype than A and B, whose products are then made in theirs, or W of another than x.
+
+    The result is (tokens, out).
+    """
 
     @staticmethod
     def forward(
@@ -133,7 +137,7 @@ class _LoraLinear(Function):
         of_A = rows if ctx.needs_input_grad[3] else None  # a frozen A (LoRA-FA) needs no input kept
         ctx.save_for_backward(of_A, weight, lora_A, lora_B, low, mask)  # W uncast: a cast is cheap, its copy is not
         ctx.scaling, ctx.shape, ctx.matrices = scaling * keep, x.shape, matrices
-        return y.view(*x.shape[:-1], -1)
+        return y
 
     @staticmethod
     @once_differentiable
@@ -169,20 +173,21 @@ def _add_product_(y: Tensor, left: Tensor, right: Tensor, scaling: float) -> Non
         y.add_((left @ right).mul_(scaling).to(y.dtype))
 
 
-_last_cast: tuple[TensorWeakRef, int, TensorWeakRef] | None = None  # of what, in which version, and what it became
+# of what, in which version, and what it became: of each thread
+_LAST_CAST: ContextVar[tuple[TensorWeakRef, int, TensorWeakRef] | None] = ContextVar("last_cast", default=None)
 
 
 def cast_once(x: Tensor, dtype: torch.dtype) -> Tensor:
     """``x.to(dtype)``, the same tensor for all layers that read x one after the other and keep it: Q, K and V do."""
-    global _last_cast
     if x.dtype == dtype:
         return x
-    if _last_cast is not None and _last_cast[0]() is x and _last_cast[1] == x._version:
-        before: Tensor | None = _last_cast[2]()
+    last = _LAST_CAST.get()
+    if last is not None and last[0]() is x and last[1] == x._version:
+        before: Tensor | None = last[2]()
         if before is not None and before.dtype == dtype:
             return before
     cast = x.to(dtype)
-    _last_cast = TensorWeakRef(x), x._version, TensorWeakRef(cast)
+    _LAST_CAST.set((TensorWeakRef(x), x._version, TensorWeakRef(cast)))
     return cast
 
 
@@ -192,6 +197,7 @@ class _LoraLinearOnAccelerator(Function):
     What the low-rank path adds is written first, and the frozen product is added to it as it is made: a pass less than
     the other way round. All products are made in one dtype, x's own or autocast's, and summed in float32, as GPUs do;
     in half precision A and B learn in float32 all the same. Casts are made here, where autograd records none of them.
+    The result is (tokens, out).
     """
 
     @staticmethod
@@ -215,7 +221,7 @@ class _LoraLinearOnAccelerator(Function):
         of_A = rows if ctx.needs_input_grad[3] else None
         ctx.save_for_backward(of_A, weight, down, up, low, mask)
         ctx.scaling, ctx.shape, ctx.dtypes = scaling * keep, x.shape, (x.dtype, lora_A.dtype)
-        return y.view(*x.shape[:-1], -1)
+        return y
 
     @staticmethod
     @once_differentiable

@@ -1,14 +1,18 @@
 """LoRA on PyTorch's own attention and encoder layers, whose fused kernels take weights and call no submodule."""
 
+from contextvars import ContextVar
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from loralight.adapters.lora_layers import LoraLinear, wide
 from loralight.adapters.lora_parameters import LoraParameters, LowRank, read_once, read_with_
 from loralight.adapters.lora_slices import SLICES
+
+_CALLED: ContextVar[nn.Module | None] = ContextVar("called", default=None)  # the layer that this thread is in
 
 
 class LoraAttention(LoraParameters, nn.MultiheadAttention):
@@ -78,17 +82,20 @@ class LoraEncoderLinear(LoraLinear):
 
     def __getattr__(self, name: str) -> Any:
         value: Any = super().__getattr__(name)
-        if name != "weight":
+        if name != "weight" or (not torch.compiler.is_compiling() and _CALLED.get() is self):
             return value
         a, b = (factor.to(wide(value.dtype)) for factor in self.update_factors())
         return (value.to(a.dtype) + self.scaling * (b @ a)).to(value.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        self.__dict__["weight"] = self._parameters["weight"]  # found before `__getattr__` is asked
+        if torch.compiler.is_compiling():
+            y = F.linear(x, self._parameters["weight"], self.bias)  # type: ignore[arg-type]  # it is there
+            return y + self.update(F.dropout(x, self.lora_dropout, self.training)) * self.scaling
+        token = _CALLED.set(self)
         try:
             return super().forward(x)
         finally:
-            del self.__dict__["weight"]
+            _CALLED.reset(token)
 
     def merge_(self) -> None:
         self.__class__ = LoraLinear  # type: ignore[assignment]  # what it was before `show_weights_`

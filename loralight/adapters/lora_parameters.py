@@ -6,10 +6,15 @@ There is no layer whose output could be added to, so it is the weight that is re
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+# the sums that this thread has made for the modules it is in, by weight
+_MADE: ContextVar[Mapping[nn.Module, dict[str, Tensor]]] = ContextVar("made", default=MappingProxyType({}))
 
 
 class LowRank(nn.Module):
@@ -67,7 +72,7 @@ class LoraParameters(nn.Module):
         updates = self.__dict__["_modules"].get("lora")
         if updates is None or not isinstance(value, nn.Parameter) or name not in updates:
             return value
-        made: dict[str, Tensor] = self.__dict__.get("_made", {})
+        made = {} if torch.compiler.is_compiling() else _MADE.get().get(self, {})  # a compiler finds what is equal
         if name not in made:
             made[name] = updates[name](value)
         return made[name]
@@ -98,8 +103,11 @@ def read_with_(kind: type[LoraParameters], module: nn.Module, updates: Mapping[s
 @contextmanager
 def read_once(module: nn.Module) -> Iterator[None]:
     """Make the sum of each weight of ``module`` with its update once, however often it is read."""
-    module.__dict__["_made"] = {}
+    if torch.compiler.is_compiling():
+        yield
+        return
+    token = _MADE.set({**_MADE.get(), module: {}})
     try:
         yield
     finally:
-        del module.__dict__["_made"]
+        _MADE.reset(token)

@@ -1,22 +1,26 @@
 """What PEFT calls the tensors of LoRA, and where it has no form for them."""
 
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from loralight.adapters.lora_attention import LoraAttention
 from loralight.adapters.lora_embedding import LoraEmbedding
 from loralight.adapters.lora_experts import ExpertLowRank, LoraExperts
-from loralight.adapters.lora_layers import LoraConv1D, LoraLayer, peft_computes_the_same
+from loralight.adapters.lora_layers import LoraConv1D, LoraLayer, LoraLinear, peft_computes_the_same
 from loralight.adapters.lora_slices import SlicedLayer
 from loralight.adapters.lora_tied import LoraTwin
 
 _PARTS = ("lora_A", "lora_B")
+_OF_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")  # what PEFT takes for parts of experts
 
 
 def peft_has_a_form(model: nn.Module) -> bool:
     """Whether PEFT computes what ``model`` does, given these tensors as they are.
 
     Its attention layers and fused projections have one A for all of q, k and v; of tied layers it ties those of some
-    models only; and beside experts it takes no layer whose weight is (in, out).
+    models only; beside experts it takes no layer whose weight is (in, out); and weights that are named by themselves
+    are those of linear layers, without dropout.
     """
     modules = list(model.modules())
     unknown: list[type[nn.Module]] = [LoraAttention, SlicedLayer, LoraTwin]
@@ -24,7 +28,28 @@ def peft_has_a_form(model: nn.Module) -> bool:
         unknown.append(LoraConv1D)
     layers = [module for module in modules if isinstance(module, LoraLayer)]
     plain = all(layer.start is None and peft_computes_the_same(layer) for layer in layers)
-    return plain and not any(isinstance(m, tuple(unknown)) for m in modules)
+    named = all(type(layer) is LoraLinear and not layer.lora_dropout for layer in peft_by_weight(model).values())
+    return plain and named and not any(isinstance(m, tuple(unknown)) for m in modules)
+
+
+def peft_by_weight(model: nn.Module) -> dict[str, LoraLayer]:
+    """The layers beside a mixture's experts that have names which parts of experts had in transformers 4.
+
+    PEFT takes a layer of such a name for those parts, and adapts all experts in its place. A weight that is named by
+    itself it adapts as it is.
+    """
+    if not _had_experts_of_layers(model):
+        return {}
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+    return {name: layer for name, layer in layers.items() if name.rpartition(".")[2] in _OF_EXPERTS}
+
+
+def _had_experts_of_layers(model: nn.Module) -> bool:
+    """Whether transformers makes a mixture's weights of those of many layers as it loads them."""
+    if not isinstance(model, PreTrainedModel):
+        return False
+    conversions = get_checkpoint_conversion_mapping(model.config.model_type) or []  # type: ignore[no-untyped-call]
+    return any("experts" in target for conversion in conversions for target in conversion.target_patterns)
 
 
 def peft_experts(model: nn.Module) -> dict[str, ExpertLowRank]:

@@ -10,7 +10,7 @@ from torch import nn
 from loralight.adapters.base import Adapter
 from loralight.adapters.lora_embedding import refuse_rescaling
 from loralight.adapters.lora_layers import LoraConv1D, LoraLayer
-from loralight.adapters.lora_peft import peft_experts, peft_has_a_form, peft_tensor_names
+from loralight.adapters.lora_peft import peft_by_weight, peft_experts, peft_has_a_form, peft_tensor_names
 from loralight.adapters.peft_config import targeting
 from loralight.adapters.targets import match, resolve
 from loralight.errors import InputError
@@ -89,7 +89,10 @@ class LowRankAdapter(Adapter):
         layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
         if not peft_has_a_form(model):
             return None
-        adapted = {**layers, **peft_experts(model)}
+        by_weight = peft_by_weight(model)
+        weights = {**{f"{name}.weight": layer for name, layer in by_weight.items()}, **peft_experts(model)}
+        layers = {name: layer for name, layer in layers.items() if name not in by_weight}
+        adapted = {**layers, **weights}
         alpha = float(self.alpha_of(self.rank))
         return {  # in patterns `^` says that a name is the whole
             "peft_type": "LORA",
@@ -97,7 +100,7 @@ class LowRankAdapter(Adapter):
             "lora_alpha": alpha,
             "lora_dropout": self.dropout,
             **targeting(model, layers),
-            "target_parameters": sorted(peft_experts(model)) or None,
+            "target_parameters": sorted(weights) or None,
             "rank_pattern": {f"^{name}": layer.rank for name, layer in adapted.items() if layer.rank != self.rank},
             "alpha_pattern": {f"^{name}": layer.alpha for name, layer in adapted.items() if layer.alpha != alpha},
             "bias": "none",

@@ -1,7 +1,10 @@
 """One batch in which each row has its own adapter: the base is computed once, the updates by groups of rows."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from contextvars import ContextVar
+from threading import Lock
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,10 +15,17 @@ from loralight.adapters.lora_layers import LoraLayer
 from loralight.adapters.parts import Parts
 from loralight.errors import InputError
 
+_Hook = Callable[..., Tensor]
+# what this thread's rows have a module do to its output
+_HOOKS: ContextVar[Mapping[nn.Module, Sequence[_Hook]]] = ContextVar("hooks", default=MappingProxyType({}))
+_REGISTERING = Lock()
+
 
 @contextmanager
 def by_rows(base: nn.Module, adapters: Mapping[str, Parts], rows: Sequence[str | None]) -> Iterator[nn.Module]:
     """Let ``base`` compute each row of a batch with an adapter of its own, as long as the context lasts.
+
+    That holds in this thread: others may use ``base`` meanwhile, by itself or with rows of their own.
 
     Rows lie in the first dimension of what every adapted module takes, as they do in the models of transformers and
     timm; a number of rows other than ``len(rows)`` is refused, but a layout with, say, tokens first cannot be noticed
@@ -36,19 +46,43 @@ def by_rows(base: nn.Module, adapters: Mapping[str, Parts], rows: Sequence[str |
         name: torch.tensor([number for number, row in enumerate(rows) if row == name], device=device)
         for name in dict.fromkeys(name for name in rows if name is not None)
     }
-    with ExitStack() as hooks:
-        for layer in dict.fromkeys(layer for name in groups for layer in adapters[name].updates):
-            updates = {name: adapters[name].updates.get(layer) for name in groups}
-            hook = _adding(layer, [(groups[name], found) for name, found in updates.items() if found], len(rows))
-            hooks.callback(base.get_submodule(layer).register_forward_hook(hook, with_kwargs=True).remove)
-        for part in dict.fromkeys(part for name in groups for part in adapters[name].whole):
-            modules = {name: adapters[name].whole.get(part) for name in groups}
-            hook = _replacing(part, [(groups[name], found) for name, found in modules.items() if found], len(rows))
-            hooks.callback(base.get_submodule(part).register_forward_hook(hook, with_kwargs=True).remove)
+    hooks: dict[nn.Module, list[_Hook]] = {}
+    for layer in dict.fromkeys(layer for name in groups for layer in adapters[name].updates):
+        updates = {name: adapters[name].updates.get(layer) for name in groups}
+        hook = _adding(layer, [(groups[name], found) for name, found in updates.items() if found], len(rows))
+        hooks.setdefault(base.get_submodule(layer), []).append(hook)
+    for part in dict.fromkeys(part for name in groups for part in adapters[name].whole):
+        modules = {name: adapters[name].whole.get(part) for name in groups}
+        hook = _replacing(part, [(groups[name], found) for name, found in modules.items() if found], len(rows))
+        hooks.setdefault(base.get_submodule(part), []).append(hook)
+    for module in hooks:
+        _attend_to_rows_(module)
+    token = _HOOKS.set({**_HOOKS.get(), **hooks})
+    try:
         yield base
+    finally:
+        _HOOKS.reset(token)
 
 
-def _adding(name: str, updates: list[tuple[Tensor, LoraLayer]], num_rows: int) -> Callable[..., Tensor]:
+def _attend_to_rows_(module: nn.Module) -> None:
+    """Have a module look for hooks of the thread that calls it: for good, as others may be in it."""
+    with _REGISTERING:
+        if _by_thread not in module._forward_hooks.values():
+            module.register_forward_hook(_by_thread, with_kwargs=True)
+
+
+def _by_thread(module: nn.Module, given: Any, *others: Any) -> Any:
+    """Apply this thread's hooks; ``others`` are keywords and output, but for one who comes while it is registered."""
+    hooks = _HOOKS.get().get(module, ())
+    if not hooks:
+        return None
+    named, y = others
+    for hook in hooks:
+        y = hook(module, given, named, y)
+    return y
+
+
+def _adding(name: str, updates: list[tuple[Tensor, LoraLayer]], num_rows: int) -> _Hook:
     """A hook that adds each adapter's update to its rows of what the plain layer gives."""
 
     def hook(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], y: Tensor) -> Tensor:
@@ -63,7 +97,7 @@ def _adding(name: str, updates: list[tuple[Tensor, LoraLayer]], num_rows: int) -
     return hook
 
 
-def _replacing(name: str, modules: list[tuple[Tensor, nn.Module]], num_rows: int) -> Callable[..., Tensor]:
+def _replacing(name: str, modules: list[tuple[Tensor, nn.Module]], num_rows: int) -> _Hook:
     """A hook that puts what each adapter's own module gives in place of its rows."""
 
     def hook(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], y: Tensor) -> Tensor:

@@ -132,7 +132,7 @@ def save_backbone(
         preparation: of the images, see `Backbone.preparation`.
     """
     settings = {"label_names": list(labels), "pretrained_cfg": dict(preparation)}
-    arguments = _arguments(backbone, preparation["input_size"][-1])
+    arguments = {**_arguments(backbone, preparation["input_size"][-1]), "num_classes": len(labels)}
     save_for_hf(model, str(folder), model_config=settings, model_args=arguments, safe_serialization=True)
 
 
@@ -199,6 +199,8 @@ def _in_file(
         source=None,
         state_dict=None,
         custom_load=False,
+        label_names=None,  # of other classes than those that it will have
+        label_descriptions=None,
         file=str(file),
         num_classes=config.num_classes if without_weights() else _num_classes(file, config.classifier),
         fixed_input_size=usual.fixed_input_size,

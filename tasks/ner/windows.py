@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from loralight.errors import InputError
-from loralight.pretrained import check_length, load_tokenizer
+from loralight.pretrained import check_length, load_tokenizer, tokenise
 
 
 class Windows(TypedDict):
@@ -75,7 +75,8 @@ class Encoder:
         """The token ids of each sentence, and where in them each word begins."""
         if not sentences:
             return []
-        encoded = self.tokenizer(
+        encoded = tokenise(
+            self.tokenizer,
             [[self.lead + word for word in words] for words in sentences],
             is_split_into_words=True,
             add_special_tokens=False,

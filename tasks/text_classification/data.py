@@ -15,7 +15,7 @@ from loralight.encoding import encode_rows
 from loralight.errors import InputError
 from loralight.labels import are_lists, encode_labels, label_name, leave_out_hidden_test, read_labels, split_labels
 from loralight.origin import Origin
-from loralight.pretrained import check_length, load_tokenizer
+from loralight.pretrained import check_length, load_tokenizer, pad_
 from loralight.splits import check_columns, column_name
 
 from .metrics import classification_metrics
@@ -92,6 +92,7 @@ class TextClassificationData(TaskData):
             split: encode_labels(part, self.names, rows.origins[split]) for split, part in labels.items()
         }
         self.tokenizer = load_tokenizer(self.checkpoint)
+        pad_(self.tokenizer, self.checkpoint)
         check_length(self.max_length, self.checkpoint, self.tokenizer, pair=len(self.text_columns) > 1)
         self.texts = {split: part.select_columns(self.text_columns) for split, part in rows.items()}
         self._pad = DataCollatorWithPadding(self.tokenizer)

@@ -11,7 +11,15 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from loralight.errors import InputError
 from loralight.first_tokens import read_first_
 from loralight.labels import check_smoothing, weights_of_labels
-from loralight.pretrained import check_vocabulary, load_model, load_tokenizer, new_head
+from loralight.pretrained import (
+    agree_on_padding_,
+    check_vocabulary,
+    load_model,
+    load_tokenizer,
+    new_head,
+    pad_,
+    tokenise,
+)
 from loralight.task import AdapterTask, Step
 from loralight.unpadding import unpad_
 
@@ -74,6 +82,8 @@ class TextClassification(AdapterTask):
             ignore_mismatched_sizes=True,  # another number of labels: the head is new, and trained
         )
         self.tokenizer = load_tokenizer(self.checkpoint)
+        pad_(self.tokenizer, self.checkpoint)
+        agree_on_padding_(model, self.tokenizer)
         check_vocabulary(model, self.tokenizer, self.checkpoint)
         if self.unpadded and unpad_(model):
             read_first_(model)
@@ -101,7 +111,8 @@ class TextClassification(AdapterTask):
     def predict_batch(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """Label and probabilities of texts, of (text, text) pairs, or of records with the data's text columns."""
         records = [self._record(given) for given in inputs]
-        encoded = self.tokenizer(
+        encoded = tokenise(
+            self.tokenizer,
             *([record[column] for record in records] for column in self.text_columns),
             truncation=True,
             max_length=self.max_length,

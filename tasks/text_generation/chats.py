@@ -9,6 +9,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from loralight.errors import InputError
+from loralight.pretrained import tokenise
 
 from .form import Form
 
@@ -109,7 +110,7 @@ class Chat(Form):
     def prompt(self, record: Mapping[str, Any]) -> list[int]:
         chat = record[self.columns["messages"]]
         text = self._rendered(chat, f"{chat!r}", add_generation_prompt=True)
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids: list[int] = tokenise(self.tokenizer, text, add_special_tokens=False)["input_ids"]
         return ids
 
     def example(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -124,7 +125,9 @@ class Chat(Form):
         """The special token that the template puts behind an answer: not every model's own end of text."""
         chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         before = self.prompt({self.columns["messages"]: chat[:1]})
-        after: list[int] = self.tokenizer(self._rendered(chat, "a test"), add_special_tokens=False)["input_ids"]
+        after: list[int] = tokenise(self.tokenizer, self._rendered(chat, "a test"), add_special_tokens=False)[
+            "input_ids"
+        ]
         special = set(self.tokenizer.all_special_ids)
         return set([token for token in after[len(before) :] if token in special][:1])
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedTokenizerBase
 
 from loralight.errors import InputError
+from loralight.pretrained import tokenise
 
 
 class Form(ABC):
@@ -70,7 +71,7 @@ class Form(ABC):
 
     def _opened(self, texts: list[str]) -> list[list[int]]:
         """Tokens after the mark that opens a text for this model, if it has one."""
-        found: list[list[int]] = self.tokenizer(texts)["input_ids"]
+        found: list[list[int]] = tokenise(self.tokenizer, texts)["input_ids"]
         return [ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids for ids in found]
 
     def _text(self, value: Any, role: str, place: str) -> str:

@@ -83,7 +83,7 @@ class Writer:
         own = model.generation_config.eos_token_id
         own = own if isinstance(own, list) else [own]
         self.ends = sorted({token for token in (tokenizer.eos_token_id, *own, *ends) if token is not None})
-        self.longest = getattr(model.config, "max_position_embeddings", None)
+        self.longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
     def write(self, prompts: Sequence[list[int]], decoding: Decoding) -> list[tuple[str, str]]:
         """Each prompt's continuation, and why it ends: ``stop`` or ``length``.

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from loralight.documents import Line, attends_within_
 from loralight.errors import InputError
 from loralight.logs import show
-from loralight.pretrained import check_vocabulary, load_model, load_tokenizer
+from loralight.pretrained import check_vocabulary, load_model, load_tokenizer, num_embeddings
 from loralight.task import AdapterTask, Step
 
 from . import samples
@@ -139,7 +139,8 @@ class TextGeneration(AdapterTask):
     @torch.no_grad()
     def _check_that_documents_are_kept_apart(self) -> None:
         """Raise ``E-PACKED`` if a document's logits depend on its neighbour in the row: it is tried once."""
-        ids = torch.tensor([[5, 6, 7, 8, 5, 6, 7]], device=self.device) % self.model.config.vocab_size
+        ids = torch.tensor([[5, 6, 7, 8, 5, 6, 7]], device=self.device)
+        ids %= num_embeddings(self.model) or 8
         positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2]], device=self.device)
         was_training = self.training
         self.eval()
@@ -193,12 +194,8 @@ class TextGeneration(AdapterTask):
     def stream(self, given: Any, *args: Any, **options: Any) -> Iterator[str]:
         """What `predict_batch` says of one input, in pieces; the options are the same."""
         decoding = Decoding(**options)
-        was_training = self.training
-        self.eval()
-        try:
+        with self.evaluating():
             yield from self._writer().stream(self.form.prompt(self.form.record(given)), decoding)
-        finally:
-            self.train(was_training)
 
     def _writer(self) -> Writer:
         return Writer(self.model, self.tokenizer, self.form.ends())
@@ -227,16 +224,11 @@ class TextGeneration(AdapterTask):
     def _scores_of_validation(self) -> dict[str, float]:
         """What a validation would log, without one: Lightning's own check before training sees two batches."""
         scores = token_metrics().to(self.device)
-        was_training = self.training
-        self.eval()
-        try:
-            loader = self._data().val_dataloader()
-            with self.trainer.precision_plugin.forward_context():
-                for batch in islice(loader, int(min(self.trainer.num_val_batches, default=0))):
-                    step = self.step(self.trainer.strategy.batch_to_device(batch))
-                    scores.update(step.predictions, step.targets)
-        finally:
-            self.train(was_training)
+        loader = self._data().val_dataloader()
+        with self.evaluating(), self.trainer.precision_plugin.forward_context():
+            for batch in islice(loader, int(min(self.trainer.num_val_batches, default=0))):
+                step = self.step(self.trainer.strategy.batch_to_device(batch))
+                scores.update(step.predictions, step.targets)
         return {**_floats(scores), **self._text_scores("validation")}
 
     def _note(self, scores: Mapping[str, float]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import (
     GptOssConfig,
@@ -217,6 +218,72 @@ def test_peft_reads_the_adapter_and_computes_the_same(
     base, model, adapter = adapted_model(build, **settings)
     theirs = load_in_peft(adapter, model, base)
     torch.testing.assert_close(model(IDS).logits, theirs(IDS).logits, rtol=1e-4, atol=1e-5)
+
+
+ROUTED = {"num_experts_per_tok": 2, "moe_intermediate_size": 12}
+DENSE_FIRST = ROUTED | {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1}
+DENSE_FIRST |= {"topk_group": 1}
+LATENT = {"num_key_value_heads": 2, "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4}
+LATENT |= {"v_head_dim": 8, "head_dim": 4, "num_local_experts": 4}
+SHARED = ROUTED | {"num_experts": 4, "shared_expert_intermediate_size": 12}
+LINEAR = {"layer_types": ["linear_attention", "full_attention"], "linear_num_value_heads": 2}
+LINEAR |= {"linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+DENSE_BESIDE_EXPERTS: dict[str, dict[str, Any]] = {
+    "DeepseekV2": DENSE_FIRST | LATENT,
+    "DeepseekV3": DENSE_FIRST | LATENT,
+    "Glm4Moe": DENSE_FIRST,
+    "Dots1": DENSE_FIRST,
+    "Ernie4_5_Moe": {"moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 1, "moe_intermediate_size": 12},
+    "Qwen2Moe": SHARED | {"mlp_only_layers": [0]},
+    "Qwen3Moe": ROUTED | {"num_experts": 4, "mlp_only_layers": [0]},
+    "Qwen3Next": SHARED | LINEAR,
+    "HunYuanMoEV1": ROUTED | {"num_experts": 4, "moe_topk": 2},
+    "Llama4": {"num_local_experts": 4, "intermediate_size_mlp": 24, "interleave_moe_layer_step": 2},
+}
+"""Mixtures that have dense layers, or experts that all tokens share."""
+
+
+def mixture(family: str) -> PreTrainedModel:
+    config = getattr(transformers, f"{family}TextConfig" if family == "Llama4" else f"{family}Config")
+    settings = {**SMALL, **DENSE_BESIDE_EXPERTS[family]}
+    model: PreTrainedModel = getattr(transformers, f"{family}ForCausalLM")(config(**settings)).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did not match")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"targets": "all-linear"},
+        {"targets": ["all-linear", "experts"]},
+        {"targets": ["down_proj", "o_proj"], "rank_pattern": {"down_proj": 3}, "alpha_pattern": {"*.0.*": 1.0}},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("family", DENSE_BESIDE_EXPERTS)
+def test_peft_adapts_what_lies_beside_the_experts_and_not_the_experts_in_its_place(
+    family: str, settings: dict[str, Any], load_in_peft: Callable[..., nn.Module]
+) -> None:
+    base, model, adapter = adapted_model(lambda: mixture(family), **settings)
+    theirs = load_in_peft(adapter, model, copy.deepcopy(base))
+    with torch.no_grad():
+        found, wanted, plain = theirs(IDS).logits, model(IDS).logits, base(IDS).logits
+    assert (found - wanted).abs().max() <= 1e-4
+    assert (plain - wanted).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("settings", [{"dropout": 0.1}, {}], ids=str)
+def test_what_peft_would_only_compute_without_dropout_is_not_said_to_it(settings: dict[str, Any]) -> None:
+    model, adapter = mixture("Glm4Moe"), Lora(targets="all-linear", rank=2, **settings)
+    inject(model, adapter)
+    assert (adapter.peft_config(model) is None) == bool(settings)
+    attention = Lora(targets="attention", rank=2, **settings)
+    inject(model := mixture("Glm4Moe"), attention)
+    assert attention.peft_config(model) is not None
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from loralight import AdapterTask, Step
 from loralight.errors import InputError
-from loralight.pretrained import load_model, load_tokenizer, new_head
+from loralight.pretrained import load_model, load_tokenizer, new_head, tokenise
 
 
 class SentencePairs(AdapterTask):
@@ -42,7 +42,8 @@ class SentencePairs(AdapterTask):
             if not isinstance(given, Mapping) or not {"first", "second"} <= given.keys():
                 raise InputError("E-INPUT", f"{given!r}: give a record with the texts first and second")
         texts = [[given[side] for given in inputs] for side in ("first", "second")]
-        encoded = self.tokenizer(*texts, truncation=True, max_length=self.max_length, padding=True, return_tensors="pt")
+        settings = {"truncation": True, "max_length": self.max_length, "padding": True, "return_tensors": "pt"}
+        encoded = tokenise(self.tokenizer, *texts, **settings)
         scores = self.score(encoded.to(self.device)).tolist()
         return [{**given, "score": round(score, 4)} for given, score in zip(inputs, scores, strict=True)]
 

@@ -17,6 +17,8 @@ from loralight.adapters import Lora, merge
 from loralight.adapters.base import trainable
 from loralight.tasks.image_classification import ImageClassification
 
+from .conftest import random_model
+
 LABELS = ["blue", "green", "red"]
 KEYS = ("input_size", "mean", "std", "interpolation", "crop_pct")
 
@@ -109,3 +111,29 @@ def test_a_merged_folder_is_a_base_model_again(run: Path, in_process: Callable[.
     again.configure_model()
     assert again.fresh(again.model) == set()
     assert torch.equal(outputs(again.eval().model), outputs(from_folder(tmp_path / "merged")))
+
+
+@pytest.mark.parametrize("labels", [LABELS, list("tuvwxyz")], ids=["other labels", "as many labels"])
+@pytest.mark.parametrize("family", ["test_resnet", "test_vit"])
+def test_a_folder_that_timm_wrote_is_merged_for_other_labels(family: str, labels: list[str], tmp_path: Path) -> None:
+    before = random_model(family)
+    about = {"label_names": list("abcdefg"), "label_descriptions": {letter: letter.upper() for letter in "abcdefg"}}
+    size = {"img_size": 32} if family == "test_vit" else {}
+    settings = {"model_config": about, "model_args": {"num_classes": 7, **size}, "safe_serialization": True}
+    timm.models.save_for_hf(before, tmp_path / "before", **settings)
+    task = ImageClassification(
+        checkpoint=str(tmp_path / "before"), labels=labels, image_size=32, adapter=Lora(targets="all", rank=2)
+    )
+    task.configure_model()
+    merge(task.eval().model)
+    (tmp_path / "after").mkdir()
+    task.save_pretrained(tmp_path / "after")
+    model = from_folder(tmp_path / "after")
+    assert torch.equal(outputs(model), outputs(task.model))
+    config = json.loads((tmp_path / "after" / "config.json").read_text())
+    assert (config["num_classes"], config["label_names"]) == (len(labels), labels)
+    assert not config.get("label_descriptions") and "label_descriptions" not in config["pretrained_cfg"]
+    again = ImageClassification(checkpoint=str(tmp_path / "after"), labels=labels, adapter=Lora(targets="all", rank=2))
+    again.configure_model()
+    assert again.fresh(again.model) == set()
+    assert torch.equal(outputs(again.eval().model), outputs(model))

@@ -1,5 +1,7 @@
 """Any encoder, any labels: the head is found, the loss is the textbook's, and predictions are those of transformers."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,14 @@ import loralight
 from loralight.adapters import Lora, merge
 from loralight.adapters.base import trainable
 from loralight.errors import InputError
+from loralight.export import save_adapter
 from loralight.optim import parameter_groups
+from loralight.pretrained import agree_on_padding_, check_vocabulary, pad_
 from loralight.task import AdapterTask
-from loralight.tasks.text_classification import TextClassification
-from loralight.unpadding import is_unpadded
+from loralight.tasks.text_classification import TextClassification, TextClassificationData
+from loralight.unpadding import is_unpadded, outputs_of_short_rows, unpad_
+
+from ..text_generation.conftest import make_tokenizer
 
 TEXTS = ["a fine film", "dull", "we hated every minute of it", "what a joy, what a day", "cold, flat and slow"]
 # far from zero, as trained weights are: at the customary 0.02 so small a model learns nothing in a few steps
@@ -320,3 +326,114 @@ def test_a_real_encoder_learns_good_from_bad_through_the_command_line(
     assert in_process("train", *data, "trainer=cpu", "hydra.run.dir=run", "trainer.max_epochs=2") == 0
     fresh = ["a joy of a film, witty and warm", "dull and slow, the worst of films"]
     assert predictions_of(tmp_path / "run", fresh) == ["good", "bad"]
+
+
+DECODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "GPT-2": ("GPT2Model", "GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}),
+    "Llama": ("LlamaModel", "LlamaConfig", SIZES),
+}
+
+
+@pytest.fixture
+def decoder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The folder of a decoder, whose tokenizer and config say nothing of padding."""
+    model, config, sizes = DECODERS[request.param]
+    torch.manual_seed(0)
+    made = getattr(transformers, config)(**{**sizes, "vocab_size": 300, "initializer_range": 0.3})
+    made.bos_token_id = made.eos_token_id = 0
+    getattr(transformers, model)(made).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("decoder", DECODERS, indirect=True)
+def test_a_decoder_without_a_padding_token_reads_the_last_token_of_each_text(decoder: str, tmp_path: Path) -> None:
+    task = make(decoder)
+    together = task.predict(TEXTS)
+    assert len({answer["probabilities"]["good"] for answer in together}) == len(TEXTS)
+    for text, answer in zip(TEXTS, together, strict=True):
+        (alone,) = task.predict([text])
+        ids = torch.tensor([task.tokenizer(text, truncation=True, max_length=16)["input_ids"]])
+        last = task.model.score(task.model.base_model(ids).last_hidden_state[0, -1]).softmax(-1)  # type: ignore[operator]
+        for found in (answer, alone):
+            assert list(found["probabilities"].values()) == pytest.approx(last.tolist(), abs=1e-5)
+    task.step(batch_of(task, [0, 1, 0, 1, 0])).loss.backward()
+    arguments = {"checkpoint": decoder, "labels": ["bad", "good"], "max_length": 16}
+    recipe = {
+        "task": {"name": "text_classification", "arguments": arguments},
+        "adapter": {"name": "lora", "arguments": {"targets": "all-linear", "rank": 4}},
+    }
+    save_adapter(task, tmp_path / "adapter", recipe=recipe, metrics={})
+    assert loralight.load(tmp_path / "adapter", device="cpu").predict(TEXTS) == together
+    merge(task.model)
+    task.save_pretrained(tmp_path / "merged")
+    loaded = pipeline("text-classification", str(tmp_path / "merged"), top_k=None)
+    for answer, found in zip(together, loaded(TEXTS, batch_size=5, truncation=True, max_length=16), strict=True):
+        wanted = {one["label"]: pytest.approx(one["score"], abs=1e-5) for one in found}
+        assert answer["probabilities"] == wanted
+
+
+@pytest.mark.parametrize("decoder", DECODERS, indirect=True)
+def test_batches_of_a_decoder_are_padded_as_its_predictions_are(decoder: str, texts: Path) -> None:
+    data = TextClassificationData(
+        checkpoint=decoder, path=str(texts), columns={"text": "text", "label": "label"}, batch_size=8, max_length=32
+    )
+    data.setup("fit")
+    task = make(decoder)
+    batch = next(iter(data.val_dataloader()))
+    assert (batch["attention_mask"][:, 0] == 1).all() and (batch["attention_mask"][:, -1] == 0).any()
+    expected = task.tokenizer.pad([{"input_ids": ids[mask.bool()].tolist()} for ids, mask in _rows(batch)])["input_ids"]
+    assert batch["input_ids"].tolist() == expected
+
+
+def _rows(batch: dict[str, Tensor]) -> Any:
+    return zip(batch["input_ids"], batch["attention_mask"], strict=True)
+
+
+def test_a_decoder_goes_by_its_tokenizers_padding_and_an_encoder_by_its_own(tiny_bert: str, tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = "<|im_end|>"
+    config = transformers.LlamaConfig(**{**SIZES, "vocab_size": 300, "pad_token_id": 7, "bos_token_id": 0})
+    transformers.LlamaModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert make(str(tmp_path)).model.config.pad_token_id == tokenizer.pad_token_id != 7
+    (bert := make(tiny_bert).model).config.pad_token_id = 5
+    agree_on_padding_(bert, make(tiny_bert).tokenizer)
+    assert bert.config.pad_token_id == 5
+
+
+def test_a_tokenizer_that_cannot_pad_is_refused(tiny_bert: str, tmp_path: Path) -> None:
+    shutil.copytree(tiny_bert, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "pad_token_id": None}))
+    bare = AutoTokenizer.from_pretrained(tmp_path / "model")
+    bare.pad_token = bare.eos_token = None
+    with pytest.raises(InputError, match=r"^E-TOKENIZER: .*neither pad_token nor eos_token"):
+        pad_(bare, str(tmp_path / "model"))
+
+
+NESTED = {"vision_config": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28}}
+GEMMA = {"text_config": SIZES | {"vocab_size": 300, "num_key_value_heads": 1, "head_dim": 16, "pad_token_id": 0}}
+
+
+def test_a_model_whose_config_has_one_for_texts_inside_is_trained_and_predicts(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.Gemma3Config(**GEMMA, **NESTED, num_labels=2)
+    transformers.Gemma3ForSequenceClassification(config).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    task = make(str(tmp_path))
+    together = task.predict(TEXTS)
+    for text, answer in zip(TEXTS, together, strict=True):
+        (alone,) = task.predict([text])
+        assert answer["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-5)
+    task.step(batch_of(task, [0, 1, 0, 1, 0])).loss.backward()
+
+
+def test_a_model_without_a_vocabulary_takes_any_tokenizer() -> None:
+    sizes = {**SIZES, "max_position_embeddings": 64, "num_hash_functions": 2, "num_hash_buckets": 64}
+    del sizes["vocab_size"]
+    model = transformers.CanineForSequenceClassification(transformers.CanineConfig(**sizes))
+    check_vocabulary(model, make_tokenizer(), "canine")
+    assert not unpad_(model)
+    states, logits = outputs_of_short_rows(model)
+    assert states.isfinite().all() and logits.shape == (3, 2)
