@@ -113,7 +113,7 @@ def build_trainer(
             config["trainer"],
             callbacks=[*chosen, *callbacks],
             logger=[make(node) for node in (config.get("logger") or {}).values() if node is not None],
-            plugins=[FolderCheckpointIO()],
+            plugins=[FolderCheckpointIO(output_dir)],
             default_root_dir=output_dir,
             use_distributed_sampler=False,  # ours deal each row to one rank, and can resume
             enable_model_summary=False,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from loralight.adapters.adalora_layers import ADALORA_LAYERS, AdaLoraLayer
 from loralight.adapters.base import Adapter
 from loralight.adapters.lora import Lora
-from loralight.adapters.low_rank import check_alpha, check_probability, check_rank, choose, patterns
+from loralight.adapters.low_rank import check_alpha, check_probability, check_rank, choose, patterns, refuse_excess
 from loralight.errors import InputError
 
 
@@ -82,6 +82,7 @@ class AdaLora(Adapter):
 
     def apply_(self, model: nn.Module, candidates: Mapping[str, nn.Module]) -> dict[str, list[str]]:
         hits, names = choose(model, candidates, self.targets, types=tuple(ADALORA_LAYERS), exclude=self.exclude)
+        refuse_excess("initial_rank", self.initial_rank, {name: candidates[name] for name in names})
         alpha = float(2 * self.initial_rank if self.alpha is None else self.alpha)
         for name in names:
             kind = ADALORA_LAYERS[type(candidates[name])]

@@ -60,6 +60,7 @@ class LowRankAdapter(Adapter):
     def apply_(self, model: nn.Module, candidates: Mapping[str, nn.Module]) -> dict[str, list[str]]:
         hits, names = choose(model, candidates, self.targets, types=tuple(self.layers), exclude=self.exclude)
         sizes = self.sizes({name: [name] for name in names})
+        self.check_ranks({name: candidates[name] for name in names})
         for name in names:
             refuse_rescaling(name, candidates[name])
         for name in names:
@@ -75,6 +76,12 @@ class LowRankAdapter(Adapter):
             rank = ranks.get(name, self.rank)
             sizes[name] = {"rank": rank, "alpha": float(alphas.get(name, self.alpha_of(rank)))}
         return sizes
+
+    def check_ranks(self, layers: Mapping[str, Any]) -> None:
+        """Raise ``E-RANK`` if a rank is above what any of the chosen layers has."""
+        refuse_excess("rank", self.rank, layers)
+        for pattern, rank in self.rank_pattern.items():  # PiSSA's and OLoRA's are kept with twice their rank
+            refuse_excess(f"rank_pattern[{pattern}]", rank, layers, times=2)
 
     def adapt_(self, layer: nn.Module, *, rank: int, alpha: float) -> LoraLayer:
         """Turn one of the chosen layers into what learns."""
@@ -155,6 +162,35 @@ def check_rank(where: str, rank: Any) -> None:
     """Raise ``E-RANK`` unless ``rank`` is a whole number of at least 1."""
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise InputError("E-RANK", f"adapter.{where} is {rank!r}; give a whole number of at least 1, such as 8")
+
+
+def refuse_excess(where: str, rank: int, layers: Mapping[str, Any], *, times: int = 1) -> None:
+    """Raise ``E-RANK`` if ``rank`` is above the smaller dimension of every layer: no weight has so many to learn.
+
+    Narrow layers beside wider ones, such as a router of eight experts, are let be: what they have too much is little.
+
+    Args:
+        layers: those that are adapted, by name; weights of experts among them.
+        times: that dimension's multiple which is still let be.
+    """
+    widths = {name: _smaller_dimension(layer) for name, layer in layers.items()}
+    name = max(widths, key=widths.__getitem__)
+    if rank > times * widths[name]:
+        raise InputError(
+            "E-RANK",
+            f"adapter.{where} is {rank}, but no adapted layer has a rank above {widths[name]} (which {name} has); "
+            "give less, such as 8",
+        )
+
+
+def _smaller_dimension(layer: Any) -> int:
+    if isinstance(layer, nn.MultiheadAttention):
+        return layer.embed_dim
+    if isinstance(layer, nn.Parameter):  # (experts, out, in), or transposed
+        return min(layer.shape[-2:])
+    if isinstance(layer, nn.Linear):  # whose weight may be packed
+        return min(layer.in_features, layer.out_features)
+    return min(layer.weight.flatten(1).shape)
 
 
 def check_alpha(where: str, alpha: Any) -> None:
