@@ -74,8 +74,7 @@ def _sum(
     terms: Sequence[tuple[float, Mapping[str, LoraLayer]]], layer: str, rank: int | None
 ) -> tuple[Tensor, Tensor, float]:
     lora_A, lora_B = weighted_sum([(weight, updates[layer]) for weight, updates in terms if layer in updates])
-    most = min(lora_A[0].numel(), len(lora_B))  # a weight has no higher rank than that, so the sum is as exact
-    return truncated(lora_A, lora_B, most if rank is None else rank)
+    return truncated(lora_A, lora_B, len(lora_A) if rank is None else rank)
 
 
 def _arguments(ranks: Mapping[str, int], first: AdapterTask, own: Mapping[str, LoraLayer]) -> dict[str, Any]:

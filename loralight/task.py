@@ -223,6 +223,8 @@ class AdapterTask(lightning.LightningModule, ABC):
         with single_by_default():
             self.model = self.build_model()
             head = check_head(self.model, self.head(self.model), type(self).__name__)
+            if self.optimizer is not None:
+                self.adapter.check_training(self.model)
             with quantised_(self.model, self.quantize, head=head):
                 base = {id(tensor) for tensor in tensors_of(self.model).values()}
                 self.adapted = inject(self.model, self.adapter, head=head)

@@ -2,7 +2,7 @@
 
 import re
 import subprocess
-from collections.abc import Callable
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,9 +36,12 @@ sys.exit(run(sys.argv[1:]))
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the kernel tells no process its address space")
 def test_a_run_out_of_memory_says_what_it_asked_for_and_which_settings_to_turn_and_keeps_its_checkpoints(
-    tiny_run: list[str], loralight_code: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+    tiny_run: list[str], tmp_path: Path
 ) -> None:
-    ended = loralight_code(HUNGRY, "train", *tiny_run, "trainer.max_epochs=2", "hydra.run.dir=run")
+    line = ["train", *tiny_run, "trainer.max_epochs=2", "hydra.run.dir=run"]
+    ended = subprocess.run(
+        [sys.executable, "-c", HUNGRY, *line], cwd=tmp_path, capture_output=True, text=True, timeout=240
+    )
     assert ended.returncode == 2 and "Traceback" not in ended.stderr, ended.stderr
     (message,) = re.findall(r"^loralight: E-MEMORY: .*$", ended.stderr, re.MULTILINE)
     knobs = [

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from loralight.adapters import FullFineTuning, Lora, onednn
+from loralight.adapters import AdaLora, Dora, FullFineTuning, Lora, onednn
 from loralight.adapters.base import trainable
 from loralight.errors import InputError
 from loralight.optim import schedule
@@ -177,7 +177,7 @@ def test_a_batch_norm_policy_for_a_model_without_any_is_an_error() -> None:
             self.body = nn.Sequential(nn.Linear(4, 8))
 
     with pytest.raises(InputError, match="E-BATCH-NORM"):
-        built(model=Plain(), batch_norm="statistics", adapter=Lora(targets="body.0"))
+        built(model=Plain(), batch_norm="statistics", adapter=Lora(targets="body.0", rank=2))
 
 
 def test_in_full_fine_tuning_batch_norm_learns_whatever_its_policy_for_frozen_layers() -> None:
@@ -461,6 +461,25 @@ def test_a_rate_with_which_a_head_learns_nothing_is_an_error(rate: float) -> Non
     if rate:
         with pytest.raises(InputError, match=r"^E-OPTIMIZER: task\.head_weight_decay is "):
             Toy(head_weight_decay=rate)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "where"),
+    [
+        (Lora(targets="body.*", rank=9), r"rank is 9"),
+        (Dora(targets="body.*", rank=100_000_000_000), r"rank is 100000000000"),
+        (Lora(targets="body.*", rank_pattern={"body.0": 9}), r"rank_pattern\[body\.0\] is 9"),
+        (AdaLora(targets="body.*", rank=8, initial_rank=9), r"initial_rank is 9"),
+    ],
+    ids=["lora", "dora", "pattern", "adalora"],
+)
+def test_a_rank_above_that_of_every_layer_is_refused_before_it_takes_memory(adapter: Any, where: str) -> None:
+    with pytest.raises(InputError, match=rf"^E-RANK: adapter\.{where}, but no layer .* above 8, which body\.3 has"):
+        built(adapter=adapter)
+
+
+def test_a_layer_narrower_than_the_rank_is_let_be_beside_wider_ones() -> None:
+    assert built(adapter=Lora(targets="body.*", rank=8)).model.body[0].rank == 8
 
 
 def bare_parameter(task: AdapterTask) -> None:

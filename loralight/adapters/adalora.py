@@ -82,12 +82,14 @@ class AdaLora(Adapter):
 
     def apply_(self, model: nn.Module, candidates: Mapping[str, nn.Module]) -> dict[str, list[str]]:
         hits, names = choose(model, candidates, self.targets, types=tuple(ADALORA_LAYERS), exclude=self.exclude)
-        refuse_excess("initial_rank", self.initial_rank, {name: candidates[name] for name in names})
         alpha = float(2 * self.initial_rank if self.alpha is None else self.alpha)
         for name in names:
             kind = ADALORA_LAYERS[type(candidates[name])]
             kind.upgrade_(candidates[name], rank=self.initial_rank, alpha=alpha, dropout=self.dropout)
         return hits
+
+    def check_training(self, model: nn.Module) -> None:
+        refuse_excess({"initial_rank": self.initial_rank}, model, tuple(ADALORA_LAYERS))
 
     def penalty(self, model: nn.Module) -> Tensor | None:
         if not self.orthogonality:

@@ -83,7 +83,6 @@ class Lora(LowRankAdapter):
         layers: dict[str, Any] = {**candidates, **expert_weights(candidates)}
         hits = resolve(layers, self.targets, types=(*self.layers, nn.Parameter), exclude=self.exclude)
         names = dict.fromkeys(name for found in hits.values() for name in found)
-        self.check_ranks({name: layers[name] for name in names})
         together = tied(model, layers, names, self.exclude)
         sizes, slices = self.sizes(together), by_name(self.slices, together, "adapter.slices")
         for name, group in together.items():

@@ -60,12 +60,15 @@ class LowRankAdapter(Adapter):
     def apply_(self, model: nn.Module, candidates: Mapping[str, nn.Module]) -> dict[str, list[str]]:
         hits, names = choose(model, candidates, self.targets, types=tuple(self.layers), exclude=self.exclude)
         sizes = self.sizes({name: [name] for name in names})
-        self.check_ranks({name: candidates[name] for name in names})
         for name in names:
             refuse_rescaling(name, candidates[name])
         for name in names:
             self.adapt_(candidates[name], **sizes[name])
         return hits
+
+    def check_training(self, model: nn.Module) -> None:
+        ranks = {f"rank_pattern[{pattern}]": rank for pattern, rank in self.rank_pattern.items()}
+        refuse_excess({"rank": self.rank, **ranks}, model, tuple(self.layers))
 
     def sizes(self, together: Mapping[str, list[str]]) -> dict[str, Any]:
         """The rank and alpha of each layer, as keywords; layers that share a weight stand together."""
@@ -76,12 +79,6 @@ class LowRankAdapter(Adapter):
             rank = ranks.get(name, self.rank)
             sizes[name] = {"rank": rank, "alpha": float(alphas.get(name, self.alpha_of(rank)))}
         return sizes
-
-    def check_ranks(self, layers: Mapping[str, Any]) -> None:
-        """Raise ``E-RANK`` if a rank is above what any of the chosen layers has."""
-        refuse_excess("rank", self.rank, layers)
-        for pattern, rank in self.rank_pattern.items():  # PiSSA's and OLoRA's are kept with twice their rank
-            refuse_excess(f"rank_pattern[{pattern}]", rank, layers, times=2)
 
     def adapt_(self, layer: nn.Module, *, rank: int, alpha: float) -> LoraLayer:
         """Turn one of the chosen layers into what learns."""
@@ -164,30 +161,29 @@ def check_rank(where: str, rank: Any) -> None:
         raise InputError("E-RANK", f"adapter.{where} is {rank!r}; give a whole number of at least 1, such as 8")
 
 
-def refuse_excess(where: str, rank: int, layers: Mapping[str, Any], *, times: int = 1) -> None:
-    """Raise ``E-RANK`` if ``rank`` is above the smaller dimension of every layer: no weight has so many to learn.
+def refuse_excess(ranks: Mapping[str, int], model: nn.Module, types: tuple[type[nn.Module], ...]) -> None:
+    """Raise ``E-RANK`` if a rank is above the smaller dimension of every layer: no weight has so much to learn.
 
-    Narrow layers beside wider ones, such as a router of eight experts, are let be: what they have too much is little.
+    Layers narrower than others, such as a router of eight experts, are let be: what they have too much is little.
 
     Args:
-        layers: those that are adapted, by name; weights of experts among them.
-        times: that dimension's multiple which is still let be.
+        ranks: by the names of the settings.
+        types: of the layers that can be adapted.
     """
-    widths = {name: _smaller_dimension(layer) for name, layer in layers.items()}
-    name = max(widths, key=widths.__getitem__)
-    if rank > times * widths[name]:
-        raise InputError(
-            "E-RANK",
-            f"adapter.{where} is {rank}, but no adapted layer has a rank above {widths[name]} (which {name} has); "
-            "give less, such as 8",
-        )
+    widths = {name: _smaller_dimension(layer) for name, layer in model.named_modules() if type(layer) in types}
+    widest = max(widths, key=widths.__getitem__, default=None)
+    for where, rank in ranks.items():
+        if widest is not None and rank > widths[widest]:
+            raise InputError(
+                "E-RANK",
+                f"adapter.{where} is {rank}, but no layer of the model has a rank above {widths[widest]}, which "
+                f"{widest} has; give less, such as 8",
+            )
 
 
 def _smaller_dimension(layer: Any) -> int:
     if isinstance(layer, nn.MultiheadAttention):
         return layer.embed_dim
-    if isinstance(layer, nn.Parameter):  # (experts, out, in), or transposed
-        return min(layer.shape[-2:])
     if isinstance(layer, nn.Linear):  # whose weight may be packed
         return min(layer.in_features, layer.out_features)
     return min(layer.weight.flatten(1).shape)
