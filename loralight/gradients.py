@@ -109,7 +109,7 @@ class GradientWatch:
         if self._num_steps >= LOOKED_AT:
             return
         self._num_steps += 1
-        before = torch.zeros(len(norms) + 1).to(norms) if self._largest is None else self._largest
+        before = norms.new_zeros(len(norms) + 1) if self._largest is None else self._largest
         self._largest = torch.cat([torch.maximum(before[:-1], norms), before[-1:] + counts])
 
     def refuse_dead_layers(self, layers: Sequence[str], *, now: bool) -> None:
