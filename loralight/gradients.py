@@ -50,9 +50,13 @@ class GradientWatch:
 
     def __init__(self) -> None:
         self._largest: Tensor | None = None  # norms over the finite steps so far; the last element counts these
-        self._num_steps = 0
+        self._num_steps = LOOKED_AT
         self._unsettled: Callable[[], None] = lambda: None
         self._in_a_row: list[SeenStep] = []
+
+    def begin(self) -> None:
+        """Remember gradients from the first step of a run, which this is: later ones may have nothing left to learn."""
+        self._num_steps, self._largest = 0, None
 
     def look_(self, gradients: Sequence[Tensor | None], step: "SeenStep", *, scaled: bool) -> None:
         """Set all ``gradients`` to 0 if the step's loss or one of them is not finite.

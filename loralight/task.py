@@ -431,6 +431,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         self._gradients.refuse_dead_layers(self._layers, now=False)
 
     def _check_first_step(self) -> None:
+        self._gradients.begin()
         refuse_parameters_outside(self, self.model)
         if deaf := [name for name, p in trainable(self.model).items() if p.grad is None]:
             raise InputError(
