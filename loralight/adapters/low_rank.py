@@ -183,10 +183,10 @@ def refuse_excess(ranks: Mapping[str, int], model: nn.Module, types: tuple[type[
 
 def _smaller_dimension(layer: Any) -> int:
     if isinstance(layer, nn.MultiheadAttention):
-        return layer.embed_dim
+        return int(layer.embed_dim)
     if isinstance(layer, nn.Linear):  # whose weight may be packed
         return min(layer.in_features, layer.out_features)
-    return min(layer.weight.flatten(1).shape)
+    return int(min(layer.weight.flatten(1).shape))
 
 
 def check_alpha(where: str, alpha: Any) -> None:
