@@ -1,5 +1,6 @@
 """The one way from a config to a task, its data and its trainer: for training, resuming, evaluating and predicting."""
 
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from loralight.composition import trusted_packages
 from loralight.config_check import check, find_target
 from loralight.data import TaskData
 from loralight.errors import InputError
+from loralight.optim import check_optimizer
 from loralight.plugins import conf_folders, discover, task_file
 from loralight.quantisation import find_quantiser
 from loralight.task import AdapterTask
@@ -30,12 +32,17 @@ def check_config(config: Mapping[str, Any]) -> None:
         config: as composed for ``loralight train``, in plain values.
 
     Raises:
-        InputError: see `loralight.config_check.check`, `loralight.quantisation.find_quantiser`, the adapter's class.
+        InputError: see `loralight.config_check.check`, `loralight.quantisation.find_quantiser`,
+            `loralight.optim.check_optimizer`, the adapter's class; or gradients cannot be clipped so (``E-TRAINER``).
     """
     trusted = trusted_packages()
     for part in ("adapter", "data", "trainer", "optimizer"):
         check(config.get(part), part, trusted)
     make(config["adapter"])  # values of the right type that make no sense, such as rank 0
+    check_optimizer(make(config["optimizer"]))
+    clip = config["trainer"].get("gradient_clip_val")
+    if clip is not None and not 0 <= clip < math.inf:  # nan would make every gradient nan
+        raise InputError("E-TRAINER", f"trainer.gradient_clip_val is {clip}; give at least 0, which clips nothing")
     check(config.get("task"), "task", trusted, complete=False)  # the data has a say in the rest
     if (method := (config.get("task") or {}).get("quantize")) is not None:
         find_quantiser(method)
@@ -106,7 +113,7 @@ def build_trainer(
             config["trainer"],
             callbacks=[*chosen, *callbacks],
             logger=[make(node) for node in (config.get("logger") or {}).values() if node is not None],
-            plugins=[FolderCheckpointIO()],
+            plugins=[FolderCheckpointIO(output_dir)],
             default_root_dir=output_dir,
             use_distributed_sampler=False,  # ours deal each row to one rank, and can resume
             enable_model_summary=False,

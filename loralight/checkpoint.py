@@ -3,16 +3,20 @@
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.plugins.io import CheckpointIO
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from loralight.disk import refuse_taken_away, telling_of_disk
 from loralight.errors import InputError
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
@@ -25,7 +29,13 @@ class FolderCheckpointIO(CheckpointIO):
     ``tensors.safetensors`` holds its tensors, ``state.json`` all else, ``manifest.json`` the sha256 of both. The
     folder is built under a hidden name beside its own and renamed when every byte is on disk, so that a kill or a
     full disk at any moment leaves the folder whole or absent.
+
+    Args:
+        run: the run's folder, if there is one; where it has been taken away, nothing is written.
     """
+
+    def __init__(self, run: Path | None = None) -> None:
+        self._run = run
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
@@ -34,7 +44,10 @@ class FolderCheckpointIO(CheckpointIO):
 
         Raises:
             TypeError: the checkpoint holds something that is neither a tensor nor plain data.
+            InputError: the disk does not take it (``E-DISK``).
         """
+        if self._run is not None:
+            refuse_taken_away(self._run)
         tensors: dict[str, Tensor] = {}
         state = _encode(checkpoint, "checkpoint", tensors)
 
@@ -66,7 +79,27 @@ class FolderCheckpointIO(CheckpointIO):
 
 
 def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
-    """Make ``target`` a folder with what ``fill`` writes into it and a manifest: in one step, or not at all."""
+    """Make ``target`` a folder with what ``fill`` writes into it and a manifest: in one step, or not at all.
+
+    Raises:
+        InputError: the disk does not take it (``E-DISK``).
+    """
+    with telling_of_disk(target.parent), _os_errors():
+        _write_folder(target, fill)
+
+
+@contextmanager
+def _os_errors() -> Iterator[None]:
+    """Has safetensors say in Python's way what the system said to it: its own error holds a text alone."""
+    try:
+        yield
+    except SafetensorError as error:
+        if (found := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+
+
+def _write_folder(target: Path, fill: Callable[[Path], None]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     building, old = (target.parent / f".{target.name}{_UNFINISHED}{state}" for state in ("new", "old"))
     for left in (building, old):  # by a process that was killed

@@ -3,8 +3,10 @@
 import inspect
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from loralight.disk import REFUSED
 from loralight.errors import InputError, did_you_mean
 from loralight.plugins import check_folders, discover
 
@@ -92,8 +95,12 @@ def settings_of(config_name: str, overrides: list[str], output_dir: Path) -> dic
 
 
 def explain(error: BaseException, config_name: str, overrides: list[str]) -> str | None:
-    """What is wrong with an override, in the user's terms; None if ``error`` is about something else."""
+    """What is wrong with an override or with the machine, in the user's terms; None if it is something else."""
     message = str(error).strip()
+    if isinstance(error, OSError) and error.errno in REFUSED:
+        return f"E-DISK: {error.filename or 'the disk'}: {error.strerror}; make room, or choose another place"
+    if "torch" in sys.modules and import_module("loralight.out_of_memory").is_out_of_memory(error):
+        return "E-MEMORY: there is too little memory; give smaller batches, shorter rows or a smaller model"
     if isinstance(error, ValueError) and message.startswith("Config group override must be"):
         return "E-OVERRIDE: null is no choice; ~logger, say, goes without one"
     if isinstance(error, ValueError) and message.startswith(("Only one of --run", "The --resolve flag")):

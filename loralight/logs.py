@@ -44,7 +44,7 @@ def configure(log_file: Path | None = None, *, rank: int = 0, line: str = "%(mes
         reconfigure(stderr=True)  # shared with Lightning's progress bar, above which log lines must go
         handlers.append(_terminal(line))
     if log_file is not None:
-        in_file = logging.FileHandler(log_file, encoding="utf-8")
+        in_file = _LogFile(log_file, encoding="utf-8")
         in_file.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {line}"))
         handlers.append(in_file)
         _reports.handlers = [in_file]
@@ -61,6 +61,14 @@ def configure(log_file: Path | None = None, *, rank: int = 0, line: str = "%(mes
     logging.captureWarnings(True)
     for message in _UNHELPFUL:
         warnings.filterwarnings("ignore", message=message)
+
+
+class _LogFile(logging.FileHandler):
+    """A line that the disk does not take is lost without a word: what must be written, a checkpoint say, tells it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 def _terminal(line: str) -> logging.Handler:

@@ -2,8 +2,11 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
+from inspect import signature
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
@@ -54,6 +57,48 @@ def parameter_groups(
         key = tuple(settings.items())
         groups.setdefault(key, {**settings, "params": []})["params"].append((name, parameter))
     return list(groups.values())
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Check an optimizer's settings before there is a model: it is made for one small matrix.
+
+    Args:
+        optimizer: a `functools.partial`, as the config's node makes it.
+
+    Raises:
+        InputError: it has no learning rate above 0 (``E-LR``), or its class refuses a setting, or a step with it would
+            fail or make weights nan (``E-OPTIMIZER``).
+    """
+    if not isinstance(optimizer, partial) or "lr" not in optimizer.keywords:
+        raise InputError("E-OPTIMIZER", "optimizer: give it _partial_: true and lr, as conf/optimizer/adamw.yaml does")
+    settings = optimizer.keywords
+    check_rate("optimizer.lr", settings["lr"])
+    for name, default in signature(optimizer.func).parameters.items():
+        given, usual = settings.get(name), default.default
+        if isinstance(given, float) and not math.isfinite(given):
+            raise InputError("E-OPTIMIZER", f"optimizer.{name} is {given}; give a finite number")
+        if isinstance(usual, tuple) and given is not None and len(given) != len(usual):
+            raise InputError("E-OPTIMIZER", f"optimizer.{name} is {given}; give {len(usual)} numbers, such as {usual}")
+    if settings.get("eps") == 0:  # a gradient of 0 would be 0 / 0
+        raise InputError("E-OPTIMIZER", "optimizer.eps is 0; give a small number above it, such as 1e-8")
+    try:
+        optimizer([{"params": [("matrix", nn.Parameter(torch.zeros(2, 2)))]}])
+    except (ValueError, TypeError, RuntimeError, AssertionError, ImportError) as error:
+        raise InputError("E-OPTIMIZER", f"optimizer: {' '.join(str(error).split())}") from error
+
+
+def check_rate(where: str, rate: float) -> None:
+    """Raise ``E-LR`` unless a learning rate is a finite number above 0."""
+    if not 0 < rate < math.inf:
+        raise InputError(
+            "E-LR", f"{where} is {rate}; with that nothing is learned. Give a number above 0, such as 1e-3 for LoRA"
+        )
+
+
+def check_weight_decay(where: str, decay: float) -> None:
+    """Raise ``E-OPTIMIZER`` unless a weight decay is a finite number of at least 0."""
+    if not 0 <= decay < math.inf:
+        raise InputError("E-OPTIMIZER", f"{where} is {decay}; give a number of at least 0, such as 0.01")
 
 
 def schedule(

@@ -41,6 +41,7 @@ class Window:
     """
 
     def __init__(self) -> None:
+        self.own: Tensor | None = None  # this rank's share of the sums that were taken last
         self._sums: Tensor | None = None
         self._read: Callable[[], list[float]] | None = None
 
@@ -48,17 +49,17 @@ class Window:
         """Add a batch's mean loss, weighted; ``reduce`` sums a tensor over ranks, perhaps in place."""
         batch = torch.stack([loss * weight, weight])
         self._sums = batch if self._sums is None else self._sums + batch
-        self._read = _on_its_way(reduce(self._sums.clone()))
+        self._read = on_its_way(reduce(self._sums.clone()))
 
     def take(self) -> list[float]:
         """Both sums; the next batch begins a new window."""
         assert self._read is not None
         found = self._read()
-        self._sums = self._read = None
+        self.own, self._sums, self._read = self._sums, None, None
         return found
 
 
-def _on_its_way(tensor: Tensor) -> Callable[[], list[float]]:
+def on_its_way(tensor: Tensor) -> Callable[[], list[float]]:
     """A call for a tensor's values, which waits until they are there, but for nothing queued on a GPU after them."""
     if tensor.device.type != "cuda":
         return tensor.tolist

@@ -1,5 +1,6 @@
 """The base class of every task: it owns what learns, how it learns, and what a checkpoint holds."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,6 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import lightning
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -22,14 +24,18 @@ from loralight.dropout import set_cheap_dropout_
 from loralight.dtypes import cast_inputs_, computed_buffers, not_narrowed, single_by_default, tensors_of
 from loralight.errors import InputError
 from loralight.folding import link_
+from loralight.frozen import FrozenWatch
+from loralight.gradients import GradientWatch, SeenStep, layer_of
 from loralight.inputs import read_inputs
-from loralight.optim import by_name, by_position, delayed, parameter_groups, schedule
+from loralight.optim import by_name, by_position, check_rate, check_weight_decay, delayed, parameter_groups, schedule
+from loralight.ownership import check_head, refuse_parameters_outside
 from loralight.pretrained import save_model
 from loralight.quantisation import quantised_
 from loralight.recomputing import recompute_
 from loralight.rms_norm import fusible, set_fused_
 from loralight.selective_recompute import selective_recompute
 from loralight.step import Step, Window, weight_of
+from loralight.whereabouts import place_of_step
 
 __all__ = ["AdapterTask", "Step"]
 
@@ -70,6 +76,7 @@ class AdapterTask(lightning.LightningModule, ABC):
     """
 
     _OWNED: ClassVar[tuple[str, ...]] = (
+        "automatic_optimization",
         "configure_model",
         "configure_optimizers",
         "on_before_optimizer_step",
@@ -107,6 +114,10 @@ class AdapterTask(lightning.LightningModule, ABC):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if head_lr is not None:
+            check_rate("task.head_lr", head_lr)
+        if head_weight_decay is not None:
+            check_weight_decay("task.head_weight_decay", head_weight_decay)
         self.adapter, self.optimizer, self.scheduler = adapter, optimizer, scheduler
         self.head_lr, self.head_weight_decay = head_lr, head_weight_decay
         self.base_dropout, self.batch_norm, self.seed = base_dropout, batch_norm, seed
@@ -125,6 +136,9 @@ class AdapterTask(lightning.LightningModule, ABC):
         self._rms_norms: list[nn.Module] = []
         self.adapted_norms: list[str] = []  # BatchNorm layers that `batch_norm` lets change
         self._window = Window()
+        self._gradients = GradientWatch()
+        self._frozen: FrozenWatch | None = None
+        self._layers: list[str] = []  # of each parameter in the optimizer
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -226,7 +240,9 @@ class AdapterTask(lightning.LightningModule, ABC):
             return
         with single_by_default():
             self.model = self.build_model()
-            head = self.head(self.model)
+            head = check_head(self.model, self.head(self.model), type(self).__name__)
+            if self.optimizer is not None:
+                self.adapter.check_training(self.model)
             with quantised_(self.model, self.quantize, head=head):
                 base = {id(tensor) for tensor in tensors_of(self.model).values()}
                 self.adapted = inject(self.model, self.adapter, head=head)
@@ -238,6 +254,7 @@ class AdapterTask(lightning.LightningModule, ABC):
                 f"{', '.join(sorted(stuck))}: newly initialised (the pretrained weights have no such tensor) and "
                 "frozen, so they would stay random. Have the task's head() return the modules that hold them",
             )
+        refuse_parameters_outside(self, self.model)
         metrics = self.metrics()
         nan = float("nan")  # makes the mean nan; by default such a loss is left out of it
         self.train_loss = MeanMetric(nan_strategy=nan)
@@ -307,7 +324,13 @@ class AdapterTask(lightning.LightningModule, ABC):
         return self.optimizer(groups)
 
     def configure_optimizers(self) -> Any:
+        if not self.automatic_optimization:
+            raise TypeError(
+                f"{type(self).__name__} sets automatic_optimization=False, but AdapterTask makes the optimizer's "
+                "steps: leave it as it is, and compute the loss in step"
+            )
         optimizer = self.make_optimizer()
+        self._begin_watching(optimizer)
         optimizer.register_load_state_dict_pre_hook(by_position)
         if self.scheduler is None and not any("start" in group for group in optimizer.param_groups):
             return optimizer
@@ -321,6 +344,15 @@ class AdapterTask(lightning.LightningModule, ABC):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": delayed(scheduler, int(num_steps)), "interval": "step"},
         }
+
+    def _begin_watching(self, optimizer: Optimizer) -> None:
+        """Once the model is on its device and nothing is trained yet."""
+        layers = [name for names in self.adapted.values() for name in names]
+        parts = {id(part): name for name, part in self.model.named_modules()}
+        layers += [parts[id(part)] for part in self.head(self.model)]
+        self._layers = [layer_of(name, layers) for group in optimizer.param_groups for name in group["param_names"]]
+        self._gradients = GradientWatch()
+        self._frozen = FrozenWatch(self.model, set(self.trainable_tensors()))
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """A cast to half precision leaves in single what the adapter added and the head, which then casts its input.
@@ -405,20 +437,41 @@ class AdapterTask(lightning.LightningModule, ABC):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Turn the gradient of the summed loss into that of the mean over all items, ranks and accumulated batches."""
         total_loss, total_weight = self._window.take()
-        if total_loss - total_loss != 0:  # inf or nan
-            raise FloatingPointError(
-                f"the loss is {total_loss} at step {self.global_step} (epoch {self.current_epoch}); the weights are as "
-                "they were before it. Lower optimizer.lr, or look at the data of this step"
-            )
-        if self.global_step == 0 and (deaf := [name for name, p in trainable(self.model).items() if p.grad is None]):
+        if self.global_step == 0:
+            self._check_first_step()
+        # Lightning has divided by the accumulated batches, DDP by the ranks
+        factor = self.trainer.world_size * self.trainer.accumulate_grad_batches / max(total_weight, 1e-12)
+        gradients = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
+        torch._foreach_mul_([gradient for gradient in gradients if gradient is not None], factor)
+        place = place_of_step(self.trainer, self._ranks_of_loss(total_loss))
+        seen = SeenStep(total_loss / max(total_weight, 1e-12), place, self.trainable_tensors)
+        self._gradients.look_(gradients, seen, scaled=self._is_scaled())
+        self._gradients.refuse_dead_layers(self._layers, now=False)
+
+    def _check_first_step(self) -> None:
+        self._gradients.begin()
+        refuse_parameters_outside(self, self.model)
+        if deaf := [name for name, p in trainable(self.model).items() if p.grad is None]:
             raise InputError(
                 "E-UNREACHED",
                 f"no gradient reaches {', '.join(deaf[:5])}: the task's step never uses them. Exclude them",
             )
-        # Lightning has divided by the accumulated batches, DDP by the ranks
-        factor = self.trainer.world_size * self.trainer.accumulate_grad_batches / max(total_weight, 1e-12)
-        learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        torch._foreach_mul_([parameter.grad for parameter in learning if parameter.grad is not None], factor)
+
+    def _ranks_of_loss(self, total: float) -> list[int]:
+        """The ranks whose own loss is not finite, if their sum is not; else all. In a bad step the ranks exchange."""
+        every = list(range(self.trainer.world_size))
+        if math.isfinite(total):
+            return every
+        assert self._window.own is not None
+        losses = self.all_gather(self._window.own)
+        assert isinstance(losses, Tensor)
+        finite = losses.reshape(-1, 2)[:, 0].isfinite().tolist()
+        return [rank for rank in every if not finite[rank]] or every
+
+    def _is_scaled(self) -> bool:
+        """Whether half precision is trained with a scaler, which skips steps until it has found its scale."""
+        precision = self.trainer.precision_plugin
+        return isinstance(precision, MixedPrecision) and precision.scaler is not None
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -429,6 +482,11 @@ class AdapterTask(lightning.LightningModule, ABC):
         self.adapter.after_step_(self.model, step=self.global_step + 1, num_steps=num_steps)
 
     def on_train_epoch_end(self) -> None:
+        self._gradients.settle()
+        self._gradients.refuse_dead_layers(self._layers, now=True)
+        assert self._frozen is not None
+        self._frozen.refuse_change(self.model, set(self.trainable_tensors()))
+        refuse_parameters_outside(self, self.model)
         self.log("train/epoch_loss", self.train_loss.compute(), sync_dist=True)  # the same on all ranks already
         self.train_loss.reset()
 

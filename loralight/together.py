@@ -18,8 +18,10 @@ from loralight.adapters.sharing import share_
 from loralight.build import check_config
 from loralight.cli import with_those_of_a_run
 from loralight.composition import plain, settings_of
+from loralight.disk import telling_of_disk
 from loralight.errors import InputError
 from loralight.launch import num_processes
+from loralight.out_of_memory import telling_of_memory
 from loralight.preflight import human, num_bytes
 from loralight.run_folder import take
 from loralight.train import Run
@@ -107,7 +109,8 @@ class Turns:
     def _train(self, name: str, run: Run) -> None:
         dict(self._waiting)[name].acquire()
         try:
-            run.train()
+            with telling_of_disk(run.output_dir), telling_of_memory(run.config, run.output_dir):
+                run.train()
         except Exception as error:  # the others go on
             self.failures[name] = error
         finally:

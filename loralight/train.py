@@ -17,10 +17,12 @@ from loralight.build import adapter_recipe, build_data, build_task, build_traine
 from loralight.checkpoint import FolderCheckpointIO, newest
 from loralight.composition import plain
 from loralight.data import TaskData
+from loralight.disk import refuse_taken_away, telling_of_disk
 from loralight.errors import InputError, did_you_mean
 from loralight.export import save_adapter
 from loralight.initialising import initialise_, with_initialised
 from loralight.launch import launch, process_rank
+from loralight.out_of_memory import telling_of_memory
 from loralight.preflight import before_activations, memory_table, padding_line, targets_table
 from loralight.progress import Throughput, progress_callbacks
 from loralight.run_folder import take
@@ -45,7 +47,8 @@ def main(config: DictConfig) -> float | None:
     if settings["auto_batch"]:
         settings, overrides = with_largest_batch(settings, overrides)
     if process_rank() in (None, 0):
-        take(output_dir, settings, overrides)
+        with telling_of_disk(output_dir):
+            take(output_dir, settings, overrides)
     best: float | None = launch("train", settings, output_dir)
     return best
 
@@ -53,8 +56,9 @@ def main(config: DictConfig) -> float | None:
 def work(config: dict[str, Any], output_dir: Path) -> float | None:
     """What each process does."""
     rank = process_rank() or 0
-    logs.configure(output_dir / ("train.log" if rank == 0 else f"train.rank{rank}.log"), rank=rank)
-    return Run(config, output_dir).train()
+    with telling_of_disk(output_dir), telling_of_memory(config, output_dir):
+        logs.configure(output_dir / ("train.log" if rank == 0 else f"train.rank{rank}.log"), rank=rank)
+        return Run(config, output_dir).train()
 
 
 class Run:
@@ -156,6 +160,7 @@ def _save(
     metrics: dict[str, float],
     throughput: Throughput,
 ) -> None:
+    refuse_taken_away(output_dir)
     folder = output_dir / "adapter"
     task.adapter = task.adapter.finish_(task.model)
     made = recipe(config, data.model_arguments())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from loralight.errors import InputError
 from loralight.launch import launch, num_processes, process_rank
 
 InProcess = Callable[..., int]
+ADAPTER = "adapter/adapter_model.safetensors"
 MARK = "LORALIGHT_TEST_MARK"
 PROC = Path("/proc/self/environ")
 BOOM = '''"""Fails on the second of two processes."""
@@ -28,6 +30,20 @@ class Boom(Callback):
     def on_train_batch_start(self, trainer, *_):
         if trainer.global_rank == 1 and trainer.global_step == 2:
             raise ValueError("boom on rank one")
+'''
+
+SPOILT = '''"""On the second of two processes a loss that is no number, then a gradient that is infinite."""
+from lightning import Callback
+
+class Spoilt(Callback):
+    def on_train_batch_start(self, trainer, task, batch, batch_idx):
+        if trainer.global_rank == 1 and batch_idx == 2:
+            step = task.step
+            task.step = lambda given: (found := step(given))._replace(loss=found.loss * float("nan"))
+        if trainer.global_rank == 1 and batch_idx == 3:
+            del task.step
+            learning = next(p for p in task.parameters() if p.requires_grad)
+            learning.register_hook(lambda gradient: gradient * (float("inf") if trainer.global_step == 3 else 1))
 '''
 
 
@@ -70,7 +86,7 @@ def alive(mark: str) -> list[int]:
 
 
 def assert_close(run: Path, other: Path) -> None:
-    one, two = (load_file(folder / "adapter/adapter_model.safetensors") for folder in (run, other))
+    one, two = (load_file(folder / ADAPTER) for folder in (run, other))
     torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
 
 
@@ -99,6 +115,25 @@ def test_what_a_process_refuses_is_one_message(
     printed = capfd.readouterr().err.splitlines()
     assert printed[-1].startswith("loralight: E-DATA: data.path=./nowhere")
     assert [line for line in printed if "Traceback" in line] == []
+
+
+def test_what_is_not_finite_on_one_process_is_applied_on_none_and_all_tell_whose_it_is(
+    loralight: Callable[..., subprocess.CompletedProcess[str]], two: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "made_spoilt" / "conf").mkdir(parents=True)
+    (tmp_path / "made_spoilt" / "__init__.py").write_text(SPOILT)
+    line = ["--plugin-dir", "made_spoilt", "trainer=ddp_cpu", "+callbacks.spoilt._target_=made_spoilt.Spoilt"]
+    done = loralight("train", *two, *line, "data.batch_size=4", "hydra.run.dir=run")
+    assert done.returncode == 0, done.stderr
+    assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "run" / ADAPTER).values())
+    for file in ("train.log", "train.rank1.log"):
+        told = re.findall(r"E-NONFINITE: .*", (tmp_path / "run" / file).read_text())
+        assert len(told) == 2
+        loss = r"E-NONFINITE: the loss is nan at step 3 \(epoch 1, rank 1; rows \d+, \d+, \d+, \d+ of the train split"
+        assert re.match(loss, told[0]), told
+        assert re.match(
+            r"E-NONFINITE: a gradient is not finite \(the loss is 0\.\d+\) at step 4 \(epoch 1; ", told[1]
+        ), told
 
 
 @pytest.mark.slow

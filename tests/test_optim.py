@@ -1,5 +1,6 @@
 import copy
 import functools
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch.optim import SGD, AdamW
 from loralight.adapters import Lora, inject
 from loralight.adapters.base import trainable
 from loralight.errors import InputError
-from loralight.optim import by_name, by_position, parameter_groups, schedule
+from loralight.optim import by_name, by_position, check_optimizer, parameter_groups, schedule
 
 
 class Model(nn.Module):
@@ -203,3 +204,50 @@ def test_a_state_with_a_group_too_many_is_refused() -> None:
     without_head.register_load_state_dict_pre_hook(by_position)
     with pytest.raises(InputError, match=r"^E-OPTIMIZER-STATE: "):
         without_head.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"lr": 0.0}, r"E-LR: optimizer\.lr is 0\.0; with that nothing is learned"),
+        ({"lr": -1.0}, r"E-LR: optimizer\.lr is -1\.0"),
+        ({"lr": float("nan")}, r"E-LR: optimizer\.lr is nan"),
+        ({"lr": float("inf")}, r"E-LR: optimizer\.lr is inf"),
+        ({"betas": [0.9, 1.5]}, r"E-OPTIMIZER: optimizer: Invalid beta parameter at index 1: 1\.5"),
+        ({"betas": [float("nan"), 0.9]}, r"E-OPTIMIZER: optimizer: Invalid beta parameter at index 0: nan"),
+        ({"betas": [0.9]}, r"E-OPTIMIZER: optimizer\.betas is \[0\.9\]; give 2 numbers"),
+        ({"betas": [0.9, 0.99, 0.999]}, r"E-OPTIMIZER: optimizer\.betas is .*; give 2 numbers"),
+        ({"weight_decay": -1.0}, r"E-OPTIMIZER: optimizer: Invalid weight_decay value: -1\.0"),
+        ({"weight_decay": float("nan")}, r"E-OPTIMIZER: optimizer\.weight_decay is nan"),
+        ({"weight_decay": float("inf")}, r"E-OPTIMIZER: optimizer\.weight_decay is inf"),
+        ({"eps": -1e-8}, r"E-OPTIMIZER: optimizer: Invalid epsilon value"),
+        ({"eps": 0.0}, r"E-OPTIMIZER: optimizer\.eps is 0"),
+    ],
+    ids=str,
+)
+def test_settings_with_which_an_optimizer_cannot_step_or_learns_nothing_are_refused(
+    settings: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(InputError, match=f"^{says}"):
+        check_optimizer(partial(AdamW, **{"lr": 0.001, **settings}))
+
+
+@pytest.mark.parametrize("made", [AdamW, partial(AdamW), partial(AdamW, eps=1e-8)])
+def test_an_optimizer_without_a_rate_is_refused(made: Any) -> None:
+    with pytest.raises(InputError, match=r"^E-OPTIMIZER: optimizer: give it _partial_: true and lr"):
+        check_optimizer(made)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        partial(torch.optim.SGD, lr=0.1),
+        partial(torch.optim.Adafactor, lr=0.01),
+        partial(torch.optim.Muon, lr=0.01),
+        partial(AdamW, lr=1e-3, betas=[0.9, 0.99], fused=True),
+        partial(AdamW, lr=1e-3, capturable=True),
+    ],
+    ids=lambda made: f"{made.func.__name__} {sorted(made.keywords)}",
+)
+def test_every_optimizer_of_torch_that_can_be_made_passes(made: Any) -> None:
+    check_optimizer(made)

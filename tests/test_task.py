@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from loralight.adapters import FullFineTuning, Lora, onednn
+from loralight.adapters import AdaLora, Dora, FullFineTuning, Lora, onednn
 from loralight.adapters.base import trainable
 from loralight.errors import InputError
 from loralight.optim import schedule
@@ -21,6 +21,7 @@ from loralight.task import AdapterTask, Step
 
 Batch = tuple[Tensor, Tensor]
 OWNED = (
+    "automatic_optimization",
     "configure_model",
     "configure_optimizers",
     "on_before_optimizer_step",
@@ -176,7 +177,7 @@ def test_a_batch_norm_policy_for_a_model_without_any_is_an_error() -> None:
             self.body = nn.Sequential(nn.Linear(4, 8))
 
     with pytest.raises(InputError, match="E-BATCH-NORM"):
-        built(model=Plain(), batch_norm="statistics", adapter=Lora(targets="body.0"))
+        built(model=Plain(), batch_norm="statistics", adapter=Lora(targets="body.0", rank=2))
 
 
 def test_in_full_fine_tuning_batch_norm_learns_whatever_its_policy_for_frozen_layers() -> None:
@@ -251,13 +252,14 @@ def test_a_parameter_that_no_gradient_reaches_is_an_error_that_names_it() -> Non
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("accumulated", [1, 3])
-def test_a_loss_that_is_not_finite_stops_training_with_the_weights_of_the_last_good_step(
+def test_a_loss_that_spoils_a_running_mean_stops_training_at_once_with_the_weights_of_the_last_good_step(
     value: float, accumulated: int
 ) -> None:
     task, batches, after = built(), batches_of(*[4] * 9), []
     batches[7][0][2, 1] = value
     keep = lightning.pytorch.callbacks.LambdaCallback(on_train_batch_end=lambda *_: after.append(learned(task)))
-    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) at step"):
+    spoilt = r"^E-NONFINITE: the loss is (nan|inf) at step \d \(epoch 1\), and head.0.running_mean, .* is not finite"
+    with pytest.raises(InputError, match=spoilt):
         trainer(callbacks=[keep], accumulate_grad_batches=accumulated).fit(task, batches, batches_of(8))
     good = after[6] if accumulated == 1 else after[5]  # the window of batch 7 is never stepped on
     assert equal(learned(task), good) and not equal(good, after[0])
@@ -288,6 +290,274 @@ class Weighted(Smooth):
         logits = self.logits(batch[0])
         loss = F.cross_entropy(logits, batch[1], weight=self.balance)
         return Step(loss, logits, batch[1], self.balance[batch[1]].sum())
+
+
+class Infinite(torch.autograd.Function):
+    """The identity, with a gradient that is not finite."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: float) -> Tensor:
+        ctx.value = value
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.value, None
+
+
+class Diverging(Smooth):
+    """Has a finite loss with a gradient that is not, or a loss that is not, in chosen batches, counted from 0."""
+
+    def __init__(self, bad: Sequence[int], value: float = float("inf"), of: str = "gradient", **training: Any) -> None:
+        super().__init__(**{"optimizer": partial(torch.optim.AdamW, lr=0.05), **training})
+        self.bad, self.value, self.of, self.count = bad, value, of, itertools.count()
+
+    def step(self, batch: Batch) -> Step:
+        step = super().step(batch)
+        if not self.training or next(self.count) not in self.bad:
+            return step
+        loss = step.loss * self.value if self.of == "loss" else Infinite.apply(step.loss, self.value)
+        return step._replace(loss=loss)
+
+
+def fit(task: AdapterTask, num_batches: int, **settings: Any) -> list[dict[str, Tensor]]:
+    """What has been learned after each batch."""
+    after: list[dict[str, Tensor]] = []
+    keep = lightning.pytorch.callbacks.LambdaCallback(on_train_batch_end=lambda *_: after.append(learned(task)))
+    batches = batches_of(*[4] * num_batches, dtype=torch.float64)
+    task.configure_model()
+    try:
+        trainer(callbacks=[keep], **settings).fit(task, batches, batches_of(8, dtype=torch.float64))
+    finally:
+        task.after = after
+    return after
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("of", ["gradient", "loss"])
+@pytest.mark.parametrize("settings", [{}, {"gradient_clip_val": 1.0}, {"accumulate_grad_batches": 2}], ids=str)
+def test_a_step_that_is_not_finite_is_not_applied_and_training_goes_on(
+    value: float, of: str, settings: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    after = fit(Diverging([4], value, of), 10, **settings)
+    assert all(tensor.isfinite().all() for tensor in after[-1].values())
+    assert not equal(after[5], after[-1]) and "E-NONFINITE" in caplog.text
+    step = 5 if "accumulate_grad_batches" not in settings else 3
+    assert caplog.text.count("E-NONFINITE") == 1 and f"at step {step} (epoch 1)" in caplog.text
+    assert ("a gradient is not finite" if of == "gradient" else f"the loss is {value}") in caplog.text
+
+
+def test_a_step_without_a_finite_gradient_changes_no_bit_where_the_optimizer_remembers_nothing() -> None:
+    after = fit(Diverging([4], optimizer=partial(torch.optim.SGD, lr=0.05)), 6)
+    assert equal(after[4], after[3]) and not equal(after[5], after[4])
+
+
+@pytest.mark.parametrize("of", ["gradient", "loss"])
+def test_three_such_steps_in_a_row_are_got_over_and_a_fourth_stops_the_run(of: str) -> None:
+    fit(Diverging([1, 2, 3, 5, 6, 7], of=of), 9)
+    task = Diverging([2, 3, 4, 5], of=of)
+    with pytest.raises(
+        InputError, match=r"^E-NONFINITE: .* at step 6 \(epoch 1\), after 3 steps in a row that were no"
+    ):
+        fit(task, 9)
+    assert len(task.after) == 5 and all(tensor.isfinite().all() for tensor in learned(task).values())
+
+
+def test_a_scaler_skips_steps_until_it_has_found_its_scale_and_nothing_is_told(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AdapterTask, "_is_scaled", lambda self: True)
+    after = fit(Diverging(range(6)), 10)
+    assert "E-NONFINITE" not in caplog.text and all(tensor.isfinite().all() for tensor in after[-1].values())
+
+
+def test_a_scale_that_is_never_found_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AdapterTask, "_is_scaled", lambda self: True)
+    fit(Diverging(range(50)), 50)  # an epoch's end is no reason to give up
+    with pytest.raises(InputError, match=r"^E-NONFINITE: no gradient of the first 100 steps was finite"):
+        fit(Diverging(range(200)), 120)
+
+
+class Deaf(Smooth):
+    """Its body counts in its output so much, from a batch on."""
+
+    def __init__(self, factor: float, until: int, **training: Any) -> None:
+        super().__init__(**{"optimizer": partial(torch.optim.AdamW, lr=0.05), **training})
+        self.factor, self.until, self.count = factor, until, itertools.count()
+
+    def logits(self, x: Tensor) -> Tensor:
+        factor = self.factor if self.training and next(self.count) < self.until else 1.0
+        features = self.model["body"](x)
+        return self.model["head"](features * factor + 1)
+
+
+@pytest.mark.parametrize(("batches", "looked_at"), [(7, 7), (120, 100)])
+def test_a_layer_whose_output_is_multiplied_by_zero_is_an_error_that_names_it(batches: int, looked_at: int) -> None:
+    task = Deaf(0.0, until=1000, adapter=Lora(targets="body.0", rank=2))
+    with pytest.raises(
+        InputError, match=rf"^E-UNREACHED: the gradient of body\.0 was 0 in each of the first {looked_at} "
+    ):
+        fit(task, batches)
+    assert len(task.after) in (batches, looked_at - 1)
+
+
+@pytest.mark.parametrize(("factor", "until"), [(0.0, 5), (1e-6, 1000)])
+def test_a_layer_that_counts_later_or_little_is_none(factor: float, until: int) -> None:
+    fit(Deaf(factor, until=until, adapter=Lora(targets="body.0", rank=2)), 8)
+
+
+def test_a_rate_of_zero_until_layers_begin_to_learn_is_no_dead_layer() -> None:
+    task = Smooth(optimizer=partial(torch.optim.AdamW, lr=0.05), scheduler=partial(schedule, name="linear", warmup=0.9))
+    fit(task, 10)
+
+
+def moving_weight(task: AdapterTask) -> None:
+    task.model["body"][0].weight.data[0, 0] += 1  # type: ignore[index,operator,union-attr]
+
+
+def moving_buffer(task: AdapterTask) -> None:
+    task.model.get_buffer("body.seen").add_(1)
+
+
+@pytest.mark.parametrize(("move", "named"), [(moving_weight, r"body\.0\.weight"), (moving_buffer, r"body\.seen")])
+def test_a_frozen_tensor_that_moves_is_an_error_that_names_it(move: Callable[[AdapterTask], None], named: str) -> None:
+    class Moving(Smooth):
+        def step(self, batch: Batch) -> Step:
+            if self.training:
+                move(self)
+            return super().step(batch)
+
+    task = Moving(optimizer=partial(torch.optim.SGD, lr=0.05))
+    task.given[0]["body"].register_buffer("seen", torch.zeros((), dtype=torch.long))
+    with pytest.raises(InputError, match=rf"^E-FROZEN-MOVED: {named}: frozen, but training has changed it"):
+        fit(task, 2)
+
+
+def test_a_buffer_that_no_state_dict_holds_may_move() -> None:
+    class Caching(Smooth):
+        def step(self, batch: Batch) -> Step:
+            self.model.get_buffer("body.cache").add_(1)
+            return super().step(batch)
+
+    task = Caching(optimizer=partial(torch.optim.SGD, lr=0.05))
+    task.given[0]["body"].register_buffer("cache", torch.zeros(3), persistent=False)
+    fit(task, 2)
+
+
+def test_a_task_that_would_make_the_optimizers_steps_itself_is_an_error() -> None:
+    class Manual(Smooth):
+        def __init__(self, **training: Any) -> None:
+            super().__init__(**training)
+            self.automatic_optimization = False
+
+    with pytest.raises(TypeError, match="Manual sets automatic_optimization=False, but AdapterTask makes"):
+        fit(Manual(optimizer=partial(torch.optim.SGD, lr=0.05)), 2)
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_rate_with_which_a_head_learns_nothing_is_an_error(rate: float) -> None:
+    with pytest.raises(InputError, match=r"^E-LR: task\.head_lr is "):
+        Toy(head_lr=rate)
+    if rate:
+        with pytest.raises(InputError, match=r"^E-OPTIMIZER: task\.head_weight_decay is "):
+            Toy(head_weight_decay=rate)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "where"),
+    [
+        (Lora(targets="body.*", rank=9), r"rank is 9"),
+        (Dora(targets="body.*", rank=100_000_000_000), r"rank is 100000000000"),
+        (Lora(targets="body.*", rank_pattern={"body.0": 9}), r"rank_pattern\[body\.0\] is 9"),
+        (AdaLora(targets="body.*", rank=8, initial_rank=9), r"initial_rank is 9"),
+    ],
+    ids=["lora", "dora", "pattern", "adalora"],
+)
+def test_a_rank_above_that_of_every_layer_is_refused_before_it_takes_memory(adapter: Any, where: str) -> None:
+    with pytest.raises(InputError, match=rf"^E-RANK: adapter\.{where}, but no layer .* above 8, which body\.3 has"):
+        built(adapter=adapter)
+
+
+def test_a_layer_narrower_than_the_rank_is_let_be_beside_wider_ones() -> None:
+    assert built(adapter=Lora(targets="body.*", rank=8)).model.body[0].rank == 8
+
+
+def bare_parameter(task: AdapterTask) -> None:
+    task.temperature = nn.Parameter(torch.ones(()))
+
+
+def module_beside_the_model(task: AdapterTask) -> None:
+    task.crf = nn.Linear(3, 3)
+
+
+BESIDE = [(bare_parameter, "temperature"), (module_beside_the_model, "crf.weight, crf.bias")]
+
+
+@pytest.mark.parametrize(("add", "names"), BESIDE)
+def test_parameters_beside_the_model_are_refused_when_it_is_built(add: Callable[..., None], names: str) -> None:
+    task = Toy(optimizer=partial(torch.optim.SGD, lr=0.05))
+    add(task)
+    with pytest.raises(
+        InputError, match=rf"^E-OUTSIDE: Toy has parameters beside its model.*: {names}\. Put them into"
+    ):
+        task.configure_model()
+
+
+@pytest.mark.parametrize("hook", ["on_fit_start", "step"])
+@pytest.mark.parametrize(("add", "names"), BESIDE)
+def test_parameters_that_come_to_be_later_are_refused_before_the_first_step(
+    add: Callable[..., None], names: str, hook: str
+) -> None:
+    class Late(Smooth):
+        def on_fit_start(self) -> None:
+            if hook == "on_fit_start":
+                add(self)
+
+        def step(self, batch: Batch) -> Step:
+            if hook == "step" and "crf" not in self._modules and "temperature" not in self._parameters:
+                add(self)
+            return super().step(batch)
+
+    task = Late(optimizer=partial(torch.optim.SGD, lr=0.05))
+    with pytest.raises(InputError, match=rf"^E-OUTSIDE: Late .*: {names}\."):
+        fit(task, 3)
+    assert not task.after
+
+
+def test_what_learns_nothing_may_be_beside_the_model() -> None:
+    class Distilled(Smooth):
+        def __init__(self, **training: Any) -> None:
+            super().__init__(**training)
+            self.teacher = nn.Linear(4, 3).requires_grad_(False)
+            self.criterion = nn.CrossEntropyLoss()
+            self.extra = MetricCollection({"accuracy": MulticlassAccuracy(3)})
+
+        def build_model(self) -> nn.Module:
+            self.alias = self.given[0]["head"]
+            return self.given[0]
+
+    fit(Distilled(optimizer=partial(torch.optim.SGD, lr=0.05)), 2)
+
+
+@pytest.mark.parametrize(
+    ("head", "says"),
+    [
+        (lambda model: [nn.Linear(8, 3)], r"Toy\.head\(\) returned a Linear that is no part of the model"),
+        (lambda model: [model.head, model.head], r"names head twice"),
+        (lambda model: [model.head, model.head[2]], r"names head\.2 twice: by itself and in head\."),
+        (lambda model: [model], r"returned the whole model"),
+        (lambda model: model.head[2].weight, r"returned Parameter .*; return a list of modules"),
+        (lambda model: [model.head[2].weight], r"returned \[Parameter .*; return a list of modules"),
+        (lambda model: None, r"returned None; return a list"),
+    ],
+    ids=["outside", "twice", "nested", "whole", "parameter", "parameters", "none"],
+)
+def test_a_head_that_is_not_made_of_parts_of_the_model_is_an_error(
+    head: Callable[[Any], Any], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Toy, "head", lambda self, model: head(model))
+    with pytest.raises(InputError, match=rf"^E-HEAD: .*{says}"):
+        built()
 
 
 @pytest.mark.parametrize("clip", [None, 0.05])

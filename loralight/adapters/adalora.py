@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from loralight.adapters.adalora_layers import ADALORA_LAYERS, AdaLoraLayer
 from loralight.adapters.base import Adapter
 from loralight.adapters.lora import Lora
-from loralight.adapters.low_rank import check_alpha, check_probability, check_rank, choose, patterns
+from loralight.adapters.low_rank import check_alpha, check_probability, check_rank, choose, patterns, refuse_excess
 from loralight.errors import InputError
 
 
@@ -87,6 +87,9 @@ class AdaLora(Adapter):
             kind = ADALORA_LAYERS[type(candidates[name])]
             kind.upgrade_(candidates[name], rank=self.initial_rank, alpha=alpha, dropout=self.dropout)
         return hits
+
+    def check_training(self, model: nn.Module) -> None:
+        refuse_excess({"initial_rank": self.initial_rank}, model, tuple(ADALORA_LAYERS))
 
     def penalty(self, model: nn.Module) -> Tensor | None:
         if not self.orthogonality:

@@ -43,6 +43,16 @@ class Adapter(ABC):
             The adapted layers' names by the target pattern that chose them.
         """
 
+    def check_training(self, model: nn.Module) -> None:
+        """Raise if to train ``model`` with these settings makes no sense; nothing by default.
+
+        What is refused here may still be injected, loaded and merged: a sum of adapters has a rank that nobody trains.
+
+        Args:
+            model: the pretrained model.
+        """
+        return None
+
     def initialise_(self, model: nn.Module, run_batches: Callable[[int], None]) -> "Adapter":
         """Look at training data before the first step, change the model by it, and return the adapter that builds that.
 

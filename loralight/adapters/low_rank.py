@@ -66,6 +66,10 @@ class LowRankAdapter(Adapter):
             self.adapt_(candidates[name], **sizes[name])
         return hits
 
+    def check_training(self, model: nn.Module) -> None:
+        ranks = {f"rank_pattern[{pattern}]": rank for pattern, rank in self.rank_pattern.items()}
+        refuse_excess({"rank": self.rank, **ranks}, model, tuple(self.layers))
+
     def sizes(self, together: Mapping[str, list[str]]) -> dict[str, Any]:
         """The rank and alpha of each layer, as keywords; layers that share a weight stand together."""
         ranks = by_name(self.rank_pattern, together, "adapter.rank_pattern")
@@ -158,6 +162,34 @@ def check_rank(where: str, rank: Any) -> None:
     """Raise ``E-RANK`` unless ``rank`` is a whole number of at least 1."""
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise InputError("E-RANK", f"adapter.{where} is {rank!r}; give a whole number of at least 1, such as 8")
+
+
+def refuse_excess(ranks: Mapping[str, int], model: nn.Module, types: tuple[type[nn.Module], ...]) -> None:
+    """Raise ``E-RANK`` if a rank is above the smaller dimension of every layer: no weight has so much to learn.
+
+    Layers narrower than others, such as a router of eight experts, are let be: what they have too much is little.
+
+    Args:
+        ranks: by the names of the settings.
+        types: of the layers that can be adapted.
+    """
+    widths = {name: _smaller_dimension(layer) for name, layer in model.named_modules() if type(layer) in types}
+    widest = max(widths, key=widths.__getitem__, default=None)
+    for where, rank in ranks.items():
+        if widest is not None and rank > widths[widest]:
+            raise InputError(
+                "E-RANK",
+                f"adapter.{where} is {rank}, but no layer of the model has a rank above {widths[widest]}, which "
+                f"{widest} has; give less, such as 8",
+            )
+
+
+def _smaller_dimension(layer: Any) -> int:
+    if isinstance(layer, nn.MultiheadAttention):
+        return int(layer.embed_dim)
+    if isinstance(layer, nn.Linear):  # whose weight may be packed
+        return min(layer.in_features, layer.out_features)
+    return int(min(layer.weight.flatten(1).shape))
 
 
 def check_alpha(where: str, alpha: Any) -> None:

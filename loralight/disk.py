@@ -1,0 +1,46 @@
+"""A disk that takes no more, and a folder that is gone: told with the folder in one message."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from loralight.errors import InputError
+
+REFUSED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
+"""What a system says that will not write."""
+
+
+@contextmanager
+def telling_of_disk(folder: Path) -> Iterator[None]:
+    """A context whose failures to write into ``folder`` are told in one message.
+
+    Raises:
+        InputError: a file in it could not be written, or the folder has been taken away (``E-DISK``).
+    """
+    try:
+        yield
+    except OSError as error:
+        if not _is_of(error, folder):
+            raise
+        raise InputError(
+            "E-DISK",
+            f"{error.filename or folder} cannot be written: {error.strerror or error}. Make room, or choose another "
+            "folder with hydra.run.dir=; what was saved before is as it was",
+        ) from error
+
+
+def refuse_taken_away(folder: Path) -> None:
+    """Raise ``E-DISK`` if the run's folder is gone: what is left of the run would come to lie in half of one."""
+    if not folder.is_dir():
+        raise InputError(
+            "E-DISK", f"{folder} has been taken away since the run began; nothing is written, begin in a new folder"
+        )
+
+
+def _is_of(error: OSError, folder: Path) -> bool:
+    """Whether ``error`` is about writing there, and not about a file of the user's that is read."""
+    if error.filename is None:
+        return error.errno in REFUSED
+    inside = Path(error.filename).absolute().is_relative_to(folder.absolute())
+    return inside and (error.errno in REFUSED or isinstance(error, FileNotFoundError | NotADirectoryError))
