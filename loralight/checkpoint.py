@@ -113,7 +113,7 @@ def verify(folder: Path, names: Collection[str] | None = None) -> None:
             raise ValueError(f"{outside[0]!r} is no file in it")
         broken = [name for name in names if _sha256(folder / name) != digests[name]]
     except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError("E-CKPT-HASH", f"{folder} is not whole: {error}") from error
+        raise InputError("E-CKPT-HASH", f"{folder} is not a whole checkpoint: {error}") from error
     if broken:
         raise InputError("E-CKPT-HASH", f"{folder}: {', '.join(broken)} is not what was written (the sha256 differs)")
 

@@ -6,7 +6,6 @@ What would run code, fetch a kernel or never end is refused by name; the user ca
 import json
 import os
 import re
-import stat
 from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
@@ -52,6 +51,8 @@ def check_files(name: str) -> dict[str, Any]:
     Raises:
         InputError: what a file says would run (``E-REMOTE-CODE``) or never end, or it cannot be read (``E-MODEL``).
     """
+    if Path(name).is_dir():
+        _refuse_endless_files(Path(name))
     if find(name, "adapter_config.json") is not None:  # transformers would load what that names in its place
         raise InputError("E-MODEL", f"{name} is or has an adapter (adapter_config.json); give a base model alone")
     contents = {file: read_object(path) for file in _FILES if (path := find(name, file)) is not None}
@@ -74,11 +75,18 @@ def size_of_weights(name: str, config: dict[str, Any]) -> Size | None:
     if pickles and not trust().allow_pickle:
         raise InputError(
             "E-PICKLE",
-            f"{name} has its weights in {pickles[0].name}, a pickle, which can do harm when it is read. Have it saved as "
+            f"{name} has its weights in {pickles[0].name}, a pickle, which can do harm when read. Have it saved as "
             "model.safetensors, or if you trust it, say model.allow_pickle=true (in Python allow_pickle=True): of the "
             "pickle only tensors are read then",
         )
     return None
+
+
+def _refuse_endless_files(folder: Path) -> None:
+    """Raise ``E-MODEL`` for a pipe or a device, be it behind a link: reading it may never end."""
+    for path in folder.iterdir():
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise InputError("E-MODEL", f"{path} is not a regular file")
 
 
 def find(name: str, file: str) -> Path | None:
@@ -103,7 +111,7 @@ def read_object(path: Path) -> dict[str, Any]:
         InputError: it is something else (``E-MODEL``).
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe or a device may never return
+        if not path.is_file():
             raise ValueError("it is not a regular file")
         with path.open("rb") as opened:
             text = opened.read(_MAX_JSON + 1)
@@ -190,15 +198,15 @@ def _safetensors(name: str, config: dict[str, Any]) -> list[Path]:
             continue
         if not file.endswith(".json"):
             return [path]
-        shards = read_object(path).get("weight_map", {}).values()
-        return [found for shard in sorted(set(map(str, shards))) if (found := find(name, shard)) is not None]
+        shards = sorted(set(map(str, read_object(path).get("weight_map", {}).values())))
+        if outside := [shard for shard in shards if Path(shard).name != shard]:
+            raise InputError("E-MODEL", f"{path} names {outside[0]!r:.80}, which is not beside it")
+        return [found for shard in shards if (found := find(name, shard)) is not None]
     return []
 
 
 def _size(file: Path) -> Size:
     """What a header says; of what is no floating-point number it is taken that eight values are packed in each."""
-    if not file.is_file():
-        raise InputError("E-MODEL", f"{file} is not a regular file")
     with safe_open(file, framework="pt") as opened:
         tensors = [opened.get_slice(key) for key in opened.keys()]  # noqa: SIM118  # no mapping
         values = [

@@ -106,7 +106,11 @@ def _read(file: Path, limit: int, *, whole: bool = False) -> bytes:
 
 def _parse(content: bytes) -> Any:
     return json.loads(
-        content.decode("utf-8"), object_pairs_hook=_plain_object, parse_constant=_refuse, parse_float=_finite
+        content.decode("utf-8"),
+        object_pairs_hook=_plain_object,
+        parse_constant=_refuse,
+        parse_float=_finite,
+        parse_int=_short,
     )
 
 
@@ -121,6 +125,12 @@ def _plain_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse(constant: str) -> Any:
     raise ValueError(f"it says {constant}, which is no number of JSON's")
+
+
+def _short(text: str) -> int:
+    if len(text) > 18:  # more than torch's integers hold
+        raise ValueError(f"{text[:20]}... has too many digits")
+    return int(text)
 
 
 def _finite(text: str) -> float:

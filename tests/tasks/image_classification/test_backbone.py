@@ -151,7 +151,7 @@ def test_sizes_that_make_no_sense_are_errors(tiny_resnet: str, settings: dict[st
         ("other:resnet18", None, "Unknown model source 'other'"),
         ("hf_hub:nobody/nothing", None, "The hub needs network access"),
         ("{folder}", None, "config.json"),
-        ("{folder}/weights.pth", "resnet18", r"reading a pickle can run code\. Convert it"),
+        ("{folder}/weights.pth", "resnet18", r"reading a pickle can do harm\. Convert it"),
         ("{folder}/nothing.safetensors", "resnet18", "there is no such file"),
         ("{tiny}/model.safetensors", None, r"of which model are these weights\? Set model\.architecture"),
         ("{tiny}/model.safetensors", "restnet18", r"timm has no model 'restnet18'\. Did you mean 'resnet18'"),
