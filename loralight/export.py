@@ -102,7 +102,7 @@ def no_larger_than_saved(folder: Path) -> AbstractContextManager[None]:
     """
     saved = sum(math.prod(shape) for _, shape in read_shapes(folder / WEIGHTS).values())
     return adding_at_most(
-        Size(tensors=200_000, values=4 * saved + 100_000_000),
+        Size(tensors=200_000, values=4 * saved + 2**26),
         InputError("E-ADAPTER", f"{folder}: its settings, a rank say, ask for far more than its {WEIGHTS} holds"),
     )
 

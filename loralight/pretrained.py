@@ -242,7 +242,7 @@ def _no_larger_than_its_weights(checkpoint: str) -> Iterator[None]:
         found: Size | None = Size(_MOST.tensors, 8 * Path(name, file["gguf_file"]).stat().st_size)
     else:
         found = size_of_weights(name, config)
-    most = _MOST if found is None else Size(8 * found.tensors + 20_000, 4 * found.values + 100_000_000)
+    most = _MOST if found is None else Size(8 * found.tensors + 2_000, 4 * found.values + 100_000_000)
     with at_most(most, _too_large(checkpoint)):
         yield
 

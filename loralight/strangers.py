@@ -68,10 +68,13 @@ def size_of_weights(name: str, config: dict[str, Any]) -> Size | None:
     Raises:
         InputError: they are a pickle, which the user has not allowed (``E-PICKLE``).
     """
-    if files := _safetensors(name, config):
-        counts = [_size(file) for file in files]
+    said = config.get("transformers_weights")  # in place of the usual names
+    files = [SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME] if said is None else [str(said)]
+    if found := _safetensors(name, [file for file in files if ".safetensors" in file]):
+        counts = [_size(file) for file in found]
         return Size(*(sum(count) for count in zip(*counts, strict=True)))
-    pickles = [path for file in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME) if (path := find(name, file)) is not None]
+    files = [WEIGHTS_NAME, WEIGHTS_INDEX_NAME] if said is None else files
+    pickles = [path for file in files if (path := find(name, file)) is not None]
     if pickles and not trust().allow_pickle:
         raise InputError(
             "E-PICKLE",
@@ -184,16 +187,18 @@ def _is_kernel(name: Any) -> bool:
 
 def _is_tokenizer(name: Any) -> bool:
     """Whether transformers would load a tokenizer: of a name it does not know it takes its general one."""
-    if not isinstance(name, str) or not hasattr(transformers, name):
+    if not isinstance(name, str) or name not in dir(transformers):
         return isinstance(name, str)
+    if not re.search("(Tokenizer|TokenizerFast|Backend)$", name):
+        return False  # nor need it be imported
     kind = getattr(transformers, name)
     # the stand-in for a class that lacks a package says which
     return isinstance(kind, type) and (issubclass(kind, PreTrainedTokenizerBase) or hasattr(kind, "_backends"))
 
 
-def _safetensors(name: str, config: dict[str, Any]) -> list[Path]:
-    said = config.get("transformers_weights")
-    for file in [said] if isinstance(said, str) else [SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME]:
+def _safetensors(name: str, files: list[str]) -> list[Path]:
+    """The first of these that a model has, or the parts that it lists."""
+    for file in files:
         if (path := find(name, file)) is None:
             continue
         if not file.endswith(".json"):

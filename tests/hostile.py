@@ -11,6 +11,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import jinja2.debug  # noqa: F401  # for what a template raises
 from hydra.core.global_hydra import GlobalHydra
 
 import loralight

@@ -423,7 +423,13 @@ MODELS: dict[str, tuple[Callable[[Path], Any], str]] = {
         "E-PICKLE",
     ),
     "a pickle called safetensors": (written("model.safetensors", pickle.dumps(Runs())), "E-MODEL"),
-    "a pickle as the weights that are meant": (said(transformers_weights="adapter_model.bin"), "E-"),
+    "a pickle as the weights that are meant": (
+        lambda folder: [
+            said(transformers_weights="adapter_model.bin")(folder),
+            (folder / "adapter_model.bin").write_bytes(pickle.dumps(Runs())),
+        ],
+        "E-PICKLE",
+    ),
     "weights elsewhere": (said(transformers_weights="../outside.safetensors"), "E-MODEL"),
     "a part elsewhere": (sharded("../outside.safetensors"), "E-MODEL"),
     "a part that is not there": (sharded("none.safetensors"), "E-MODEL"),
@@ -498,7 +504,7 @@ def argument(part: str, **changes: Any) -> Callable[[Path], None]:
 
 OURS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "rank of a billion": (argument("adapter", rank=10**9), "E-ADAPTER"),
-    "rank of 100,000": (argument("adapter", rank=10**6), "E-ADAPTER"),
+    "rank of ten million": (argument("adapter", rank=10**7), "E-ADAPTER"),
     "a layer's rank of a billion": (argument("adapter", rank_pattern={"query": 10**9}), "E-ADAPTER"),
     "7,000 labels": (argument("task", labels=[str(n) for n in range(7000)]), "E-ADAPTER-KEYS"),
     "alpha infinite": (argument("adapter", alpha=float("inf")), "E-ADAPTER"),
@@ -543,6 +549,7 @@ def talking(tokenizer: str, parent: Path) -> tuple[Path, Path]:
     """A tiny language model whose tokenizer has a chat template, and an adapter for it."""
     base = parent / "talking"
     spoken = AutoTokenizer.from_pretrained(tokenizer)
+    spoken.eos_token = "[SEP]"
     spoken.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     spoken.save_pretrained(base)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -53,7 +53,7 @@ def load(base: Path) -> Any:
 
 @pytest.fixture
 def no_modules_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The cache into which transformers copies a model's code : an empty one."""
+    """The cache into which transformers copies a model's code: an empty one."""
     for module in ("transformers.dynamic_module_utils", "transformers.utils.hub"):
         monkeypatch.setattr(f"{module}.HF_MODULES_CACHE", str(tmp_path / "modules"), raising=False)
 

@@ -237,7 +237,7 @@ def _in_file(
         architecture=architecture,
         config=replace(config, num_classes=_num_classes(shapes, config.classifier)),
         arguments=chosen,
-        most=Size(8 * len(shapes) + 20_000, 4 * values + 100_000_000),
+        most=Size(8 * len(shapes) + 2_000, 4 * values + 100_000_000),
     )
 
 

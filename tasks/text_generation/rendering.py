@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, TemplateError
 
-_SECONDS = 4.0  # of a processor's time; a chat of a thousand turns takes less than one
+_SECONDS = 2.0  # of a processor's time; a chat of a thousand turns takes less than one
 _GIGABYTE = 2**20 if sys.platform != "darwin" else 2**30  # as the system counts a process's memory
 _LONGEST = 2**20  # characters of a template; known ones have up to 20,000
 _FILE = "<template>"  # in which jinja2 says that its code is
