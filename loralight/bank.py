@@ -16,16 +16,26 @@ from loralight.export import whole_modules
 from loralight.loading import build, find_device, find_recipe
 from loralight.quantisation import quantised_
 from loralight.task import AdapterTask
+from loralight.trust import trusting
 from loralight.unpadding import padded
 
 
-def load_many(folders: Mapping[str, str | Path], *, base: str | None = None, device: str = "auto") -> "AdapterBank":
+def load_many(
+    folders: Mapping[str, str | Path],
+    *,
+    base: str | None = None,
+    device: str = "auto",
+    trust_remote_code: bool | None = None,
+    allow_pickle: bool = False,
+) -> "AdapterBank":
     """Load several adapters that loralight trained on one base model.
 
     Args:
         folders: a run's folder or an adapter's, by the name that it is to have.
         base: the base model's name or folder, if it is another than in training.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``mps``.
+        trust_remote_code: see `loralight.load`.
+        allow_pickle: likewise.
 
     Raises:
         InputError: as `loralight.load`; also for adapters of different base models (``E-BASE``), and for none at all
@@ -33,7 +43,7 @@ def load_many(folders: Mapping[str, str | Path], *, base: str | None = None, dev
     """
     if not folders:
         raise InputError("E-ADAPTER", "no adapter is named; give at least one folder")
-    bank = AdapterBank(base=base, device=device)
+    bank = AdapterBank(base=base, device=device, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     for name, folder in folders.items():
         bank.add(name, folder)
     return bank
@@ -48,13 +58,23 @@ class AdapterBank(Mapping[str, AdapterTask]):
     Args:
         base: the base model's name or folder, if it is another than in training.
         device: where the models are to be.
+        trust_remote_code: see `loralight.load`.
+        allow_pickle: likewise.
     """
 
     base: nn.Module
     """The plain model, that of the first adapter's task; its head, if it has one, is untrained."""
 
-    def __init__(self, *, base: str | None = None, device: str = "auto") -> None:
+    def __init__(
+        self,
+        *,
+        base: str | None = None,
+        device: str = "auto",
+        trust_remote_code: bool | None = None,
+        allow_pickle: bool = False,
+    ) -> None:
         self._checkpoint, self._device = base, find_device(device)
+        self._allowed: Any = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
         self._tasks: dict[str, AdapterTask] = {}
         self._recipes: dict[str, dict[str, Any]] = {}
 
@@ -78,12 +98,13 @@ class AdapterBank(Mapping[str, AdapterTask]):
         if name in self:
             raise InputError("E-ADAPTER", f"there is an adapter called {name!r} already; choose another name")
         path, made = find_recipe(folder, base=self._checkpoint)
-        task = build(path, made, "cpu")
-        if not self:
-            base = task.build_model().requires_grad_(False).eval()
-            with quantised_(base, task.quantize, head=task.head(base)):
-                self.base = base
-            self.base.to(self._device)
+        with trusting(**self._allowed):
+            task = build(path, made, "cpu")
+            if not self:
+                base = task.build_model().requires_grad_(False).eval()
+                with quantised_(base, task.quantize, head=task.head(base)):
+                    self.base = base
+                self.base.to(self._device)
         share_(task.model, self.base, learns=task.trainable_tensors(), origin=str(folder))
         self._tasks[name], self._recipes[name] = task.to(self._device), made
         return task

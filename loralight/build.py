@@ -23,6 +23,7 @@ from loralight.optim import check_optimizer
 from loralight.plugins import conf_folders, discover, task_file
 from loralight.quantisation import find_quantiser
 from loralight.task import AdapterTask
+from loralight.trust import trust_of, trusting
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -76,10 +77,12 @@ def make(config: Mapping[str, Any], **supplied: Any) -> Any:
 
 def build_data(config: Mapping[str, Any]) -> TaskData:
     """The data module, with its splits read and checked."""
-    data = make(config["data"])
-    if not isinstance(data, TaskData):
-        raise InputError("E-PLUGIN", f"data._target_: {type(data).__name__} does not derive from loralight.TaskData")
-    data.setup()
+    with trusting(**trust_of(config)):
+        data = make(config["data"])
+        if not isinstance(data, TaskData):
+            kind = type(data).__name__
+            raise InputError("E-PLUGIN", f"data._target_: {kind} does not derive from loralight.TaskData")
+        data.setup()
     return data
 
 
@@ -87,15 +90,18 @@ def build_task(config: Mapping[str, Any], data_arguments: Mapping[str, Any]) -> 
     """The task with its model built and its adapter injected, seeded by ``config["seed"]``.
 
     Args:
-        config: at least ``task`` and ``adapter``; ``optimizer`` and ``scheduler`` to train.
+        config: at least ``task`` and ``adapter``; ``optimizer`` and ``scheduler`` to train; of ``model`` what the user
+            allows, see `loralight.trust`.
         data_arguments: arguments of the task that the data knows.
     """
     lightning.seed_everything(config.get("seed", 0), verbose=False)
     training = {part: make(config[part]) for part in ("optimizer", "scheduler") if config.get(part) is not None}
-    task = make({**config["task"], **data_arguments}, adapter=make(config["adapter"]), **training)
-    if not isinstance(task, AdapterTask):
-        raise InputError("E-PLUGIN", f"task._target_: {type(task).__name__} does not derive from loralight.AdapterTask")
-    task.configure_model()
+    with trusting(**trust_of(config)):
+        task = make({**config["task"], **data_arguments}, adapter=make(config["adapter"]), **training)
+        if not isinstance(task, AdapterTask):
+            kind = type(task).__name__
+            raise InputError("E-PLUGIN", f"task._target_: {kind} does not derive from loralight.AdapterTask")
+        task.configure_model()
     return task
 
 

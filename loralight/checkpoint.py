@@ -5,7 +5,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+import stat
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from loralight.disk import refuse_taken_away, telling_of_disk
 from loralight.errors import InputError
+from loralight.untrusted import read_json
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 _UNFINISHED = ".loralight-"  # in the names of folders that are not whole
@@ -127,16 +129,23 @@ def _write_folder(target: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def verify(folder: Path) -> None:
-    """Check every file of ``folder`` against its manifest.
+def verify(folder: Path, names: Collection[str] | None = None) -> None:
+    """Check files of ``folder`` against its manifest, which tells of an accident: who means harm writes it anew.
+
+    Args:
+        folder: written by `write_folder`.
+        names: files that the manifest must have; all that it has, if None.
 
     Raises:
         InputError: a file is missing or is not what was written (``E-CKPT-HASH``).
     """
     try:
-        digests = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
-        broken = [name for name, digest in digests.items() if _sha256(folder / name) != digest]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        digests = read_json(folder / MANIFEST)["sha256"]
+        names = digests.keys() if names is None else names
+        if outside := [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]:
+            raise ValueError(f"{outside[0]!r} is no file in it")
+        broken = [name for name in names if _sha256(folder / name) != digests[name]]
+    except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError("E-CKPT-HASH", f"{folder} is not a whole checkpoint: {error}") from error
     if broken:
         raise InputError("E-CKPT-HASH", f"{folder}: {', '.join(broken)} is not what was written (the sha256 differs)")
@@ -212,6 +221,8 @@ def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _sha256(file: Path) -> str:
+    if not stat.S_ISREG(os.lstat(file).st_mode):  # reading a pipe or a device may never end
+        raise ValueError(f"{file.name} is not a regular file")
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 

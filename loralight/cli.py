@@ -208,7 +208,9 @@ def with_those_of_a_run(verb: str, overrides: list[str]) -> list[str]:
         raise InputError("E-RUN", f"{key}={folder}: not a run's folder (it has no .hydra/overrides.yaml)")
     import yaml
 
-    names = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    # what a base model may bring is for the user to allow, each time
+    names = {"model.trust_remote_code", "model.allow_pickle"}
+    names |= {override.lstrip("+~").partition("=")[0] for override in overrides}
     saved = [
         o
         for o in yaml.safe_load(saved_file.read_text(encoding="utf-8")) or []

@@ -10,6 +10,7 @@ from loralight.bank import load_many
 from loralight.composition import plain
 from loralight.errors import InputError
 from loralight.logs import show
+from loralight.trust import trust_of
 
 
 def main(config: DictConfig) -> None:
@@ -24,7 +25,7 @@ def main(config: DictConfig) -> None:
         )
     if rank is not None and not isinstance(rank, int):
         raise InputError("E-RANK", f"rank is {rank!r}; give a whole number of at least 1, or null for an exact sum")
-    bank = load_many({run: run for run in runs}, base=settings["checkpoint"], device="cpu")
+    bank = load_many({run: run for run in runs}, base=settings["checkpoint"], device="cpu", **trust_of(settings))
     errors = list(bank.combine(dict(zip(runs, weights, strict=True)), output=settings["output"], rank=rank).values())
     show(
         f"{settings['output']}: {len(errors)} layers. Lost to the rank, as a share of the update's norm: "

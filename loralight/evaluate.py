@@ -12,7 +12,7 @@ from loralight.build import adapter_node, build_data, build_task, build_trainer,
 from loralight.composition import plain
 from loralight.data import TaskData
 from loralight.errors import InputError
-from loralight.export import load_adapter, read_recipe
+from loralight.export import load_adapter, no_larger_than_saved, read_recipe
 from loralight.peft_format import is_of_peft, peft_adapter
 from loralight.progress import progress_callbacks
 from loralight.run_folder import read_config
@@ -39,7 +39,8 @@ def work(config: dict[str, Any]) -> dict[str, float]:
     config, folder, made = _with_adapter(measuring(config))
     check_config(config)
     data = read_data(config, made)
-    task = build_task(config, data.model_arguments())
+    with no_larger_than_saved(folder):
+        task = build_task(config, data.model_arguments())
     load_adapter(task, folder, made)
     metrics = measure(config, task, data)
     baseline = {f"{config['split']}/{name}": value for name, value in data.baseline(config["split"]).items()}

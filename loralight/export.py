@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import math
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,16 @@ from safetensors.torch import save_file
 
 from loralight import __version__
 from loralight.adapters.base import trainable
-from loralight.checkpoint import write_folder
+from loralight.budget import Size, adding_at_most
+from loralight.checkpoint import verify, write_folder
 from loralight.errors import InputError
 from loralight.task import AdapterTask
-from loralight.untrusted import read_shapes, read_tensors
+from loralight.untrusted import read_json, read_shapes, read_tensors
 
 WEIGHTS, CONFIG, RECIPE = "adapter_model.safetensors", "adapter_config.json", "loralight.json"
 PREFIX = "base_model.model."  # of every name in PEFT's files
-_MAX_JSON = 64 * 1024
-"""An adapter's config is a few kilobytes; a longer one is no adapter of ours."""
+_MAX_RECIPE = 2**20
+"""A few kilobytes and the names of the labels, of which there may be thousands."""
 
 
 def save_adapter(task: AdapterTask, folder: Path, *, recipe: dict[str, Any], metrics: dict[str, float]) -> None:
@@ -71,31 +74,37 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     """The recipe of an adapter's folder, as plain data.
 
     Raises:
-        InputError: the folder is no adapter of loralight's (``E-ADAPTER``).
+        InputError: the folder is no adapter of loralight's (``E-ADAPTER``), or what is read of it is not what was
+            written (``E-CKPT-HASH``).
     """
     file = folder / RECIPE
-    if not file.is_file() or file.stat().st_size > _MAX_JSON:
-        raise InputError(
-            "E-ADAPTER",
-            f"{folder} is no adapter folder of loralight: it has no {RECIPE} (of at most {_MAX_JSON // 1024} kB)",
-        )
+    if not file.exists():
+        raise InputError("E-ADAPTER", f"{folder} is no adapter folder of loralight: it has no {RECIPE}")
+    recipe = read_json(file, _MAX_RECIPE)
+    config = [CONFIG] if (folder / CONFIG).exists() else []  # not every method has one
+    verify(folder, [RECIPE, WEIGHTS, *config])
     try:
-        recipe = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_only_data)
         parts = recipe["task"], recipe["adapter"]
         if not all(isinstance(part["name"], str) and isinstance(part["arguments"], dict) for part in parts):
             raise ValueError("its task and adapter are not names with arguments")
         if not isinstance(recipe["base"], dict):
             raise ValueError("its base is not a mapping")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError("E-ADAPTER", f"{file} is not a recipe that loralight wrote: {error!r}") from error
-    return dict(recipe)
+    return recipe
 
 
-def _only_data(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object without Hydra's own keys (``_target_``, ...), by which it could name what is to be called."""
-    if special := [key for key, _ in pairs if key.startswith("_") and key.endswith("_")]:
-        raise ValueError(f"{', '.join(special)} has no place in it")
-    return dict(pairs)
+def no_larger_than_saved(folder: Path) -> AbstractContextManager[None]:
+    """A context in which an adapter is injected that is about as large as the folder's file of weights.
+
+    Raises:
+        InputError: it asks for far more (``E-ADAPTER``).
+    """
+    saved = sum(math.prod(shape) for _, shape in read_shapes(folder / WEIGHTS).values())
+    return adding_at_most(
+        Size(tensors=200_000, values=4 * saved + 2**26),
+        InputError("E-ADAPTER", f"{folder}: its settings, a rank say, ask for far more than its {WEIGHTS} holds"),
+    )
 
 
 def load_adapter(task: AdapterTask, folder: Path, recipe: dict[str, Any]) -> None:

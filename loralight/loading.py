@@ -8,9 +8,10 @@ import torch
 
 from loralight.build import from_recipe
 from loralight.errors import InputError
-from loralight.export import adapter_folder, load_adapter, read_recipe
+from loralight.export import adapter_folder, load_adapter, no_larger_than_saved, read_recipe
 from loralight.peft_format import is_of_peft, peft_recipe
 from loralight.task import AdapterTask
+from loralight.trust import trusting
 
 
 def load(
@@ -20,10 +21,12 @@ def load(
     task: str | None = None,
     arguments: Mapping[str, Any] | None = None,
     device: str = "auto",
+    trust_remote_code: bool | None = None,
+    allow_pickle: bool = False,
 ) -> AdapterTask:
     """Load an adapter that loralight or PEFT wrote.
 
-    Only data is read from the folder: nothing in it is imported or run.
+    Only data is read from the folder, and of the base model: nothing in them is imported or run.
 
     Args:
         folder: a run's folder or an adapter's.
@@ -31,16 +34,20 @@ def load(
         task: for a folder of PEFT's the task plugin, if not the one for its task type.
         arguments: for a folder of PEFT's what it does not say of the task, such as ``{"labels": ["bad", "good"]}``.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``mps``.
+        trust_remote_code: whether code that the base model brings may run, see `loralight.trust.Trust`.
+        allow_pickle: whether its weights may be a pickle.
 
     Returns:
         The task in evaluation mode; ``predict(inputs)`` gives a dictionary for each input.
 
     Raises:
-        InputError: there is no adapter (``E-ADAPTER``), it does not fit the base model (``E-BASE``,
-            ``E-ADAPTER-KEYS``), or PEFT's config says what loralight has nothing for (``E-PEFT``).
+        InputError: there is no adapter (``E-ADAPTER``), it is not what was written (``E-CKPT-HASH``), it does not fit
+            the base model (``E-BASE``, ``E-ADAPTER-KEYS``), PEFT's config says what loralight has nothing for
+            (``E-PEFT``), or the base model brings what is not allowed (``E-REMOTE-CODE``, ``E-PICKLE``).
     """
     path, made = find_recipe(folder, base=base, task=task, arguments=arguments)
-    return build(path, made, device)
+    with trusting(trust_remote_code=trust_remote_code, allow_pickle=allow_pickle):
+        return build(path, made, device)
 
 
 def find_recipe(
@@ -64,7 +71,8 @@ def find_recipe(
 
 def build(path: Path, made: dict[str, Any], device: str) -> AdapterTask:
     """The task that a recipe describes, with the weights in the adapter's folder ``path``."""
-    task = from_recipe(made)
+    with no_larger_than_saved(path):
+        task = from_recipe(made)
     load_adapter(task, path, made)
     task.eval()
     return task.to(find_device(device))

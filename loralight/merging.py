@@ -31,6 +31,7 @@ from loralight.export import adapter_folder, read_recipe
 from loralight.folding import fold_batch_norm_, refuse_without_batch_norm
 from loralight.loading import load
 from loralight.task import AdapterTask
+from loralight.trust import trust_of
 
 
 def main(config: DictConfig) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
     config = measuring(config)
     check_config(config)
     made = read_recipe(adapter_folder(config["run"]))
-    task = load(config["run"], base=config["checkpoint"], device=config["device"])
+    task = load(config["run"], base=config["checkpoint"], device=config["device"], **trust_of(config))
     _refuse_early(task, config)
     config["trainer"] |= _trainer(task.device)
     cast_(task.model, torch.float32)

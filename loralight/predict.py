@@ -19,6 +19,7 @@ from loralight.config_check import check_keywords
 from loralight.errors import InputError
 from loralight.loading import build, find_recipe
 from loralight.task import AdapterTask
+from loralight.trust import trust_of, trusting
 
 
 def main(config: DictConfig) -> None:
@@ -38,13 +39,14 @@ def main(config: DictConfig) -> None:
     if isinstance(run, str):
         path, made = find_recipe(run, base=base, task=settings["task"], arguments=settings["arguments"])
         inputs = _read([task_class(made)], settings)
-        tasks: Mapping[str, AdapterTask] = {run: build(path, made, device)}
+        with trusting(**trust_of(settings)):
+            tasks: Mapping[str, AdapterTask] = {run: build(path, made, device)}
     else:
         if settings["stream"]:
             raise InputError("E-STREAM", "stream=true writes one adapter's text; leave it out, or name one run")
         folders = _folders(run)
         inputs = _read([task_class(find_recipe(folder, base=base)[1]) for folder in folders.values()], settings)
-        tasks = load_many(folders, base=base, device=device)
+        tasks = load_many(folders, base=base, device=device, **trust_of(settings))
     if settings["stream"]:
         (task,) = tasks.values()
         for given in inputs:

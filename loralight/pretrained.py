@@ -27,9 +27,14 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils import logging as transformers_logging
 
+from loralight.budget import Size, at_most
 from loralight.errors import InputError
 from loralight.resources import resolve
 from loralight.shapes import without_weights
+from loralight.strangers import check_files, size_of_weights
+from loralight.trust import trust
+
+_MOST = Size(tensors=200_000, values=2**50)  # of a model whose weights are not at hand
 
 _TOKENISING = Lock()
 
@@ -44,17 +49,21 @@ def load_model(auto_class: Any, checkpoint: str, **arguments: Any) -> PreTrained
         arguments: passed on.
 
     Raises:
-        InputError: there is no such model, or none of this kind (``E-MODEL``).
+        InputError: there is no such model, or none of this kind (``E-MODEL``); it brings what the user has not allowed
+            (``E-REMOTE-CODE``, ``E-PICKLE``).
     """
     if without_weights():
         return _skeleton(auto_class, checkpoint, **arguments)
     name, file = _source(checkpoint)
     if file:
         arguments = {"config": _gguf_config(checkpoint), "dtype": torch.float32, **file, **arguments}
+    else:
+        arguments = {"use_safetensors": None if trust().allow_pickle else True, **arguments}
     # a progress bar of its own, which no setting turns off
     with _one_message(checkpoint), redirect_stderr(io.StringIO()) if file else nullcontext():
         model: PreTrainedModel
-        model, info = auto_class.from_pretrained(name, output_loading_info=True, **arguments)
+        with _no_larger_than_its_weights(checkpoint):
+            model, info = auto_class.from_pretrained(name, output_loading_info=True, **{**arguments, **_code()})
     if file and isinstance(quantizer := getattr(model, "hf_quantizer", None), HfQuantizer):
         # its weights are float32 now, but transformers would refuse to save it
         quantizer.remove_quantization_config(model)  # type: ignore[no-untyped-call]
@@ -72,8 +81,10 @@ def _skeleton(
             config = _gguf_config(checkpoint)
             arguments = {"dtype": torch.float32, **arguments}
         else:
-            config, arguments = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **arguments)
-        model: PreTrainedModel = auto_class.from_config(config, **arguments)
+            check_files(name)
+            config, arguments = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **{**arguments, **_code()})
+        with at_most(_MOST, _too_large(checkpoint)):
+            model: PreTrainedModel = auto_class.from_config(config, **{**arguments, **_code()})
     model.__dict__["fresh_parameters"] = _parts_without_weights(model, _names_of_tensors(Path(name)))
     return model
 
@@ -99,11 +110,12 @@ def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to ``checkpoint``.
 
     Raises:
-        InputError: there is none (``E-MODEL``).
+        InputError: there is none (``E-MODEL``), or it brings code that the user has not allowed (``E-REMOTE-CODE``).
     """
     name, file = _source(checkpoint)
     with _one_message(checkpoint):
-        return AutoTokenizer.from_pretrained(name, **file)
+        check_files(name)
+        return AutoTokenizer.from_pretrained(name, **_code(), **file)
 
 
 def tokenise(tokenizer: PreTrainedTokenizerBase, *texts: Any, **settings: Any) -> Any:
@@ -246,7 +258,8 @@ def _config(checkpoint: str) -> PretrainedConfig:
     if file:
         return _gguf_config(checkpoint)
     with _one_message(checkpoint):
-        config: PretrainedConfig = AutoConfig.from_pretrained(name)
+        check_files(name)
+        config: PretrainedConfig = AutoConfig.from_pretrained(name, **_code())
     return config
 
 
@@ -256,6 +269,33 @@ def _gguf_config(checkpoint: str) -> PretrainedConfig:
     with _one_message(checkpoint):
         config: PretrainedConfig = AutoConfig.from_pretrained(name, **file)
     return config
+
+
+def _code() -> dict[str, bool]:
+    """Whether transformers may run a model's own code: told each time, else it asks on the terminal."""
+    return {"trust_remote_code": bool(trust().trust_remote_code)}
+
+
+@contextmanager
+def _no_larger_than_its_weights(checkpoint: str) -> Iterator[None]:
+    """A context in which a model is built that is about as large as its files say, new parts included."""
+    name, file = _source(checkpoint)
+    config = check_files(name)
+    if file:  # one bit a weight would be few
+        found: Size | None = Size(_MOST.tensors, 8 * Path(name, file["gguf_file"]).stat().st_size)
+    else:
+        found = size_of_weights(name, config)
+    most = _MOST if found is None else Size(8 * found.tensors + 2_000, 4 * found.values + 100_000_000)
+    with at_most(most, _too_large(checkpoint)):
+        yield
+
+
+def _too_large(checkpoint: str) -> InputError:
+    return InputError(
+        "E-MODEL",
+        f"model.checkpoint={checkpoint}: its config describes a model that is far larger than its weights are; give "
+        "config.json and weights of one model",
+    )
 
 
 @contextmanager
@@ -269,8 +309,10 @@ def _one_message(checkpoint: str) -> Iterator[None]:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
-    except (ImportError, OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
+    except InputError:
+        raise
+    except Exception as error:  # whatever a config of a stranger's leads transformers to
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
             "E-MODEL",
             f"model.checkpoint: cannot load {checkpoint!r} as a model of this task: {reason[:300]}. Give a folder with "

@@ -11,6 +11,7 @@ from loralight.adapters.spectrum import LayerSpectrum, proposed_overrides, spect
 from loralight.composition import plain
 from loralight.errors import InputError
 from loralight.loading import load
+from loralight.trust import trust_of
 
 _PACKAGE = 'a picture needs matplotlib: pip install "loralight[report]"; leave out output= for the table alone'
 
@@ -24,7 +25,7 @@ def main(config: DictConfig) -> list[LayerSpectrum]:
         raise InputError("E-ENERGY", f"energy is {energy!r}; give a share of the updates' squared norm, such as 0.9")
     if output and Path(output).exists():
         raise InputError("E-OUTPUT", f"output={output}: the file exists, and nothing is overwritten; choose another")
-    task = load(settings["run"], base=settings["checkpoint"], device="cpu")
+    task = load(settings["run"], base=settings["checkpoint"], device="cpu", **trust_of(settings))
     layers = spectrum(task.model)
     if not layers:
         raise InputError(

@@ -34,14 +34,18 @@ class Shape(NamedTuple):
     shape: tuple[int, ...]
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path, limit: int = MAX_JSON) -> dict[str, Any]:
     """A JSON object of at most 64 kB: no NaN, no key twice, nothing nested deeper than 8, no key of Hydra's.
+
+    Args:
+        file: in a folder of an adapter's.
+        limit: bytes, if it may have more.
 
     Raises:
         InputError: it is something else (``E-ADAPTER``).
     """
     try:
-        content = _parse(_read(file, MAX_JSON, whole=True))
+        content = _parse(_read(file, limit, whole=True))
         if not isinstance(content, dict):
             raise ValueError("it is not an object")
         _check_depth(content)
@@ -57,14 +61,17 @@ def read_shapes(file: Path) -> dict[str, Shape]:
         InputError: the file is something else, or has what no adapter has (``E-ADAPTER``).
     """
     try:
-        length = int.from_bytes(_read(file, 8), "little")
-        if length > min(MAX_HEADER, os.stat(file).st_size - 8):
+        length, size = int.from_bytes(_read(file, 8), "little"), os.stat(file).st_size - 8
+        if length > min(MAX_HEADER, size):
             raise ValueError(f"its header has {length:,} bytes, more than the file, or than the {MAX_HEADER:,} allowed")
         header = _parse(_read(file, 8 + length)[8:])
         if not isinstance(header, dict):
             raise ValueError("its header is not an object")
         header.pop("__metadata__", None)
-        return {_name(name): _shape(name, entry) for name, entry in header.items()}
+        shapes = {_name(name): _shape(name, entry) for name, entry in header.items()}
+        if (needed := sum(dtype.itemsize * math.prod(shape) for dtype, shape in shapes.values())) > size - length:
+            raise ValueError(f"its tensors would take {needed:,} bytes, more than the file has")
+        return shapes
     except (OSError, ValueError, RecursionError) as error:
         raise InputError("E-ADAPTER", f"{file} cannot be read: {_reason(error)}") from error
 
@@ -99,7 +106,11 @@ def _read(file: Path, limit: int, *, whole: bool = False) -> bytes:
 
 def _parse(content: bytes) -> Any:
     return json.loads(
-        content.decode("utf-8"), object_pairs_hook=_plain_object, parse_constant=_refuse, parse_float=_finite
+        content.decode("utf-8"),
+        object_pairs_hook=_plain_object,
+        parse_constant=_refuse,
+        parse_float=_finite,
+        parse_int=_short,
     )
 
 
@@ -114,6 +125,12 @@ def _plain_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse(constant: str) -> Any:
     raise ValueError(f"it says {constant}, which is no number of JSON's")
+
+
+def _short(text: str) -> int:
+    if len(text) > 18:  # more than torch's integers hold
+        raise ValueError(f"{text[:20]}... has too many digits")
+    return int(text)
 
 
 def _finite(text: str) -> float:

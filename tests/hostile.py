@@ -1,20 +1,37 @@
-"""Loads each folder it is given and says what happened, watched by an audit hook; run in a process of its own."""
+"""Does what each case says and tells what happened, watched by an audit hook; run in a process of its own.
 
+A case is `loralight.load` (``folder``, ``base``, ``arguments``) and what to predict then (``inputs``), or a command.
+"""
+
+import io
 import json
 import os
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 from typing import Any
+
+import jinja2.debug  # noqa: F401  # for what a template raises
+from hydra.core.global_hydra import GlobalHydra
 
 import loralight
 import loralight.conf
 import loralight.tasks
+from loralight.cli import run
 from loralight.errors import InputError
 
-base, good, *folders = sys.argv[1:]
-ARGUMENTS = {"labels": ["a", "b", "c"]}
-OFF_LIMITS = {"pickle.find_class", "marshal.loads", "subprocess.Popen", "os.system", "os.exec", "socket.connect"}
+cases, may_read = json.loads(Path(sys.argv[1]).read_text())
+OFF_LIMITS = {
+    "builtins.input",
+    "marshal.loads",
+    "os.exec",
+    "os.system",
+    "pickle.find_class",
+    "socket.connect",
+    "subprocess.Popen",
+}
 OURS = (*loralight.__path__, *loralight.conf.__path__, *loralight.tasks.__path__)
-MAY_READ = tuple(map(os.path.abspath, (base, *folders, *OURS, *sys.path, sys.prefix, sys.base_prefix, "/proc/mounts")))
+MAY_READ = tuple(map(os.path.abspath, (*may_read, *OURS, *sys.path, sys.prefix, sys.base_prefix, "/proc/mounts")))
 seen: list[str] = []
 
 
@@ -30,13 +47,29 @@ def watch(event: str, arguments: tuple[Any, ...]) -> None:
         seen.append(event)
 
 
-def attempt(folder: str) -> dict[str, Any]:
-    """What loading ``folder`` ends in."""
+def commanded(arguments: list[str]) -> str:
+    """What a command line ends in."""
+    told = io.StringIO()
+    GlobalHydra.instance().clear()
+    with redirect_stderr(told), redirect_stdout(io.StringIO()):
+        code = run(arguments)
+    return "loaded" if code == 0 else told.getvalue().strip().removeprefix("loralight: ")
+
+
+def loaded(*, inputs: list[Any] | None = None, **arguments: Any) -> str:
+    """What loading ends in, and predicting."""
+    task = loralight.load(**arguments, device="cpu")
+    if inputs:
+        task.predict(inputs)
+    return "loaded"
+
+
+def attempt(case: dict[str, Any]) -> dict[str, Any]:
+    """What a case ends in."""
     seen.clear()
     known = set(sys.modules)
     try:
-        loralight.load(folder, base=base, arguments=ARGUMENTS, device="cpu")
-        outcome = "loaded"
+        outcome = commanded(case["command"]) if "command" in case else loaded(**case)
     except InputError as error:
         outcome = str(error)
     except BaseException as error:
@@ -44,7 +77,7 @@ def attempt(folder: str) -> dict[str, Any]:
     return {"outcome": outcome, "seen": list(seen), "modules": sorted(set(sys.modules) - known)}
 
 
-loaded = attempt(good)  # what any loading imports is imported now
-assert loaded["outcome"] == "loaded", loaded
+for case in cases["good"]:  # what any loading imports is imported now
+    assert attempt(case)["outcome"] == "loaded", (case, attempt(case))
 sys.addaudithook(watch)
-print(json.dumps([attempt(folder) for folder in folders]))
+print(json.dumps([attempt(case) for case in cases["hostile"]]))

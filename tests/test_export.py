@@ -1,6 +1,7 @@
 """An adapter's folder is PEFT's, holds what was trained bit for bit, and is data that can do no harm."""
 
 import dataclasses
+import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -141,6 +142,13 @@ def test_a_base_model_with_other_weights_is_refused(folder: Path, tiny_bert: str
         loralight.load(folder, base=str(other))
 
 
+def seal(folder: Path) -> None:
+    """Make the manifest anew, as one who means harm would."""
+    files = [file for file in folder.iterdir() if file.name != "manifest.json"]
+    digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    (folder / "manifest.json").write_text(json.dumps({"sha256": digests}))
+
+
 A_KEY = "base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.weight"
 BASE_KEY = "base_model.model.bert.embeddings.word_embeddings.weight"
 
@@ -180,6 +188,7 @@ def test_tensors_that_do_not_fit_are_refused_by_name(folder: Path, fault: str) -
     tensors = load_file(folder / "adapter_model.safetensors")
     spoil(tensors)
     save_file(tensors, folder / "adapter_model.safetensors")
+    seal(folder)
     with pytest.raises(InputError, match=f"^{message}"):
         loralight.load(folder)
 
@@ -193,16 +202,15 @@ def test_tensors_that_do_not_fit_are_refused_by_name(folder: Path, fault: str) -
         lambda content: b"",
         lambda content: b"\xff" * 8 + content[8:],  # a header of 2^64 bytes
         lambda content: b"\x80\x04garbage",
-        lambda content: None,
     ],
-    ids=["a byte short", "half", "the start", "empty", "endless header", "garbage", "absent"],
+    ids=["a byte short", "half", "the start", "empty", "endless header", "garbage"],
 )
-def test_a_broken_weights_file_is_refused(folder: Path, spoil: Callable[[bytes], bytes | None]) -> None:
+def test_a_broken_weights_file_is_refused(folder: Path, spoil: Callable[[bytes], bytes]) -> None:
     file = folder / "adapter_model.safetensors"
-    content = spoil(file.read_bytes())
-    file.unlink()
-    if content is not None:
-        file.write_bytes(content)
+    file.write_bytes(spoil(file.read_bytes()))
+    with pytest.raises(InputError, match=r"^E-CKPT-HASH: .*adapter_model\.safetensors is not what was written"):
+        loralight.load(folder)
+    seal(folder)
     with pytest.raises(InputError, match=r"^E-ADAPTER: .*adapter_model\.safetensors cannot be read"):
         loralight.load(folder)
 
@@ -231,7 +239,16 @@ SPOILT_RECIPES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a mapping for a list": (change("task", "labels", {"a": 1}), "E-CONFIG: task.labels"),
     "a number for a name": (change("task", "checkpoint", 5), "E-CONFIG: task.checkpoint: 5 is not a text"),
     "rank 0": (change("adapter", "rank", 0), "E-RANK"),
-    "alpha NaN": (change("adapter", "alpha", float("nan")), "E-ALPHA"),
+    "alpha NaN": (change("adapter", "alpha", float("nan")), "E-ADAPTER: .*it says NaN"),
+    "rank of a billion": (change("adapter", "rank", 10**9), "E-ADAPTER: .*its settings, a rank say, ask for far more"),
+    "rank of many digits": (change("adapter", "rank", 10**300), "E-ADAPTER: .*has too many digits"),
+    "rank of eighteen digits": (change("adapter", "rank", 10**17), "E-ADAPTER: .*ask for far more"),
+    "a pattern's rank of a billion": (change("adapter", "rank_pattern", {"query": 10**9}), "E-ADAPTER: .*ask for far"),
+    "7,000 labels": (
+        change("task", "labels", [f"label number {n}" for n in range(7000)]),
+        r"E-ADAPTER-KEYS: .*classifier.bias has shape \(3,\) instead of \(7000,\)",
+    ),
+    "nested without need": (change("task", "labels", [[[[[[["a"]]]]]]]), "E-ADAPTER: .*nested deeper than 8"),
     "no labels": (lambda r: r["task"]["arguments"].pop("labels"), "E-CONFIG: task: TextClassification needs labels"),
     "no targets": (lambda r: r["adapter"]["arguments"].pop("targets"), "E-CONFIG: adapter: Lora needs targets"),
     "no base": (lambda r: r.pop("base"), "E-ADAPTER: .*not a recipe"),
@@ -239,7 +256,7 @@ SPOILT_RECIPES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no task": (lambda r: r.pop("task"), "E-ADAPTER: .*not a recipe"),
     "name is a list": (lambda r: r["task"].update(name=["text_classification"]), "E-ADAPTER: .*not a recipe"),
     "arguments are a list": (lambda r: r["adapter"].update(arguments=[1]), "E-ADAPTER: .*not a recipe"),
-    "far too long": (lambda r: r.update(more="x" * 70_000), "E-ADAPTER: .*of at most 64 kB"),
+    "far too long": (lambda r: r.update(more="x" * 2**20), "E-ADAPTER: .*more than 1024 kB"),
 }
 
 
@@ -249,15 +266,92 @@ def test_a_recipe_that_does_not_fit_is_refused(folder: Path, fault: str) -> None
     recipe = json.loads((folder / "loralight.json").read_text())
     spoil(recipe)
     (folder / "loralight.json").write_text(json.dumps(recipe))
+    seal(folder)
     with pytest.raises(InputError, match=f"^{message}"):
         loralight.load(folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"text"', b"\xff\xfe", b"[" * 60_000, b"null"])
+NO_RECIPES = [b"", b"{", b"[]", b'"text"', b"\xff\xfe", b"[" * 60_000, b"null", b'{"base": {}, "base": {"a": 1}}']
+
+
+@pytest.mark.parametrize("content", NO_RECIPES)
 def test_a_recipe_that_is_none_is_refused(folder: Path, content: bytes) -> None:
     (folder / "loralight.json").write_bytes(content)
-    with pytest.raises(InputError, match=r"^E-ADAPTER: .*loralight\.json is not a recipe that loralight wrote"):
+    with pytest.raises(InputError, match=r"^E-ADAPTER: .*loralight\.json cannot be read"):
         read_recipe(folder)
+
+
+@pytest.mark.parametrize("where", ["/etc/passwd", "aside.json"])
+def test_a_recipe_that_is_a_link_is_refused(folder: Path, where: str) -> None:
+    (folder / "loralight.json").rename(folder / "aside.json")
+    (folder / "loralight.json").symlink_to(where)
+    with pytest.raises(InputError, match=r"^E-ADAPTER: .*loralight\.json cannot be read: it is not a regular file"):
+        loralight.load(folder)
+
+
+def replace(file: str, old: str, new: str) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        text = (folder / file).read_text()
+        assert old in text
+        (folder / file).write_text(text.replace(old, new))
+
+    return spoil
+
+
+def flip(folder: Path) -> None:
+    """The last bit of the last value."""
+    file = folder / "adapter_model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-4] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGED: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a bit flipped": (flip, "adapter_model.safetensors is not what was written"),
+    "alpha x 100": (replace("loralight.json", '"alpha": null', '"alpha": 800'), "loralight.json is not what was"),
+    "labels swapped": (
+        lambda folder: [
+            replace("loralight.json", old, new)(folder)
+            for old, new in (('"bad"', '"x"'), ('"good"', '"bad"'), ('"x"', '"good"'))
+        ],
+        "loralight.json is not what was written",
+    ),
+    "PEFT's alpha x 100": (
+        replace("adapter_config.json", '"lora_alpha": 8', '"lora_alpha": 800'),
+        "adapter_config.json is not what was written",
+    ),
+    "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "manifest.json cannot be read"),
+    "no weights": (lambda folder: (folder / "adapter_model.safetensors").unlink(), "No such file"),
+    "an empty manifest": (lambda folder: (folder / "manifest.json").write_text('{"sha256": {}}'), "'loralight.json'"),
+    "a manifest of texts": (lambda folder: (folder / "manifest.json").write_text('{"sha256": "a"}'), "not a whole"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_folder_that_is_not_what_was_written_is_refused(folder: Path, damage: str) -> None:
+    spoil, message = DAMAGED[damage]
+    spoil(folder)
+    with pytest.raises(InputError, match=f"^E-CKPT-HASH: .*{message}"):
+        loralight.load(folder)
+
+
+def test_the_model_card_may_be_written_anew_and_files_may_be_added(folder: Path) -> None:
+    (folder / "README.md").write_text("mine")
+    (folder / "more.txt").write_text("mine too")
+    assert loralight.load(folder)
+
+
+def test_an_adapter_of_thousands_of_labels_comes_back(tiny_bert: str, tmp_path: Path) -> None:
+    labels = [f"label number {n}" for n in range(7000)]
+    own = {"checkpoint": tiny_bert, "labels": labels, "max_length": 16}
+    task = TextClassification(**own, adapter=Lora(**ADAPTERS["plain"]))
+    task.configure_model()
+    recipe = {
+        "task": {"name": "text_classification", "arguments": own},
+        "adapter": {"name": "lora", "arguments": ADAPTERS["plain"]},
+    }
+    save_adapter(task, tmp_path / "adapter", recipe=recipe, metrics={})
+    assert loralight.load(tmp_path / "adapter").labels == labels
 
 
 SMUGGLED: dict[str, Callable[[dict[str, Any], Any], Any]] = {
@@ -284,7 +378,8 @@ def test_a_target_in_a_recipe_is_never_imported_nor_called(
     recipe = json.loads((folder / "loralight.json").read_text())
     SMUGGLED[place](recipe, target)
     (folder / "loralight.json").write_text(json.dumps(recipe))
-    with pytest.raises(InputError, match=r"^E-ADAPTER: .*_target_ has no place in it"):
+    seal(folder)
+    with pytest.raises(InputError, match=r"^E-ADAPTER: .*'_target_' has no place in it"):
         loralight.load(folder)
     assert not mark.exists()
     assert "strange" not in sys.modules
@@ -294,7 +389,8 @@ def test_a_partial_in_a_recipe_is_refused_too(folder: Path) -> None:
     recipe = json.loads((folder / "loralight.json").read_text())
     recipe["adapter"]["arguments"]["_partial_"] = True
     (folder / "loralight.json").write_text(json.dumps(recipe))
-    with pytest.raises(InputError, match=r"^E-ADAPTER: .*_partial_ has no place in it"):
+    seal(folder)
+    with pytest.raises(InputError, match=r"^E-ADAPTER: .*'_partial_' has no place in it"):
         loralight.load(folder)
 
 

@@ -1,5 +1,6 @@
 """Folders of strangers: each is refused by name, at once, and nothing is written, imported or run."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -17,11 +18,15 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import loralight
+from loralight.adapters import Lora
 from loralight.errors import InputError
+from loralight.export import save_adapter
 from loralight.peft_format import peft_adapter
+from loralight.tasks.text_classification import TextClassification
+from loralight.tasks.text_generation import TextGeneration
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT's
 
@@ -166,7 +171,8 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "alpha 0": (config(lora_alpha=0), "E-ALPHA"),
     "alpha below 0": (config(lora_alpha=-1), "E-ALPHA"),
     "alpha of 1e30": (config(lora_alpha=1e30), "E-PEFT"),
-    "alpha of many digits": (config(lora_alpha=10**400), "E-PEFT"),
+    "alpha of many digits": (config(lora_alpha=10**400), "E-ADAPTER"),
+    "a rank of too many digits": (config(r=10**40), "E-ADAPTER"),
     "dropout 1": (config(lora_dropout=1.0), "E-DROPOUT"),
     "dropout is a text": (config(lora_dropout="0.1"), "E-PEFT"),
     "a pattern without end": (config(alpha_pattern={"(a+)+$": 3}), "E-PEFT"),
@@ -216,6 +222,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no shape": (header(lambda found: found[A].pop("shape")), "E-ADAPTER"),
     "a shape below 0": (header(lambda found: found[A].update(shape=[-4, 32])), "E-ADAPTER"),
     "a shape of texts": (header(lambda found: found[A].update(shape=["4", 32])), "E-ADAPTER"),
+    "a shape beyond all memory": (
+        header(lambda found: found["base_model.model.classifier.weight"].update(shape=[2**31, 2**31])),
+        "E-ADAPTER",
+    ),
     "a shape that does not fit": (header(lambda found: found[A].update(shape=[4, 31])), "E-"),
     "places that overlap": (header(lambda found: found[A].update(data_offsets=[4, 516])), "E-ADAPTER"),
     "places beyond the end": (header(lambda found: found[A].update(data_offsets=[10**12, 10**12 + 512])), "E-ADAPTER"),
@@ -271,26 +281,38 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def outcomes(good: Path, tiny_bert: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What became of each folder, as a watched process tells."""
-    parent = tmp_path_factory.mktemp("hostile")
+def watched(parent: Path, good: list[dict[str, Any]], hostile: list[dict[str, Any]], *may_read: str) -> list[Any]:
+    """What became of each case, as a watched process tells."""
     (parent / "hostile_module.py").write_text("open('ran', 'w')")
-    folders = []
-    for number, (spoil, _) in enumerate(HOSTILE.values()):
-        folders.append(shutil.copytree(good, parent / str(number)))
-        spoil(folders[-1])
+    (parent / "cases.json").write_text(json.dumps([{"good": good, "hostile": hostile}, [str(parent), *may_read]]))
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", Path(__file__).with_name("hostile.py"), tiny_bert, good, *folders],
+        [sys.executable, "-W", "ignore", Path(__file__).with_name("hostile.py"), "cases.json"],
         cwd=parent,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(parent), *sys.path])},
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
-    assert not (parent / "ran").exists()
-    return dict(zip(HOSTILE, json.loads(done.stdout.splitlines()[-1]), strict=True))
+    assert not list(parent.rglob("ran"))
+    found: list[Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def outcomes(good: Path, tiny_bert: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What became of each adapter of PEFT's."""
+    parent = tmp_path_factory.mktemp("hostile")
+    folders = []
+    for number, (spoil, _) in enumerate(HOSTILE.values()):
+        folders.append(shutil.copytree(good, parent / str(number)))
+        spoil(folders[-1])
+    cases = [
+        {"folder": str(folder), "base": tiny_bert, "arguments": {"labels": ["a", "b", "c"]}}
+        for folder in [good, *folders]
+    ]
+    return dict(zip(HOSTILE, watched(parent, cases[:1], cases[1:], tiny_bert, str(good)), strict=True))
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -306,6 +328,297 @@ def test_a_hostile_folder_is_refused_by_name_and_does_nothing(outcomes: dict[str
 
 def test_there_are_many() -> None:
     assert len(HOSTILE) >= 60
+
+
+# Base models, adapters of ours on them, and commands
+
+EVIL = """
+open("ran", "w")
+from transformers import BertConfig as Config, BertForSequenceClassification as Model, BertTokenizer as Tokenizer
+"""
+AUTO = "AutoModelForSequenceClassification"
+WITHOUT_END = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+def said(file: str = "config.json", **changes: Any) -> Callable[[Path], None]:
+    """Other values in one of a model's JSON files."""
+
+    def spoil(folder: Path) -> None:
+        content = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
+        (folder / file).write_text(json.dumps({**content, **changes}))
+
+    return spoil
+
+
+def written(file: str, content: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / file).write_bytes(content) and None
+
+
+def pickled(name: str, content: bytes = b"") -> Callable[[Path], None]:
+    """A pickle in the place of the weights."""
+
+    def spoil(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / name).write_bytes(content or pickle.dumps(Runs()))
+
+    return spoil
+
+
+def sharded(shard: str) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        (folder / "model.safetensors").rename(folder.parent / "outside.safetensors")
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": {"a": shard}}))
+
+    return spoil
+
+
+def piped(name: str) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+
+    return spoil
+
+
+KERNEL = "kernels-community/flash-attn2"
+MODELS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    # code
+    "code for the config": (said(model_type="evil", auto_map={"AutoConfig": "evil.Config"}), "E-REMOTE-CODE"),
+    "code for the model": (said(auto_map={AUTO: "evil.Model"}), "E-REMOTE-CODE"),
+    "code for an unknown model": (
+        said(model_type="evil", auto_map={"AutoConfig": "evil.Config", AUTO: "evil.Model"}),
+        "E-REMOTE-CODE",
+    ),
+    "code of another repository": (said(auto_map={AUTO: "evil/repository--evil.Model"}), "E-REMOTE-CODE"),
+    "code inside": (said(text_config={"auto_map": {"AutoModel": "evil.Model"}}), "E-REMOTE-CODE"),
+    "code for the tokenizer": (
+        said("tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Tokenizer", None]}),
+        "E-REMOTE-CODE",
+    ),
+    "code for a tokenizer of old": (
+        said("tokenizer_config.json", auto_map=["evil.Tokenizer", None], tokenizer_class="Evil"),
+        "E-REMOTE-CODE",
+    ),
+    "code for a processor": (
+        said("preprocessor_config.json", auto_map={"AutoProcessor": "evil.Tokenizer"}),
+        "E-REMOTE-CODE",
+    ),
+    "another config": (said(configuration_files=["config.4.0.0.json"]), "E-MODEL"),
+    "a model for a tokenizer": (said("tokenizer_config.json", tokenizer_class="AutoModelForCausalLM"), "E-MODEL"),
+    "a tokenizer that asks for itself": (said("tokenizer_config.json", tokenizer_class="AutoTokenizer"), "E-MODEL"),
+    "a retriever for a tokenizer": (said(tokenizer_class="RagRetriever"), "E-MODEL"),
+    "a number for a tokenizer": (said("tokenizer_config.json", tokenizer_class=3), "E-MODEL"),
+    # kernels
+    "a kernel for attention": (said(attn_implementation=KERNEL), "E-REMOTE-CODE"),
+    "a kernel under a hidden name": (said(_attn_implementation_internal="evil/kernel"), "E-REMOTE-CODE"),
+    "a kernel for a part": (said(attn_implementation={"": "sdpa", "text_config": "a/b@c:d"}), "E-REMOTE-CODE"),
+    "a kernel with a prefix": (said(_attn_implementation=f"paged|{KERNEL}"), "E-REMOTE-CODE"),
+    "a kernel for experts": (said(experts_implementation="sonicmoe"), "E-REMOTE-CODE"),
+    "kernels of a quantiser": (said(quantization_config={"quant_method": "mxfp4"}), "E-REMOTE-CODE"),
+    "a quantiser without a name": (said(quantization_config={"a": 1}), "E-REMOTE-CODE"),
+    # pickles
+    "a pickle": (pickled("pytorch_model.bin"), "E-PICKLE"),
+    "a pickle in parts": (
+        pickled("pytorch_model.bin.index.json", b'{"weight_map": {"a": "pytorch_model.bin"}}'),
+        "E-PICKLE",
+    ),
+    "a pickle called safetensors": (written("model.safetensors", pickle.dumps(Runs())), "E-MODEL"),
+    "a pickle as the weights that are meant": (
+        lambda folder: [
+            said(transformers_weights="adapter_model.bin")(folder),
+            (folder / "adapter_model.bin").write_bytes(pickle.dumps(Runs())),
+        ],
+        "E-PICKLE",
+    ),
+    "weights elsewhere": (said(transformers_weights="../outside.safetensors"), "E-MODEL"),
+    "a part elsewhere": (sharded("../outside.safetensors"), "E-MODEL"),
+    "a part that is not there": (sharded("none.safetensors"), "E-MODEL"),
+    # adapters
+    "an adapter in it": (said("adapter_config.json", base_model_name_or_path="evil/model"), "E-MODEL"),
+    "an adapter in its place": (
+        lambda folder: [
+            (folder / "config.json").rename(folder / "adapter_config.json"),
+            said("adapter_config.json", base_model_name_or_path="/etc")(folder),
+        ],
+        "E-MODEL",
+    ),
+    # sizes
+    "a million layers": (said(num_hidden_layers=10**6), "E-MODEL"),
+    "a trillion layers": (said(num_hidden_layers=10**12), "E-MODEL"),
+    "many layers": (said(num_hidden_layers=90_000), "E-MODEL"),
+    "a billion layers of Qwen's": (said(model_type="qwen2", num_hidden_layers=10**9), "E-MODEL"),
+    "layers by another name": (said(model_type="gpt2", n_layer=10**9), "E-MODEL"),
+    "a billion labels": (said(num_labels=10**9), "E-MODEL"),
+    "a trillion words": (said(vocab_size=10**12), "E-MODEL"),
+    "a hundred million words": (said(vocab_size=10**8), "E-MODEL"),
+    "a trillion positions": (said(max_position_embeddings=10**12), "E-MODEL"),
+    "a million wide": (said(hidden_size=2 * 10**6), "E-MODEL"),
+    "wide inside": (said(intermediate_size=10**7), "E-MODEL"),
+    "digits without end": (written("config.json", b'{"model_type": "bert", "a": ' + b"9" * 5000 + b"}"), "E-MODEL"),
+    # what is no config
+    "a text for a number": (said(hidden_size="x"), "E-MODEL"),
+    "fewer layers than none": (said(num_hidden_layers=-1), "E-"),
+    "no heads": (said(num_attention_heads=0), "E-MODEL"),
+    "not a number": (said(hidden_size=float("nan")), "E-MODEL"),
+    "a list": (written("config.json", b"[]"), "E-MODEL"),
+    "cut off": (written("config.json", b'{"model_type": "be'), "E-MODEL"),
+    "bottomless": (written("config.json", b'{"a":' * 100_000), "E-MODEL"),
+    "oversized": (written("config.json", b'{"a": "' + b"x" * 2**24 + b'"}'), "E-MODEL"),
+    "a pipe": (piped("config.json"), "E-MODEL"),
+    "weights are a pipe": (piped("model.safetensors"), "E-MODEL"),
+    "the tokenizer is a pipe": (piped("tokenizer.json"), "E-MODEL"),
+    "a file is a device": (
+        lambda folder: (folder / "generation_config.json").symlink_to("/dev/zero"),
+        "E-MODEL",
+    ),
+    "no tokenizer": (written("tokenizer.json", b'{"version": "1.0"'), "E-MODEL"),
+    "half a file of weights": (
+        lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:9000]),
+        "E-MODEL",
+    ),
+}
+
+
+def seal(folder: Path) -> None:
+    """Make an adapter's manifest anew, as one who means harm would."""
+    files = [file for file in folder.iterdir() if file.name != "manifest.json" and file.is_file()]
+    digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    (folder / "manifest.json").write_text(json.dumps({"sha256": digests}))
+
+
+def recipe(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    """Another recipe, under a manifest that fits it."""
+
+    def spoil(folder: Path) -> None:
+        found = json.loads((folder / "loralight.json").read_text())
+        change(found)
+        (folder / "loralight.json").write_text(json.dumps(found))
+        seal(folder)
+
+    return spoil
+
+
+def argument(part: str, **changes: Any) -> Callable[[Path], None]:
+    return recipe(lambda found: found[part]["arguments"].update(changes))
+
+
+OURS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "rank of a billion": (argument("adapter", rank=10**9), "E-ADAPTER"),
+    "rank of ten million": (argument("adapter", rank=10**7), "E-ADAPTER"),
+    "a layer's rank of a billion": (argument("adapter", rank_pattern={"query": 10**9}), "E-ADAPTER"),
+    "7,000 labels": (argument("task", labels=[str(n) for n in range(7000)]), "E-ADAPTER-KEYS"),
+    "alpha infinite": (argument("adapter", alpha=float("inf")), "E-ADAPTER"),
+    "code of the model that it names": (argument("task", checkpoint="evil"), "E-REMOTE-CODE"),
+    "its own word for code": (
+        lambda folder: [
+            recipe(lambda found: found.update(model={"trust_remote_code": True}))(folder),
+            argument("task", checkpoint="evil")(folder),
+        ],
+        "E-REMOTE-CODE",
+    ),
+    "code as an argument": (argument("task", trust_remote_code=True), "E-CONFIG"),
+    "not sealed": (
+        lambda folder: [argument("adapter", alpha=900)(folder), (folder / "manifest.json").write_text("{}")],
+        "E-CKPT-HASH",
+    ),
+    "the manifest is a pipe": (piped("manifest.json"), "E-CKPT-HASH"),
+    "the weights are a pipe": (piped(WEIGHTS), "E-CKPT-HASH"),
+}
+
+WITHOUT_MEMORY = "{% set all = namespace(x='a') %}{% for n in range(60) %}{% set all.x = all.x ~ all.x %}{% endfor %}"
+COMMANDS: dict[str, tuple[list[str], str]] = {
+    "predict, by a model with code": (["run=ours", "checkpoint=evil"], "E-REMOTE-CODE"),
+    "predict, by a pickle": (["run=ours", "checkpoint=pickle"], "E-PICKLE"),
+    "predict, by several": (["run=[ours, ours/]", "checkpoint=evil"], "E-REMOTE-CODE"),
+    "predict, by a damaged folder": (["run=damaged"], "E-CKPT-HASH"),
+    "predict, with a word that is none": (["run=ours", "model.trust_remote_code=1"], "E-CONFIG"),
+}
+
+
+def trained(base: str, folder: Path) -> Path:
+    """An adapter of ours, as after training."""
+    own, lora = {"checkpoint": base, "labels": ["a", "b"], "max_length": 16}, {"targets": "query", "rank": 4}
+    task = TextClassification(**own, adapter=Lora(**lora))
+    task.configure_model()
+    made = {"task": {"name": "text_classification", "arguments": own}, "adapter": {"name": "lora", "arguments": lora}}
+    save_adapter(task, folder, recipe=made, metrics={})
+    return folder
+
+
+def talking(tokenizer: str, parent: Path) -> tuple[Path, Path]:
+    """A tiny language model whose tokenizer has a chat template, and an adapter for it."""
+    base = parent / "talking"
+    spoken = AutoTokenizer.from_pretrained(tokenizer)
+    spoken.eos_token = "[SEP]"
+    spoken.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    spoken.save_pretrained(base)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(spoken), **sizes)).save_pretrained(base)
+    own, lora = {"checkpoint": str(base), "columns": {"messages": "messages"}}, {"targets": "q_proj", "rank": 2}
+    task = TextGeneration(**own, adapter=Lora(**lora))
+    task.configure_model()
+    made = {"task": {"name": "text_generation", "arguments": own}, "adapter": {"name": "lora", "arguments": lora}}
+    save_adapter(task, parent / "talker", recipe=made, metrics={})
+    return base, parent / "talker"
+
+
+def copied(origin: Path | str, target: Path, spoil: Callable[[Path], Any]) -> Path:
+    shutil.copytree(origin, target)
+    (target / "evil.py").write_text(EVIL)
+    spoil(target)
+    return target
+
+
+@pytest.fixture(scope="module")
+def more_outcomes(good: Path, tiny_bert: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What became of adapters of ours, of base models, and of commands."""
+    parent = tmp_path_factory.mktemp("hostile_models")
+    ours, (base, talker) = trained(tiny_bert, parent / "ours"), talking(tiny_bert, parent)
+    copied(tiny_bert, parent / "evil", MODELS["code for the model"][0])
+    copied(tiny_bert, parent / "pickle", MODELS["a pickle"][0])
+    copied(ours, parent / "damaged", lambda folder: (folder / "manifest.json").unlink())
+    (parent / "texts.txt").write_text("a fine film")
+    endless = copied(base, parent / "endless", written("chat_template.jinja", WITHOUT_END.encode()))
+    predict = {"inputs": ["hi"]}
+    good_cases: list[dict[str, Any]] = [
+        {"folder": str(ours), "inputs": ["a fine film"]},
+        {"folder": str(talker), **predict},
+        {"command": ["predict", "run=ours", "input=texts.txt"]},
+        {"command": ["predict", "run=[ours]", "input=texts.txt"]},
+    ]
+    cases: dict[str, dict[str, Any]] = {}
+    for number, (name, (spoil, _)) in enumerate(MODELS.items()):
+        (parent / f"model{number}").mkdir()
+        folder = copied(tiny_bert, parent / f"model{number}" / "model", spoil)
+        cases[name] = {"folder": str(ours), "base": str(folder), "inputs": ["a fine film"]}
+    for number, (name, (spoil, _)) in enumerate(OURS.items()):
+        cases[f"ours: {name}"] = {"folder": str(copied(ours, parent / f"ours{number}", spoil))}
+    for name, (command, _) in COMMANDS.items():
+        cases[name] = {"command": ["predict", "input=texts.txt", *command]}
+    cases["a template without end"] = {"folder": str(talker), "base": str(endless), **predict}
+    forgetful = copied(talker, parent / "forgetful", argument("task", chat_template=WITHOUT_MEMORY))
+    cases["a template without memory"] = {"folder": str(forgetful), **predict}
+    return dict(zip(cases, watched(parent, good_cases, list(cases.values()), tiny_bert), strict=True))
+
+
+EXPECTED = {
+    **{name: code for name, (_, code) in (MODELS | COMMANDS).items()},
+    **{f"ours: {name}": code for name, (_, code) in OURS.items()},
+    "a template without end": "E-CHAT: .*it goes on for more than",
+    "a template without memory": "E-CHAT: .*takes more and more memory",
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_hostile_model_or_adapter_is_refused_by_name_and_does_nothing(
+    more_outcomes: dict[str, Any], name: str
+) -> None:
+    found = more_outcomes[name]
+    code, _, more = EXPECTED[name].partition(": .*")
+    assert found["outcome"].startswith(code) and more in found["outcome"], found
+    assert found["seen"] == []
+    assert found["modules"] == []
+    assert len(found["outcome"]) < 1000 and found["outcome"].isprintable()
 
 
 def mutate(content: bytes, draw: random.Random) -> bytes:

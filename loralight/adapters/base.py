@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from loralight.adapters.fast_path import call_parts_, may_fuse_
 from loralight.adapters.frozen_linear import plain_again_
+from loralight.budget import within_what_may_be_added
 from loralight.errors import InputError
 
 
@@ -157,7 +158,8 @@ def inject(model: nn.Module, adapter: Adapter, *, head: Sequence[nn.Module] = ()
     model.requires_grad_(False)
     in_head = {id(module) for part in head for module in part.modules()}
     candidates = {name: module for name, module in model.named_modules() if id(module) not in in_head}
-    adapted = adapter.apply_(model, candidates)
+    with within_what_may_be_added():
+        adapted = adapter.apply_(model, candidates)
     call_parts_(model)
     for part in head:
         part.requires_grad_(True)

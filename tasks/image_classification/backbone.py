@@ -1,27 +1,52 @@
 """Pretrained models of timm, from its own names, the hub, a folder or a file of weights, and what images they take."""
 
-import json
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from timm.data.config import resolve_data_config
-from timm.models import PretrainedCfg, get_pretrained_cfg, load_model_config_from_hf, parse_model_name, save_for_hf
+from timm.models import (
+    PretrainedCfg,
+    build_model_with_cfg,
+    get_pretrained_cfg,
+    load_model_config_from_hf,
+    load_state_dict,
+    parse_model_name,
+    save_for_hf,
+)
 from torch import nn
 
+from loralight.budget import Size, at_most
 from loralight.errors import InputError, did_you_mean
 from loralight.resources import resolve
 from loralight.shapes import without_weights
+from loralight.strangers import read_object
+from loralight.trust import trust
 
 from .images import MODES
 
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+_OF_TIMM = {*signature(timm.create_model).parameters, *signature(build_model_with_cfg).parameters}
+"""Arguments that say where weights come from, or how a model is made, and not what it is."""
+_MOST_PIXELS = 4096  # on a side
+_NOWHERE: dict[str, Any] = {
+    "url": None,
+    "hf_hub_id": None,
+    "hf_hub_filename": None,
+    "source": None,
+    "state_dict": None,
+    "file": None,
+    "custom_load": False,
+}
+"""What timm's config says of where weights are; in a stranger's it is not to be believed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +57,13 @@ class Backbone:
         architecture: timm's name.
         config: where the weights are, and how the images were prepared that they were trained on.
         arguments: of ``timm.create_model``, as the weights need them.
+        most: how large the model may be.
     """
 
     architecture: str
     config: PretrainedCfg
     arguments: dict[str, Any] = field(default_factory=dict)
+    most: Size = Size(tensors=200_000, values=2**34)  # noqa: RUF009  # nothing changes a tuple
 
     def preparation(self, *, image_size: int | None = None, crop_pct: float | None = None) -> dict[str, Any]:
         """The data config of timm: input size (channels, height, width), mean, std, interpolation and crop.
@@ -56,6 +83,8 @@ class Backbone:
         if channels not in MODES:
             raise InputError("E-MODEL", f"{self.architecture} takes images of {channels} channels; give one of 1 or 3")
         size = self.config.input_size if image_size is None else (channels, image_size, image_size)
+        if not all(isinstance(pixels, int) and 0 < pixels <= _MOST_PIXELS for pixels in size):
+            raise InputError("E-IMAGE-SIZE", f"no images of {size}: a side has 1 to {_MOST_PIXELS:,} pixels")
         given = {"input_size": size, "crop_pct": crop_pct}
         return dict(resolve_data_config(given, pretrained_cfg=asdict(self.config)))  # type: ignore[no-untyped-call]
 
@@ -85,7 +114,11 @@ def find_backbone(checkpoint: str, architecture: str | None = None) -> Backbone:
         source, name = parse_model_name(checkpoint)
         if source == "hf-hub":
             config, name, arguments = load_model_config_from_hf(name)
-            return Backbone(architecture=_known(name), config=_config(config), arguments=dict(arguments))
+            # what timm takes if it is told of no file may be a pickle
+            file = None if trust().allow_pickle else "model.safetensors"
+            found = replace(_config(config), **{**_NOWHERE, "hf_hub_filename": file})
+            found = replace(found, hf_hub_id=config["hf_hub_id"], source=config["source"])
+            return Backbone(architecture=_known(name), config=found, arguments=_arguments_of_model(arguments))
         known = _known(name.partition(".")[0])
         config = get_pretrained_cfg(name)
         if config is None or not config.has_weights:
@@ -106,9 +139,11 @@ def load_backbone(backbone: Backbone, *, num_labels: int, image_size: int | None
     with _one_message(config.file or backbone.architecture):
         # with as many classes as the weights are for, timm loads them strictly
         arguments["num_classes"] = config.num_classes
-        model: nn.Module = timm.create_model(
-            backbone.architecture, pretrained=not without_weights(), pretrained_cfg=config, **arguments
-        )
+        error = _error(config.file or backbone.architecture, "its config describes a far larger model than its weights")
+        with at_most(backbone.most, error):
+            model: nn.Module = timm.create_model(
+                backbone.architecture, pretrained=not without_weights(), pretrained_cfg=config, **arguments
+            )
     fresh: set[str] = set()
     if config.num_classes != num_labels:
         model.reset_classifier(num_labels)  # type: ignore[operator]
@@ -166,7 +201,7 @@ def _try(model: nn.Module, input_size: tuple[int, int, int]) -> None:
 
 def _in_folder(folder: Path) -> Backbone:
     """A folder in the format of timm's hub; unlike timm, other keys in its config are passed over."""
-    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    content = read_object(folder / "config.json")
     settings = {**content, **content.get("pretrained_cfg", {})}
     return _in_file(folder / "model.safetensors", content.get("architecture"), settings, content.get("model_args", {}))
 
@@ -177,11 +212,12 @@ def _in_file(
     settings: dict[str, Any] | None = None,
     arguments: dict[str, Any] | None = None,
 ) -> Backbone:
-    if file.suffix in _PICKLES:
-        raise _error(
-            str(file),
-            "reading a pickle can run code. Convert it where you trust it: safetensors.torch.save_file(torch.load("
-            "file, weights_only=True), 'model.safetensors')",
+    if file.suffix in _PICKLES and not trust().allow_pickle:
+        raise InputError(
+            "E-PICKLE",
+            f"model.checkpoint={file}: reading a pickle can do harm. Convert it, as by safetensors.torch.save_file("
+            "torch.load(file, weights_only=True), 'model.safetensors'), or if you trust it, say "
+            "model.allow_pickle=true: of the pickle only tensors are read then",
         )
     if not (file.is_file() or without_weights()):
         raise _error(str(file), "there is no such file")
@@ -191,30 +227,39 @@ def _in_file(
         )
     usual = get_pretrained_cfg(_known(architecture)) or PretrainedCfg()
     config = usual if settings is None else _config(settings, classifier=usual.classifier, first_conv=usual.first_conv)
-    config = replace(
-        config,
-        url=None,
-        hf_hub_id=None,
-        hf_hub_filename=None,
-        source=None,
-        state_dict=None,
-        custom_load=False,
-        label_names=None,  # of other classes than those that it will have
-        label_descriptions=None,
-        file=str(file),
-        num_classes=config.num_classes if without_weights() else _num_classes(file, config.classifier),
-        fixed_input_size=usual.fixed_input_size,
+    labels = {"label_names": None, "label_descriptions": None}  # of other classes than those that it will have
+    config = replace(config, **{**_NOWHERE, **labels, "file": str(file)}, fixed_input_size=usual.fixed_input_size)
+    chosen = _arguments_of_model(arguments or {})
+    if without_weights():
+        return Backbone(architecture=architecture, config=config, arguments=chosen)
+    shapes = _shapes(file)
+    values = sum(math.prod(shape) for shape in shapes.values())
+    return Backbone(
+        architecture=architecture,
+        config=replace(config, num_classes=_num_classes(shapes, config.classifier)),
+        arguments=chosen,
+        most=Size(8 * len(shapes) + 2_000, 4 * values + 100_000_000),
     )
-    return Backbone(architecture=architecture, config=config, arguments=arguments or {})
 
 
-def _num_classes(file: Path, classifier: Any) -> int:
-    """How many classes the weights in a file are for; 0 if they have no classifier."""
-    name = classifier if isinstance(classifier, str) or not classifier else classifier[0]
+def _arguments_of_model(given: dict[str, Any]) -> dict[str, Any]:
+    if odd := [key for key in given if key in _OF_TIMM]:
+        raise InputError("E-MODEL", f"config.json: model_args: {odd[0]!r} is no argument of a model; leave it out")
+    return dict(given)
+
+
+def _shapes(file: Path) -> dict[str, Sequence[int]]:
+    """Those of the tensors in a file of weights."""
+    if file.suffix in _PICKLES:
+        return {name: tensor.shape for name, tensor in load_state_dict(str(file), weights_only=True).items()}
     with safe_open(file, framework="pt") as tensors:
-        if f"{name}.weight" not in tensors.keys():  # noqa: SIM118  # no mapping
-            return 0
-        return int(tensors.get_slice(f"{name}.weight").get_shape()[0])
+        return {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118  # no mapping
+
+
+def _num_classes(shapes: Mapping[str, Sequence[int]], classifier: Any) -> int:
+    """How many classes weights are for; 0 if they have no classifier."""
+    name = classifier if isinstance(classifier, str) or not classifier else classifier[0]
+    return int(shapes.get(f"{name}.weight", [0])[0])
 
 
 def _config(settings: dict[str, Any], **structure: Any) -> PretrainedCfg:
@@ -247,7 +292,9 @@ def _one_message(checkpoint: str) -> Iterator[None]:
     log.setLevel(logging.ERROR)
     try:
         yield
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AssertionError, SafetensorError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # whatever a config of a stranger's leads timm to
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         hint = "" if Path(resolve(checkpoint)).exists() else ". The hub needs network access, or a copy in its cache"
         raise _error(checkpoint, f"cannot be loaded: {reason[:300]}{hint}") from error

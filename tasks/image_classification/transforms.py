@@ -24,8 +24,14 @@ def evaluation_transform(preparation: Mapping[str, Any]) -> Transform:
 
     Args:
         preparation: timm's data config, as `Backbone.preparation` gives it.
+
+    Raises:
+        InputError: timm knows no such way (``E-MODEL``).
     """
-    transform: Transform = create_transform(**preparation)
+    try:
+        transform: Transform = create_transform(**preparation)
+    except Exception as error:  # of values from a model's config.json
+        raise InputError("E-MODEL", f"the model's config prepares images as timm cannot: {error!r:.200}") from error
     return transform
 
 

@@ -2,16 +2,17 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from loralight.errors import InputError
 from loralight.pretrained import tokenise
 
 from .form import Form
+from .rendering import bounded, check_template
 
 Message = Mapping[str, str]
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # marks in a chat template what the assistant says
@@ -40,6 +41,8 @@ class Chat(Form):
                 "the model's tokenizer has no chat template, so there is no saying how it writes messages. Take a "
                 "model that was trained on chats, or set data.chat_template to a template or a file with one",
             )
+        with _one_message("the chat template"):
+            check_template(tokenizer.get_chat_template())
 
     def encode(self, rows: Mapping[str, list[Any]], places: Sequence[str]) -> Iterator[tuple[list[int], list[bool]]]:
         chats = []
@@ -85,10 +88,8 @@ class Chat(Form):
         return next((at + 1 for at in range(len(ids) - 1, start - 1, -1) if ids[at] in special), len(ids))
 
     def _rendered(self, chat: Sequence[Message], place: str, **options: Any) -> Any:
-        try:
+        with _one_message(f"{place}: the chat template refuses this chat"), bounded():
             return self.tokenizer.apply_chat_template([dict(turn) for turn in chat], **{"tokenize": False, **options})
-        except (TemplateError, ValueError, TypeError) as error:
-            raise InputError("E-CHAT", f"{place}: the chat template refuses this chat: {error}") from error
 
     def record(self, given: Any) -> dict[str, Any]:
         """A text is what the user says; a chat that ends with an answer is taken up to it."""
@@ -130,6 +131,14 @@ class Chat(Form):
         ]
         special = set(self.tokenizer.all_special_ids)
         return set([token for token in after[len(before) :] if token in special][:1])
+
+
+@contextmanager
+def _one_message(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever a template does
+        raise InputError("E-CHAT", f"{what}: {str(error)[:300] or type(error).__name__}") from error
 
 
 def read_template(given: str | None) -> str | None:

@@ -5,6 +5,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -14,7 +15,10 @@ from timm.data.config import resolve_data_config
 from torch import nn
 
 from loralight.errors import InputError
+from loralight.tasks.image_classification import backbone
 from loralight.tasks.image_classification.backbone import classifiers, find_backbone, load_backbone
+from loralight.tasks.image_classification.transforms import evaluation_transform
+from loralight.trust import trusting
 
 ARCHITECTURES = ["test_resnet", "test_efficientnet", "test_convnext", "test_nfnet", "test_vit"]
 
@@ -152,7 +156,6 @@ def test_sizes_that_make_no_sense_are_errors(tiny_resnet: str, settings: dict[st
         ("other:resnet18", None, "Unknown model source 'other'"),
         ("hf_hub:nobody/nothing", None, "The hub needs network access"),
         ("{folder}", None, "config.json"),
-        ("{folder}/weights.pth", "resnet18", r"reading a pickle can run code\. Convert it"),
         ("{folder}/nothing.safetensors", "resnet18", "there is no such file"),
         ("{tiny}/model.safetensors", None, r"of which model are these weights\? Set model\.architecture"),
         ("{tiny}/model.safetensors", "restnet18", r"timm has no model 'restnet18'\. Did you mean 'resnet18'"),
@@ -189,3 +192,68 @@ def test_timm_says_nothing_while_it_loads(tiny_resnet: str, caplog: pytest.LogCa
     with caplog.at_level(logging.DEBUG):
         load_backbone(find_backbone(tiny_resnet), num_labels=3)
     assert [record for record in caplog.records if record.name.startswith("timm")] == []
+
+
+def say(folder: str, target: Path, **changes: Any) -> str:
+    """A copy of a model's folder, with other values in its config."""
+    shutil.copytree(folder, target)
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**config, **changes}))
+    return str(target)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_args": {"checkpoint_path": "evil.pth"}}, "E-MODEL: .*'checkpoint_path' is no argument of a model"),
+        ({"model_args": {"pretrained_cfg_overlay": {"file": "evil.pth"}}}, "E-MODEL: .*'pretrained_cfg_overlay' is no"),
+        ({"model_args": {"cache_dir": "/tmp/evil"}}, "E-MODEL: .*'cache_dir' is no argument"),
+        ({"model_args": {"pretrained_filter_fn": "evil"}}, "E-MODEL: .*'pretrained_filter_fn' is no argument"),
+        ({"model_args": {"block_fn": "evil.module"}}, "E-MODEL: "),
+        ({"model_args": {"layers": [10**6, 1, 1, 1]}}, "E-MODEL: .*far larger model than its weights"),
+        ({"model_args": {"channels": [10**6, 10**6, 10**6, 10**6]}}, "E-MODEL: .*far larger model than its weights"),
+        ({"architecture": "vit_7b_patch16_dinov3", "pretrained_cfg": {}}, "E-MODEL: .*far larger model than its"),
+        ({"architecture": "os.system"}, "E-MODEL: timm has no model"),
+        ({"architecture": ["test_resnet"]}, "E-MODEL: "),
+        ({"pretrained_cfg": {"input_size": [3, 10**6, 10**6]}}, "E-IMAGE-SIZE: .*a side has 1 to 4,096"),
+        ({"pretrained_cfg": {"input_size": [3, "a", "b"]}}, "E-IMAGE-SIZE: "),
+        ({"pretrained_cfg": {"mean": "x"}}, "E-MODEL: "),
+        ({"pretrained_cfg": {"interpolation": "evil"}}, "E-MODEL: "),
+        ({"pretrained_cfg": {"classifier": 3}}, "E-"),
+    ],
+)
+def test_what_a_stranger_s_config_says_is_refused_by_name(
+    tiny_resnet: str, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    folder = say(tiny_resnet, tmp_path / "model", **changes)
+    with pytest.raises(InputError, match=f"^{message}"):
+        found = find_backbone(folder)
+        evaluation_transform(found.preparation())
+        load_backbone(found, num_labels=7)
+
+
+def test_where_a_stranger_s_config_says_that_weights_are_is_not_believed(tiny_resnet: str, tmp_path: Path) -> None:
+    places = {"url": "https://evil/a.pth", "hf_hub_id": "evil/a", "source": "hf-hub", "file": "/etc/passwd"}
+    folder = say(tiny_resnet, tmp_path / "model", pretrained_cfg={**places, "custom_load": True, "num_classes": 10**9})
+    assert same(load_backbone(find_backbone(folder), num_labels=7), by_timm(tiny_resnet))
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_of_the_hub_only_safetensors_are_asked_for_unless_a_pickle_is_allowed(
+    monkeypatch: pytest.MonkeyPatch, allowed: bool
+) -> None:
+    said = {"hf_hub_id": "a/b", "source": "hf-hub", "custom_load": "hf", "hf_hub_filename": "evil.pkl"}
+    monkeypatch.setattr(backbone, "load_model_config_from_hf", lambda name: (dict(said), "test_resnet", {}))
+    with trusting(allow_pickle=allowed):
+        config = find_backbone("hf_hub:a/b").config
+    assert (config.hf_hub_id, config.custom_load) == ("a/b", False)
+    assert config.hf_hub_filename == (None if allowed else "model.safetensors")
+
+
+def test_a_pickle_that_the_user_allows_is_read(tiny_resnet: str, tmp_path: Path) -> None:
+    torch.save(load_file(f"{tiny_resnet}/model.safetensors"), tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=r"^E-PICKLE: .*weights\.pth: reading a pickle can do harm"):
+        find_backbone(str(tmp_path / "weights.pth"), "test_resnet")
+    with trusting(allow_pickle=True):
+        found = find_backbone(str(tmp_path / "weights.pth"), "test_resnet")
+        assert same(load_backbone(found, num_labels=7), by_timm(tiny_resnet))

@@ -1,0 +1,80 @@
+"""How large what a stranger describes may become: known from a header of weights, before memory is asked for."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from loralight.errors import InputError
+
+_aten = torch.ops.aten
+_SIZED = {_aten.empty, _aten.empty_strided, _aten.zeros, _aten.ones, _aten.full, _aten.rand, _aten.randn, _aten.randint}
+
+
+class Size(NamedTuple):
+    """How many tensors, and of how many values together."""
+
+    tensors: int
+    values: int
+
+
+class _Budget(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what operators make of nothing, and raises before they make more than is allowed."""
+
+    def __init__(self, size: Size, error: InputError) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.left, self.error = size, error
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if (values := _values(operator.overloadpacket, args)) is not None:
+            self.left = Size(self.left.tensors - 1, self.left.values - values)
+            if min(self.left) < 0:
+                raise self.error
+        return operator(*args, **(kwargs or {}))
+
+
+def _values(operator: Any, args: Sequence[Any]) -> int | None:
+    """How many values an operator makes; None if it makes a tensor of others."""
+    if operator in _SIZED:
+        sizes = next((a for a in args if isinstance(a, list | tuple)), ())  # behind `high` of randint, say
+        return math.prod(sizes)
+    if operator is _aten.arange:
+        start, end, step = ((0, *args, 1) if len(args) == 1 else (*args, 1))[:3]
+        return max(0, math.ceil((end - start) / step))
+    return None
+
+
+@contextmanager
+def at_most(size: Size, error: InputError) -> Iterator[None]:
+    """A context in which building a model raises ``error`` as soon as it asks for more."""
+    with _Budget(size, error):
+        yield
+
+
+_ADDED: ContextVar[tuple[Size, InputError] | None] = ContextVar("added", default=None)
+
+
+@contextmanager
+def adding_at_most(size: Size, error: InputError) -> Iterator[None]:
+    """A context in which an adapter may add no more to its model."""
+    token = _ADDED.set((size, error))
+    try:
+        yield
+    finally:
+        _ADDED.reset(token)
+
+
+@contextmanager
+def within_what_may_be_added() -> Iterator[None]:
+    """For the time in which an adapter is injected."""
+    if (limit := _ADDED.get()) is None:
+        yield
+        return
+    with at_most(*limit):
+        yield
