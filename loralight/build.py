@@ -19,6 +19,7 @@ from loralight.config_check import check, find_target
 from loralight.data import TaskData
 from loralight.errors import InputError
 from loralight.plugins import conf_folders, discover, task_file
+from loralight.position import Position
 from loralight.quantisation import find_quantiser
 from loralight.task import AdapterTask
 
@@ -104,7 +105,7 @@ def build_trainer(
     try:
         trainer = make(
             config["trainer"],
-            callbacks=[*chosen, *callbacks],
+            callbacks=[Position(), *chosen, *callbacks],
             logger=[make(node) for node in (config.get("logger") or {}).values() if node is not None],
             plugins=[FolderCheckpointIO()],
             default_root_dir=output_dir,

@@ -17,6 +17,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from loralight.adapters.base import Adapter, inject, trainable
 from loralight.adapters.frozen_linear import multiply_by_onednn_, prepack_
 from loralight.adapters.frozen_norm import freeze_, thaw_
+from loralight.data import TaskData
 from loralight.dropout import set_cheap_dropout_
 from loralight.dtypes import cast_inputs_, computed_buffers, not_narrowed, single_by_default, tensors_of
 from loralight.errors import InputError
@@ -121,6 +122,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         self._rms_norms: list[nn.Module] = []
         self.adapted_norms: list[str] = []  # BatchNorm layers that `batch_norm` lets change
         self._window = Window()
+        self._epoch_sums = (0.0, 0.0)  # loss and weight over the optimizer steps of the epoch, on all ranks
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -222,7 +224,6 @@ class AdapterTask(lightning.LightningModule, ABC):
             )
         metrics = self.metrics()
         nan = float("nan")  # makes the mean nan; by default such a loss is left out of it
-        self.train_loss = MeanMetric(nan_strategy=nan)
         self.losses = nn.ModuleDict({split: MeanMetric(nan_strategy=nan) for split in ("validation", "test")})
         self.scores = nn.ModuleDict({split: metrics.clone(prefix=f"{split}/") for split in ("validation", "test")})
         self._dropouts = [module for module in self.model.modules() if type(module) is nn.Dropout]
@@ -375,14 +376,25 @@ class AdapterTask(lightning.LightningModule, ABC):
         with self.kept_activations():
             step = self.step(batch)
         weight, loss = weight_of(step), step.loss.detach()
+        if self._stands_in(batch_idx):
+            weight = torch.zeros_like(weight)
         self._window.add(loss, weight, partial(self.trainer.strategy.reduce, reduce_op="sum"))
-        self.train_loss.update(loss, weight)
         self.log("train/loss", loss, prog_bar=True)
         penalty = self.adapter.penalty(self.model)
         if penalty is None:
             return step.loss * weight
         self.log("train/penalty", penalty.detach())
         return (step.loss + penalty) * weight
+
+    def _stands_in(self, batch_idx: int) -> bool:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        return isinstance(data, TaskData) and data.stands_in(self.current_epoch, batch_idx)
+
+    @property
+    def epoch_loss(self) -> float:
+        """Mean training loss over all items of the epoch so far, on all ranks, up to the last optimizer step."""
+        loss, weight = self._epoch_sums
+        return loss / max(weight, 1e-12)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Turn the gradient of the summed loss into that of the mean over all items, ranks and accumulated batches."""
@@ -397,6 +409,7 @@ class AdapterTask(lightning.LightningModule, ABC):
                 "E-UNREACHED",
                 f"no gradient reaches {', '.join(deaf[:5])}: the task's step never uses them. Exclude them",
             )
+        self._epoch_sums = (self._epoch_sums[0] + total_loss, self._epoch_sums[1] + total_weight)
         # Lightning has divided by the accumulated batches, DDP by the ranks
         factor = self.trainer.world_size * self.trainer.accumulate_grad_batches / max(total_weight, 1e-12)
         learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -411,8 +424,9 @@ class AdapterTask(lightning.LightningModule, ABC):
         self.adapter.after_step_(self.model, step=self.global_step + 1, num_steps=num_steps)
 
     def on_train_epoch_end(self) -> None:
-        self.log("train/epoch_loss", self.train_loss.compute(), sync_dist=True)  # the same on all ranks already
-        self.train_loss.reset()
+        self.log("train/epoch_loss", self.epoch_loss, sync_dist=True)  # the same on all ranks already
+        if self.trainer.is_last_batch:  # else a longer run may be to go on within the epoch
+            self._epoch_sums = (0.0, 0.0)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._measure("validation", batch)
@@ -432,10 +446,12 @@ class AdapterTask(lightning.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what learns alone, and the optimizer's state by parameter name: an order of layers may change."""
         checkpoint["state_dict"] = self.trainable_tensors()
+        checkpoint["epoch_sums"] = self._epoch_sums
         checkpoint["optimizer_states"] = [by_name(state) for state in checkpoint.get("optimizer_states", [])]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.load_trainable(checkpoint["state_dict"], "the checkpoint")
+        self._epoch_sums = checkpoint["epoch_sums"]
         checkpoint["state_dict"] = {}
 
 
