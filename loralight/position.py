@@ -87,7 +87,8 @@ class Position(Callback):
         if trainer.global_step == self.steps:
             return
         self.batches, self.steps, self.total_batches = batch_idx + 1, trainer.global_step, self._seen
-        self._is_unlogged = trainer.log_every_n_steps > 0 and self.steps % trainer.log_every_n_steps == 0
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        self._is_unlogged = every > 0 and self.steps % every == 0
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if not trainer.sanity_checking:

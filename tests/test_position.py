@@ -19,7 +19,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills children that it forks")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="kills children that it forks"),
+    pytest.mark.timeout(1200),  # up to eight runs, on machines that do much else
+]
 
 TASKS = ["text_classification", "ner", "text_generation", "image_classification"]
 Moment = tuple[str, int]  # an event, and which of its kind
@@ -32,6 +35,8 @@ from loralight.checkpoint import FolderCheckpointIO
 from loralight.task import AdapterTask
 import loralight.train
 from lightning.pytorch.loggers import CSVLogger
+
+os.fsync = lambda _: None  # what is written outlives a killed process
 
 def meet(event):
     met[event] = met.get(event, 0) + 1
