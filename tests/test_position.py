@@ -10,14 +10,19 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import lightning
 import numpy as np
 import pytest
 import timm
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from loralight.errors import InputError
+from loralight.position import Position
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="kills children that it forks"),
@@ -255,7 +260,7 @@ ACCUMULATED = ["trainer.accumulate_grad_batches=4", "trainer.val_check_interval=
 CHAINS: dict[str, tuple[str, list[str], list[Moment]]] = {
     "at ends": (
         "text_classification",
-        ["data.num_workers=2", "scheduler=cosine"],
+        ["data.num_workers=2", "scheduler=cosine", "callbacks=early_stopping"],
         [
             ("save", 10),  # of the epoch's last step, before its validation
             ("validation", 2),
@@ -276,7 +281,7 @@ CHAINS: dict[str, tuple[str, list[str], list[Moment]]] = {
     ),
     "of entities": ("ner", ["data.num_workers=2", *ACCUMULATED], [("step", 16)]),
     "of generated text": ("text_generation", ["data.num_workers=2"], [("validation", 2)]),
-    "of images": ("image_classification", ACCUMULATED, [("save", 4)]),
+    "of images": ("image_classification", [*ACCUMULATED, "callbacks=early_stopping"], [("save", 4)]),
 }
 
 
@@ -287,6 +292,12 @@ def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(name: str, runs: 
     runs.begin("killed", task, settings, *moments)
     runs.do()
     runs.assert_same("killed", "whole")
+
+
+def test_a_checkpoint_of_other_many_processes_is_refused() -> None:
+    trainer: Any = SimpleNamespace(world_size=1)
+    with pytest.raises(InputError, match=r"^E-RESUME-ORDER: the checkpoint is of 2 processes, these are 1"):
+        Position().on_load_checkpoint(trainer, lightning.LightningModule(), {"position": {"ranks": 2}})
 
 
 @pytest.mark.slow

@@ -131,6 +131,18 @@ def test_a_finished_run_can_be_trained_longer(in_process: InProcess, tiny_run: l
     assert "epoch 1/1" in log
 
 
+def test_a_run_that_ended_within_an_epoch_can_be_trained_longer(
+    in_process: InProcess, tiny_run: list[str], tmp_path: Path
+) -> None:
+    line = [*tiny_run, "scheduler=constant", "scheduler.warmup=0", "trainer.max_epochs=2"]
+    assert in_process("train", *line, "trainer.max_steps=3", "hydra.run.dir=short") == 0
+    assert in_process("train", "resume=short", "trainer.max_steps=8") == 0
+    assert in_process("train", *line, "trainer.max_steps=8", "hydra.run.dir=long") == 0
+    states = [load_file(newest(tmp_path / run) / "tensors.safetensors") for run in ("short", "long")]
+    assert_same_tensors(*({n: t for n, t in state.items() if ".state_dict." in n} for state in states))
+    assert [newest(tmp_path / run).name for run in ("short", "long")] == ["epoch=1-step=8.ckpt"] * 2
+
+
 def test_a_run_that_is_trained_longer_follows_the_schedule_of_the_longer_run_from_its_first_step(
     in_process: InProcess, tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
