@@ -27,7 +27,7 @@ class Position(Callback):
 
     Raises:
         InputError: the run was begun on other base weights (``E-BASE``) or in more or fewer processes
-            (``E-RESUME-ORDER``).
+            (``E-RESUME-ORDER``), or has trained longer than it is to (``E-RESUME``).
     """
 
     def __init__(self) -> None:
@@ -126,6 +126,10 @@ class Position(Callback):
             raise InputError(
                 "E-RESUME-ORDER",
                 f"the checkpoint is of {at['ranks']} processes, these are {trainer.world_size}; resume with as many",
+            )
+        if trainer.max_epochs not in (None, -1) and at["epoch"] > trainer.max_epochs:
+            raise InputError(
+                "E-RESUME", f"{at['epoch']} epochs are done, trainer.max_epochs is {trainer.max_epochs}; give as many"
             )
         self.epoch, self.batches, self.validated = at["epoch"], at["batches"], at["validated"]
         self.steps, self.total_batches = at["steps"], at["total_batches"]
