@@ -14,7 +14,8 @@ class BatchSampler(Sampler[list[Any]]):
 
     Rows are shuffled, sorted by length within pools of 50 batches, cut into batches, and the batches shuffled.
     A global batch is dealt out to the ranks row by row, so that each gets as many as any other, or one fewer in the
-    last; rows that would leave a rank without any (fewer than there are ranks) sit out the epoch when training.
+    last. Where that has fewer rows than there are ranks, a rank without any gets one that is another's too when
+    training, so that all take as many steps; `stands_in` tells, and the row counts for nothing there.
 
     Args:
         lengths: what a row costs (its number of tokens); used if ``grouped``.
@@ -42,7 +43,8 @@ class BatchSampler(Sampler[list[Any]]):
         self.lengths, self.batch_size, self.shuffle, self.grouped = lengths, batch_size, shuffle, grouped
         self.seed, self.rank, self.num_ranks, self.with_epoch = seed, rank, num_ranks, with_epoch
         self.epoch = 0
-        self.resume_at = (0, 0)  # (epoch, batches of it that are done)
+        self._short: tuple[int, int] | None = None  # (epoch, its batch with fewer rows than ranks)
+        self.resume_at: tuple[int, int | None] = (0, 0)  # (epoch, batches of it that are done, all of them if None)
 
     @property
     def sampler(self) -> "BatchSampler":
@@ -67,17 +69,27 @@ class BatchSampler(Sampler[list[Any]]):
             pools = (order[start : start + pool] for start in range(0, len(order), pool))
             order = [row for rows in pools for row in sorted(rows, key=self.lengths.__getitem__)]
         batches = [order[start : start + size] for start in range(0, len(order), size)]
-        if len(batches[-1]) < self.num_ranks:
-            batches.pop()
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+    def stands_in(self, epoch: int, number: int) -> bool:
+        """Whether this rank's row of a training batch is another rank's, which counts it."""
+        rest = len(self.lengths) % (self.batch_size * self.num_ranks)
+        if not 0 < rest <= self.rank:
+            return False
+        if self._short is None or self._short[0] != epoch:
+            self._short = epoch, next(i for i, batch in enumerate(self.batches(epoch)) if len(batch) == rest)
+        return number == self._short[1]
 
     def __iter__(self) -> Iterator[list[Any]]:
         epoch, (resumed, done) = self.epoch, self.resume_at
-        for batch in self.batches(epoch)[done if resumed == epoch else 0 :]:
-            if share := batch[self.rank :: self.num_ranks]:
+        batches = self.batches(epoch)
+        for batch in batches[(len(batches) if done is None else done) if resumed == epoch else 0 :]:
+            share = batch[self.rank :: self.num_ranks]
+            if self.shuffle and not share:
+                share = [batch[self.rank % len(batch)]]
+            if share:
                 yield [(epoch, row) for row in share] if self.with_epoch else share
 
     def __len__(self) -> int:
-        size = self.batch_size * self.num_ranks
-        whole, rest = divmod(len(self.lengths), size)
-        return whole + (rest > (self.num_ranks - 1 if self.shuffle else self.rank))
+        whole, rest = divmod(len(self.lengths), self.batch_size * self.num_ranks)
+        return whole + (rest > (0 if self.shuffle else self.rank))

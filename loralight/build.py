@@ -21,6 +21,7 @@ from loralight.data import TaskData
 from loralight.errors import InputError
 from loralight.optim import check_optimizer
 from loralight.plugins import conf_folders, discover, task_file
+from loralight.position import Position
 from loralight.quantisation import find_quantiser
 from loralight.task import AdapterTask
 from loralight.trust import trust_of, trusting
@@ -117,7 +118,7 @@ def build_trainer(
     try:
         trainer = make(
             config["trainer"],
-            callbacks=[*chosen, *callbacks],
+            callbacks=[Position(), *chosen, *callbacks],
             logger=[make(node) for node in (config.get("logger") or {}).values() if node is not None],
             plugins=[FolderCheckpointIO(output_dir)],
             default_root_dir=output_dir,

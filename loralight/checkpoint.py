@@ -19,6 +19,7 @@ from torch import Tensor
 
 from loralight.disk import refuse_taken_away, telling_of_disk
 from loralight.errors import InputError
+from loralight.logs import logger
 from loralight.untrusted import read_json
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
@@ -152,30 +153,38 @@ def verify(folder: Path, names: Collection[str] | None = None) -> None:
 
 
 def newest(run: Path) -> Path:
-    """The newest whole checkpoint of a run; broken ones are passed over.
+    """The newest whole checkpoint of a run; a log line tells of each that is broken and passed over.
 
     Raises:
         InputError: there is none (``E-CKPT-NONE``).
     """
-    folders = [manifest.parent for manifest in run.glob(f"checkpoints/*/[!.]*/{MANIFEST}")]
-    broken = []
-    for folder in sorted(folders, key=lambda folder: _progress(folder), reverse=True):
+    places: dict[Path, tuple[int, ...]] = {}
+    broken: list[str] = []
+    for folder in sorted(found for found in run.glob("checkpoints/*/[!.]*") if found.is_dir()):
         try:
             verify(folder)
+            places[folder] = _place(folder)
         except InputError as error:
             broken.append(str(error))
-            continue
-        return folder
-    raise InputError("E-CKPT-NONE", f"{run} has no checkpoint to go on from{'; ' if broken else ''}{'; '.join(broken)}")
+    if not places:
+        more = f"; and {len(broken) - 3} more" if len(broken) > 3 else ""
+        raise InputError("E-CKPT-NONE", "; ".join([f"{run} has no checkpoint to go on from", *broken[:3]]) + more)
+    for told in broken:
+        logger.warning("passed over: %s", told)
+    return max(places, key=lambda folder: (places[folder], folder))
 
 
-def _progress(folder: Path) -> tuple[int, float]:
-    """(optimizer steps done, time of writing): checkpoints of one step are told apart by their time."""
+def _place(folder: Path) -> tuple[int, ...]:
+    """Where the run stood, in an order in which later is greater.
+
+    Raises:
+        InputError: the checkpoint does not say (``E-CKPT-HASH``).
+    """
     try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        return int(state["global_step"]), folder.stat().st_mtime
-    except (OSError, ValueError, KeyError, TypeError):
-        return -1, 0.0
+        place = json.loads((folder / STATE).read_text(encoding="utf-8"))["position"]
+        return tuple(int(place[name]) for name in ("steps", "epoch", "validated"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError("E-CKPT-HASH", f"{folder} does not say where the run stood: {error!r}") from error
 
 
 def _encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from loralight.batching import BatchSampler
 from loralight.errors import InputError
+from loralight.row_digest import digest
 from loralight.splits import Readers, load_splits
 
 
@@ -80,7 +81,9 @@ class TaskData(lightning.LightningDataModule, ABC):
         )
         self.limit_rows, self.header = limit_rows, header
         self.splits: Mapping[str, Any] = {}
-        self._resume_at = (0, 0)
+        self._digest_of: dict[str, str] = {}
+        self._resume_at: tuple[int, int | None] = (0, 0)
+        self._train_sampler: BatchSampler | None = None
 
     @abstractmethod
     def load(self) -> Mapping[str, Any]:
@@ -121,9 +124,21 @@ class TaskData(lightning.LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[Any]:
         loader = self._loader("train", self.batch_size, shuffle=True)
         assert isinstance(loader.batch_sampler, BatchSampler)
-        loader.batch_sampler.resume_at = self._resume_at
-        loader.batch_sampler.epoch = self._resume_at[0]  # workers read ahead before Lightning sets the epoch
+        self._train_sampler = loader.batch_sampler
+        self._train_sampler.resume_at = self._resume_at
+        self._train_sampler.epoch = self._resume_at[0]  # workers read ahead before Lightning sets the epoch
         return loader
+
+    def go_on_at(self, epoch: int, batches: int | None) -> None:
+        """Have training begin after so many batches of an epoch, or after all of them if None."""
+        self._resume_at = (epoch, batches)
+
+    def stands_in(self, epoch: int, batch_idx: int) -> bool:
+        """Whether a training batch is this process's only so that it has one: its row is another's, and counts there.
+
+        That is so in one batch of an epoch at most, of fewer rows than there are processes.
+        """
+        return self._train_sampler is not None and self._train_sampler.stands_in(epoch, batch_idx)
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self._loader("validation", self.eval_batch_size, shuffle=False)
@@ -163,16 +178,8 @@ class TaskData(lightning.LightningDataModule, ABC):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Where training is, for a resumed run: Lightning restores loops, but its loaders start over."""
-        assert self.trainer is not None
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        return {
-            "epoch": self.trainer.current_epoch,
-            "batches": done,
-            "seed": self.seed,
-            "rows": len(self.splits["train"]),
-            "ranks": self.trainer.world_size,
-        }
+        """What the data is, for a resumed run: where training is in it, the trainer's `Position` keeps."""
+        return {"seed": self.seed, "rows": len(self.splits["train"]), "digests": self._digests()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         rows = len(self.splits["train"])
@@ -182,11 +189,21 @@ class TaskData(lightning.LightningDataModule, ABC):
                 f"the checkpoint was trained on {state_dict['rows']} rows in the order of seed {state_dict['seed']}, "
                 f"these are {rows} rows and seed {self.seed}; resume with the same data and seed",
             )
-        ranks = self.trainer.world_size if self.trainer else 1
-        if state_dict["batches"] and state_dict["ranks"] != ranks:
+        digests = self._digests()
+        if other := [name for name in digests if state_dict["digests"].get(name) != digests[name]]:
             raise InputError(
                 "E-RESUME-ORDER",
-                f"the checkpoint lies inside an epoch of {state_dict['ranks']} processes, these are {ranks}; resume "
-                "with as many",
+                f"the rows of {' and '.join(other)} are not those that the run was begun with; resume it with the same "
+                "data, or start a new run",
             )
-        self._resume_at = (state_dict["epoch"], state_dict["batches"])
+
+    def _digests(self) -> dict[str, str]:
+        """Of what is learned from and of what the best checkpoint is chosen by."""
+        if not self._digest_of:
+            self._digest_of = {
+                name: digest(
+                    self.splits[name], self.lengths(name), with_epoch=self.rows_differ_by_epoch and name == "train"
+                )
+                for name in ("train", "validation")
+            }
+        return self._digest_of

@@ -157,6 +157,14 @@ def delayed(scheduler: LRScheduler, num_steps: int) -> LRScheduler:
     return LambdaLR(optimizer, [_from(*pair) for pair in zip(starts, scheduler.lr_lambdas, strict=True)])
 
 
+def follow(scheduler: LRScheduler) -> None:
+    """Set each group's rate to what its schedule gives now: other than was saved, if the run is longer than it was."""
+    if isinstance(scheduler, LambdaLR):
+        groups = zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        for group, rate, factor in groups:
+            group["lr"] = rate * factor(scheduler.last_epoch)
+
+
 def _from(start: int, factor: Callable[[int], float]) -> Callable[[int], float]:
     return lambda step: factor(step) if step >= start else 0.0
 

@@ -48,8 +48,7 @@ class EpochLines(Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         assert isinstance(pl_module, AdapterTask)
         scores = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("validation/")}
-        loss = pl_module.train_loss.compute()  # over all processes, so each of them comes here
-        values = [f"{name} {value:.4f}" for name, value in {"train/loss": loss, **scores}.items()]
+        values = [f"{name} {value:.4f}" for name, value in {"train/loss": pl_module.epoch_loss, **scores}.items()]
         of = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
         seconds = perf_counter() - self._started
         if trainer.is_global_zero:

@@ -1,6 +1,8 @@
 """A run's folder: taken before anything is written, never over another run, and resumed only as it was begun."""
 
 import os
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,16 @@ import yaml
 from loralight.errors import InputError
 
 CONFIG, OVERRIDES = ".hydra/config.yaml", ".hydra/overrides.yaml"
-_MAY_CHANGE = {"data": {"path", "train", "validation", "test", "eval_batch_size", "num_workers"}}
+_MAY_CHANGE = (
+    *("resume", "auto_batch", "logger*"),
+    *("data.path", "data.train", "data.validation", "data.test", "data.num_workers"),  # the rows are compared
+    *("trainer.max_epochs", "trainer.max_steps"),
+    # the number of processes is compared
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
+    *("trainer.limit_test_batches", "trainer.num_sanity_val_steps", "trainer.log_every_n_steps", "trainer.profiler*"),
+    *("callbacks.last*", "callbacks.recent*", "callbacks.*.dirpath"),  # they save, and a folder may be moved
+)
+"""Settings that a resumed run may have changed: where things lie, how long it trains, what it tells."""
 
 
 def share_name() -> None:
@@ -59,25 +70,29 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_same(folder: Path, config: dict[str, Any]) -> None:
-    """What learns, and from what, must be as it was: another rate or rank would be ignored, or break on loading."""
-    before = read_config(folder)
-    for part in ("seed", "task", "adapter", "optimizer", "data"):
-        old, new = before.get(part), config[part]
-        if isinstance(old, dict) and isinstance(new, dict):
-            free = _MAY_CHANGE.get(part, set())
-            changed = [
-                f"{part}.{key}: {old.get(key)!r}, now {new.get(key)!r}"
-                for key in new
-                if key not in free and old.get(key) != new.get(key)
-            ]
+    """All that decides what is computed must be as it was: it would be ignored, break on loading, or mix two runs."""
+    before, now = dict(_flat(read_config(folder))), dict(_flat(config))
+    changed = [
+        f"{name}: {before.get(name)!r}, now {now.get(name)!r}"
+        for name in dict.fromkeys((*now, *before))
+        if before.get(name) != now.get(name) and not any(fnmatchcase(name, free) for free in _MAY_CHANGE)
+    ]
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise InputError(
+            "E-RESUME",
+            f"{folder} was begun with other settings ({'; '.join(changed[:3])}{more}); resume it with those, or start "
+            "a new run",
+        )
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting by its whole name."""
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
         else:
-            changed = [] if old == new else [f"{part}: {old!r}, now {new!r}"]
-        if changed:
-            raise InputError(
-                "E-RESUME",
-                f"{folder} was begun with other settings ({'; '.join(changed[:3])}); resume it with those, or start a "
-                "new run",
-            )
+            yield f"{prefix}{key}", value
 
 
 def _set_aside(file: Path) -> None:

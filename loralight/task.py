@@ -20,6 +20,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from loralight.adapters.base import Adapter, inject, trainable
 from loralight.adapters.frozen_linear import multiply_by_onednn_, prepack_
 from loralight.adapters.frozen_norm import freeze_, thaw_
+from loralight.data import TaskData
 from loralight.dropout import set_cheap_dropout_
 from loralight.dtypes import cast_inputs_, computed_buffers, not_narrowed, single_by_default, tensors_of
 from loralight.errors import InputError
@@ -139,6 +140,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         self._gradients = GradientWatch()
         self._frozen: FrozenWatch | None = None
         self._layers: list[str] = []  # of each parameter in the optimizer
+        self._epoch_sums = (0.0, 0.0)  # loss and weight over the optimizer steps of the epoch, on all ranks
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -257,7 +259,6 @@ class AdapterTask(lightning.LightningModule, ABC):
         refuse_parameters_outside(self, self.model)
         metrics = self.metrics()
         nan = float("nan")  # makes the mean nan; by default such a loss is left out of it
-        self.train_loss = MeanMetric(nan_strategy=nan)
         self.losses = nn.ModuleDict({split: MeanMetric(nan_strategy=nan) for split in ("validation", "test")})
         self.scores = nn.ModuleDict({split: metrics.clone(prefix=f"{split}/") for split in ("validation", "test")})
         self._dropouts = [module for module in self.model.modules() if type(module) is nn.Dropout]
@@ -425,8 +426,9 @@ class AdapterTask(lightning.LightningModule, ABC):
         with self.kept_activations():
             step = self.step(batch)
         weight, loss = weight_of(step), step.loss.detach()
+        if self._stands_in(batch_idx):
+            weight = torch.zeros_like(weight)
         self._window.add(loss, weight, partial(self.trainer.strategy.reduce, reduce_op="sum"))
-        self.train_loss.update(loss, weight)
         self.log("train/loss", loss, prog_bar=True)
         penalty = self.adapter.penalty(self.model)
         if penalty is None:
@@ -434,9 +436,21 @@ class AdapterTask(lightning.LightningModule, ABC):
         self.log("train/penalty", penalty.detach())
         return (step.loss + penalty) * weight
 
+    def _stands_in(self, batch_idx: int) -> bool:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        return isinstance(data, TaskData) and data.stands_in(self.current_epoch, batch_idx)
+
+    @property
+    def epoch_loss(self) -> float:
+        """Mean training loss over all items of the epoch so far, on all ranks, up to the last optimizer step."""
+        loss, weight = self._epoch_sums
+        return loss / max(weight, 1e-12)
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Turn the gradient of the summed loss into that of the mean over all items, ranks and accumulated batches."""
         total_loss, total_weight = self._window.take()
+        if math.isfinite(total_loss):  # else the step is not taken
+            self._epoch_sums = (self._epoch_sums[0] + total_loss, self._epoch_sums[1] + total_weight)
         if self.global_step == 0:
             self._check_first_step()
         # Lightning has divided by the accumulated batches, DDP by the ranks
@@ -487,8 +501,9 @@ class AdapterTask(lightning.LightningModule, ABC):
         assert self._frozen is not None
         self._frozen.refuse_change(self.model, set(self.trainable_tensors()))
         refuse_parameters_outside(self, self.model)
-        self.log("train/epoch_loss", self.train_loss.compute(), sync_dist=True)  # the same on all ranks already
-        self.train_loss.reset()
+        self.log("train/epoch_loss", self.epoch_loss, sync_dist=True)  # the same on all ranks already
+        if self.trainer.is_last_batch:  # else a longer run may be to go on within the epoch
+            self._epoch_sums = (0.0, 0.0)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._measure("validation", batch)
@@ -508,10 +523,12 @@ class AdapterTask(lightning.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what learns alone, and the optimizer's state by parameter name: an order of layers may change."""
         checkpoint["state_dict"] = self.trainable_tensors()
+        checkpoint["epoch_sums"] = self._epoch_sums
         checkpoint["optimizer_states"] = [by_name(state) for state in checkpoint.get("optimizer_states", [])]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.load_trainable(checkpoint["state_dict"], "the checkpoint")
+        self._epoch_sums = checkpoint["epoch_sums"]
         checkpoint["state_dict"] = {}
 
 

@@ -8,7 +8,7 @@ from loralight.batching import BatchSampler
 
 LENGTHS = random.Random(0).choices(range(3, 60), k=1000)
 SIZES = list(itertools.product(range(1, 18), (1, 2, 3)))  # rows, and rows of a batch
-any_number_of_ranks = pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
+any_number_of_ranks = pytest.mark.parametrize("num_ranks", [1, 2, 3, 4, 5, 6, 7, 8])
 
 
 def sampler(num_rows: int = 1000, **arguments: Any) -> BatchSampler:
@@ -55,11 +55,14 @@ def test_evaluation_takes_every_row_exactly_once(num_ranks: int, grouped: bool) 
 
 
 @any_number_of_ranks
-def test_training_takes_no_row_twice_and_leaves_out_fewer_than_there_are_ranks(num_ranks: int) -> None:
-    for num_rows, size in SIZES:
-        rows = rows_of(rows_of(of_each_rank(num_ranks, num_rows=num_rows, batch_size=size)))
-        assert len(rows) == len(set(rows)) and set(rows) <= set(range(num_rows)), (num_rows, size)
-        assert num_rows - len(rows) < num_ranks, (num_rows, size)
+def test_training_counts_every_row_exactly_once(num_ranks: int) -> None:
+    for (num_rows, size), epoch in itertools.product(SIZES, (0, 3)):
+        counted = []
+        for rank in range(num_ranks):
+            each = sampler(num_rows, rank=rank, num_ranks=num_ranks, batch_size=size)
+            each.set_epoch(epoch)
+            counted += [row for n, batch in enumerate(each) if not each.stands_in(epoch, n) for row in batch]
+        assert sorted(counted) == list(range(num_rows)), (num_rows, size, epoch)
 
 
 @any_number_of_ranks
@@ -68,6 +71,13 @@ def test_in_training_every_rank_takes_as_many_steps_and_at_most_one_row_less_in_
         for of_a_step in zip(*of_each_rank(num_ranks, num_rows=num_rows, batch_size=size), strict=True):
             sizes = [len(batch) for batch in of_a_step]
             assert min(sizes) >= 1 and max(sizes) - min(sizes) <= 1 and max(sizes) <= size, (num_rows, size)
+
+
+def test_a_row_stands_in_for_none_where_all_ranks_have_one() -> None:
+    for num_rows, rank in itertools.product(range(8, 17), range(4)):
+        each = sampler(num_rows, rank=rank, num_ranks=4, batch_size=2)
+        standing = [n for n in range(len(each)) if each.stands_in(0, n)]
+        assert len(standing) == (0 < num_rows % 8 <= rank), (num_rows, rank)
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
@@ -92,9 +102,11 @@ def test_an_epoch_resumed_at_any_batch_goes_on_with_exactly_the_rest(epoch: int,
             assert list(resumed) == later, "the next epoch is whole again"
 
 
-def test_several_ranks_compute_the_steps_of_one_with_batches_as_large_as_all_theirs() -> None:
-    together = [set(rows_of(list(step))) for step in zip(*of_each_rank(4, batch_size=2), strict=True)]
-    alone = of_each_rank(1, batch_size=8)[0]
+@pytest.mark.parametrize("num_rows", [1000, 83])  # of 83, three are left over
+def test_several_ranks_compute_the_steps_of_one_with_batches_as_large_as_all_theirs(num_rows: int) -> None:
+    shares = of_each_rank(4, batch_size=2, num_rows=num_rows)
+    together = [set(rows_of(list(step))) for step in zip(*shares, strict=True)]
+    alone = of_each_rank(1, batch_size=8, num_rows=num_rows)[0]
     assert together == [set(batch) for batch in alone]
 
 

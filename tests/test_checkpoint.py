@@ -28,7 +28,7 @@ FILES = ("manifest.json", "state.json", "tensors.safetensors")
 def checkpoint(step: int = 3, size: int = 500) -> dict[str, Any]:
     """Of the kind that Lightning gives: big enough that each file spans several pages."""
     return {
-        "global_step": step,
+        "position": {"steps": step, "epoch": 0, "validated": 0},
         "state_dict": {"layer.lora_A": torch.full((size,), float(step)), "layer.lora_B": torch.zeros(2, 3)},
         "optimizer_states": [{"state": {"layer.lora_A": {"step": torch.tensor(1.0), "exp_avg": torch.ones(size)}}}],
         "loops": {"fit_loop": {"history": list(range(size))}},
@@ -207,7 +207,7 @@ def test_a_folder_whose_filling_fails_does_not_come_to_be(error: type[BaseExcept
 
 
 def test_a_checkpoint_replaces_one_of_the_same_name(tmp_path: Path) -> None:
-    save(tmp_path / "last", {"global_step": 1, "old": torch.zeros(3)})
+    save(tmp_path / "last", {"position": 1, "old": torch.zeros(3)})
     assert same(load(save(tmp_path / "last", checkpoint(2))), checkpoint(2))
     assert [folder.name for folder in tmp_path.iterdir()] == ["last"]
 
@@ -231,12 +231,39 @@ def test_the_newest_checkpoint_is_that_of_the_most_steps_wherever_it_lies(run: P
     assert newest(run) == run / "checkpoints/last/step=100"
 
 
+def test_of_checkpoints_of_one_step_that_of_the_later_epoch_or_validation_is_newer(tmp_path: Path) -> None:
+    for epoch, validated in [(1, 0), (0, 10), (0, 0)]:  # the newest is written first: a copied folder has other times
+        place = {"steps": 10, "epoch": epoch, "validated": validated}
+        save(tmp_path / "checkpoints/last" / f"{9 - epoch - validated}", checkpoint(size=5) | {"position": place})
+    assert newest(tmp_path).name == "8"
+
+
 @pytest.mark.parametrize("file", FILES)
-def test_broken_checkpoints_are_passed_over(file: str, run: Path) -> None:
+@pytest.mark.parametrize("damage", [flip, cut])
+def test_broken_checkpoints_are_passed_over_and_each_is_told_of(
+    damage: Callable[[bytes, random.Random], bytes], file: str, run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for broken, expected in [("last/step=100", "best/step=20"), ("best/step=20", "last/step=9")]:
         damaged = run / "checkpoints" / broken / file
-        damaged.write_bytes(damaged.read_bytes()[:-1])
+        damaged.write_bytes(damage(damaged.read_bytes(), random.Random(1)))
+        caplog.clear()
         assert newest(run) == run / "checkpoints" / expected
+        assert f"passed over: E-CKPT-HASH: {damaged.parent}" in caplog.text
+    assert len(caplog.records) == 2
+
+
+def test_a_checkpoint_without_a_manifest_is_told_of(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (run / "checkpoints/last/step=100/manifest.json").unlink()
+    assert newest(run) == run / "checkpoints/best/step=20"
+    assert [record.levelname for record in caplog.records] == ["WARNING"] and "step=100" in caplog.text
+
+
+def test_a_checkpoint_that_does_not_say_where_the_run_stood_is_told_of(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(run / "checkpoints/last/step=200", {"global_step": 200})
+    assert newest(run) == run / "checkpoints/last/step=100"
+    assert "step=200 does not say where the run stood" in caplog.text
 
 
 def test_what_a_kill_left_behind_is_passed_over(run: Path) -> None:
@@ -245,7 +272,7 @@ def test_what_a_kill_left_behind_is_passed_over(run: Path) -> None:
     assert newest(run) == run / "checkpoints/best/step=20"
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"global_step": null}', '{"global_step": "x"}', "no json"])
+@pytest.mark.parametrize("content", ["[]", "{}", '{"position": null}', '{"position": {"steps": "x"}}', "no json"])
 def test_a_state_that_tells_no_step_does_not_hide_the_others(content: str, run: Path) -> None:
     (run / "checkpoints/last/step=100/state.json").write_text(content)
     assert newest(run) == run / "checkpoints/best/step=20"
@@ -254,7 +281,7 @@ def test_a_state_that_tells_no_step_does_not_hide_the_others(content: str, run: 
 def test_a_run_without_a_whole_checkpoint_says_what_is_broken(run: Path, tmp_path: Path) -> None:
     for manifest in run.glob("checkpoints/*/*/manifest.json"):
         manifest.write_text("{}")
-    with pytest.raises(InputError, match=r"^E-CKPT-NONE: .*step=100 is not a whole checkpoint.*step=3 is not"):
+    with pytest.raises(InputError, match=r"^E-CKPT-NONE: .*step=20 is not a whole checkpoint.*step=3 is.*and 1 more$"):
         newest(run)
     with pytest.raises(InputError, match=r"^E-CKPT-NONE: .*has no checkpoint to go on from$"):
         newest(tmp_path / "other")
@@ -292,7 +319,8 @@ last, at = run / "checkpoints" / "last", random.Random(0)
 os.fsync = lambda _: None  # what is written outlives a killed process: with no waiting, more kills meet a write
 
 def content(step):
-    return {"global_step": step, "state_dict": {"w": torch.full((100_000,), float(step))}, "loops": [step] * 1000}
+    place = {"steps": step, "epoch": 0, "validated": 0}
+    return {"position": place, "state_dict": {"w": torch.full((100_000,), float(step))}, "loops": [step] * 1000}
 
 def train(step, done):
     for step in itertools.count(step + 1):
@@ -315,7 +343,7 @@ for _ in range(num_kills):
     os.close(read)
     whole = {folder: io.load_checkpoint(folder) for folder in last.glob("[!.]*")}  # each that can be seen
     found = whole[newest(run)]
-    step = found["global_step"]
+    step = found["position"]["steps"]
     assert step >= int.from_bytes(promised) and step > reached, (step, promised, reached)
     assert torch.equal(found["state_dict"]["w"], content(step)["state_dict"]["w"]) and found["loops"] == [step] * 1000
     reached = step

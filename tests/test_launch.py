@@ -107,6 +107,26 @@ def test_two_processes_train_what_one_does(
         assert alive(mark) == []
 
 
+@pytest.mark.parametrize(
+    ("ranks", "batch_size"), [(2, 41), pytest.param(4, 10, marks=pytest.mark.slow)]
+)  # of 83 rows, one and three are left over: fewer than there are processes
+def test_rows_that_are_fewer_than_the_processes_are_trained_on_as_in_one(
+    ranks: int, batch_size: int, in_process: InProcess, two: list[str], tmp_path: Path
+) -> None:
+    rows = [f"{['dull', 'fine'][n % 2]}{' film' * (n % 11)},{['bad', 'good'][n % 2]}" for n in range(83)]
+    (tmp_path / "train.csv").write_text("\n".join(["text,label", *rows]))
+    given = [override for override in two if not override.startswith("data.path")]
+    given += ["data.train=train.csv", "data.validation=train.csv", "optimizer.lr=0.01", "trainer.max_epochs=2"]
+    several = ["trainer=ddp_cpu", f"trainer.devices={ranks}", f"data.batch_size={batch_size}", "hydra.run.dir=several"]
+    assert in_process("train", *given, *several) == 0
+    alone = ["trainer=cpu", f"data.batch_size={ranks * batch_size}", "hydra.run.dir=one"]
+    assert in_process("train", *given, *alone) == 0
+    runs = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("several", "one")]
+    assert runs[0]["steps"] == runs[1]["steps"] == 2 * (83 // (ranks * batch_size) + 1)
+    assert runs[0]["metrics"] == pytest.approx(runs[1]["metrics"], abs=1e-5)
+    assert_close(tmp_path / "several", tmp_path / "one")
+
+
 def test_what_a_process_refuses_is_one_message(
     in_process: InProcess, two: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 """A run's folder: never written over, and resumed only as it was begun."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,27 @@ CONFIG: dict[str, Any] = {
     "adapter": {"_target_": "x.Lora", "rank": 8, "targets": ["query"]},
     "optimizer": {"_target_": "torch.optim.AdamW", "lr": 1e-3},
     "data": {"path": "a", "train": None, "batch_size": 8, "num_workers": 0, "columns": {"text": "text"}},
-    "trainer": {"max_epochs": 1},
+    "scheduler": {"name": "linear", "warmup": 0.1},
+    "trainer": {"max_epochs": 1, "accumulate_grad_batches": 1, "precision": "32-true", "gradient_clip_val": 1.0},
+    "callbacks": {
+        "best": {"monitor": "validation/loss", "dirpath": "/runs/a/checkpoints/best"},
+        "recent": {"every_n_train_steps": 200},
+    },
+    "logger": {"csv": {"name": ""}},
+    "compile": False,
+    "monitor": {"metric": "validation/loss", "mode": "min"},
 }
 
 
 def changed(name: str, value: Any) -> dict[str, Any]:
     """`CONFIG` to be resumed, with one value another."""
-    part, _, key = name.partition(".")
-    return CONFIG | {"resume": "here", part: CONFIG[part] | {key: value} if key else value}
+    made = copy.deepcopy(CONFIG) | {"resume": "here"}
+    *parts, key = name.split(".")
+    inside = made
+    for part in parts:
+        inside = inside.setdefault(part, {})
+    inside[key] = value
+    return made
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -68,7 +82,18 @@ def test_a_folder_in_which_a_run_never_started_is_taken(tmp_path: Path) -> None:
         ("optimizer.lr", 1e-4, "optimizer.lr: 0.001, now 0.0001"),
         ("task.label_smoothing", 0.1, "task.label_smoothing: 0.0, now 0.1"),
         ("data.batch_size", 4, "data.batch_size: 8, now 4"),
-        ("data.columns", {"text": "b"}, "data.columns"),
+        ("data.columns", {"text": "b"}, "data.columns.text: 'text', now 'b'"),
+        ("scheduler.name", "cosine", "scheduler.name: 'linear', now 'cosine'"),
+        ("scheduler", None, "scheduler"),
+        ("scheduler.warmup", 0.2, "scheduler.warmup: 0.1, now 0.2"),
+        ("trainer.accumulate_grad_batches", 4, "trainer.accumulate_grad_batches: 1, now 4"),
+        ("trainer.precision", "bf16-mixed", "trainer.precision"),
+        ("trainer.gradient_clip_val", None, "trainer.gradient_clip_val: 1.0, now None"),
+        ("trainer.gradient_clip_algorithm", "value", "trainer.gradient_clip_algorithm: None, now 'value'"),
+        ("callbacks.best.monitor", "validation/f1", "callbacks.best.monitor"),
+        ("callbacks.early_stopping", {"patience": 3}, "callbacks.early_stopping.patience: None, now 3"),
+        ("compile", True, "compile: False, now True"),
+        ("monitor.mode", "max", "monitor.mode: 'min', now 'max'"),
     ],
 )
 def test_a_resumed_run_must_learn_as_before(name: str, value: Any, says: str, tmp_path: Path) -> None:
@@ -83,7 +108,19 @@ def test_a_resumed_run_must_learn_as_before(name: str, value: Any, says: str, tm
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("trainer.max_epochs", 2), ("data.num_workers", 2), ("data.path", "moved"), ("resume", "here")],
+    [
+        ("trainer.max_epochs", 2),
+        ("trainer.max_steps", 100),
+        ("trainer.devices", 2),
+        ("trainer.log_every_n_steps", 1),
+        ("data.num_workers", 2),
+        ("data.path", "moved"),
+        ("callbacks.recent.every_n_train_steps", 10),
+        ("callbacks.best.dirpath", "/moved/checkpoints/best"),
+        ("logger.csv", None),
+        ("logger.wandb", {"project": "mine"}),
+        ("resume", "here"),
+    ],
 )
 def test_what_does_not_change_learning_may_change(name: str, value: Any, tmp_path: Path) -> None:
     take(tmp_path, CONFIG, [])

@@ -2,11 +2,8 @@
 
 import csv
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
+import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,42 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from loralight.checkpoint import newest, verify
+from loralight.composition import settings_of
 from loralight.launch import launch
+from loralight.run_folder import take
+from loralight.task import AdapterTask
 
 InProcess = Callable[..., int]
 ADAPTER = "adapter/adapter_model.safetensors"
-RESUMABLE = ["trainer.max_epochs=2", "callbacks.recent.every_n_train_steps=2", "adapter.dropout=0.1"]
-
-# name: (further settings, the training batch in which the process is killed; there are ten in an epoch)
-KILLED: dict[str, tuple[list[str], int]] = {
-    "first epoch": (RESUMABLE, 9),
-    "second epoch": ([*RESUMABLE, "adapter.dropout=0.3", "scheduler=cosine"], 16),
-    "workers": ([*RESUMABLE, "data.num_workers=2"], 16),
-    "accumulation": ([*RESUMABLE, "trainer.accumulate_grad_batches=3"], 8),
-}
-
-# One process imports everything; from it, each run is a child that is killed in the middle of a step.
-KILLER = """
-import json, os, signal, sys
-from loralight.cli import run
-from loralight.task import AdapterTask
-import loralight.train
-step, calls = AdapterTask.training_step, 0
-for line, batch in json.load(sys.stdin):
-    if os.fork() == 0:
-        def dying(self, *arguments):
-            global calls
-            calls += 1
-            if calls == batch:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return step(self, *arguments)
-        AdapterTask.training_step = dying
-        os._exit(run(line))
-    print("ended with", os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
-"""
 
 
 def tensors_of(run: Path) -> dict[str, torch.Tensor]:
@@ -68,18 +39,6 @@ def rows_of(run: Path, file: str = "metrics.csv") -> list[dict[str, str]]:
 
 def read_json(file: Path) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))
-
-
-@pytest.fixture
-def many_texts(tmp_path: Path) -> Path:
-    """A folder with 80 texts of many lengths to train on, so that grouping by length has something to do."""
-    folder = tmp_path / "many"
-    folder.mkdir()
-    for split, count in {"train": 80, "validation": 8, "test": 8}.items():
-        rows = [(f"{['dull', 'fine'][n % 2]}{' film' * (n % 11)}", ["bad", "good"][n % 2]) for n in range(count)]
-        with (folder / f"{split}.csv").open("w", newline="", encoding="utf-8") as opened:
-            csv.writer(opened).writerows([("text", "label"), *rows])
-    return folder
 
 
 def test_a_run_leaves_all_its_results(in_process: InProcess, tiny_run: list[str], tmp_path: Path) -> None:
@@ -159,49 +118,6 @@ def test_the_best_checkpoint_is_what_is_measured_and_saved(
     assert_same_tensors(saved, {n: t for name, t in kept.items() if (n := name.replace(".weight", "")) in saved})
 
 
-@pytest.fixture
-def kill(tiny_run: list[str], many_texts: Path, tmp_path: Path) -> Callable[..., None]:
-    """Begins runs in folders of their names, and kills each in its batch of `KILLED`."""
-
-    def begin(*names: str) -> None:
-        lines = [(line_of(name, tiny_run, many_texts, name), KILLED[name][1]) for name in names]
-        done = subprocess.run(
-            [sys.executable, "-c", KILLER],
-            input=json.dumps(lines),
-            cwd=tmp_path,
-            env=os.environ,
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-        assert done.stdout.splitlines().count(f"ended with {-signal.SIGKILL}") == len(names), done.stderr
-
-    return begin
-
-
-def line_of(name: str, tiny_run: list[str], many_texts: Path, folder: str) -> list[str]:
-    plain = [override for override in tiny_run if "max_epochs" not in override]
-    given = [*plain, *KILLED[name][0], f"data.path='{many_texts}'", f"hydra.run.dir='{folder}'"]
-    return ["train", *{override.partition("=")[0]: override for override in given}.values()]
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills children that it forks")
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(
-    kill: Callable[..., None], in_process: InProcess, tiny_run: list[str], many_texts: Path, tmp_path: Path
-) -> None:
-    kill(*KILLED)
-    for name in KILLED:
-        killed, whole = tmp_path / name, tmp_path / f"{name} whole"
-        saved = newest(killed)
-        assert "-inside" in saved.name and not (killed / "adapter").exists()
-        assert in_process("train", f"resume='{name}'") == 0
-        assert in_process(*line_of(name, tiny_run, many_texts, whole.name)) == 0
-        assert_same_tensors(tensors_of(killed), tensors_of(whole))
-        metrics = [read_json(run / "summary.json")["metrics"] for run in (killed, whole)]
-        assert metrics[0] == metrics[1]
-        assert f"going on from {saved}" in (killed / "train.log").read_text()
-
-
 def test_a_finished_run_can_be_trained_longer(in_process: InProcess, tiny_run: list[str], tmp_path: Path) -> None:
     longer = ["scheduler=constant", "scheduler.warmup=0"]  # a schedule that does not ask how long the run is
     assert in_process("train", *tiny_run, *longer, "hydra.run.dir=short") == 0
@@ -215,24 +131,92 @@ def test_a_finished_run_can_be_trained_longer(in_process: InProcess, tiny_run: l
     assert "epoch 1/1" in log
 
 
+def test_a_run_that_ended_within_an_epoch_can_be_trained_longer(
+    in_process: InProcess, tiny_run: list[str], tmp_path: Path
+) -> None:
+    line = [*tiny_run, "scheduler=constant", "scheduler.warmup=0", "trainer.max_epochs=2"]
+    assert in_process("train", *line, "trainer.max_steps=3", "hydra.run.dir=short") == 0
+    assert in_process("train", "resume=short", "trainer.max_steps=8") == 0
+    assert in_process("train", *line, "trainer.max_steps=8", "hydra.run.dir=long") == 0
+    states = [load_file(newest(tmp_path / run) / "tensors.safetensors") for run in ("short", "long")]
+    assert_same_tensors(*({n: t for n, t in state.items() if ".state_dict." in n} for state in states))
+    assert [newest(tmp_path / run).name for run in ("short", "long")] == ["epoch=1-step=8.ckpt"] * 2
+
+
+def test_a_run_that_is_trained_longer_follows_the_schedule_of_the_longer_run_from_its_first_step(
+    in_process: InProcess, tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+    real = AdapterTask.on_before_optimizer_step
+
+    def noting(task: AdapterTask, optimizer: torch.optim.Optimizer) -> None:
+        rates.append(optimizer.param_groups[0]["lr"])
+        real(task, optimizer)
+
+    monkeypatch.setattr(AdapterTask, "on_before_optimizer_step", noting)
+    assert in_process("train", *tiny_run, "hydra.run.dir=run") == 0  # linear: its last rates are nearly 0
+    short, rates[:] = list(rates), []
+    assert in_process("train", "resume=run", "trainer.max_epochs=2") == 0
+    resumed, rates[:] = list(rates), []
+    assert in_process("train", *tiny_run, "trainer.max_epochs=2", "hydra.run.dir=long") == 0
+    assert (len(short), len(resumed)) == (5, 5)
+    assert resumed == rates[5:] and short[-1] < resumed[0]
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [
         ("adapter.rank=4", "adapter.rank: 8, now 4"),
         ("optimizer.lr=1", "optimizer.lr"),
         ("seed=5", "seed: 0, now 5"),
+        ("scheduler=cosine", "scheduler.name: 'linear', now 'cosine'"),
+        ("scheduler.warmup=0.5", "scheduler.warmup"),
+        ("~scheduler", "scheduler"),
+        ("trainer.accumulate_grad_batches=4", "trainer.accumulate_grad_batches: 1, now 4"),
+        ("callbacks=early_stopping", "callbacks.early_stopping"),
     ],
 )
 def test_another_run_is_not_resumed_in_ones_place(
     override: str, says: str, in_process: InProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = tmp_path / "run" / ".hydra"
-    run.mkdir(parents=True)
-    (run / "overrides.yaml").write_text("[]\n")
-    assert in_process("train", "--cfg", "job", "--resolve", "names=null", "~callbacks", "~logger") == 0
-    (run / "config.yaml").write_text(capsys.readouterr().out)
+    take(tmp_path / "run", settings_of("train", [], tmp_path / "run"), [])
     assert in_process("train", "resume=run", override) == 2
     assert "E-RESUME" in (message := capsys.readouterr().err) and says in message
+
+
+def test_a_run_is_not_resumed_on_other_base_weights(
+    in_process: InProcess, tiny_run: list[str], tiny_bert: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny_bert, tmp_path / "base")
+    settings = [given for given in tiny_run if not given.startswith("model.checkpoint")]
+    assert in_process("train", *settings, "model.checkpoint=base", "hydra.run.dir=run") == 0
+    weights = load_file(tmp_path / "base/model.safetensors")
+    weights["bert.encoder.layer.1.output.dense.weight"][3] += 1
+    save_file(weights, tmp_path / "base/model.safetensors", metadata={"format": "pt"})
+    before = tensors_of(tmp_path / "run")
+    capsys.readouterr()
+    assert in_process("train", "resume=run", "trainer.max_epochs=2") == 2
+    assert "E-BASE: the run was begun on other weights" in (printed := capsys.readouterr().err)
+    assert " epoch 2/2" not in printed
+    assert_same_tensors(tensors_of(tmp_path / "run"), before)
+
+
+def test_a_resumed_run_says_which_checkpoints_it_passed_over(
+    in_process: InProcess, tiny_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert in_process("train", *tiny_run, "callbacks.recent.every_n_train_steps=2", "hydra.run.dir=run") == 0
+    damaged = [*(tmp_path / "run/checkpoints").glob("*/epoch=*-step=5.ckpt")]
+    assert len(damaged) == 2
+    for folder in damaged:
+        (folder / "state.json").write_text("{}")
+    capsys.readouterr()
+    assert in_process("train", "resume=run") == 0
+    printed = capsys.readouterr().err
+    for folder in damaged:
+        assert f"passed over: E-CKPT-HASH: {folder}" in printed
+    assert "epoch=0-step=4-inside.ckpt" in printed
+    for folder in damaged:  # made again, in their places
+        verify(folder)
 
 
 def test_a_folder_with_a_run_is_not_trained_into(
