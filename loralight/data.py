@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from loralight.batching import BatchSampler
 from loralight.errors import InputError
 from loralight.splits import Readers, load_splits
+from loralight.stopping import outlive
 
 
 class TaskData(lightning.LightningDataModule, ABC):
@@ -155,6 +156,7 @@ class TaskData(lightning.LightningDataModule, ABC):
             batch_sampler=sampler,
             collate_fn=self.collate,
             num_workers=num_workers,
+            worker_init_fn=outlive,
             persistent_workers=num_workers > 0,
             pin_memory=on_gpu,
         )

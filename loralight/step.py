@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from loralight import stopping
+
 
 class Step(NamedTuple):
     """What a task computes from a batch.
@@ -37,23 +39,27 @@ def weight_of(step: Step) -> Tensor:
 class Window:
     """Loss and weight summed over the batches since the last optimizer step, on all ranks.
 
-    The sums are on their way from a GPU while the backward pass is queued, and leave no gap in its work.
+    The sums are on their way from a GPU while the backward pass is queued, and leave no gap in its work. With them goes
+    on how many ranks the process was told to stop, so that all know at once.
     """
 
     def __init__(self) -> None:
+        self.told_to_stop = False  # any rank, by the end of the last window
         self._sums: Tensor | None = None
         self._read: Callable[[], list[float]] | None = None
 
     def add(self, loss: Tensor, weight: Tensor, reduce: Callable[[Tensor], Tensor]) -> None:
         """Add a batch's mean loss, weighted; ``reduce`` sums a tensor over ranks, perhaps in place."""
-        batch = torch.stack([loss * weight, weight])
+        told = weight.new_full((), stopping.told() is not None)
+        batch = torch.stack([loss * weight, weight, told])
         self._sums = batch if self._sums is None else self._sums + batch
         self._read = _on_its_way(reduce(self._sums.clone()))
 
     def take(self) -> list[float]:
         """Both sums; the next batch begins a new window."""
         assert self._read is not None
-        found = self._read()
+        *found, told = self._read()
+        self.told_to_stop = told > 0
         self._sums = self._read = None
         return found
 

@@ -402,6 +402,11 @@ class AdapterTask(lightning.LightningModule, ABC):
         learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         torch._foreach_mul_([parameter.grad for parameter in learning if parameter.grad is not None], factor)
 
+    @property
+    def told_to_stop(self) -> bool:
+        """Whether any process was told to stop before the last optimizer step; the same in all of them."""
+        return self._window.told_to_stop
+
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
