@@ -103,6 +103,7 @@ def _call(job: str, config: dict[str, Any], output_dir: Path) -> Any:
 
 def _worker(pipe: Connection, environment: dict[str, str], job: str, config: dict[str, Any], output_dir: Path) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    multiprocessing.set_start_method(None, force=True)  # processes that read data begin as under torchrun, not as this
     os.environ.update(environment)
     rank, num_ranks = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     if rank:  # the first keeps the terminal
