@@ -35,7 +35,7 @@ def main(config: DictConfig) -> None:
     lines = {name: shlex.split(f"{given['each'] or ''} {words or ''}") for name, words in given["runs"].items()}
     overrides = {name: with_those_of_a_run("train", line) for name, line in lines.items()}
     folders = {name: _resumed(line) or folder / name for name, line in lines.items()}
-    if len(set(folders.values())) < len(folders):
+    if len({path.resolve() for path in folders.values()}) < len(folders):
         raise InputError("E-RUN", "two of the runs would go on in one folder; give each its own resume=")
     settings = {name: settings_of("train", overrides[name], folders[name]) for name in lines}
     for name, of_run in settings.items():
