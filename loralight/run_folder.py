@@ -36,11 +36,12 @@ def going_on(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     begun = config["resume"] is None and (folder / CONFIG).is_file() and not (folder / "summary.json").exists()
     if not begun or not any(folder.glob(_CHECKPOINTS)):
         return config
-    before = read_config(folder)
+    before, resumed = read_config(folder), {**config, "resume": str(folder)}
     if config["auto_batch"]:  # was chosen when the run began
         chosen = {**config["data"], "batch_size": before["data"]["batch_size"]}
-        config = {**config, "auto_batch": False, "data": chosen}
-    return {**config, "resume": str(folder)} if {**before, "resume": None} == config else config
+        resumed |= {"auto_batch": False, "data": chosen}
+    differ = [name for name in {*before, *resumed} if before.get(name) != resumed.get(name)]
+    return config if set(differ) - {"resume", "names"} else resumed  # names of files, of which all is in the settings
 
 
 def take(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:

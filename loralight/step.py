@@ -50,10 +50,10 @@ class Window:
 
     def add(self, loss: Tensor, weight: Tensor, reduce: Callable[[Tensor], Tensor]) -> None:
         """Add a batch's mean loss, weighted; ``reduce`` sums a tensor over ranks, perhaps in place."""
-        told = weight.new_full((), stopping.told() is not None)
-        batch = torch.stack([loss * weight, weight, told])
+        batch = torch.stack([loss * weight, weight])
         self._sums = batch if self._sums is None else self._sums + batch
-        self._read = _on_its_way(reduce(self._sums.clone()))
+        told = batch.new_full((1,), stopping.told() is not None)
+        self._read = _on_its_way(reduce(torch.cat([self._sums, told])))
 
     def take(self) -> list[float]:
         """Both sums; the next batch begins a new window."""
