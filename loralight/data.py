@@ -80,6 +80,10 @@ class TaskData(lightning.LightningDataModule, ABC):
         self.splits: Mapping[str, Any] = {}
         self._resume_at = (0, 0)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the trainer, whose processes a process that reads data could not join, where it is sent ours."""
+        return {**vars(self), "trainer": None}
+
     @abstractmethod
     def load(self) -> Mapping[str, Any]:
         """Read, check and encode the data: sized, indexable splits by name, ``train`` and ``validation`` among them."""

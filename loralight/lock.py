@@ -22,7 +22,7 @@ def hold(folder: Path) -> None:
     """Keep other processes from training into ``folder``, until this one ends or calls `release`.
 
     Raises:
-        InputError: another process does (``E-RUNNING``).
+        InputError: another process does (``E-RUNNING``), or a link leads elsewhere (``E-RUN``).
     """
     try:
         import fcntl
@@ -31,6 +31,8 @@ def hold(folder: Path) -> None:
     path = folder.resolve() / LOCK
     if path in _files:
         return
+    if path.resolve() != path:  # which is written to
+        raise InputError("E-RUN", f"{folder / LOCK} leads out of the run's folder; remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:

@@ -1,6 +1,7 @@
 """Loaders deal every row once, in an order that a resumed run can go on with, to any number of processes."""
 
 from collections.abc import Mapping
+from copy import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -238,3 +239,9 @@ def test_an_epoch_begun_by_more_processes_is_not_resumed_by_fewer() -> None:
     data = numbers()
     with pytest.raises(InputError, match=r"E-RESUME-ORDER.*2 processes, these are 1"):
         data.load_state_dict({"epoch": 0, "batches": 3, "seed": 0, "rows": 50, "ranks": 2})
+
+
+def test_a_process_that_reads_data_is_not_sent_the_trainer() -> None:
+    data = numbers()
+    assert copy(data).trainer is None and data.trainer is not None
+    assert copy(data).splits is data.splits
