@@ -23,7 +23,7 @@ from torch._C._distributed_c10d import TCPStore
 
 from loralight.errors import InputError
 from loralight.ranks import Ranks, report_of
-from loralight.stopping import SIGNALS, listen
+from loralight.stopping import SIGNALS, held, listen
 
 
 def process_rank() -> int | None:
@@ -118,9 +118,10 @@ def _worker(pipe: Connection, environment: dict[str, str], job: str, config: dic
         if sys.platform != "win32":
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         report = report_of(rank, lambda: _call(job, config, output_dir))
-    if report.is_good and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    pipe.send(report)
+        with held():
+            pipe.send(report)
+            if report.is_good and torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
     if not report.is_good:
         if rank and report.traceback:
             print(report.traceback, file=sys.stderr)

@@ -154,8 +154,9 @@ def _born_deaf() -> Iterator[None]:
 
 
 def _without_a_word(rank: int, code: int) -> Report:
-    if -code in SIGNALS:
-        return Report(stopped=-code)
+    told_by = {130: signal.SIGINT, 143: signal.SIGTERM}.get(code, -code)
+    if told_by in SIGNALS:
+        return Report(stopped=told_by)
     if code >= 0:
         return Report(traceback=f"process {rank} ended with exit code {code}, and told nothing", at=inf)
     text = f"process {rank} was killed by {signal.Signals(-code).name}"

@@ -112,7 +112,7 @@ def how_to_go_on(runs: Path | Mapping[str, Path]) -> str:
         ["train", words[""]] if "" in words else ["together", *(f"runs.{name}={word}" for name, word in words.items())]
     )
     plugins = [f"--plugin-dir={path}" for path in os.environ.get(VARIABLE, "").split(os.pathsep) if path]
-    under = "" if process_rank() is None else ", under the same launcher"
+    under = "" if process_rank() is None else ", under the same launcher,"
     found = ", ".join(_short(checkpoint) for checkpoint in saved.values() if checkpoint)
     return f"saved {found}; go on{under} with: {shlex.join(['loralight', *plugins, *line])}"
 
