@@ -12,6 +12,7 @@ from typing import Any
 
 from loralight import __version__
 from loralight.errors import InputError, did_you_mean
+from loralight.stopping import Stopped, ignore, listen
 
 VERBS = {
     "train": "fine-tune a model: check, fit, test, save",
@@ -61,12 +62,28 @@ _FLAGS_WITH_VALUE = {
 
 
 def main() -> None:
-    """Entry point of the console script: exits with 0, or 2 for what the user can mend, or 1 for a bug of ours."""
-    sys.exit(run(sys.argv[1:]))
+    """Entry point of the console script.
+
+    Exits with 0, or 2 for what the user can mend, or 1 for a bug of ours, or, told to stop, 143 (130 by Ctrl-C).
+    """
+    code = run(sys.argv[1:])
+    if code in (130, 143):
+        ignore()  # else a signal amid the interpreter's end would make another code of it
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
     """Run the command line ``loralight`` + ``arguments``; returns the exit code."""
+    try:
+        with listen():
+            return _run(arguments)
+    except Stopped as stopped:
+        if stopped.message is not None:
+            print(f"loralight: {stopped}", file=sys.stderr)
+        return stopped.code
+
+
+def _run(arguments: list[str]) -> int:
     try:
         arguments = _take_plugin_folders(arguments)
         if {"-sc", "--shell-completion"} & set(arguments):
@@ -144,10 +161,10 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     try:
         with whole_errors():
             run_hydra(_job(verb, wants_traceback), verb)
+    except Stopped:
+        raise
     except SystemExit as stopped:
         return int(stopped.code or 0)
-    except KeyboardInterrupt:
-        return 130
     except BrokenPipeError:  # `loralight train --help | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

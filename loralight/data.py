@@ -13,6 +13,7 @@ from loralight.batching import BatchSampler
 from loralight.errors import InputError
 from loralight.row_digest import digest
 from loralight.splits import Readers, load_splits
+from loralight.stopping import outlive
 
 
 class TaskData(lightning.LightningDataModule, ABC):
@@ -84,6 +85,10 @@ class TaskData(lightning.LightningDataModule, ABC):
         self._digest_of: dict[str, str] = {}
         self._resume_at: tuple[int, int | None] = (0, 0)
         self._train_sampler: BatchSampler | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the trainer, whose processes a process that reads data could not join, where it is sent ours."""
+        return {**vars(self), "trainer": None}
 
     @abstractmethod
     def load(self) -> Mapping[str, Any]:
@@ -173,6 +178,7 @@ class TaskData(lightning.LightningDataModule, ABC):
             batch_sampler=sampler,
             collate_fn=self.collate,
             num_workers=num_workers,
+            worker_init_fn=outlive,
             persistent_workers=num_workers > 0,
             pin_memory=on_gpu,
         )

@@ -1,25 +1,29 @@
-"""One job in several processes: torch's elastic agent starts them, each with the same resolved config.
+"""One job in several processes, each with the same resolved config, as torchrun's are told of each other.
 
 Lightning's own launcher starts its processes by running the command line again, which under Hydra's sweepers gives
-them other settings than the first process has.
+them other settings than the first process has. Torch's elastic agent knows of one failure alone, that of any process
+that has ended when it looks, and waits for ever for one that left by `sys.exit`.
 """
 
-import json
+import faulthandler
 import logging
+import multiprocessing
 import os
+import signal
+import sys
 import threading
-import time
 from collections.abc import Mapping
 from importlib import import_module
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch._C._distributed_c10d import TCPStore
 
 from loralight.errors import InputError
+from loralight.ranks import Ranks, report_of
+from loralight.stopping import SIGNALS, held, listen
 
 
 def process_rank() -> int | None:
@@ -71,66 +75,65 @@ def launch(job: str, config: dict[str, Any], output_dir: Path) -> Any:
     Raises:
         InputError: a process found a mistake in what the user gave.
         RuntimeError: a process failed; the message ends with the first failure's traceback. All are gone by then.
+        Stopped: they were told to stop.
     """
     wanted = num_processes(config["trainer"])
     if process_rank() is not None or wanted == 1:
         return _call(job, config, output_dir)
-    ranks = dict.fromkeys(range(1, wanted), Std.ALL)  # rank 0 keeps the terminal
-    settings = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=wanted,
-        run_id="loralight",
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        monitor_interval=0.5,
-        start_method="spawn",
-        logs_specs=DefaultLogsSpecs(log_dir=str(output_dir / "ranks"), redirects=ranks),
-    )
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it would say is raised below
-    threads = max(1, (os.cpu_count() or 1) // wanted)
-    try:
-        returned = elastic_launch(settings, _worker)(job, json.dumps(config), str(output_dir), os.getpid(), threads)
-    except ChildFailedError as error:
-        raise _first_cause(error) from None
-    return returned[0]
+    # held here, so that no port is chosen that another program takes before rank 0 does
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    shared = {
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(store.port),
+        "WORLD_SIZE": str(wanted),
+        "LOCAL_WORLD_SIZE": str(wanted),
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "loralight",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    (output_dir / "ranks").mkdir(parents=True, exist_ok=True)
+    ranks = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(wanted)]
+    return Ranks(_worker, [(environment, job, config, output_dir) for environment in ranks]).run()
 
 
 def _call(job: str, config: dict[str, Any], output_dir: Path) -> Any:
     return import_module(f"loralight.{job}").work(config, output_dir)
 
 
-def _worker(job: str, config: str, output_dir: str, parent: int, threads: int) -> Any:
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    torch.set_num_threads(threads)
-    returned = _call(job, json.loads(config), Path(output_dir))
-    # not after a failure: the other processes would fail too, and tell so before this one has told its cause
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    return returned
+def _worker(pipe: Connection, environment: dict[str, str], job: str, config: dict[str, Any], output_dir: Path) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    multiprocessing.set_start_method(None, force=True)  # processes that read data begin as under torchrun, not as this
+    os.environ.update(environment)
+    rank, num_ranks = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+    if rank:  # the first keeps the terminal
+        log = os.open(output_dir / "ranks" / f"{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+    faulthandler.enable()
+    # by default one with a semaphore of the system's, of which is told on the terminal where a process is killed
+    import_module("tqdm").tqdm.set_lock(threading.RLock())
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_ranks))
+    with listen(ends_at_once=False):  # that is the parent's to say, which every signal of a terminal reaches as well
+        if sys.platform != "win32":
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        report = report_of(rank, lambda: _call(job, config, output_dir))
+        with held():
+            pipe.send(report)
+            if report.is_good and torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+    if not report.is_good:
+        if rank and report.traceback:
+            print(report.traceback, file=sys.stderr)
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)  # taking down the group of processes would wait for the others
 
 
-def _end_with(parent: int) -> None:
+def _end_with_parent() -> None:
     """A killed parent cannot stop its children, and one that trained on would write into a resumed run's folder."""
-    while os.getppid() == parent:
-        time.sleep(1)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     os._exit(1)
-
-
-def _first_cause(error: ChildFailedError) -> Exception:
-    """The failure that came first, by when its file was written: others follow from it within the same second."""
-
-    def written(rank: int) -> float:
-        file = Path(error.failures[rank].error_file)
-        return file.stat().st_mtime if file.is_file() else float("inf")
-
-    rank = min(error.failures, key=written)
-    failure = error.failures[rank]
-    if not isinstance(failure.message, dict):
-        return RuntimeError(f"process {rank} ended: {failure.message}")
-    message = failure.message["message"]
-    if message.startswith("InputError: "):
-        code, _, text = message.removeprefix("InputError: ").partition(": ")
-        return InputError(code, text)
-    return RuntimeError(f"process {rank} failed:\n{failure.message['extraInfo']['py_callstack']}")

@@ -88,3 +88,8 @@ def show(*reports: RenderableType) -> None:
         for report in reports:
             console.print(report, markup=False, highlight=False, soft_wrap=isinstance(report, str))
     _reports.info("\n%s", kept.getvalue())
+
+
+def keep(line: str) -> None:
+    """Write a line to the log file alone."""
+    _reports.info(line)

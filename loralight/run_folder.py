@@ -9,8 +9,11 @@ from typing import Any
 import yaml
 
 from loralight.errors import InputError
+from loralight.lock import LOCK, hold
 
 CONFIG, OVERRIDES = ".hydra/config.yaml", ".hydra/overrides.yaml"
+_CHECKPOINTS = "checkpoints/*/[!.]*/manifest.json"
+_RESULTS = {"checkpoints": _CHECKPOINTS, "adapter": "adapter", "summary.json": "summary.json"}
 _MAY_CHANGE = (
     *("resume", "auto_batch", "logger*"),
     *("data.path", "data.train", "data.validation", "data.test", "data.num_workers"),  # the rows are compared
@@ -36,21 +39,35 @@ def share_name() -> None:
     os.environ.setdefault("LORALIGHT_RUN_ID", name)
 
 
+def going_on(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The config, to be resumed where ``folder`` holds an unfinished run of these very settings.
+
+    So a command that was stopped goes on when it is given again, as schedulers do, if it names its folder.
+    """
+    begun = config["resume"] is None and (folder / CONFIG).is_file() and not (folder / "summary.json").exists()
+    if not begun or not any(folder.glob(_CHECKPOINTS)):
+        return config
+    before, resumed = read_config(folder), {**config, "resume": str(folder)}
+    if config["auto_batch"]:  # was chosen when the run began
+        chosen = {**config["data"], "batch_size": before["data"]["batch_size"]}
+        resumed |= {"auto_batch": False, "data": chosen}
+    differ = [name for name in {*before, *resumed} if before.get(name) != resumed.get(name)]
+    return config if set(differ) - {"resume", "names"} else resumed  # names of files, of which all is in the settings
+
+
 def take(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
-    """Make ``folder`` the run's, and keep its config there.
+    """Make ``folder`` the run's, and keep its config there; no other process may, until `lock.release`.
 
     Raises:
-        InputError: another run is in it (``E-OUTPUT``), or a resumed run would be another one (``E-RESUME``).
+        InputError: another run is in it (``E-OUTPUT``) and going on (``E-RUNNING``), or a resumed run would be another
+            one (``E-RESUME``).
     """
-    if config["resume"] is None:
-        if found := [name for name in ("checkpoints", "adapter", "summary.json") if (folder / name).exists()]:
-            raise InputError(
-                "E-OUTPUT",
-                f"{folder} holds another run ({', '.join(found)}), and nothing is overwritten. Go on with it by "
-                f"resume={folder}, or choose another folder with hydra.run.dir=",
-            )
-    else:
-        _check_same(folder, config)
+    if (folder / LOCK).exists():
+        hold(folder)  # a run that is going on is told of as such
+    _check_free(folder, config)
+    hold(folder)
+    _check_free(folder, config)  # another may have come and ended since
+    if config["resume"] is not None:
         _set_aside(folder / "metrics.csv")
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
@@ -67,6 +84,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise InputError("E-RUN", f"{folder} is not a run's folder (it has no {CONFIG})")
     return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
+
+
+def _check_free(folder: Path, config: dict[str, Any]) -> None:
+    if config["resume"] is not None:
+        _check_same(folder, config)
+    elif found := [name for name, files in _RESULTS.items() if any(folder.glob(files))]:
+        raise InputError(
+            "E-OUTPUT",
+            f"{folder} holds another run ({', '.join(found)}), and nothing is overwritten. Go on with it by "
+            f"resume={folder}, or choose another folder with hydra.run.dir=",
+        )
 
 
 def _check_same(folder: Path, config: dict[str, Any]) -> None:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from loralight import stopping
+
 
 class Step(NamedTuple):
     """What a task computes from a batch.
@@ -37,11 +39,13 @@ def weight_of(step: Step) -> Tensor:
 class Window:
     """Loss and weight summed over the batches since the last optimizer step, on all ranks.
 
-    The sums are on their way from a GPU while the backward pass is queued, and leave no gap in its work.
+    The sums are on their way from a GPU while the backward pass is queued, and leave no gap in its work. With them goes
+    on how many ranks the process was told to stop, so that all know at once.
     """
 
     def __init__(self) -> None:
         self.own: Tensor | None = None  # this rank's share of the sums that were taken last
+        self.told_to_stop = False  # any rank, by the end of the last window
         self._sums: Tensor | None = None
         self._read: Callable[[], list[float]] | None = None
 
@@ -49,12 +53,14 @@ class Window:
         """Add a batch's mean loss, weighted; ``reduce`` sums a tensor over ranks, perhaps in place."""
         batch = torch.stack([loss * weight, weight])
         self._sums = batch if self._sums is None else self._sums + batch
-        self._read = on_its_way(reduce(self._sums.clone()))
+        told = batch.new_full((1,), stopping.told() is not None)
+        self._read = on_its_way(reduce(torch.cat([self._sums, told])))
 
     def take(self) -> list[float]:
         """Both sums; the next batch begins a new window."""
         assert self._read is not None
-        found = self._read()
+        *found, told = self._read()
+        self.told_to_stop = told > 0
         self.own, self._sums, self._read = self._sums, None, None
         return found
 

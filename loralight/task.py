@@ -487,6 +487,11 @@ class AdapterTask(lightning.LightningModule, ABC):
         precision = self.trainer.precision_plugin
         return isinstance(precision, MixedPrecision) and precision.scaler is not None
 
+    @property
+    def told_to_stop(self) -> bool:
+        """Whether any process was told to stop before the last optimizer step; the same in all of them."""
+        return self._window.told_to_stop
+
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:

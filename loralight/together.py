@@ -12,7 +12,7 @@ import lightning
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from loralight import logs
+from loralight import logs, stopping
 from loralight.adapters.base import trainable
 from loralight.adapters.sharing import share_
 from loralight.build import check_config
@@ -21,9 +21,12 @@ from loralight.composition import plain, settings_of
 from loralight.disk import telling_of_disk
 from loralight.errors import InputError
 from loralight.launch import num_processes
+from loralight.lock import release
 from loralight.out_of_memory import telling_of_memory
 from loralight.preflight import human, num_bytes
-from loralight.run_folder import take
+from loralight.run_folder import going_on, take
+from loralight.stop_at_step import how_to_go_on
+from loralight.stopping import Stopped
 from loralight.train import Run
 
 
@@ -35,6 +38,8 @@ def main(config: DictConfig) -> None:
     lines = {name: shlex.split(f"{given['each'] or ''} {words or ''}") for name, words in given["runs"].items()}
     overrides = {name: with_those_of_a_run("train", line) for name, line in lines.items()}
     folders = {name: _resumed(line) or folder / name for name, line in lines.items()}
+    if len({path.resolve() for path in folders.values()}) < len(folders):
+        raise InputError("E-RUN", "two of the runs would go on in one folder; give each its own resume=")
     settings = {name: settings_of("train", overrides[name], folders[name]) for name in lines}
     for name, of_run in settings.items():
         check_config(of_run)
@@ -42,16 +47,25 @@ def main(config: DictConfig) -> None:
             raise InputError("E-DEVICES", f"{name}: runs that share a base are in one process; take trainer.devices=1")
         if of_run["auto_batch"]:
             raise InputError("E-AUTO-BATCH", f"{name}: what fits depends on the other runs; give data.batch_size")
-    for name, of_run in settings.items():
-        take(folders[name], of_run, overrides[name])
-    logs.configure(folder / "train.log", line="%(threadName)s: %(message)s")
-    turns, runs = Turns(settings), {}
-    for name, of_run in settings.items():
-        threading.current_thread().name = name
-        runs[name] = Run(of_run, folders[name], callbacks=[turns.of(name)], bar=False)
-    threading.current_thread().name = "together"
-    share_base_(runs)
-    turns.train(runs)
+    settings = {name: going_on(folders[name], of_run) for name, of_run in settings.items()}
+    try:
+        with stopping.held():
+            for name, of_run in settings.items():
+                take(folders[name], of_run, overrides[name])
+        stopping.check()
+        logs.configure(folder / "train.log", line="%(threadName)s: %(message)s")
+        turns, runs = Turns(settings), {}
+        for name, of_run in settings.items():
+            threading.current_thread().name = name
+            runs[name] = Run(of_run, folders[name], callbacks=[turns.of(name)], bar=False)
+        threading.current_thread().name = "together"
+        share_base_(runs)
+        turns.train(runs)
+    except Stopped as stopped:
+        raise Stopped(stopped.by, how_to_go_on(folders)) from None
+    finally:
+        for of_run_folder in folders.values():
+            release(of_run_folder)
 
 
 def _resumed(line: list[str]) -> Path | None:
@@ -86,23 +100,31 @@ class Turns:
         self._training = set(names)
         self.failures: dict[str, Exception] = {}
         self._are_cut = False
+        self.has_stopped = False
 
     def train(self, runs: Mapping[str, Run]) -> None:
-        """Train all runs, then raise what the first that failed did."""
+        """Train all runs, then raise what the first that failed did.
+
+        Raises:
+            Stopped: the process was told to stop; the runs have by then, each after a step.
+        """
         threads = [threading.Thread(target=self._train, args=run, name=run[0], daemon=True) for run in runs.items()]
-        for thread in threads:
-            thread.start()
-        self._waiting[0][1].release()
-        try:
+        with stopping.held():
             for thread in threads:
-                thread.join()
-        except BaseException:  # whatever cuts the command: no thread of it goes on in a process that does
-            self._are_cut = True
-            for thread in threads:
-                thread.join(timeout=60)  # a batch at most
-            raise
+                thread.start()
+            self._waiting[0][1].release()
+            try:
+                for thread in threads:
+                    thread.join()
+            except BaseException:  # whatever cuts the command: no thread of it goes on in a process that does
+                self._are_cut = True
+                for thread in threads:
+                    thread.join(timeout=60)  # a batch at most
+                raise
         for name, error in self.failures.items():
             logs.logger.error("%s failed: %s", name, error)
+        if self.has_stopped:
+            stopping.check()
         for error in self.failures.values():
             raise error
 
@@ -113,6 +135,8 @@ class Turns:
                 run.train()
         except Exception as error:  # the others go on
             self.failures[name] = error
+        except Stopped:
+            self.has_stopped = True
         finally:
             self._training.discard(name)
             self._waiting.popleft()
@@ -138,7 +162,6 @@ class Turns:
         self._training.discard(name)
         while self._training:
             self.next()
-        logs.show(f"\n{name}")  # above its results
 
 
 class _Turn(lightning.Callback):
@@ -151,3 +174,9 @@ class _Turn(lightning.Callback):
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         if stage == "fit":
             self._turns.wait_for_all(self._name)
+            logs.show(f"\n{self._name}")  # above its results
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        self._turns.wait_for_all(self._name)

@@ -1,5 +1,6 @@
 """``loralight train``: check, fit, test the best checkpoint, save the adapter, report."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from omegaconf import DictConfig
 from torchmetrics import MetricCollection
 
-from loralight import logs
+from loralight import logs, stopping
 from loralight.auto_batch import with_largest_batch
 from loralight.build import adapter_recipe, build_data, build_task, build_trainer, check_config, recipe
 from loralight.checkpoint import FolderCheckpointIO, newest
@@ -22,10 +23,13 @@ from loralight.errors import InputError, did_you_mean
 from loralight.export import save_adapter
 from loralight.initialising import initialise_, with_initialised
 from loralight.launch import launch, process_rank
+from loralight.lock import release
 from loralight.out_of_memory import telling_of_memory
 from loralight.preflight import before_activations, memory_table, padding_line, targets_table
 from loralight.progress import Throughput, progress_callbacks
-from loralight.run_folder import take
+from loralight.run_folder import going_on, take
+from loralight.stop_at_step import StopAtStep, how_to_go_on
+from loralight.stopping import Stopped
 from loralight.summary import final_report, summarise
 from loralight.task import AdapterTask
 
@@ -35,6 +39,9 @@ def main(config: DictConfig) -> float | None:
 
     Returns:
         The best value of the monitored metric, which a sweeper optimises.
+
+    Raises:
+        Stopped: a signal ended it, and a sweep of which it is a job.
     """
     hydra = HydraConfig.get()
     settings, output_dir = plain(config), Path(hydra.runtime.output_dir)
@@ -44,12 +51,22 @@ def main(config: DictConfig) -> float | None:
     ]:
         raise InputError("E-TRAINER", f"trainer.{none[0]}=0 would train nothing and save it")
     overrides = list(hydra.overrides.task)
+    settings, was_told = going_on(output_dir, settings), settings["resume"] is not None
     if settings["auto_batch"]:
         settings, overrides = with_largest_batch(settings, overrides)
-    if process_rank() in (None, 0):
-        with telling_of_disk(output_dir):
-            take(output_dir, settings, overrides)
-    best: float | None = launch("train", settings, output_dir)
+    first = process_rank() in (None, 0)
+    try:
+        if first:
+            with stopping.held(), telling_of_disk(output_dir):
+                take(output_dir, settings, overrides)
+            if settings["resume"] and not was_told:
+                print(f"loralight: {output_dir} holds an unfinished run of these settings: goes on", file=sys.stderr)
+        stopping.check()
+        best: float | None = launch("train", settings, output_dir)
+    except Stopped as stopped:
+        raise Stopped(stopped.by, how_to_go_on(output_dir) if first else None) from None
+    finally:
+        release(output_dir)
     return best
 
 
@@ -86,7 +103,8 @@ class Run:
         self.task = build_task(self.config, self.data.model_arguments())
         _compile_(self.task, self.config["compile"])
         self.throughput, progress = progress_callbacks(self.data.batch_size, bar=bar)
-        self.trainer = build_trainer(self.config, output_dir, [*progress, *callbacks])
+        # the first, so that none has done half of what a step's end asks for when it stops
+        self.trainer = build_trainer(self.config, output_dir, [StopAtStep(output_dir), *progress, *callbacks])
         _check_monitors(self.config["monitor"]["metric"], self.trainer, self.task)
         if process_rank() in (None, 0):
             logs.logger.info("run folder: %s", output_dir)
@@ -101,11 +119,13 @@ class Run:
         task, data, trainer, metric = self.task, self.data, self.trainer, self.config["monitor"]["metric"]
         if not self.resumed:
             initialise_(task, data, trainer, self.output_dir, self.config["names"]["adapter"])
-        trainer.fit(task, datamodule=data, ckpt_path=self.resumed)
-        score = _load_best(metric, trainer, task)
-        metrics = _measure(trainer, task, data)
-        if trainer.is_global_zero:
-            _save(self.config, self.output_dir, task, data, metrics, self.throughput)
+        with stopping.held():
+            trainer.fit(task, datamodule=data, ckpt_path=self.resumed)
+            score = _load_best(metric, trainer, task)
+            metrics = _measure(trainer, task, data)
+            if trainer.is_global_zero:
+                stopping.check()  # for the last time: a run told to stop while it saves ends as one that was not
+                _save(self.config, self.output_dir, task, data, metrics, self.throughput)
         # a run that ends before its first validation has no best checkpoint
         return metrics.get(metric) if score is None else score
 

@@ -1,6 +1,7 @@
 """Loaders deal every row once, in an order that a resumed run can go on with, to any number of processes."""
 
 from collections.abc import Mapping
+from copy import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -220,3 +221,9 @@ def test_a_checkpoint_of_as_many_other_rows_is_refused(split: str) -> None:
     other.splits[split][0] = 1000
     with pytest.raises(InputError, match=rf"^E-RESUME-ORDER: the rows of {split} are not those that the run was begun"):
         other.load_state_dict(numbers().state_dict())
+
+
+def test_a_process_that_reads_data_is_not_sent_the_trainer() -> None:
+    data = numbers()
+    assert copy(data).trainer is None and data.trainer is not None
+    assert copy(data).splits is data.splits

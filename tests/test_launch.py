@@ -210,6 +210,41 @@ def test_a_killed_parent_takes_its_processes_along(two: list[str], mark: str, tm
             os.kill(left, signal.SIGKILL)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not PROC.exists(), reason="needs /proc to see who is alive")
+@pytest.mark.parametrize(
+    ("number", "code", "says"),
+    [
+        (signal.SIGTERM, 143, r"^loralight: stopped by SIGTERM; saved run/checkpoints/last/\S+; go on with: \S+ train"),
+        (signal.SIGKILL, 1, r"^RuntimeError: process [01] was killed by SIGKILL, as the system does where memory"),
+    ],
+    ids=["SIGTERM", "SIGKILL"],
+)
+def test_a_signal_to_one_process_ends_all_and_is_told_of(
+    two: list[str], mark: str, tmp_path: Path, number: int, code: int, says: str
+) -> None:
+    line = ["train", *two, "trainer=ddp_cpu", "trainer.max_epochs=100000", "data.num_workers=1", "hydra.run.dir=run"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "loralight", *line],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_for(lambda: "epoch 1/" in log.read_text() if (log := tmp_path / "run" / "train.log").exists() else False)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        ranks = [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        os.kill(int(ranks[-1]), number)
+        printed = process.communicate()[1]
+        assert process.returncode == code
+        assert re.search(says, printed.splitlines()[-1]), printed
+        wait_for(lambda: not alive(mark), 15)  # a process that reads data looks every five seconds for its trainer
+    finally:
+        for left in alive(mark):
+            os.kill(left, signal.SIGKILL)
+
+
 def wait_for(happens: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not happens():

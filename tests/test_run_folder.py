@@ -8,11 +8,12 @@ import pytest
 import yaml
 
 from loralight.errors import InputError
-from loralight.run_folder import read_config, take
+from loralight.run_folder import going_on, read_config, take
 
 CONFIG: dict[str, Any] = {
     "seed": 0,
     "resume": None,
+    "auto_batch": False,
     "task": {"_target_": "x.Task", "label_smoothing": 0.0},
     "adapter": {"_target_": "x.Lora", "rank": 8, "targets": ["query"]},
     "optimizer": {"_target_": "torch.optim.AdamW", "lr": 1e-3},
@@ -147,3 +148,37 @@ def test_a_folder_that_is_no_run_cannot_be_read_or_resumed(tmp_path: Path) -> No
     with pytest.raises(InputError, match="E-RUN"):
         take(tmp_path, CONFIG | {"resume": "here"}, [])
     assert contents(tmp_path) == {}
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Path:
+    """A run that has a checkpoint and no results."""
+    take(tmp_path, CONFIG, [])
+    (tmp_path / "checkpoints/last/x").mkdir(parents=True)
+    (tmp_path / "checkpoints/last/x/manifest.json").touch()
+    return tmp_path
+
+
+def test_an_unfinished_run_of_the_same_settings_is_gone_on_with(begun: Path) -> None:
+    resumed = going_on(begun, CONFIG)
+    assert resumed == CONFIG | {"resume": str(begun)}
+    take(begun, resumed, [])
+    assert going_on(begun, CONFIG) == resumed  # and once more
+    # what fits was found when it began
+    assert going_on(begun, changed("data.batch_size", 1) | {"resume": None, "auto_batch": True}) == resumed
+
+
+@pytest.mark.parametrize("why", ["other settings", "done", "no checkpoint", "half a checkpoint", "no run"])
+def test_any_other_run_is_not(why: str, begun: Path) -> None:
+    given = changed("trainer.max_epochs", 2) | {"resume": None} if why == "other settings" else CONFIG
+    if why == "done":
+        (begun / "summary.json").touch()
+    if why in ("no checkpoint", "half a checkpoint"):
+        (begun / "checkpoints/last/x/manifest.json").unlink()
+    if why == "half a checkpoint":
+        (begun / "checkpoints/last/.x.loralight-new").mkdir()
+        (begun / "checkpoints/last/.x.loralight-new/manifest.json").touch()
+        take(begun, CONFIG, [])  # begins anew: it never had one
+    if why == "no run":
+        (begun / ".hydra/config.yaml").unlink()
+    assert going_on(begun, given) == given

@@ -1,8 +1,10 @@
 """Several trainings in one process share a base model, and become what each would by itself."""
 
 import json
+import os
 import re
 import shlex
+import signal
 import threading
 from _thread import interrupt_main
 from collections.abc import Callable
@@ -14,6 +16,7 @@ import pytest
 from safetensors.torch import load_file
 
 from loralight import together
+from loralight.task import AdapterTask
 from loralight.together import Turns
 from loralight.train import Run
 
@@ -89,6 +92,37 @@ def test_runs_go_on_together(in_process: InProcess, each: str, tmp_path: Path) -
     adapter.unlink()
     assert in_process("together", "runs.a=resume=all/a", "runs.b=resume=all/b") == 0
     assert all(tensor.equal(whole[name]) for name, tensor in load_file(adapter).items())
+    assert in_process("together", "runs.a=resume=all/a", "runs.b=resume=all/../all/a") == 2  # both in one folder
+
+
+def test_all_runs_stop_with_a_checkpoint_and_go_on_by_one_command(
+    in_process: InProcess,
+    each: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = [f"each={each}", "runs.a=adapter.dropout=0.1", "runs.b=seed=3"]
+    assert in_process("together", *words, "hydra.run.dir=whole") == 0
+    step, calls = AdapterTask.training_step, iter(range(1, 10**9))
+
+    def told(self: AdapterTask, *given: Any) -> Any:
+        if next(calls) == 5:  # in a thread: the signal reaches the one that waits for it
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *given)
+
+    monkeypatch.setattr(AdapterTask, "training_step", told)
+    assert in_process("together", *words, "hydra.run.dir=all") == 143
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed and "failed" not in printed
+    command = shlex.split(printed.partition("go on with: ")[2])
+    assert command == ["loralight", "together", "runs.a=resume=all/a", "runs.b=resume=all/b"]
+    assert in_process(*command[1:]) == 0
+    for name in "ab":
+        ours, whole = (
+            load_file(tmp_path / run / name / "adapter/adapter_model.safetensors") for run in ("all", "whole")
+        )
+        assert all(ours[key].equal(whole[key]) for key in whole)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,65 @@
+"""A lock on a run's folder, which no process leaves behind however it ends.
+
+The kernel keeps it (`fcntl.lockf`), not a file's being there: it goes with its process, and is not passed on to the
+processes that read data for it. On NFS it holds between machines where the server has locks. Without them, and on
+Windows, nothing keeps two runs apart.
+"""
+
+import errno
+import json
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+from loralight.errors import InputError
+
+LOCK = ".hydra/lock"
+_files: dict[Path, int] = {}
+
+
+def hold(folder: Path) -> None:
+    """Keep other processes from training into ``folder``, until this one ends or calls `release`.
+
+    Raises:
+        InputError: another process does (``E-RUNNING``), or a link leads elsewhere (``E-RUN``).
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows
+        return
+    path = folder.resolve() / LOCK
+    if path in _files:
+        return
+    if path.resolve() != path:  # which is written to
+        raise InputError("E-RUN", f"{folder / LOCK} leads out of the run's folder; remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(file)
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            raise InputError(
+                "E-RUNNING",
+                f"{folder} is being trained into by {_holder(path)}. Wait for its end, stop it, or choose another "
+                "folder with hydra.run.dir=",
+            ) from None
+        return  # a file system without locks
+    # from now on no other descriptor of this file may be closed here: that would give up the lock
+    _files[path] = file
+    os.truncate(file, 0)
+    os.write(file, json.dumps({"process": os.getpid(), "host": socket.gethostname()}).encode())
+
+
+def release(folder: Path) -> None:
+    """Let others train into ``folder``."""
+    if (file := _files.pop(folder.resolve() / LOCK, None)) is not None:
+        os.close(file)
+
+
+def _holder(path: Path) -> str:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        holder = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {holder['process']} on {holder['host']}"
+    return "another process"

@@ -1,0 +1,121 @@
+"""Being told to stop: by SIGTERM, by SIGINT (Ctrl-C), or by SIGUSR1, with which SLURM warns of a job's time limit.
+
+A signal raises `Stopped` at once, except where `held` puts that off until all is in order: `stop_at_step` has a
+training end where nothing is lost. Imports nothing heavy, so that the command line listens from its first line on.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+SIGNALS = {signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if sys.platform != "win32" else [])}
+_ONE_REQUEST = 1.0  # seconds: torchrun passes on what the terminal has sent to all processes already
+
+
+class Stopped(SystemExit):
+    """This process was told to stop: exit code 130 after SIGINT, 143 after others.
+
+    Args:
+        by: the signal.
+        message: what is saved, and how to go on; None if another process says so.
+    """
+
+    code: int
+
+    def __init__(self, by: int, message: str | None = "") -> None:
+        super().__init__(130 if by == signal.SIGINT else 143)
+        self.by, self.message = by, message
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.by).name}{self.message and '; '}{self.message}"
+
+
+class _Ears:
+    told: int | None = None
+    since = 0.0
+    num_held = 0
+    ends_at_once = True  # when told a second time
+
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        if self.told is None:
+            self.told, self.since = number, time.monotonic()
+            if not self.num_held:
+                raise Stopped(number)
+        elif self.ends_at_once and time.monotonic() - self.since > _ONE_REQUEST:
+            os._exit(Stopped(number).code)
+
+
+_ears = _Ears()
+
+
+@contextmanager
+def listen(*, ends_at_once: bool = True) -> Iterator[None]:
+    """Have the signals heard, in the main thread; what the process ignores, as a job in the background does, stays so.
+
+    Args:
+        ends_at_once: whether a second signal ends the process as it stands.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    _ears.told, _ears.ends_at_once = None, ends_at_once
+    for number in heard:
+        signal.signal(number, _ears.hear)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, before[number] or signal.SIG_DFL)
+        _ears.told = None
+
+
+def ignore() -> None:
+    """Have further signals do nothing."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """A signal is noted here and no more: what is written is written whole; `check` obeys it."""
+    _ears.num_held += 1
+    try:
+        yield
+    finally:
+        _ears.num_held -= 1
+
+
+def told() -> int | None:
+    """The signal that told this process to stop."""
+    return _ears.told
+
+
+def check() -> None:
+    """Raise `Stopped` if this process was told to stop."""
+    if _ears.told is not None:
+        raise Stopped(_ears.told)
+
+
+def outlive(_worker: int = 0) -> None:
+    """Have a process that reads data for a training end when that one says so, and not by a signal to them all.
+
+    Such a signal goes to a whole group of processes, by a terminal or SLURM, and the training has a step to make yet.
+    """
+    if sys.platform == "linux":
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        threading.Thread(target=_wait_for_trainer, args=(os.getppid(),), daemon=True).start()
+
+
+def _wait_for_trainer(trainer: int) -> NoReturn:
+    while True:
+        info = signal.sigwaitinfo(SIGNALS)
+        if info.si_signo == signal.SIGTERM and info.si_pid == trainer:
+            os._exit(0)
