@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ProgressBar
 
 from loralight.adapters.base import Adapter
 from loralight.checkpoint import FolderCheckpointIO
+from loralight.checkpoint_paths import CheckpointPaths
 from loralight.composition import trusted_packages
 from loralight.config_check import check, find_target
 from loralight.data import TaskData
@@ -101,17 +102,22 @@ def build_trainer(
         InputError: Lightning refuses the settings, or they do not go together (``E-TRAINER``).
     """
     chosen = [make(node) for node in (config.get("callbacks") or {}).values() if node is not None]
-    try:
-        trainer = make(
-            config["trainer"],
-            callbacks=[*chosen, *callbacks],
-            logger=[make(node) for node in (config.get("logger") or {}).values() if node is not None],
-            plugins=[FolderCheckpointIO()],
-            default_root_dir=output_dir,
-            use_distributed_sampler=False,  # ours deal each row to one rank, and can resume
-            enable_model_summary=False,
-            enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
+    supplied = {
+        "callbacks": [*chosen, *callbacks, CheckpointPaths(output_dir)],
+        "logger": [make(node) for node in (config.get("logger") or {}).values() if node is not None],
+        "plugins": [FolderCheckpointIO()],
+        "default_root_dir": output_dir,
+        "use_distributed_sampler": False,  # ours deal each row to one rank, and can resume
+        "enable_model_summary": False,
+        "enable_progress_bar": any(isinstance(c, ProgressBar) for c in callbacks),
+    }
+    if taken := [name for name in supplied if name in config["trainer"]]:
+        raise InputError(
+            "E-TRAINER",
+            f"trainer.{taken[0]} is loralight's to set; choose callbacks=, logger= and a folder (hydra.run.dir=)",
         )
+    try:
+        trainer = make(config["trainer"], **supplied)
     except (ValueError, MisconfigurationException) as error:
         raise InputError("E-TRAINER", " ".join(str(error).split())) from error
     assert isinstance(trainer, lightning.Trainer)

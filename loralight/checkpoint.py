@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.plugins.io import CheckpointIO
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from loralight.errors import InputError
+from loralight.plain_yaml import read_regular
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+MAX_STATE = 16 * 2**20
+"""Bytes of a checkpoint's state: a large model's has one, names of its tensors for the most part."""
 _UNFINISHED = ".loralight-"  # in the names of folders that are not whole
 
 
@@ -52,12 +56,15 @@ class FolderCheckpointIO(CheckpointIO):
         """Read a checkpoint that `save_checkpoint` wrote; its tensors are on CPU.
 
         Raises:
-            InputError: the folder is not whole (``E-CKPT-HASH``).
+            InputError: the folder is not whole (``E-CKPT-HASH``), or holds something else (``E-CKPT-STATE``).
         """
         folder = Path(path)
         verify(folder)
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        decoded = _decode(state, load_file(folder / TENSORS))
+        state = _read_state(folder)
+        try:
+            decoded = _decode(state, load_file(folder / TENSORS))
+        except (OSError, SafetensorError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+            raise InputError("E-CKPT-STATE", f"{folder} does not hold what a checkpoint does: {error!r}") from error
         assert isinstance(decoded, dict)
         return decoded
 
@@ -101,9 +108,11 @@ def verify(folder: Path) -> None:
         InputError: a file is missing or is not what was written (``E-CKPT-HASH``).
     """
     try:
-        digests = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
+        digests = json.loads(read_regular(folder / MANIFEST, MAX_STATE))["sha256"]
+        if strange := [name for name in digests if not _is_file_inside(folder, name)]:
+            raise ValueError(f"{strange[0]!r} is no file in it")
         broken = [name for name, digest in digests.items() if _sha256(folder / name) != digest]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError("E-CKPT-HASH", f"{folder} is not a whole checkpoint: {error}") from error
     if broken:
         raise InputError("E-CKPT-HASH", f"{folder}: {', '.join(broken)} is not what was written (the sha256 differs)")
@@ -130,10 +139,30 @@ def newest(run: Path) -> Path:
 def _progress(folder: Path) -> tuple[int, float]:
     """(optimizer steps done, time of writing): checkpoints of one step are told apart by their time."""
     try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        return int(state["global_step"]), folder.stat().st_mtime
-    except (OSError, ValueError, KeyError, TypeError):
+        return int(_read_state(folder)["global_step"]), folder.stat().st_mtime
+    except (OSError, InputError, ValueError, KeyError, TypeError, OverflowError):
         return -1, 0.0
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    """The state of a checkpoint as JSON has it.
+
+    Raises:
+        InputError: it is no object of JSON's in a regular file of at most 16 MB (``E-CKPT-STATE``).
+    """
+    try:
+        state = json.loads(read_regular(folder / STATE, MAX_STATE))
+        if not isinstance(state, dict):
+            raise ValueError("it is not an object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError("E-CKPT-STATE", f"{folder / STATE} cannot be read: {error}") from error
+    return state
+
+
+def _is_file_inside(folder: Path, name: str) -> bool:
+    """Whether a manifest's name is that of a regular file, which no link leads to."""
+    path = folder / name
+    return path.resolve() == folder.resolve() / name and path.is_file()
 
 
 def _encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:

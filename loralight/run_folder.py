@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from loralight.errors import InputError
+from loralight.plain_yaml import parse_yaml, read_yaml
 
 CONFIG, OVERRIDES = ".hydra/config.yaml", ".hydra/overrides.yaml"
 _MAY_CHANGE = {"data": {"path", "train", "validation", "test", "eval_batch_size", "num_workers"}}
@@ -29,8 +30,11 @@ def take(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
     """Make ``folder`` the run's, and keep its config there.
 
     Raises:
-        InputError: another run is in it (``E-OUTPUT``), or a resumed run would be another one (``E-RESUME``).
+        InputError: another run is in it (``E-OUTPUT``), a resumed run would be another one (``E-RESUME``), what lies
+            in it leads elsewhere (``E-RUN``), or the config could not be read again (``E-CONFIG``).
     """
+    text = _as_text(config)
+    _check_nothing_leads_out(folder)
     if config["resume"] is None:
         if found := [name for name in ("checkpoints", "adapter", "summary.json") if (folder / name).exists()]:
             raise InputError(
@@ -42,20 +46,68 @@ def take(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
         _check_same(folder, config)
         _set_aside(folder / "metrics.csv")
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    (folder / CONFIG).write_text(text, encoding="utf-8")
     (folder / OVERRIDES).write_text(yaml.safe_dump(overrides, allow_unicode=True), encoding="utf-8")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config that a run was made with, in plain values.
+    """The config that a run was made with, in plain values: a stranger's folder, too, says nothing else.
 
     Raises:
-        InputError: ``folder`` is no run's (``E-RUN``).
+        InputError: ``folder`` is no run's, or its config is something else (``E-RUN``).
     """
     file = folder / CONFIG
-    if not file.is_file():
+    if not os.path.lexists(file):
         raise InputError("E-RUN", f"{folder} is not a run's folder (it has no {CONFIG})")
-    return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
+    config = read_yaml(file)
+    if not isinstance(config, dict) or _refers(config):
+        raise InputError("E-RUN", f"{file}: is no mapping of plain values (${{...}} has no place in it)")
+    return config
+
+
+def read_overrides(folder: Path) -> list[str]:
+    """What the command line of a run said: of a stranger's, words to look at and not to run.
+
+    Raises:
+        InputError: they are something else (``E-RUN``).
+    """
+    file = folder / OVERRIDES
+    said = read_yaml(file) if os.path.lexists(file) else []
+    if not isinstance(said, list) or not all(isinstance(override, str) for override in said):
+        raise InputError("E-RUN", f"{file}: is no list of texts")
+    return said
+
+
+def _refers(value: Any) -> bool:
+    """Whether a text somewhere in it would refer to another setting, or to the environment."""
+    if isinstance(value, dict):
+        return any(_refers(one) for entry in value.items() for one in entry)
+    if isinstance(value, list):
+        return any(map(_refers, value))
+    return isinstance(value, str) and ("${" in value or value == "???")
+
+
+def _as_text(config: dict[str, Any]) -> str:
+    names = config.get("names", {})
+    chosen = {group: option for group, option in names.items() if not group.startswith("hydra/")}
+    kept = {**config, **({"names": chosen} if names else {})}
+    text: str = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+    try:
+        if _refers(parse_yaml(text)):
+            raise ValueError("a text with ${ would refer to another setting")
+    except ValueError as error:
+        raise InputError("E-CONFIG", f"the settings cannot be kept in the run's folder: {error}") from error
+    return text
+
+
+def _check_nothing_leads_out(folder: Path) -> None:
+    """A run writes into its folder; a stranger's may have put a link where a log goes, or a pipe."""
+    root = folder.resolve()
+    for parent, folders, files in os.walk(folder):
+        for path in (Path(parent, name) for name in (*folders, *files)):
+            place = path.resolve()
+            if not place.is_relative_to(root) or not (place.is_dir() or place.is_file() or not place.exists()):
+                raise InputError("E-RUN", f"{path} leads out of the run's folder, or is no file; remove it")
 
 
 def _check_same(folder: Path, config: dict[str, Any]) -> None:
