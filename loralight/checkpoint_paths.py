@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class CheckpointPaths(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         for callback, states in _states(trainer, checkpoint):
-            state = _with_paths(states[callback.state_key], lambda path: self._inside(callback, states, path))  # noqa: B023  # called at once
+            state = _with_paths(states[callback.state_key], partial(self._inside, callback, states[callback.state_key]))
             if state["best_model_path"] and not Path(state["best_model_path"]).is_dir():
                 del states[callback.state_key]  # what was best is gone: it is chosen anew
             else:
@@ -47,14 +48,15 @@ class CheckpointPaths(lightning.Callback):
         root = self._run.resolve()
         return place.relative_to(root).as_posix() if place.is_relative_to(root) else str(place)
 
-    def _inside(self, callback: ModelCheckpoint, states: dict[str, Any], path: str) -> str:
-        own = Path(str(callback.dirpath))
-        before = Path(states[callback.state_key]["dirpath"])
-        if before.is_absolute() and Path(path).is_relative_to(before):  # absolute, as they were before they were relative
+    def _inside(self, callback: ModelCheckpoint, state: dict[str, Any], path: str) -> str:
+        own, before = Path(str(callback.dirpath)), Path(state["dirpath"])
+        if before.is_absolute() and Path(path).is_relative_to(before):  # absolute, as all were once: the run was moved
             path = str(own / Path(path).relative_to(before))
         place = (self._run / path).resolve()
-        if not any(place.is_relative_to(folder.resolve()) for folder in (self._run, own)):
-            raise InputError("E-CKPT-PATH", f"{self._run}: a checkpoint names {path!r}, which is not inside of the run")
+        if not any(place.is_relative_to(folder.resolve()) for folder in (self._run / "checkpoints", own)):
+            raise InputError(
+                "E-CKPT-PATH", f"{self._run}: a checkpoint names {path[:200]!r}, which is none of the run's checkpoints"
+            )
         return str(place)
 
 

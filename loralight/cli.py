@@ -237,7 +237,7 @@ def quoted(override: str) -> str:
     from hydra.core.override_parser.types import Quote, QuotedString
 
     name, _, value = override.partition("=")
-    return f"{name}={QuotedString(value, Quote.single).with_quotes()}"
+    return f"{name}={QuotedString(value, Quote.double).with_quotes()}"
 
 
 def _complete(arguments: list[str]) -> int:

@@ -13,7 +13,7 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString, escape_special_characters
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -21,10 +21,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from loralight.errors import InputError, did_you_mean
-from loralight.plugins import discover
+from loralight.plugins import LIBRARIES, discover
 
+_NO_TEXTS = ("null", "true", "false", "nan", "inf")  # where they stand without quotes
 CONFIG_PATH = "pkg://loralight.conf"
-TRUSTED = ("loralight", "torch", "lightning", "torchmetrics", "transformers", "timm", "datasets")
+TRUSTED = ("loralight", *LIBRARIES)
 
 
 class _PluginConfs(SearchPathPlugin):
@@ -110,11 +111,12 @@ def as_override(name: str, value: Any) -> str:
 
 def _as_word(value: Any) -> str:
     if isinstance(value, str):
-        return QuotedString(value, Quote.single).with_quotes()
+        plain_word = re.fullmatch(r"[A-Za-z_/.][\w./-]*", value) and value.lower() not in _NO_TEXTS
+        return value if plain_word else QuotedString(value, Quote.double).with_quotes()
     if isinstance(value, list):
         return f"[{','.join(map(_as_word, value))}]"
     if isinstance(value, dict):
-        keys = (escape_special_characters(key) if isinstance(key, str) else str(key) for key in value)
+        keys = [re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", str(key)) for key in value]
         return f"{{{','.join(f'{key}:{_as_word(one)}' for key, one in zip(keys, value.values(), strict=True))}}}"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
 

@@ -13,6 +13,8 @@ from loralight.errors import InputError
 
 GROUP = "loralight.tasks"
 OWN = "loralight"  # the origin of the plugins that come with it
+LIBRARIES = ("torch", "lightning", "torchmetrics", "transformers", "timm", "datasets")
+"""Whose classes a config may name, beside loralight's and a plugin's."""
 VARIABLE = "LORALIGHT_PLUGINS"  # folders, in the environment so that child processes find the same plugins
 
 

@@ -1,6 +1,7 @@
 """A run's folder: taken before anything is written, never over another run, and resumed only as it was begun."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def take(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
             raise InputError(
                 "E-OUTPUT",
                 f"{folder} holds another run ({', '.join(found)}), and nothing is overwritten. Go on with it by "
-                f"resume={folder}, or choose another folder with hydra.run.dir=",
+                f"{shlex.quote(f'resume={folder}')}, or choose another folder with hydra.run.dir=",
             )
     else:
         _check_same(folder, config)
@@ -88,9 +89,8 @@ def _refers(value: Any) -> bool:
 
 
 def _as_text(config: dict[str, Any]) -> str:
-    names = config.get("names", {})
-    chosen = {group: option for group, option in names.items() if not group.startswith("hydra/")}
-    kept = {**config, **({"names": chosen} if names else {})}
+    chosen = {group: option for group, option in (config.get("names") or {}).items() if not group.startswith("hydra/")}
+    kept = {**config, "names": chosen} if chosen else config
     text: str = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
     try:
         if _refers(parse_yaml(text)):

@@ -170,7 +170,8 @@ class RunSettings:
 
     def _refused(self, name: str, why: str) -> InputError:
         return InputError(
-            "E-RUN", f"{self._folder}: {name[:100]!r} {why}. It is not taken from a folder: if you want it, say it again"
+            "E-RUN",
+            f"{self._folder}: {name[:100]!r} {why}. A folder's word is not taken for it: if you want it, say it",
         )
 
 

@@ -21,6 +21,7 @@ from loralight.errors import InputError, did_you_mean
 from loralight.export import save_adapter
 from loralight.initialising import initialise_, with_initialised
 from loralight.launch import launch, process_rank
+from loralight.next_commands import next_commands
 from loralight.preflight import before_activations, memory_table, padding_line, targets_table
 from loralight.progress import Throughput, progress_callbacks
 from loralight.run_folder import take
@@ -41,7 +42,9 @@ def main(config: DictConfig) -> float | None:
         name for name in ("max_epochs", "max_steps", "limit_train_batches") if settings["trainer"].get(name) == 0
     ]:
         raise InputError("E-TRAINER", f"trainer.{none[0]}=0 would train nothing and save it")
-    overrides = list(hydra.overrides.task)
+    sources = hydra.runtime.config_sources
+    flags = [f"--config-dir={Path(source.path).absolute()}" for source in sources if source.provider == "command-line"]
+    overrides = [*flags, *hydra.overrides.task]
     if settings["auto_batch"]:
         settings, overrides = with_largest_batch(settings, overrides)
     if process_rank() in (None, 0):
@@ -162,4 +165,4 @@ def _save(
     made["adapter"] = adapter_recipe(task.adapter, config["names"]["adapter"])
     save_adapter(task, folder, recipe=made, metrics=metrics)
     summary = summarise(config, output_dir, task, data, metrics, throughput.seconds_per_step())
-    final_report(summary, task, data, output_dir)
+    final_report(summary, task, data, output_dir, next_commands(config, output_dir))
