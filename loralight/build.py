@@ -16,7 +16,7 @@ from loralight.adapters.base import Adapter
 from loralight.checkpoint import FolderCheckpointIO
 from loralight.checkpoint_paths import CheckpointPaths
 from loralight.composition import trusted_packages
-from loralight.config_check import check, find_target
+from loralight.config_check import check, find_target, mismatch
 from loralight.data import TaskData
 from loralight.errors import InputError
 from loralight.plugins import conf_folders, discover, task_file
@@ -34,6 +34,8 @@ def check_config(config: Mapping[str, Any]) -> None:
         InputError: see `loralight.config_check.check`, `loralight.quantisation.find_quantiser`, the adapter's class.
     """
     trusted = trusted_packages()
+    if expected := mismatch(config.get("seed", 0), int):
+        raise InputError("E-CONFIG", f"seed: {config['seed']!r} is not {expected}")
     for part in ("adapter", "data", "trainer", "optimizer"):
         check(config.get(part), part, trusted)
     make(config["adapter"])  # values of the right type that make no sense, such as rank 0

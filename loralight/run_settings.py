@@ -38,7 +38,8 @@ class RunSettings:
     def __init__(self, folder: Path, given: Sequence[str], *, conf: Sequence[str] = (), trains: bool) -> None:
         self._folder, self._trains = folder, trains
         self._folders = [*conf_folders(), *map(Path, conf)]
-        self._searched = [as_override("hydra.searchpath", [f"file://{Path(path).absolute()}" for path in conf])]
+        searched = as_override("hydra.searchpath", [f"file://{Path(path).absolute()}" for path in conf])
+        self._searched = [searched.lstrip("+")]  # with them Hydra would look there too late
         self._saved, said = read_config(folder), read_overrides(folder)
         self._named = {o.lstrip("+~").partition("=")[0] for o in given if o[0] == "~" or not self._is_choice(o)}
         self._chosen_anew = {o.lstrip("+~").partition("=")[0] for o in given}
@@ -62,7 +63,10 @@ class RunSettings:
 
     def _is_choice(self, override: str) -> bool:
         found = _CHOICE.fullmatch(override)
-        return found is not None and any((folder / found[2]).is_dir() for folder in self._folders)
+        return found is not None and self._is_group(found[2])
+
+    def _is_group(self, name: str) -> bool:
+        return any((folder / name).is_dir() for folder in self._folders)
 
     def _wanted(self, name: str, value: Any = None) -> bool:
         """Whether what the command does has a use for a part; measuring has none for a profiler, say."""
@@ -94,13 +98,10 @@ class RunSettings:
     def _find_gone(self, said: Iterable[str]) -> list[str]:
         """What the run went without: a whole optional part, or something inside a part."""
         names = [found[1] for o in said if (found := _GONE.fullmatch(o))]
-        groups = {*self._choices, *_OPTIONAL}
-        return [
-            name
-            for name in names
-            if name in _OPTIONAL or (name.partition(".")[0] in groups and "." in name)
-            if self._wanted(name.partition(".")[0])
+        inside = [
+            name for name in names if name in _OPTIONAL or ("." in name and self._is_group(name.partition(".")[0]))
         ]
+        return [name for name in inside if self._wanted(name.partition(".")[0])]
 
     def _is_named(self, name: str) -> bool:
         return any(name == given or name.startswith(f"{given}.") for given in self._named)

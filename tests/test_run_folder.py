@@ -1,5 +1,6 @@
 """A run's folder: never written over, and resumed only as it was begun."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +111,34 @@ def test_a_folder_that_is_no_run_cannot_be_read_or_resumed(tmp_path: Path) -> No
     with pytest.raises(InputError, match="E-RUN"):
         take(tmp_path, CONFIG | {"resume": "here"}, [])
     assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("name", [".hydra", "train.log", "checkpoints/best", "logs/deep/down"])
+def test_a_link_out_of_a_folder_is_no_place_to_write_to(name: str, tmp_path: Path) -> None:
+    victim, folder = tmp_path / "victim", tmp_path / "run"
+    victim.mkdir()
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).symlink_to(victim)
+    with pytest.raises(InputError, match=rf"E-RUN: .*{name} leads out"):
+        take(folder, CONFIG, [])
+    assert contents(victim) == {}
+
+
+def test_a_link_inside_a_folder_is_of_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "wandb" / "run-1").mkdir(parents=True)
+    (tmp_path / "wandb" / "latest-run").symlink_to("run-1")
+    take(tmp_path, CONFIG, [])
+    assert read_config(tmp_path) == CONFIG
+
+
+def test_a_pipe_where_a_log_goes_is_told_in_place_of_waiting_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "train.log")
+    with pytest.raises(InputError, match="E-RUN"):
+        take(tmp_path, CONFIG, [])
+
+
+@pytest.mark.parametrize(("value", "says"), [(float("nan"), "finite"), ("${x}", "refer"), ("\x1b", "characters")])
+def test_what_could_not_be_read_again_is_not_begun(value: Any, says: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"E-CONFIG: .*{says}"):
+        take(tmp_path / "run", CONFIG | {"x": value}, [])
+    assert not (tmp_path / "run").exists()
