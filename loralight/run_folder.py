@@ -35,7 +35,6 @@ def take(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
             in it leads elsewhere (``E-RUN``), or the config could not be read again (``E-CONFIG``).
     """
     text = _as_text(config)
-    _check_nothing_leads_out(folder)
     if config["resume"] is None:
         if found := [name for name in ("checkpoints", "adapter", "summary.json") if (folder / name).exists()]:
             raise InputError(
@@ -44,6 +43,7 @@ def take(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
                 f"{shlex.quote(f'resume={folder}')}, or choose another folder with hydra.run.dir=",
             )
     else:
+        _check_nothing_leads_out(folder)
         _check_same(folder, config)
         _set_aside(folder / "metrics.csv")
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)

@@ -116,25 +116,28 @@ def test_a_folder_that_is_no_run_cannot_be_read_or_resumed(tmp_path: Path) -> No
 @pytest.mark.parametrize("name", [".hydra", "train.log", "checkpoints/best", "logs/deep/down"])
 def test_a_link_out_of_a_folder_is_no_place_to_write_to(name: str, tmp_path: Path) -> None:
     victim, folder = tmp_path / "victim", tmp_path / "run"
-    victim.mkdir()
-    (folder / name).parent.mkdir(parents=True)
-    (folder / name).symlink_to(victim)
+    take(victim if name == ".hydra" else folder, CONFIG, [])
+    before = contents(victim)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).symlink_to(victim / ".hydra" if name == ".hydra" else victim)
     with pytest.raises(InputError, match=rf"E-RUN: .*{name} leads out"):
-        take(folder, CONFIG, [])
-    assert contents(victim) == {}
+        take(folder, changed("resume", "here"), [])
+    assert contents(victim) == before
 
 
 def test_a_link_inside_a_folder_is_of_no_harm(tmp_path: Path) -> None:
     (tmp_path / "wandb" / "run-1").mkdir(parents=True)
     (tmp_path / "wandb" / "latest-run").symlink_to("run-1")
     take(tmp_path, CONFIG, [])
-    assert read_config(tmp_path) == CONFIG
+    take(tmp_path, changed("resume", "here"), [])
+    assert read_config(tmp_path)["resume"] == "here"
 
 
 def test_a_pipe_where_a_log_goes_is_told_in_place_of_waiting_for_it(tmp_path: Path) -> None:
+    take(tmp_path, CONFIG, [])
     os.mkfifo(tmp_path / "train.log")
     with pytest.raises(InputError, match="E-RUN"):
-        take(tmp_path, CONFIG, [])
+        take(tmp_path, changed("resume", "here"), [])
 
 
 @pytest.mark.parametrize(("value", "says"), [(float("nan"), "finite"), ("${x}", "refer"), ("\x1b", "characters")])
