@@ -87,8 +87,8 @@ class RunSettings:
         return choices
 
     def _check_installed(self, group: str, option: str) -> None:
-        plain = re.fullmatch(r"\w+(?:/\w+)*", group) and re.fullmatch(r"[\w-][\w.-]*(?:/[\w-][\w.-]*)*", option)
-        if not plain or not any((folder / group / f"{option}.yaml").is_file() for folder in self._folders):
+        sound = re.fullmatch(r"\w+(?:/\w+)*", group) and re.fullmatch(r"[\w-][\w.-]*(?:/[\w-][\w.-]*)*", option)
+        if not sound or not any((folder / group / f"{option}.yaml").is_file() for folder in self._folders):
             raise InputError(
                 "E-RUN",
                 f"{self._folder} was made with {group}={option}, which is not installed here: install its plugin, or "
