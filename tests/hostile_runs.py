@@ -67,4 +67,5 @@ for line in good:  # what any such command imports is imported now
     found = attempt(line)
     assert found["code"] == 0, found
 sys.addaudithook(watch)
-print(json.dumps([attempt(line) for line in commands]))
+for line in commands:
+    print(json.dumps(attempt(line)), flush=True)

@@ -316,7 +316,7 @@ def outcomes(tiny_bert: str, texts: Path, tmp_path_factory: pytest.TempPathFacto
     written = (file for file in here.rglob("*") if file.is_file() and file.suffix in (".csv", ".json", ".yaml", ".log"))
     assert not any(SECRET.encode() in file.read_bytes() for file in written)
     of = [(name, verb) for name, (_, verbs, _) in HOSTILE.items() for verb in verbs]
-    return dict(zip(of, json.loads(done.stdout.splitlines()[-1]), strict=True))
+    return dict(zip(of, map(json.loads, done.stdout.splitlines()), strict=True))
 
 
 def make_run(folder: Path, tiny_bert: str, texts: Path) -> None:
