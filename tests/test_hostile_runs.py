@@ -23,7 +23,7 @@ SECRET = "the-secret-of-the-environment"
 CONFIG, OVERRIDES = ".hydra/config.yaml", ".hydra/overrides.yaml"
 LOADS = {"_target_": "torch.load", "f": "x.pt", "weights_only": False}
 LOADED = "{_target_: torch.load, f: x.pt, weights_only: false}"
-BOTH = ("evaluate", "resume")
+RESUME = ("resume",)
 ALL = ("evaluate", "merge", "resume")
 
 
@@ -55,7 +55,7 @@ def more(lines: str) -> Spoil:
     return lambda folder: (folder / CONFIG).write_text((folder / CONFIG).read_text() + lines)
 
 
-def said(*overrides: str, **without: Any) -> Spoil:
+def said(*overrides: str) -> Spoil:
     """Other words of the command line."""
 
     def spoil(folder: Path) -> None:
@@ -129,149 +129,152 @@ def both(*spoils: Spoil) -> Spoil:
     return lambda folder: [spoil(folder) for spoil in spoils]
 
 
-REFUSED = "E-"
 NOTHING = ""
 """Beside a refusal, a command may do what it does for the same folder without the words."""
 
+WORDS = [
+    f"++trainer.profiler={LOADED}",
+    "++trainer.profiler={_target_: torch.hub.load, repo_or_dir: x}",
+    f"++hydra.callbacks.x={LOADED}",
+    "++hydra.job.env_set.LORALIGHT_PLUGINS=hostile_plugin",
+    "hydra.searchpath=[file://hostile_plugin/conf]",
+    "hydra.run.dir=victim",
+    "hydra.output_subdir=x",
+    "hydra.job.chdir=true",
+    "hydra/launcher=joblib",
+    "hydra/callbacks=x",
+    "++data.train=${oc.env:SECRET}",
+    "++logger.csv.name=${oc.env:SECRET}",
+    "callbacks.best.dirpath=victim",
+    "+callbacks.x={_target_: lightning.pytorch.callbacks.ModelCheckpoint, dirpath: victim}",
+    *("~task", "~trainer", "~names", "~seed", "~hydra", "~model.checkpoint"),
+]
+
 HOSTILE: dict[str, tuple[Spoil, tuple[str, ...], str]] = {
-    # words of the command line
-    "a profiler that unpickles": (said(f"++trainer.profiler={LOADED}"), BOTH, NOTHING),
-    "code from a hub": (
-        said("++trainer.profiler={_target_: torch.hub.load, repo_or_dir: x, source: local}"),
-        BOTH,
-        NOTHING,
-    ),
-    "a callback of Hydra's": (said(f"++hydra.callbacks.x={LOADED}"), ALL, NOTHING),
-    "a variable": (said("++hydra.job.env_set.LORALIGHT_PLUGINS=hostile_plugin"), ALL, NOTHING),
-    "a path for configs": (said("hydra.searchpath=[file://hostile_plugin/conf]"), BOTH, NOTHING),
-    "a folder to write to": (said("hydra.run.dir=victim", "hydra.output_subdir=x"), BOTH, NOTHING),
-    "a folder to change to": (said("hydra.job.chdir=true", "hydra.run.dir=victim/x"), BOTH, NOTHING),
-    "a launcher": (said("hydra/launcher=joblib", "hydra/callbacks=x"), BOTH, NOTHING),
-    "the environment": (said("++data.train=${oc.env:SECRET}", "++logger.csv.name=${oc.env:SECRET}"), BOTH, NOTHING),
-    "a choice by its path": (said("adapter=../../victim/x"), BOTH, "E-RUN"),
-    "no task at all": (said("~task", "~trainer", "~names", "~seed", "~hydra", "~model.checkpoint"), ALL, NOTHING),
+    # words of the command line, of which each was run
+    "words": (said(*WORDS), ALL, NOTHING),
+    "a choice by its path": (said("adapter=../../victim/x"), RESUME, "E-RUN"),
     "words with tags": (
         lambda folder: (folder / OVERRIDES).write_text("- !!python/object/apply:os.system [touch ran]\n"),
         ALL,
         "E-RUN",
     ),
-    "words in a mapping": (lambda folder: (folder / OVERRIDES).write_text("{a: b}\n"), BOTH, "E-RUN"),
-    "words without end": (lambda folder: (folder / OVERRIDES).write_text("[" * 100_000), BOTH, "E-RUN"),
-    "words are a pipe": (pipe(OVERRIDES), BOTH, "E-RUN"),
+    "words in a mapping": (lambda folder: (folder / OVERRIDES).write_text("{a: b}\n"), RESUME, "E-RUN"),
+    "words without end": (lambda folder: (folder / OVERRIDES).write_text("[" * 100_000), RESUME, "E-RUN"),
+    "words are a pipe": (pipe(OVERRIDES), RESUME, "E-RUN"),
     # what is no config
     "a tag": (more("x: !!python/object/apply:os.system ['touch ran']\n"), ALL, "E-RUN"),
-    "an alias": (more("a: &a [1]\nb: *a\n"), BOTH, "E-RUN: .*alias"),
+    "an alias": (more("a: &a [1]\nb: *a\n"), RESUME, "E-RUN: .*alias"),
     "laughs": (
         text("a: &a [x,x,x,x]\n" + "".join(f"b{n}: &b{n} [*{'a' if not n else f'b{n - 1}'}]\n" for n in range(99))),
-        BOTH,
+        RESUME,
         "E-RUN",
     ),
-    "bottomless": (text("{a: " * 30_000), BOTH, "E-RUN: .*deeper"),
-    "a bottomless list": (text("- " * 30_000), BOTH, "E-RUN: .*deeper"),
-    "without end": (lambda folder: os.truncate(folder / CONFIG, 2**33), BOTH, "E-RUN: .*128 kB"),
-    "one key twice": (more("seed: 1\n"), BOTH, "E-RUN: .*twice"),
-    "one key twice inside": (more("x: {a: 1, a: 2}\n"), BOTH, "E-RUN: .*twice"),
-    "a merge": (more("x: {<<: {a: 1}}\n"), BOTH, "E-RUN"),
-    "no number": (config(optimizer__lr=float("nan")), BOTH, "E-RUN: .*finite"),
-    "a date": (more("x: 2026-01-01\n"), BOTH, "E-RUN"),
-    "bytes": (text(b"\xff\xfe\x00\x01"), BOTH, "E-RUN"),
-    "a list": (text("[1, 2]"), BOTH, "E-RUN"),
-    "empty": (text(""), BOTH, "E-RUN"),
-    "cut off": (text('seed: "0'), BOTH, "E-RUN"),
-    "a colour for the terminal": (config(data__train="\x1b[31mx"), BOTH, "E-RUN"),
+    "bottomless": (text("{a: " * 30_000), RESUME, "E-RUN: .*deeper"),
+    "a bottomless list": (text("- " * 30_000), RESUME, "E-RUN: .*deeper"),
+    "without end": (lambda folder: os.truncate(folder / CONFIG, 2**33), RESUME, "E-RUN: .*128 kB"),
+    "one key twice": (more("seed: 1\n"), RESUME, "E-RUN: .*twice"),
+    "one key twice inside": (more("x: {a: 1, a: 2}\n"), RESUME, "E-RUN: .*twice"),
+    "a merge": (more("x: {<<: {a: 1}}\n"), RESUME, "E-RUN"),
+    "no number": (config(optimizer__lr=float("nan")), RESUME, "E-RUN: .*finite"),
+    "a date": (more("x: 2026-01-01\n"), RESUME, "E-RUN"),
+    "bytes": (text(b"\xff\xfe\x00\x01"), RESUME, "E-RUN"),
+    "a list": (text("[1, 2]"), RESUME, "E-RUN"),
+    "empty": (text(""), RESUME, "E-RUN"),
+    "cut off": (text('seed: "0'), RESUME, "E-RUN"),
+    "a colour for the terminal": (config(data__train="\x1b[31mx"), RESUME, "E-RUN"),
     "config is a link": (link(CONFIG, "victim/secret"), ALL, "E-RUN: .*regular"),
-    "config is a pipe": (pipe(CONFIG), BOTH, "E-RUN: .*regular"),
+    "config is a pipe": (pipe(CONFIG), RESUME, "E-RUN: .*regular"),
     # what a config says
     "the environment in the config": (config(data__path="${oc.env:SECRET}"), ALL, "E-RUN"),
-    "the environment in a key": (config(data__columns={"${oc.env:SECRET}": "x"}), BOTH, "E-RUN"),
-    "a value to be given": (config(data__path="???"), BOTH, "E-RUN"),
+    "the environment in a key": (config(data__columns={"${oc.env:SECRET}": "x"}), RESUME, "E-RUN"),
+    "a value to be given": (config(data__path="???"), RESUME, "E-RUN"),
     "settings of Hydra's": (config(hydra={"run": {"dir": "victim"}, "callbacks": {"x": LOADS}}), ALL, "E-"),
     "data that unpickle": (config(data=LOADS), ALL, "E-TARGET"),
     "a task of another's": (config(task___target_="os.system"), ALL, "E-TARGET"),
     "a class of a library": (config(task___target_="lightning.pytorch.loggers.CSVLogger"), ALL, "E-TARGET"),
     "a target in a setting": (config(adapter__targets=LOADS), ALL, "E-TARGET"),
-    "a target in a list": (config(data__labels=[LOADS]), BOTH, "E-TARGET"),
-    "a partial": (config(adapter___partial_=True), BOTH, "E-TARGET"),
-    "arguments in their order": (config(data___args_=["x"]), BOTH, "E-TARGET"),
-    "a target in a profiler": (config(trainer__profiler=LOADS), BOTH, "E-TARGET"),
-    "a target by dots": (config(trainer={"profiler._target_": "torch.load"}), BOTH, "E-"),
-    "words in a key": (config(adapter={"rank=3 ++hydra.run.dir": "victim"}), BOTH, "E-"),
-    "an optimizer that runs": (config(optimizer___target_="torch.hub.load"), BOTH, "E-TARGET"),
-    "an optimizer by its path": (config(optimizer="../../victim/x"), BOTH, "E-RUN"),
-    "another part": (config(evil={"_target_": "os.system"}), BOTH, "E-TARGET"),
-    "an unknown setting": (config(evil=3), BOTH, "E-RUN"),
+    "a target in a list": (config(data__labels=[LOADS]), RESUME, "E-TARGET"),
+    "a partial": (config(adapter___partial_=True), RESUME, "E-TARGET"),
+    "arguments in their order": (config(data___args_=["x"]), RESUME, "E-TARGET"),
+    "a target in a profiler": (config(trainer__profiler=LOADS), RESUME, "E-TARGET"),
+    "a target by dots": (config(trainer={"profiler._target_": "torch.load"}), RESUME, "E-"),
+    "words in a key": (config(adapter={"rank=3 ++hydra.run.dir": "victim"}), RESUME, "E-"),
+    "an optimizer that runs": (config(optimizer___target_="torch.hub.load"), RESUME, "E-TARGET"),
+    "an optimizer by its path": (config(optimizer="../../victim/x"), RESUME, "E-RUN"),
+    "another part": (config(evil={"_target_": "os.system"}), RESUME, "E-TARGET"),
+    "an unknown setting": (config(evil=3), RESUME, "E-RUN"),
     "an unknown argument": (config(task__evil=3), ALL, "E-CONFIG"),
-    "a seed of many": (config(seed={"a": 1}), BOTH, "E-"),
-    "a seed of letters": (config(seed="x"), BOTH, "E-CONFIG"),
+    "a seed of many": (config(seed={"a": 1}), RESUME, "E-"),
+    "a seed of letters": (config(seed="x"), RESUME, "E-CONFIG"),
     "a checkpoint of a package": (config(data__path="pkg://hostile_plugin.inside/x"), ALL, "E-"),
-    "data from elsewhere": (config(data__train="http://127.0.0.1:9/x.csv"), BOTH, "E-"),
-    "pickled data": (config(data__train="x.pkl"), BOTH, "E-"),
+    "data from elsewhere": (config(data__train="http://127.0.0.1:9/x.csv"), RESUME, "E-"),
+    "pickled data": (config(data__train="x.pkl"), RESUME, "E-"),
     # names of choices
     "a task by its path": (config(names__task="../../victim/x"), ALL, "E-RUN"),
-    "a task by its whole path": (config(names__task="/etc/passwd"), BOTH, "E-RUN"),
+    "a task by its whole path": (config(names__task="/etc/passwd"), RESUME, "E-RUN"),
     "an experiment that is not here": (config(names__experiment="evil"), ALL, "E-RUN: .*experiment=evil"),
-    "a group that is not here": (config(names={"evil/group": "x"}), BOTH, "E-RUN"),
-    "a group of Hydra's": (config(names={"hydra/launcher": "basic"}), BOTH, "E-RUN"),
-    "a choice that is a list": (config(names__task=["a", "b"]), BOTH, "E-RUN"),
-    "a choice with a word behind": (config(names__adapter="lora hydra.run.dir=victim"), BOTH, "E-RUN"),
-    "no names": (config(names=3), BOTH, NOTHING),
+    "a group that is not here": (config(names={"evil/group": "x"}), RESUME, "E-RUN"),
+    "a group of Hydra's": (config(names={"hydra/launcher": "basic"}), RESUME, "E-RUN"),
+    "a choice that is a list": (config(names__task=["a", "b"]), RESUME, "E-RUN"),
+    "a choice with a word behind": (config(names__adapter="lora hydra.run.dir=victim"), RESUME, "E-RUN"),
+    "no names": (config(names=3), RESUME, NOTHING),
     # where something is written
-    "checkpoints elsewhere": (config(callbacks__best__dirpath="victim"), BOTH, "E-RUN"),
-    "checkpoints elsewhere by name": (config(callbacks__best__filename="../../../victim/x"), BOTH, "E-RUN"),
-    "checkpoints elsewhere by length": (config(callbacks__last__dirpath="victim/checkpoints/last"), BOTH, NOTHING),
-    "a log elsewhere": (config(logger__csv__save_dir="victim"), BOTH, NOTHING),
-    "a log elsewhere by name": (config(logger__csv__name="../../victim"), BOTH, "E-RUN"),
+    "checkpoints elsewhere": (config(callbacks__best__dirpath="victim"), RESUME, "E-RUN"),
+    "checkpoints elsewhere by name": (config(callbacks__best__filename="../../../victim/x"), RESUME, "E-RUN"),
+    "checkpoints elsewhere by length": (config(callbacks__last__dirpath="victim/checkpoints/last"), RESUME, NOTHING),
+    "a log elsewhere": (config(logger__csv__save_dir="victim"), RESUME, NOTHING),
+    "a log elsewhere by name": (config(logger__csv__name="../../victim"), RESUME, "E-RUN"),
     "another log": (
         config(logger__x={"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": "victim"}),
-        BOTH,
+        RESUME,
         "E-TARGET",
     ),
     "another callback": (
         config(callbacks__x={"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "dirpath": "victim"}),
-        BOTH,
+        RESUME,
         "E-TARGET",
     ),
     "a root elsewhere": (config(trainer__default_root_dir="victim"), ALL, "E-TRAINER"),
-    "plugins of the trainer": (config(trainer__plugins="x"), BOTH, "E-TRAINER"),
-    "a log behind a link": (link("train.log", "victim/secret"), ("resume",), "E-RUN: .*leads out"),
-    "results behind a link": (link("summary.json", "victim/secret"), ("resume",), "E-RUN: .*leads out"),
-    "settings behind a link": (link(OVERRIDES, "victim/secret"), BOTH, "E-RUN"),
-    "checkpoints behind a link": (link("checkpoints/best", "victim"), ("resume",), "E-RUN: .*leads out"),
-    "a log that is a pipe": (pipe("train.log"), ("resume",), "E-RUN"),
+    "plugins of the trainer": (config(trainer__plugins="x"), RESUME, "E-TRAINER"),
+    "a log behind a link": (link("train.log", "victim/secret"), RESUME, "E-RUN: .*leads out"),
+    "results behind a link": (link("summary.json", "victim/secret"), RESUME, "E-RUN: .*leads out"),
+    "settings behind a link": (link(OVERRIDES, "victim/secret"), RESUME, "E-RUN"),
+    "checkpoints behind a link": (link("checkpoints/best", "victim"), RESUME, "E-RUN: .*leads out"),
+    "a log that is a pipe": (pipe("train.log"), RESUME, "E-RUN"),
     # what a checkpoint says
-    "a checkpoint above": (chosen("../victim"), ("resume",), "E-CKPT-PATH"),
-    "a checkpoint far above": (chosen("checkpoints/best/../../../victim"), ("resume",), "E-CKPT-PATH"),
-    "a checkpoint at the root": (chosen("/etc"), ("resume",), "E-CKPT-PATH"),
-    "the run for a checkpoint": (chosen("."), ("resume",), "E-CKPT-PATH"),
-    "the last above": (chosen("../victim", "last_model_path"), ("resume",), "E-CKPT-PATH"),
-    "the worst above": (chosen("../victim", "kth_best_model_path"), ("resume",), "E-CKPT-PATH"),
-    "the best above": (chosen("../victim", "best_model_path"), ("resume",), "E-CKPT-PATH"),
-    "their folder above": (chosen("../victim", "dirpath"), ("resume",), "E-CKPT-PATH"),
+    "a checkpoint above": (chosen("../victim"), RESUME, "E-CKPT-PATH"),
+    "a checkpoint far above": (chosen("checkpoints/best/../../../victim"), RESUME, "E-CKPT-PATH"),
+    "a checkpoint at the root": (chosen("/etc"), RESUME, "E-CKPT-PATH"),
+    "the run for a checkpoint": (chosen("."), RESUME, "E-CKPT-PATH"),
+    "the last above": (chosen("../victim", "last_model_path"), RESUME, "E-CKPT-PATH"),
+    "the worst above": (chosen("../victim", "kth_best_model_path"), RESUME, "E-CKPT-PATH"),
+    "the best above": (chosen("../victim", "best_model_path"), RESUME, "E-CKPT-PATH"),
+    "their folder above": (chosen("../victim", "dirpath"), RESUME, "E-CKPT-PATH"),
     "a checkpoint behind a link": (
         both(chosen("checkpoints/best/x"), link("checkpoints/best/x", "victim")),
-        ("resume",),
+        RESUME,
         "E-RUN: .*leads out",
     ),
-    "paths that are none": (chosen("x", "best_k_models_"), ("resume",), NOTHING),
-    "a state that is a list": (state(lambda _: "[]"), ("resume",), "E-CKPT"),
-    "a bottomless state": (state(lambda _: '{"a":' * 50_000), ("resume",), "E-CKPT"),
+    "a state that is a list": (state(lambda _: "[]"), RESUME, "E-CKPT"),
+    "a bottomless state": (state(lambda _: '{"a":' * 50_000), RESUME, "E-CKPT"),
     "a state with strange items": (
         state(lambda found: found.update(callbacks={"__items__": [[[], 1]]})),
-        ("resume",),
+        RESUME,
         "E-CKPT-STATE",
     ),
     "a tensor that is not there": (
         state(lambda found: found.update(x={"__tensor__": "gone"})),
-        ("resume",),
+        RESUME,
         "E-CKPT-STATE",
     ),
-    "another file to be read": (manifest("../../../../victim/secret"), ("resume",), "E-CKPT"),
-    "a device to be read": (manifest("/dev/zero"), ("resume",), "E-CKPT"),
+    "another file to be read": (manifest("../../../../victim/secret"), RESUME, "E-CKPT"),
+    "a device to be read": (manifest("/dev/zero"), RESUME, "E-CKPT"),
     "an adapter that runs": (
         lambda folder: (folder / "initialised.json").write_text(
             json.dumps({"name": "lora", "arguments": {"targets": LOADS}})
         ),
-        ("resume",),
+        RESUME,
         "E-ADAPTER",
     ),
 }
@@ -343,11 +346,10 @@ def test_a_hostile_run_is_refused_by_name_or_goes_without_its_words(outcomes: di
     _, verbs, expected = HOSTILE[name]
     for verb in verbs:
         found = outcomes[name, verb]
-        trains_only = re.search(r"optimizer|callback|log|checkpoint|profiler|adapter that runs", name)
         assert found["seen"] == [] and found["modules"] == [] and found["environment"] == []
         assert SECRET not in found["printed"]
         if found["code"] == 0:
-            assert not expected or (verb != "resume" and trains_only), found["printed"]
+            assert not expected, found["printed"]
         else:
             assert found["code"] == 2 and re.search(f"^loralight: {expected or 'E-'}", found["printed"], re.M), found
             told = found["printed"].partition("loralight: E-")[2]
@@ -355,4 +357,4 @@ def test_a_hostile_run_is_refused_by_name_or_goes_without_its_words(outcomes: di
 
 
 def test_there_are_many() -> None:
-    assert len(HOSTILE) >= 60
+    assert len(HOSTILE) + len(WORDS) >= 80
