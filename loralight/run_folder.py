@@ -62,7 +62,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise InputError("E-RUN", f"{folder} is not a run's folder (it has no {CONFIG})")
     config = read_yaml(file)
     if not isinstance(config, dict) or _refers(config):
-        raise InputError("E-RUN", f"{file}: is no mapping of plain values (${{...}} has no place in it)")
+        raise InputError("E-RUN", f"{file} is no mapping of plain values (${{...}} has no place in it)")
     return config
 
 
@@ -75,7 +75,7 @@ def read_overrides(folder: Path) -> list[str]:
     file = folder / OVERRIDES
     said = read_yaml(file) if os.path.lexists(file) else []
     if not isinstance(said, list) or not all(isinstance(override, str) for override in said):
-        raise InputError("E-RUN", f"{file}: is no list of texts")
+        raise InputError("E-RUN", f"{file} is no list of texts")
     return said
 
 

@@ -127,7 +127,7 @@ class RunSettings:
             return
         if found := _hydras({name: value}):
             raise self._target(*found)
-        raise self._refused(name, f"is no setting.{did_you_mean(str(key), base)}")
+        raise self._refused(name, "is no setting", did_you_mean(str(key), base))
 
     def _part(self, name: str, base: Mapping[str, Any], key: Any) -> Mapping[str, Any] | None:
         """What has settings of its own; None for one value, such as an argument that is a mapping."""
@@ -169,10 +169,11 @@ class RunSettings:
             f"names is not run: if you want it, say it again in the command, as ++{name}=...",
         )
 
-    def _refused(self, name: str, why: str) -> InputError:
+    def _refused(self, name: str, why: str, hint: str = "") -> InputError:
         return InputError(
             "E-RUN",
-            f"{self._folder}: {name[:100]!r} {why}. A folder's word is not taken for it: if you want it, say it",
+            f"{self._folder}: {name[:100]!r} {why}. A folder's word is not taken for it: if you want it, say it again in "
+            f"the command.{hint}",
         )
 
 

@@ -29,8 +29,15 @@ def watch(event: str, arguments: tuple[Any, ...]) -> None:
         seen.append(event)
     elif event == "open" and (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
         note("writes", arguments[0])
-    elif event in CHANGES and not (event == "os.mkdir" and os.path.isdir(arguments[0])):  # that fails
+    elif event in CHANGES and not is_of_another(event, arguments):
         note(event, arguments[0])
+
+
+def is_of_another(event: str, arguments: tuple[Any, ...]) -> bool:
+    """Whether an event is part of `shutil.rmtree`, which tells the whole path, or of a folder that is there."""
+    if event in ("os.remove", "os.rmdir"):
+        return bool(arguments[1] != -1)
+    return event == "os.mkdir" and os.path.isdir(arguments[0])
 
 
 def note(what: str, path: Any) -> None:

@@ -143,6 +143,7 @@ WORDS = [
     "hydra.job.chdir=true",
     "hydra/launcher=joblib",
     "hydra/callbacks=x",
+    "adapter=../../victim/x",
     "++data.train=${oc.env:SECRET}",
     "++logger.csv.name=${oc.env:SECRET}",
     "callbacks.best.dirpath=victim",
@@ -153,7 +154,6 @@ WORDS = [
 HOSTILE: dict[str, tuple[Spoil, tuple[str, ...], str]] = {
     # words of the command line, of which each was run
     "words": (said(*WORDS), ALL, NOTHING),
-    "a choice by its path": (said("adapter=../../victim/x"), RESUME, "E-RUN"),
     "words with tags": (
         lambda folder: (folder / OVERRIDES).write_text("- !!python/object/apply:os.system [touch ran]\n"),
         ALL,
