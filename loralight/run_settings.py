@@ -172,8 +172,8 @@ class RunSettings:
     def _refused(self, name: str, why: str, hint: str = "") -> InputError:
         return InputError(
             "E-RUN",
-            f"{self._folder}: {name[:100]!r} {why}. A folder's word is not taken for it: if you want it, say it again in "
-            f"the command.{hint}",
+            f"{self._folder}: {name[:100]!r} {why}. A folder's word is not taken for it: if you want it, say it again "
+            f"in the command.{hint}",
         )
 
 

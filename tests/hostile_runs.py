@@ -43,7 +43,7 @@ def is_of_another(event: str, arguments: tuple[Any, ...]) -> bool:
 def note(what: str, path: Any) -> None:
     if isinstance(path, str | bytes | os.PathLike):
         place = os.path.realpath(os.fsdecode(path))
-        if not place.startswith(tuple(MAY_WRITE)):
+        if not f"{place}{os.sep}".startswith(tuple(MAY_WRITE)):
             seen.append(f"{what} {place}")
 
 

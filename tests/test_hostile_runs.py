@@ -235,7 +235,7 @@ HOSTILE: dict[str, tuple[Spoil, tuple[str, ...], str]] = {
         RESUME,
         "E-TARGET",
     ),
-    "a root elsewhere": (config(trainer__default_root_dir="victim"), ALL, "E-TRAINER"),
+    "a root elsewhere": (config(trainer__default_root_dir="victim"), ("evaluate", "resume"), "E-TRAINER"),
     "plugins of the trainer": (config(trainer__plugins="x"), RESUME, "E-TRAINER"),
     "a log behind a link": (link("train.log", "victim/secret"), RESUME, "E-RUN: .*leads out"),
     "results behind a link": (link("summary.json", "victim/secret"), RESUME, "E-RUN: .*leads out"),
