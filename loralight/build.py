@@ -15,8 +15,9 @@ from lightning.pytorch.callbacks import ProgressBar
 
 from loralight.adapters.base import Adapter
 from loralight.checkpoint import FolderCheckpointIO
+from loralight.checkpoint_paths import CheckpointPaths
 from loralight.composition import trusted_packages
-from loralight.config_check import check, find_target
+from loralight.config_check import check, find_target, mismatch
 from loralight.data import TaskData
 from loralight.errors import InputError
 from loralight.optim import check_optimizer
@@ -38,6 +39,8 @@ def check_config(config: Mapping[str, Any]) -> None:
             `loralight.optim.check_optimizer`, the adapter's class; or gradients cannot be clipped so (``E-TRAINER``).
     """
     trusted = trusted_packages()
+    if expected := mismatch(config.get("seed", 0), int):
+        raise InputError("E-CONFIG", f"seed: {config['seed']!r} is not {expected}")
     for part in ("adapter", "data", "trainer", "optimizer"):
         check(config.get(part), part, trusted)
     make(config["adapter"])  # values of the right type that make no sense, such as rank 0
@@ -115,17 +118,22 @@ def build_trainer(
         InputError: Lightning refuses the settings, or they do not go together (``E-TRAINER``).
     """
     chosen = [make(node) for node in (config.get("callbacks") or {}).values() if node is not None]
-    try:
-        trainer = make(
-            config["trainer"],
-            callbacks=[Position(), *chosen, *callbacks],
-            logger=[make(node) for node in (config.get("logger") or {}).values() if node is not None],
-            plugins=[FolderCheckpointIO(output_dir)],
-            default_root_dir=output_dir,
-            use_distributed_sampler=False,  # ours deal each row to one rank, and can resume
-            enable_model_summary=False,
-            enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
+    supplied = {
+        "callbacks": [Position(), *chosen, *callbacks, CheckpointPaths(output_dir)],
+        "logger": [make(node) for node in (config.get("logger") or {}).values() if node is not None],
+        "plugins": [FolderCheckpointIO(output_dir)],
+        "default_root_dir": output_dir,
+        "use_distributed_sampler": False,  # ours deal each row to one rank, and can resume
+        "enable_model_summary": False,
+        "enable_progress_bar": any(isinstance(c, ProgressBar) for c in callbacks),
+    }
+    if taken := [name for name in supplied if name in config["trainer"]]:
+        raise InputError(
+            "E-TRAINER",
+            f"trainer.{taken[0]} is loralight's to set; choose callbacks=, logger= and a folder (hydra.run.dir=)",
         )
+    try:
+        trainer = make(config["trainer"], **supplied)
     except (ValueError, MisconfigurationException) as error:
         raise InputError("E-TRAINER", " ".join(str(error).split())) from error
     assert isinstance(trainer, lightning.Trainer)

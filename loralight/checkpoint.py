@@ -20,9 +20,12 @@ from torch import Tensor
 from loralight.disk import refuse_taken_away, telling_of_disk
 from loralight.errors import InputError
 from loralight.logs import logger
+from loralight.plain_yaml import read_regular
 from loralight.untrusted import read_json
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+MAX_STATE = 16 * 2**20
+"""Bytes of a checkpoint's state: a large model's has one, names of its tensors for the most part."""
 _UNFINISHED = ".loralight-"  # in the names of folders that are not whole
 
 
@@ -68,12 +71,15 @@ class FolderCheckpointIO(CheckpointIO):
         """Read a checkpoint that `save_checkpoint` wrote; its tensors are on CPU.
 
         Raises:
-            InputError: the folder is not whole (``E-CKPT-HASH``).
+            InputError: the folder is not whole (``E-CKPT-HASH``), or holds something else (``E-CKPT-STATE``).
         """
         folder = Path(path)
         verify(folder)
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        decoded = _decode(state, load_file(folder / TENSORS))
+        state = _read_state(folder)
+        try:
+            decoded = _decode(state, load_file(folder / TENSORS))
+        except (OSError, SafetensorError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+            raise InputError("E-CKPT-STATE", f"{folder} does not hold what a checkpoint does: {error!r}") from error
         assert isinstance(decoded, dict)
         return decoded
 
@@ -143,8 +149,8 @@ def verify(folder: Path, names: Collection[str] | None = None) -> None:
     try:
         digests = read_json(folder / MANIFEST)["sha256"]
         names = digests.keys() if names is None else names
-        if outside := [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]:
-            raise ValueError(f"{outside[0]!r} is no file in it")
+        if strange := [name for name in names if not _is_file_inside(folder, name)]:
+            raise ValueError(f"{strange[0]!r} is no file in it")
         broken = [name for name in names if _sha256(folder / name) != digests[name]]
     except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError("E-CKPT-HASH", f"{folder} is not a whole checkpoint: {error}") from error
@@ -181,10 +187,31 @@ def _place(folder: Path) -> tuple[int, ...]:
         InputError: the checkpoint does not say (``E-CKPT-HASH``).
     """
     try:
-        place = json.loads((folder / STATE).read_text(encoding="utf-8"))["position"]
+        place = _read_state(folder)["position"]
         return tuple(int(place[name]) for name in ("steps", "epoch", "validated"))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError("E-CKPT-HASH", f"{folder} does not say where the run stood: {error!r}") from error
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    """The state of a checkpoint as JSON has it.
+
+    Raises:
+        InputError: it is no object of JSON's in a regular file of at most 16 MB (``E-CKPT-STATE``).
+    """
+    try:
+        state = json.loads(read_regular(folder / STATE, MAX_STATE))
+        if not isinstance(state, dict):
+            raise ValueError("it is not an object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError("E-CKPT-STATE", f"{folder / STATE} cannot be read: {error}") from error
+    return state
+
+
+def _is_file_inside(folder: Path, name: str) -> bool:
+    """Whether a manifest's name is that of a regular file, which no link leads to."""
+    path = folder / name
+    return path.resolve() == folder.resolve() / name and path.is_file()
 
 
 def _encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:

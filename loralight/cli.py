@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from itertools import pairwise
@@ -145,7 +145,7 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     overrides, flags = _sort(arguments)
     if verb == "sweep":
         verb, flags = "train", [*flags, "--multirun"]
-    overrides = with_those_of_a_run(verb, overrides)
+    overrides = with_those_of_a_run(verb, overrides, conf=_config_folders(flags))
     if verb == "together":  # what stands behind a run's name is a command line, which Hydra is to take for a text
         overrides = [f"++{quoted(o)}" if o.startswith(("runs.", "each=")) else o for o in overrides]
     if verb == "predict":  # a task's own names, checked once the task is known
@@ -209,41 +209,52 @@ def _sort(arguments: list[str]) -> tuple[list[str], list[str]]:
     return overrides, flags
 
 
-def with_those_of_a_run(verb: str, overrides: list[str]) -> list[str]:
-    """For ``resume=DIR``, and to evaluate or merge ``run=DIR``: that run's overrides first, so none must be retyped."""
+def _config_folders(flags: list[str]) -> list[str]:
+    """The folders that ``--config-dir`` names."""
+    joined = [flag.partition("=")[2] for flag in flags if flag.startswith(("--config-dir=", "-cd="))]
+    return joined + [value for flag, value in pairwise(flags) if flag in ("--config-dir", "-cd")]
+
+
+def with_those_of_a_run(verb: str, overrides: list[str], conf: Sequence[str] = ()) -> list[str]:
+    """For ``resume=DIR``, and to evaluate or merge ``run=DIR``: that run's settings first, so none must be retyped."""
     # Hydra takes each key of a mapping for a setting, but an adapter's are names of layers
     overrides = [f"++{o}" if _MAPPING.match(o) else o for o in overrides]
     key = {"train": "resume", "evaluate": "run", "merge": "run"}.get(verb)
-    given = dict(override.partition("=")[::2] for override in overrides)
-    if key is None or given.get(key, "null") in ("", "null"):
+    given = [o for o in overrides if o.partition("=")[0] == key and o.partition("=")[2] not in ("", "null")]
+    if key is None or not given:
         return overrides
-    folder = Path(given[key].strip("'\""))
-    saved_file = folder / ".hydra" / "overrides.yaml"
-    if not saved_file.is_file():
-        if verb == "evaluate" and (folder / "adapter_config.json").exists():
-            return overrides  # an adapter of PEFT's, of which the user says all that a run would
-        raise InputError("E-RUN", f"{key}={folder}: not a run's folder (it has no .hydra/overrides.yaml)")
-    import yaml
+    folder = folder_of(given[-1])
+    overrides = [quoted(f"{key}={folder}") if o in given else o for o in overrides]
+    if verb == "evaluate" and (folder / "adapter_config.json").exists() and not (folder / ".hydra").exists():
+        return overrides  # an adapter of PEFT's, of which the user says all that a run would
+    if not os.path.lexists(folder / ".hydra" / "config.yaml"):
+        raise InputError("E-RUN", f"{key}={folder}: not a run's folder (it has no .hydra/config.yaml)")
+    from loralight.run_settings import RunSettings
 
-    # what a base model may bring is for the user to allow, each time
-    names = {"model.trust_remote_code", "model.allow_pickle"}
-    names |= {override.lstrip("+~").partition("=")[0] for override in overrides}
-    saved = [
-        o
-        for o in yaml.safe_load(saved_file.read_text(encoding="utf-8")) or []
-        if o.lstrip("+~").partition("=")[0] not in names
-    ]
-    saved = [o for o in saved if not o.startswith(("resume=", "hydra.run.dir="))]
+    saved = RunSettings(folder, overrides, conf=conf, trains=verb == "train").overrides()
     if verb == "train":
         saved.append(quoted(f"hydra.run.dir={folder}"))
     return [*saved, *overrides]
 
 
+def folder_of(override: str) -> Path:
+    """The folder that ``run=`` or ``resume=`` names, be it in Hydra's quotes or as it is called."""
+    from loralight.composition import read_value
+
+    name = override.partition("=")[2]
+    with suppress(InputError):  # a name that Hydra cannot read stands for itself
+        name = str(read_value(override)) if not Path(name).exists() else name
+    if "${" in name:
+        raise InputError("E-RUN", f"{override}: ${{ in a folder's name would be replaced; give it another one")
+    return Path(name)
+
+
 def quoted(override: str) -> str:
     """An override whose value is the text as it stands, whatever Hydra would make of it."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
     name, _, value = override.partition("=")
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"{name}='{escaped}'"
+    return f"{name}={QuotedString(value, Quote.double).with_quotes()}"
 
 
 def _complete(arguments: list[str]) -> int:

@@ -14,6 +14,8 @@ import hydra
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -22,10 +24,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from loralight.disk import REFUSED
 from loralight.errors import InputError, did_you_mean
-from loralight.plugins import check_folders, discover
+from loralight.plugins import LIBRARIES, check_folders, discover
 
+_NO_TEXTS = ("null", "true", "false", "nan", "inf")  # where they stand without quotes
 CONFIG_PATH = "pkg://loralight.conf"
-TRUSTED = ("loralight", "torch", "lightning", "torchmetrics", "transformers", "timm", "datasets")
+TRUSTED = ("loralight", *LIBRARIES)
 
 
 class _PluginConfs(SearchPathPlugin):
@@ -76,8 +79,66 @@ def _without_hydra(config: DictConfig) -> DictConfig:
     with open_dict(config):
         del config.hydra
         if "names" in config:  # refers to Hydra's own config, which is known to its applications alone
-            config.names = {name: choices[name] for name in config.names}
+            config.names = choices
     return config
+
+
+def composed(config_name: str, overrides: list[str], folder: Path) -> dict[str, Any]:
+    """The config that ``overrides`` give, which come from a run's folder; what refers to others still does.
+
+    Raises:
+        InputError: they give none (``E-OVERRIDE``).
+    """
+    GlobalHydra.instance().clear()
+    try:
+        config = _composed(config_name, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        told = explain(error, config_name, overrides) or str(error)
+        raise InputError("E-OVERRIDE", f"{folder}: {told.removeprefix('E-OVERRIDE: ')}") from error
+    container = OmegaConf.to_container(config)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items() if key != "hydra"}
+
+
+def as_override(name: str, value: Any) -> str:
+    """The override that has Hydra set a name to a plain value, whatever is in its texts.
+
+    Raises:
+        InputError: there is none (``E-OVERRIDE``).
+    """
+    override = f"++{name}={_as_word(value)}"
+    try:
+        read = OverridesParser.create().parse_override(override)
+        same = (read.key_or_group, repr(read.value())) == (name, repr(value)) and not read.is_sweep_override()
+    except HydraException:
+        same = False
+    if not same:
+        raise InputError("E-OVERRIDE", f"{name}={str(value)[:100]!r} cannot be said in Hydra's words")
+    return override
+
+
+def _as_word(value: Any) -> str:
+    if isinstance(value, str):
+        plain_word = re.fullmatch(r"[A-Za-z_/.][\w./-]*", value) and value.lower() not in _NO_TEXTS
+        return value if plain_word else QuotedString(value, Quote.double).with_quotes()
+    if isinstance(value, list):
+        return f"[{','.join(map(_as_word, value))}]"
+    if isinstance(value, dict):
+        keys = [re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", str(key)) for key in value]
+        return f"{{{','.join(f'{key}:{_as_word(one)}' for key, one in zip(keys, value.values(), strict=True))}}}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def read_value(override: str) -> Any:
+    """The value that Hydra reads in an override.
+
+    Raises:
+        InputError: it is no override (``E-OVERRIDE``).
+    """
+    try:
+        return OverridesParser.create().parse_override(override).value()
+    except HydraException as error:
+        raise InputError("E-OVERRIDE", str(error)) from error
 
 
 def settings_of(config_name: str, overrides: list[str], output_dir: Path) -> dict[str, Any]:

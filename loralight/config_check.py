@@ -1,6 +1,7 @@
 """Checks a config against the signatures of what it configures: the constructor is the schema."""
 
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from hydra.utils import get_object
 
 from loralight.errors import InputError, did_you_mean
+from loralight.plugins import LIBRARIES, conf_folders
 
 _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
 _OF_HYDRA = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
@@ -18,8 +20,8 @@ def find_target(path: str, where: str, trusted: Sequence[str]) -> Any:
     """The class or function that ``_target_: path`` names.
 
     Raises:
-        InputError: it is outside the trusted packages, be it that one of them imports it (``torch.os.system``), or
-            cannot be imported (``E-TARGET``).
+        InputError: it is outside the trusted packages, be it that one of them imports it (``torch.os.system``), is a
+            function that is not meant as a setting (``torch.load``), or cannot be imported (``E-TARGET``).
     """
     if not _is_in(path, trusted):
         raise InputError(
@@ -38,7 +40,23 @@ def find_target(path: str, where: str, trusted: Sequence[str]) -> Any:
         ) from error
     if not callable(target) or not _is_in(getattr(target, "__module__", None), trusted):
         raise InputError("E-TARGET", f"{where}._target_: {path!r} is not a class or function of that package itself")
+    if not (inspect.isclass(target) or _is_meant(target, path, trusted)):
+        raise InputError(
+            "E-TARGET",
+            f"{where}._target_: {path!r} is a function of a library. Name a class, a function of loralight or "
+            "of a plugin, or one that a file in a plugin's conf names",
+        )
     return target
+
+
+def _is_meant(target: Any, path: str, trusted: Sequence[str]) -> bool:
+    """Whether a function may be configured: libraries have any number that run files or leave the process."""
+    own = [package for package in trusted if package not in LIBRARIES]
+    if inspect.isfunction(target) and _is_in(target.__module__, own):
+        return True
+    files = (file for folder in conf_folders() for file in folder.rglob("*.yaml"))
+    named = re.compile(rf"_target_:\s*['\"]?{re.escape(path)}(?![\w.])")
+    return any(named.search(file.read_text(encoding="utf-8")) for file in files)
 
 
 def _is_in(path: Any, packages: Sequence[str]) -> bool:

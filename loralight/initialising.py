@@ -1,6 +1,7 @@
 """Adapters that look at data before the first step: what they made of it is kept in the run's folder."""
 
 import json
+import os
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,12 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 
 from loralight.build import adapter_node, adapter_recipe
+from loralight.composition import trusted_packages
+from loralight.config_check import check
 from loralight.data import TaskData
+from loralight.errors import InputError
 from loralight.task import AdapterTask
+from loralight.untrusted import read_json
 
 _FILE = "initialised.json"
 
@@ -40,8 +45,16 @@ def initialise_(task: AdapterTask, data: TaskData, trainer: lightning.Trainer, f
 
 
 def with_initialised(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The config of a resumed run, with the adapter that the data made of it."""
-    if not (folder / _FILE).is_file():
+    """The config of a resumed run, with the adapter that the data made of it.
+
+    Raises:
+        InputError: what is kept in its folder is no adapter's (``E-ADAPTER``, ``E-CONFIG``).
+    """
+    if not os.path.lexists(folder / _FILE):
         return config
-    made = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-    return {**config, "adapter": adapter_node({"adapter": made})}
+    made = read_json(folder / _FILE)
+    if not isinstance(made.get("name"), str) or not isinstance(made.get("arguments"), dict):
+        raise InputError("E-ADAPTER", f"{folder / _FILE} does not say an adapter's name and arguments")
+    adapter = adapter_node({"adapter": made})
+    check(adapter, "adapter", trusted_packages())
+    return {**config, "adapter": adapter}

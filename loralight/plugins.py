@@ -14,6 +14,8 @@ from loralight.errors import InputError
 from loralight.local_packages import GROUP, VARIABLE
 
 OWN = "loralight"  # the origin of the plugins that come with it
+LIBRARIES = ("torch", "lightning", "torchmetrics", "transformers", "timm", "datasets")
+"""Whose classes a config may name, beside loralight's and a plugin's."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A run's folder: taken before anything is written, never over another run, and resumed only as it was begun."""
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -10,12 +11,14 @@ import yaml
 
 from loralight.errors import InputError
 from loralight.lock import LOCK, hold
+from loralight.plain_yaml import parse_yaml, read_yaml
 
 CONFIG, OVERRIDES = ".hydra/config.yaml", ".hydra/overrides.yaml"
 _CHECKPOINTS = "checkpoints/*/[!.]*/manifest.json"
 _RESULTS = {"checkpoints": _CHECKPOINTS, "adapter": "adapter", "summary.json": "summary.json"}
 _MAY_CHANGE = (
-    *("resume", "auto_batch", "logger*"),
+    *("resume", "auto_batch", "logger*", "names*"),  # names of files, of which all is in the settings
+    *("model.trust_remote_code", "model.allow_pickle"),  # allowed anew each time
     *("data.path", "data.train", "data.validation", "data.test", "data.num_workers"),  # the rows are compared
     *("trainer.max_epochs", "trainer.max_steps"),
     # the number of processes is compared
@@ -59,9 +62,13 @@ def take(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
     """Make ``folder`` the run's, and keep its config there; no other process may, until `lock.release`.
 
     Raises:
-        InputError: another run is in it (``E-OUTPUT``) and going on (``E-RUNNING``), or a resumed run would be another
-            one (``E-RESUME``).
+        InputError: another run is in it (``E-OUTPUT``) and going on (``E-RUNNING``), a resumed run would be another one
+            (``E-RESUME``), what lies in it leads elsewhere (``E-RUN``), or the config could not be read again
+            (``E-CONFIG``).
     """
+    text = _as_text(config)
+    if config["resume"] is not None:
+        _check_nothing_leads_out(folder)  # before the lock is written
     if (folder / LOCK).exists():
         hold(folder)  # a run that is going on is told of as such
     _check_free(folder, config)
@@ -70,20 +77,67 @@ def take(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
     if config["resume"] is not None:
         _set_aside(folder / "metrics.csv")
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    (folder / CONFIG).write_text(text, encoding="utf-8")
     (folder / OVERRIDES).write_text(yaml.safe_dump(overrides, allow_unicode=True), encoding="utf-8")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config that a run was made with, in plain values.
+    """The config that a run was made with, in plain values: a stranger's folder, too, says nothing else.
 
     Raises:
-        InputError: ``folder`` is no run's (``E-RUN``).
+        InputError: ``folder`` is no run's, or its config is something else (``E-RUN``).
     """
     file = folder / CONFIG
-    if not file.is_file():
+    if not os.path.lexists(file):
         raise InputError("E-RUN", f"{folder} is not a run's folder (it has no {CONFIG})")
-    return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
+    config = read_yaml(file)
+    if not isinstance(config, dict) or _refers(config):
+        raise InputError("E-RUN", f"{file} is no mapping of plain values (${{...}} has no place in it)")
+    return config
+
+
+def read_overrides(folder: Path) -> list[str]:
+    """What the command line of a run said: of a stranger's, words to look at and not to run.
+
+    Raises:
+        InputError: they are something else (``E-RUN``).
+    """
+    file = folder / OVERRIDES
+    said = read_yaml(file) if os.path.lexists(file) else []
+    if not isinstance(said, list) or not all(isinstance(override, str) for override in said):
+        raise InputError("E-RUN", f"{file} is no list of texts")
+    return said
+
+
+def _refers(value: Any) -> bool:
+    """Whether a text somewhere in it would refer to another setting, or to the environment."""
+    if isinstance(value, dict):
+        return any(_refers(one) for entry in value.items() for one in entry)
+    if isinstance(value, list):
+        return any(map(_refers, value))
+    return isinstance(value, str) and ("${" in value or value == "???")
+
+
+def _as_text(config: dict[str, Any]) -> str:
+    chosen = {group: option for group, option in (config.get("names") or {}).items() if not group.startswith("hydra/")}
+    kept = {**config, "names": chosen} if chosen else config
+    text: str = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+    try:
+        if _refers(parse_yaml(text)):
+            raise ValueError("a text with ${ would refer to another setting")
+    except ValueError as error:
+        raise InputError("E-CONFIG", f"the settings cannot be kept in the run's folder: {error}") from error
+    return text
+
+
+def _check_nothing_leads_out(folder: Path) -> None:
+    """A run writes into its folder; a stranger's may have put a link where a log goes, or a pipe."""
+    root = folder.resolve()
+    for parent, folders, files in os.walk(folder):
+        for path in (Path(parent, name) for name in (*folders, *files)):
+            place = path.resolve()
+            if not place.is_relative_to(root) or not (place.is_dir() or place.is_file() or not place.exists()):
+                raise InputError("E-RUN", f"{path} leads out of the run's folder, or is no file; remove it")
 
 
 def _check_free(folder: Path, config: dict[str, Any]) -> None:
@@ -93,7 +147,7 @@ def _check_free(folder: Path, config: dict[str, Any]) -> None:
         raise InputError(
             "E-OUTPUT",
             f"{folder} holds another run ({', '.join(found)}), and nothing is overwritten. Go on with it by "
-            f"resume={folder}, or choose another folder with hydra.run.dir=",
+            f"{shlex.quote(f'resume={folder}')}, or choose another folder with hydra.run.dir=",
         )
 
 

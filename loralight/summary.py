@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,10 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def final_report(summary: dict[str, Any], task: AdapterTask, data: TaskData, output_dir: Path) -> None:
-    """Print the results, a few predictions on rows that training did not see, and what to do next."""
+def final_report(
+    summary: dict[str, Any], task: AdapterTask, data: TaskData, output_dir: Path, commands: Sequence[str]
+) -> None:
+    """Print the results, a few predictions on rows that training did not see, and the commands to go on with."""
     show(metrics_table(summary["metrics"], summary["baseline"]), _cost_table(summary))
     if examples := data.examples(3):
         show(_predictions_table(task, examples))
@@ -87,9 +90,7 @@ def final_report(summary: dict[str, Any], task: AdapterTask, data: TaskData, out
     show(
         f"\nadapter: {adapter if run == str(output_dir) else os.path.relpath(adapter)}",
         "\nnext:",
-        f"  loralight predict run={run} input=-",
-        f"  loralight evaluate run={run} split=validation",
-        f"  loralight sweep optimizer.lr={task.adapter.lr / 2:g},{task.adapter.lr:g},{task.adapter.lr * 2:g}",
+        *(f"  {command}" for command in commands),
     )
 
 

@@ -16,7 +16,7 @@ from loralight import logs, stopping
 from loralight.adapters.base import trainable
 from loralight.adapters.sharing import share_
 from loralight.build import check_config
-from loralight.cli import with_those_of_a_run
+from loralight.cli import folder_of, with_those_of_a_run
 from loralight.composition import plain, settings_of
 from loralight.disk import telling_of_disk
 from loralight.errors import InputError
@@ -69,7 +69,7 @@ def main(config: DictConfig) -> None:
 
 
 def _resumed(line: list[str]) -> Path | None:
-    return next((Path(word.partition("=")[2]) for word in line if word.startswith("resume=")), None)
+    return next((folder_of(word) for word in line if word.startswith("resume=")), None)
 
 
 def share_base_(runs: Mapping[str, Run]) -> None:

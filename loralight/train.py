@@ -24,6 +24,7 @@ from loralight.export import save_adapter
 from loralight.initialising import initialise_, with_initialised
 from loralight.launch import launch, process_rank
 from loralight.lock import release
+from loralight.next_commands import next_commands
 from loralight.out_of_memory import telling_of_memory
 from loralight.preflight import before_activations, memory_table, padding_line, targets_table
 from loralight.progress import Throughput, progress_callbacks
@@ -50,7 +51,9 @@ def main(config: DictConfig) -> float | None:
         name for name in ("max_epochs", "max_steps", "limit_train_batches") if settings["trainer"].get(name) == 0
     ]:
         raise InputError("E-TRAINER", f"trainer.{none[0]}=0 would train nothing and save it")
-    overrides = list(hydra.overrides.task)
+    sources = hydra.runtime.config_sources
+    flags = [f"--config-dir={Path(source.path).absolute()}" for source in sources if source.provider == "command-line"]
+    overrides = [*flags, *hydra.overrides.task]
     settings, was_told = going_on(output_dir, settings), settings["resume"] is not None
     if settings["auto_batch"]:
         settings, overrides = with_largest_batch(settings, overrides)
@@ -187,4 +190,4 @@ def _save(
     made["adapter"] = adapter_recipe(task.adapter, config["names"]["adapter"])
     save_adapter(task, folder, recipe=made, metrics=metrics)
     summary = summarise(config, output_dir, task, data, metrics, throughput.seconds_per_step())
-    final_report(summary, task, data, output_dir)
+    final_report(summary, task, data, output_dir, next_commands(config, output_dir))

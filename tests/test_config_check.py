@@ -1,11 +1,13 @@
 """The check of a config against constructors: types, names, and what may be named at all."""
 
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
-from loralight.composition import TRUSTED
+from loralight.composition import TRUSTED, trusted_packages
 from loralight.config_check import check, find_target
 from loralight.errors import InputError
 
@@ -147,6 +149,16 @@ def test_arguments_of_a_parent_are_unknown_where_a_class_passes_nothing_on(child
         "transformers.utils.hub.json.loads",
         "loralight.cli.os.system",
         "loralight.launch.Ranks.__init__.__globals__.os.system",
+        "torch.load",  # a function of a library, which may read, write and run whatever it is given
+        "torch.hub.load",
+        "torch.compile",
+        "torch.jit.load",
+        "transformers.pipeline",
+        "transformers.AutoModel.from_pretrained",
+        "datasets.load_dataset",
+        "datasets.load_from_disk",
+        "lightning.seed_everything",
+        "timm.create_model",
         "torch.optim",  # a module
         "torch.__version__",  # a value
         "torch.optim.NoSuchOptimizer",
@@ -176,3 +188,20 @@ def test_a_trusted_target_is_found(target: str) -> None:
 def test_a_target_that_cannot_be_imported_says_why() -> None:
     with pytest.raises(InputError, match=r"cannot import 'torch.optim.AdamX': .*AdamX"):
         find_target("torch.optim.AdamX", "part", TRUSTED)
+
+
+def test_a_function_of_a_plugins_own_may_be_named_and_one_of_a_library_that_its_conf_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "made_functions" / "conf" / "scheduler").mkdir(parents=True)
+    (tmp_path / "made_functions" / "__init__.py").write_text("from torch import load\ndef rates(): ...\n")
+    conf = "x: {_target_: transformers.get_scheduler, _partial_: true}\n"
+    (tmp_path / "made_functions" / "conf" / "scheduler" / "made.yaml").write_text(conf)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("LORALIGHT_PLUGINS", str(tmp_path / "made_functions"))
+    trusted = trusted_packages()
+    assert find_target("made_functions.rates", "part", trusted).__name__ == "rates"
+    assert find_target("transformers.get_scheduler", "part", trusted).__name__ == "get_scheduler"
+    for other in ("made_functions.load", "transformers.get_scheduler.__call__", "transformers.get_constant_schedule"):
+        with pytest.raises(InputError, match="E-TARGET"):
+            find_target(other, "part", trusted)

@@ -68,7 +68,7 @@ def test_what_cannot_be_measured_is_told(
 ) -> None:
     (tmp_path / "strange.csv").write_text("text,label\nwell,awful\n")
     (tmp_path / "unfinished" / ".hydra").mkdir(parents=True)
-    (tmp_path / "unfinished" / ".hydra" / "overrides.yaml").write_bytes((run / ".hydra/overrides.yaml").read_bytes())
+    (tmp_path / "unfinished" / ".hydra" / "config.yaml").write_bytes((run / ".hydra/config.yaml").read_bytes())
     assert in_process("evaluate", *line) == 2
     assert message in capsys.readouterr().err
 

@@ -1,6 +1,7 @@
 """A run's folder: never written over, and resumed only as it was begun."""
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +183,37 @@ def test_any_other_run_is_not(why: str, begun: Path) -> None:
     if why == "no run":
         (begun / ".hydra/config.yaml").unlink()
     assert going_on(begun, given) == given
+
+
+@pytest.mark.parametrize("name", [".hydra", "train.log", "checkpoints/best", "logs/deep/down"])
+def test_a_link_out_of_a_folder_is_no_place_to_write_to(name: str, tmp_path: Path) -> None:
+    victim, folder = tmp_path / "victim", tmp_path / "run"
+    take(victim if name == ".hydra" else folder, CONFIG, [])
+    before = contents(victim)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).symlink_to(victim / ".hydra" if name == ".hydra" else victim)
+    with pytest.raises(InputError, match=rf"E-RUN: .*{name} leads out"):
+        take(folder, changed("resume", "here"), [])
+    assert contents(victim) == before
+
+
+def test_a_link_inside_a_folder_is_of_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "wandb" / "run-1").mkdir(parents=True)
+    (tmp_path / "wandb" / "latest-run").symlink_to("run-1")
+    take(tmp_path, CONFIG, [])
+    take(tmp_path, changed("resume", "here"), [])
+    assert read_config(tmp_path)["resume"] == "here"
+
+
+def test_a_pipe_where_a_log_goes_is_told_in_place_of_waiting_for_it(tmp_path: Path) -> None:
+    take(tmp_path, CONFIG, [])
+    os.mkfifo(tmp_path / "train.log")
+    with pytest.raises(InputError, match="E-RUN"):
+        take(tmp_path, changed("resume", "here"), [])
+
+
+@pytest.mark.parametrize(("value", "says"), [(float("nan"), "finite"), ("${x}", "refer"), ("\x1b", "characters")])
+def test_what_could_not_be_read_again_is_not_begun(value: Any, says: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"E-CONFIG: .*{says}"):
+        take(tmp_path / "run", CONFIG | {"x": value}, [])
+    assert not (tmp_path / "run").exists()

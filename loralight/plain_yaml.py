@@ -1,0 +1,99 @@
+"""YAML that a stranger may have written: plain data, read in bounded time."""
+
+import math
+import os
+import stat
+import unicodedata
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from loralight.errors import InputError
+
+MAX_BYTES = 128 * 1024
+"""A run's config has a few kilobytes; so much is read in two seconds."""
+MAX_DEPTH = 12
+
+
+class _Plain(yaml.SafeLoader):
+    """Mappings whose keys are texts or whole numbers, each there once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key) for key, _ in node.value]
+        if strange := [key for key in keys if type(key) not in (str, int) or key == "<<"]:
+            raise ValueError(f"{str(strange[0])[:40]!r} is no key")
+        if len(set(keys)) < len(keys):
+            raise ValueError("a key stands in it twice")
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(file: Path) -> Any:
+    """What `parse_yaml` makes of a regular file of at most 128 kB.
+
+    Raises:
+        InputError: it is something else (``E-RUN``).
+    """
+    try:
+        return parse_yaml(read_regular(file, MAX_BYTES).decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError("E-RUN", f"{file} cannot be read: {' '.join(str(error).split())[:200]}") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """The data that a text describes, without tags, anchors, dates or numbers that are not finite.
+
+    Raises:
+        ValueError: it is something else, or is nested deeper than 12.
+    """
+    try:
+        _check_events(text)
+        content = yaml.load(text, Loader=_Plain)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    _check_plain(content)
+    return content
+
+
+def read_regular(file: Path, limit: int) -> bytes:
+    """The bytes of a regular file, which has no more than ``limit``.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is a link, a pipe or a device, or has more bytes.
+    """
+    if not stat.S_ISREG(os.lstat(file).st_mode):  # opening a pipe or a device may never return
+        raise ValueError("it is not a regular file (links are not followed: copy what they lead to)")
+    handle = os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(handle, "rb") as opened:
+        content = opened.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"it has more than {limit // 1024} kB")
+    return content
+
+
+def _check_events(text: str) -> None:
+    """The parser keeps its place in a list, where what builds the data would go down with every level."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) or getattr(event, "tag", None):
+            raise ValueError("it has an anchor, an alias or a tag")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"it is nested deeper than {MAX_DEPTH}")
+
+
+def _check_plain(value: Any) -> None:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_plain(key)
+            _check_plain(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_plain(inner)
+    elif isinstance(value, str):
+        if any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\r\t" for c in value):
+            raise ValueError(f"{value[:40]!r} has characters that are none of a text")
+    elif not isinstance(value, int | None) and not (isinstance(value, float) and math.isfinite(value)):
+        raise ValueError(f"{str(value)[:40]} is no text, no finite number, not true, false or null")
