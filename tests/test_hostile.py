@@ -525,7 +525,6 @@ OURS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "the weights are a pipe": (piped(WEIGHTS), "E-CKPT-HASH"),
 }
 
-WITHOUT_MEMORY = "{% set all = namespace(x='a') %}{% for n in range(60) %}{% set all.x = all.x ~ all.x %}{% endfor %}"
 COMMANDS: dict[str, tuple[list[str], str]] = {
     "predict, by a model with code": (["run=ours", "checkpoint=evil"], "E-REMOTE-CODE"),
     "predict, by a pickle": (["run=ours", "checkpoint=pickle"], "E-PICKLE"),
@@ -596,8 +595,6 @@ def more_outcomes(good: Path, tiny_bert: str, tmp_path_factory: pytest.TempPathF
     for name, (command, _) in COMMANDS.items():
         cases[name] = {"command": ["predict", "input=texts.txt", *command]}
     cases["a template without end"] = {"folder": str(talker), "base": str(endless), **predict}
-    forgetful = copied(talker, parent / "forgetful", argument("task", chat_template=WITHOUT_MEMORY))
-    cases["a template without memory"] = {"folder": str(forgetful), **predict}
     return dict(zip(cases, watched(parent, good_cases, list(cases.values()), tiny_bert), strict=True))
 
 
@@ -605,7 +602,6 @@ EXPECTED = {
     **{name: code for name, (_, code) in (MODELS | COMMANDS).items()},
     **{f"ours: {name}": code for name, (_, code) in OURS.items()},
     "a template without end": "E-CHAT: .*it goes on for more than",
-    "a template without memory": "E-CHAT: .*takes more and more memory",
 }
 
 

@@ -7,6 +7,7 @@ import pytest
 from jinja2 import TemplateError
 
 from loralight.errors import InputError
+from loralight.tasks.text_generation import rendering
 from loralight.tasks.text_generation.chats import Chat
 from loralight.tasks.text_generation.rendering import EndlessError, bounded, check_template
 
@@ -75,3 +76,10 @@ def test_whatever_a_template_raises_is_one_message(template: str) -> None:
     chat = Chat(make_tokenizer(CHATML), {"messages": "messages"}, template=template)
     with pytest.raises(InputError, match=r"^E-CHAT: .*the chat template refuses this chat: "):
         chat.prompt({"messages": CHAT[:1]})
+
+
+def test_a_template_that_takes_more_and_more_memory_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering, "_GIGABYTE", rendering._GIGABYTE // 16)
+    doubling = "{% set all = namespace(x='a') %}{% for n in range(60) %}{% set all.x = all.x ~ all.x %}{% endfor %}"
+    with pytest.raises(EndlessError, match="it takes more and more memory"), bounded(seconds=60):
+        make_tokenizer(doubling).apply_chat_template(CHAT, tokenize=False)
