@@ -1,7 +1,6 @@
 """``loralight together``: several trainings in one process, whose frozen weights are in memory once."""
 
 import shlex
-import sys
 import threading
 from collections import deque
 from collections.abc import Mapping
@@ -110,6 +109,8 @@ class Turns:
             run.train()
         except Exception as error:  # the others go on
             self.failures[name] = error
+        except _Cut:
+            pass
         finally:
             self._training.discard(name)
             self._waiting.popleft()
@@ -128,7 +129,7 @@ class Turns:
             self._waiting[0][1].release()
             mine.acquire()
         if self._are_cut:
-            sys.exit()  # ends this thread
+            raise _Cut
 
     def wait_for_all(self, name: str) -> None:
         """Let the others run until none trains."""
@@ -136,6 +137,10 @@ class Turns:
         while self._training:
             self.next()
         logs.show(f"\n{name}")  # above its results
+
+
+class _Cut(BaseException):
+    """Ends a run whose command is no more."""
 
 
 class _Turn(lightning.Callback):
