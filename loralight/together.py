@@ -1,7 +1,6 @@
 """``loralight together``: several trainings in one process, whose frozen weights are in memory once."""
 
 import shlex
-import sys
 import threading
 from collections import deque
 from collections.abc import Mapping
@@ -137,6 +136,8 @@ class Turns:
             self.failures[name] = error
         except Stopped:
             self.has_stopped = True
+        except _Cut:
+            pass
         finally:
             self._training.discard(name)
             self._waiting.popleft()
@@ -155,13 +156,17 @@ class Turns:
             self._waiting[0][1].release()
             mine.acquire()
         if self._are_cut:
-            sys.exit()  # ends this thread
+            raise _Cut
 
     def wait_for_all(self, name: str) -> None:
         """Let the others run until none trains."""
         self._training.discard(name)
         while self._training:
             self.next()
+
+
+class _Cut(BaseException):
+    """Ends a run whose command is no more."""
 
 
 class _Turn(lightning.Callback):

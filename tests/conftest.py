@@ -85,7 +85,7 @@ def run_command() -> Callable[..., subprocess.CompletedProcess[str]]:
     not what the shell has started.
     """
 
-    def run(command: list[str], *, timeout: float = 280, **options: Any) -> subprocess.CompletedProcess[str]:
+    def run(command: list[str], *, timeout: float = 550, **options: Any) -> subprocess.CompletedProcess[str]:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
         with subprocess.Popen(command, **pipes, **options) as process:
             try:

@@ -6,7 +6,7 @@ import re
 import shlex
 import signal
 import threading
-from _thread import interrupt_main
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -151,9 +151,10 @@ def test_runs_that_are_cut_leave_no_thread_that_trains() -> None:
     def train(turns: Turns, name: str) -> Any:
         def steps() -> None:
             try:
-                for _ in range(1000):
-                    if name == "b":
-                        interrupt_main()
+                for step in range(10_000):
+                    if (name, step) == ("b", 3):
+                        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                    time.sleep(0.001)
                     turns.next()
             finally:
                 turns.wait_for_all(name)  # as Lightning's teardown has it
@@ -163,7 +164,7 @@ def test_runs_that_are_cut_leave_no_thread_that_trains() -> None:
     turns = Turns(dict.fromkeys("abc"))
     with pytest.raises(KeyboardInterrupt):
         turns.train({name: train(turns, name) for name in "abc"})
-    assert not [thread for thread in threading.enumerate() if thread.name in ("a", "b", "c")]
+    assert not [thread for thread in threading.enumerate() if thread.name in {"a", "b", "c"} and thread.is_alive()]
 
 
 def test_a_run_that_fails_leaves_the_others_to_end() -> None:
