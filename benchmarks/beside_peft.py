@@ -27,9 +27,9 @@ from transformers import get_scheduler
 
 from loralight.adapters import LoraLayer
 from loralight.adapters.base import trainable
-from loralight.build import build_data, build_task
-from loralight.run_folder import read_config
-from loralight.task import AdapterTask
+from loralight.artifacts.run_folder import read_config
+from loralight.config.build import build_data, build_task
+from loralight.training.task import AdapterTask
 
 
 def with_loralight(overrides: list[str], seed: int, run: Path) -> dict[str, float]:

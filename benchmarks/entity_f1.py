@@ -12,9 +12,9 @@ from rich.table import Table
 from seqeval.metrics.v1 import precision_recall_fscore_support
 from seqeval.scheme import IOB2
 
-from loralight.build import build_data
-from loralight.loading import load
-from loralight.run_folder import read_config
+from loralight.artifacts.loading import load
+from loralight.artifacts.run_folder import read_config
+from loralight.config.build import build_data
 from loralight.tasks.ner.module import Ner
 
 

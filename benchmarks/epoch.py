@@ -27,10 +27,10 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import TrainerCallback
 
-from loralight.build import build_data, build_trainer
+from loralight.config.build import build_data, build_trainer
 from loralight.data import TaskData
-from loralight.progress import progress_callbacks
-from loralight.task import AdapterTask
+from loralight.training.progress import progress_callbacks
+from loralight.training.task import AdapterTask
 
 _QUICK = 384  # sentences
 

@@ -24,10 +24,10 @@ import torch
 from side_by_side import Ratio, Row, show
 
 from loralight.adapters.base import trainable
-from loralight.build import build_data, build_task
-from loralight.composition import compose, plain
-from loralight.estimate import Estimate, longest_batch
-from loralight.footprint import train_step
+from loralight.commands.estimate import Estimate, longest_batch
+from loralight.config.build import build_data, build_task
+from loralight.config.composition import compose, plain
+from loralight.training.footprint import train_step
 
 TASKS = ("text_classification", "ner", "text_generation", "image_classification")
 QUICK = ("text_classification", "ner", "image_classification")

@@ -58,12 +58,12 @@ from transformers.utils import is_liger_kernel_available
 
 from loralight import logs
 from loralight.adapters import LoraLayer
-from loralight.build import build_data, build_task, build_trainer
-from loralight.composition import compose, plain
+from loralight.commands.estimate import Estimate
+from loralight.config.build import build_data, build_task, build_trainer
+from loralight.config.composition import compose, plain
 from loralight.data import TaskData
-from loralight.estimate import Estimate
-from loralight.progress import progress_callbacks
-from loralight.task import AdapterTask
+from loralight.training.progress import progress_callbacks
+from loralight.training.task import AdapterTask
 
 WARM_UP = 8  # steps
 NUM_WORDS, NUM_IMAGES = 20_000, 64

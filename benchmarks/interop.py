@@ -31,12 +31,12 @@ from transformers.pytorch_utils import Conv1D
 
 from loralight.adapters import Adapter, inject
 from loralight.adapters.base import trainable
-from loralight.adapters.lora_layers import LAYERS, LoraLayer
-from loralight.build import adapter_classes
-from loralight.composition import compose
+from loralight.adapters.layers.lora import LAYERS, LoraLayer
+from loralight.artifacts.export import PREFIX, WEIGHTS
+from loralight.artifacts.peft_format import peft_adapter
+from loralight.config.build import adapter_classes
+from loralight.config.composition import compose
 from loralight.errors import InputError
-from loralight.export import PREFIX, WEIGHTS
-from loralight.peft_format import peft_adapter
 
 _TOLERANCE = 1e-5  # relative
 

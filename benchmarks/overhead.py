@@ -20,12 +20,12 @@ from side_by_side import Row, in_turns, ratio, show
 from transformers import get_scheduler
 
 from loralight import logs
-from loralight.adapters.frozen_linear import multiply_by_onednn_
-from loralight.build import build_data, build_task, build_trainer
-from loralight.composition import settings_of
+from loralight.acceleration.frozen_linear import multiply_by_onednn_
+from loralight.config.build import build_data, build_task, build_trainer
+from loralight.config.composition import settings_of
 from loralight.data import TaskData
-from loralight.progress import progress_callbacks
-from loralight.task import AdapterTask
+from loralight.training.progress import progress_callbacks
+from loralight.training.task import AdapterTask
 
 GOAL = 1.03
 warnings.filterwarnings("ignore", module="lightning")  # of a folder that several runs write into

@@ -21,12 +21,12 @@ from side_by_side import Ratio, Row, in_turns, peak_memory, ratio, show
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from loralight import documents
+from loralight.acceleration import packed_documents as documents
 from loralight.adapters import LoraLayer
 from loralight.adapters.base import trainable
-from loralight.build import build_data
-from loralight.composition import compose, plain
-from loralight.pretrained import load_model
+from loralight.config.build import build_data
+from loralight.config.composition import compose, plain
+from loralight.models.pretrained import load_model
 
 DEMO = ("task=text_generation", "adapter=lora", "adapter.rank=8", "trainer=cpu", "~callbacks", "~logger")
 

@@ -21,11 +21,11 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from loralight.adapters import LoraLayer
 from loralight.adapters.base import trainable
-from loralight.build import build_data, build_task
-from loralight.composition import compose, plain
+from loralight.config.build import build_data, build_task
+from loralight.config.composition import compose, plain
 from loralight.data import TaskData
 from loralight.resources import resolve
-from loralight.task import AdapterTask
+from loralight.training.task import AdapterTask
 
 RATE = 1e-3
 Batches = list[dict[str, Tensor]]

@@ -20,15 +20,15 @@ from side_by_side import Row, in_turns, ratio, show
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
+from loralight.acceleration.first_tokens import read_first_
+from loralight.acceleration.frozen_linear import multiply_by_onednn_, prepack_
+from loralight.acceleration.prefix_cache import Prefix
+from loralight.acceleration.unpadding import unpad_
 from loralight.adapters import Lora, inject
 from loralight.adapters.base import trainable
-from loralight.adapters.blocks import blocks
-from loralight.adapters.frozen_linear import multiply_by_onednn_, prepack_
-from loralight.build import build_data
-from loralight.first_tokens import read_first_
-from loralight.prefix_cache import Prefix
+from loralight.config.build import build_data
+from loralight.models.blocks import blocks
 from loralight.resources import resolve
-from loralight.unpadding import unpad_
 
 GOAL, RANK, TOP, BATCHES = 0.35, 8, 2, 4
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from side_by_side import in_turns, ratio
 
-from loralight.adapters.onednn import Matrix, PackedMatrix
+from loralight.kernels.onednn import Matrix, PackedMatrix
 
 SHAPES = ((768, 768), (3072, 768), (768, 3072), (384, 384), (1536, 384), (384, 1536))
 

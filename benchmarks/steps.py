@@ -17,11 +17,11 @@ from side_by_side import Ratio, Row, in_turns, peak_memory, ratio, show
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
+from loralight.acceleration.frozen_linear import multiply_by_onednn_, prepack_
+from loralight.acceleration.gradient_checkpointing import recompute_
+from loralight.acceleration.selective_recompute import selective_recompute
 from loralight.adapters import Lora, inject
 from loralight.adapters.base import trainable
-from loralight.adapters.frozen_linear import multiply_by_onednn_, prepack_
-from loralight.recomputing import recompute_
-from loralight.selective_recompute import selective_recompute
 from loralight.tasks.text_generation.loss import token_scores
 
 Step = Callable[[], Tensor]

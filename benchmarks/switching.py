@@ -24,9 +24,9 @@ from torch import nn
 from transformers import AutoModel
 
 from loralight.adapters import Lora, LoraLayer, inject
-from loralight.adapters.parts import parts_of
-from loralight.adapters.rows import by_rows
-from loralight.adapters.sharing import share_
+from loralight.adapters.multi.parts import parts_of
+from loralight.adapters.multi.rows import by_rows
+from loralight.adapters.multi.sharing import share_
 from loralight.resources import resolve
 
 RANK, ROWS, TOKENS = 8, 16, 32

@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loralight.adapters import inject, merge
-    from loralight.bank import load_many
+    from loralight.artifacts.bank import load_many
+    from loralight.artifacts.loading import load
     from loralight.data import TaskData
-    from loralight.loading import load
-    from loralight.task import AdapterTask, Step
+    from loralight.training.task import AdapterTask, Step
 
 __version__ = "0.1.0"
 __all__ = ["AdapterTask", "Step", "TaskData", "inject", "load", "load_many", "merge"]
 
 _HOMES = {
-    "AdapterTask": "loralight.task",
-    "Step": "loralight.task",
+    "AdapterTask": "loralight.training.task",
+    "Step": "loralight.training.task",
     "TaskData": "loralight.data",
     "inject": "loralight.adapters",
-    "load": "loralight.loading",  # a module named `load` would take the function's place here once imported
-    "load_many": "loralight.bank",
+    "load": "loralight.artifacts.loading",  # a module named `load` would take the function's place here once imported
+    "load_many": "loralight.artifacts.bank",
     "merge": "loralight.adapters",
 }
 
@@ -43,4 +43,4 @@ def _find_conf_and_tasks_of_a_clone() -> None:
 
 _find_conf_and_tasks_of_a_clone()
 if os.environ.get("LORALIGHT_PLUGINS"):  # a process that another started may unpickle a plugin's class next
-    import_module("loralight.local_packages").install()
+    import_module("loralight.config.local_packages").install()

@@ -45,7 +45,6 @@ HELP = """loralight: fine-tune pretrained models with adapters.
 """
 
 _MAPPING = re.compile(r"adapter\.\w+=\{")
-_MODULES = {"merge": "merging"}  # a module `loralight.merge` would take the place of the function of that name
 
 _FLAGS_WITH_VALUE = {
     "--cfg",
@@ -92,10 +91,10 @@ def _run(arguments: list[str]) -> int:
         if verb is None:
             return 0
         if verb == "tasks":
-            import_module("loralight.tasks_listing").main()
+            import_module("loralight.commands.tasks").main()
             return 0
         if verb == "new-task":
-            import_module("loralight.new_task").main(rest)
+            import_module("loralight.commands.new_task").main(rest)
             return 0
         return _run_verb(verb, rest)
     except InputError as error:
@@ -120,7 +119,7 @@ def _take_plugin_folders(arguments: list[str]) -> list[str]:
         folder = value or next(waiting, "")
         if not Path(folder).is_dir():
             raise InputError("E-PLUGIN", f"--plugin-dir {folder}: there is no such folder")
-        from loralight.plugins import add_folder
+        from loralight.config.plugins import add_folder
 
         add_folder(folder)
     return rest
@@ -151,8 +150,8 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     if verb == "predict":  # a task's own names, checked once the task is known
         overrides = [f"++{o}" if o.startswith(("options.", "arguments.")) else o for o in overrides]
 
-    from loralight.composition import explain, run_hydra, whole_errors
-    from loralight.run_folder import share_name
+    from loralight.artifacts.run_folder import share_name
+    from loralight.config.composition import explain, run_hydra, whole_errors
 
     share_name()
 
@@ -182,7 +181,7 @@ def _job(verb: str, wants_traceback: bool = False) -> Callable[[Any], Any]:
 
         spare_the_hub_without_network()
         try:
-            return import_module(f"loralight.{_MODULES.get(verb, verb)}").main(config)
+            return import_module(f"loralight.commands.{verb}").main(config)
         except InputError as error:
             from hydra.core.hydra_config import HydraConfig
             from hydra.types import RunMode
@@ -229,7 +228,7 @@ def with_those_of_a_run(verb: str, overrides: list[str], conf: Sequence[str] = (
         return overrides  # an adapter of PEFT's, of which the user says all that a run would
     if not os.path.lexists(folder / ".hydra" / "config.yaml"):
         raise InputError("E-RUN", f"{key}={folder}: not a run's folder (it has no .hydra/config.yaml)")
-    from loralight.run_settings import RunSettings
+    from loralight.artifacts.run_settings import RunSettings
 
     saved = RunSettings(folder, overrides, conf=conf, trains=verb == "train").overrides()
     if verb == "train":
@@ -239,7 +238,7 @@ def with_those_of_a_run(verb: str, overrides: list[str], conf: Sequence[str] = (
 
 def folder_of(override: str) -> Path:
     """The folder that ``run=`` or ``resume=`` names, be it in Hydra's quotes or as it is called."""
-    from loralight.composition import read_value
+    from loralight.config.composition import read_value
 
     name = override.partition("=")[2]
     with suppress(InputError):  # a name that Hydra cannot read stands for itself
@@ -267,7 +266,7 @@ def _complete(arguments: list[str]) -> int:
             return 0
         words.remove(verb)
         os.environ["COMP_LINE"] = " ".join(words)
-    from loralight.composition import run_hydra
+    from loralight.config.composition import run_hydra
 
     sys.argv = ["loralight", *arguments]
     run_hydra(_job("train"), "train" if verb in (None, "sweep", "tasks", "new-task") else verb)

@@ -10,10 +10,11 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from loralight.adapters import Lora, LoraLayer, inject, kernels
+from loralight.acceleration.frozen_linear import multiply_by_onednn_
+from loralight.adapters import Lora, LoraLayer, inject
 from loralight.adapters.base import trainable
-from loralight.adapters.frozen_linear import multiply_by_onednn_
-from loralight.rms_norm import fusible, set_fused_
+from loralight.kernels import linear as kernels
+from loralight.kernels.rms_norm import fusible, set_fused_
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from loralight.build import check_config
-from loralight.composition import compose
-from loralight.plugins import conf_folders
+from loralight.config.build import check_config
+from loralight.config.composition import compose
+from loralight.config.plugins import conf_folders
 
 FOLDERS = conf_folders()
 GROUPS = ("task", "adapter", "optimizer", "scheduler", "trainer", "callbacks", "logger")

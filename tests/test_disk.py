@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from loralight.checkpoint import newest, verify
 from loralight.disk import telling_of_disk
 from loralight.errors import InputError
-from loralight.task import AdapterTask
+from loralight.training.checkpoint import newest, verify
+from loralight.training.task import AdapterTask
 
 InProcess = Callable[..., int]
 

@@ -22,9 +22,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Llam
 
 import loralight
 from loralight.adapters import Lora
+from loralight.artifacts.export import save_adapter
+from loralight.artifacts.peft_format import peft_adapter
 from loralight.errors import InputError
-from loralight.export import save_adapter
-from loralight.peft_format import peft_adapter
 from loralight.tasks.text_classification import TextClassification
 from loralight.tasks.text_generation import TextGeneration
 

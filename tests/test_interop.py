@@ -15,11 +15,11 @@ from torch import Tensor, nn
 import loralight
 from loralight.adapters import Lora, LoraLayer
 from loralight.adapters.base import trainable
-from loralight.build import build_data, build_task, build_trainer, task_class
-from loralight.composition import compose, plain
+from loralight.artifacts.export import save_adapter
+from loralight.config.build import build_data, build_task, build_trainer, task_class
+from loralight.config.composition import compose, plain
 from loralight.errors import InputError
-from loralight.export import save_adapter
-from loralight.task import AdapterTask
+from loralight.training.task import AdapterTask
 
 from .tasks.image_classification.conftest import random_model
 from .tasks.text_generation.conftest import FAMILIES, make_tokenizer

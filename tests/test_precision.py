@@ -15,10 +15,10 @@ from transformers import LlamaConfig, LlamaModel
 
 from loralight.adapters import AdaLora, Adapter, Dora, Lora
 from loralight.adapters.base import trainable
-from loralight.adapters.bitfit import BitFit
-from loralight.adapters.ia3 import IA3
-from loralight.checkpoint import FolderCheckpointIO
-from loralight.task import AdapterTask, Step
+from loralight.adapters.methods.bitfit import BitFit
+from loralight.adapters.methods.ia3 import IA3
+from loralight.training.checkpoint import FolderCheckpointIO
+from loralight.training.task import AdapterTask, Step
 
 
 class Net(nn.Module):

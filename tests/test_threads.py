@@ -16,19 +16,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import loralight
-from loralight.adapters import Lora, inject, kernels
+from loralight.adapters import Lora, inject
 from loralight.adapters.base import trainable
-from loralight.adapters.lora_attention import show_weights_
-from loralight.adapters.parts import parts_of
-from loralight.adapters.rows import by_rows
-from loralight.bank import AdapterBank
+from loralight.adapters.layers.attention import show_weights_
+from loralight.adapters.multi.parts import parts_of
+from loralight.adapters.multi.rows import by_rows
+from loralight.artifacts.bank import AdapterBank
+from loralight.artifacts.export import save_adapter
 from loralight.errors import InputError
-from loralight.export import save_adapter
-from loralight.task import AdapterTask
+from loralight.kernels import linear as kernels
 from loralight.tasks.image_classification import ImageClassification
 from loralight.tasks.ner import Ner
 from loralight.tasks.text_classification import TextClassification
 from loralight.tasks.text_generation import TextGeneration
+from loralight.training.task import AdapterTask
 
 from .tasks.image_classification.conftest import random_model
 from .tasks.text_generation.conftest import FAMILIES, make_tokenizer

@@ -1,15 +1,15 @@
 """Adapters: the few parameters that learn beside a frozen model."""
 
-from loralight.adapters.adalora import AdaLora
 from loralight.adapters.base import Adapter, inject, merge
-from loralight.adapters.dora import Dora
-from loralight.adapters.full import FullFineTuning
-from loralight.adapters.linear_probe import LinearProbe
-from loralight.adapters.lora import Lora
-from loralight.adapters.lora_fa import LoraFA
-from loralight.adapters.lora_layers import LoraLayer, LoraLinear
-from loralight.adapters.peft import PeftMethod
-from loralight.adapters.vera import Vera
+from loralight.adapters.layers.lora import LoraLayer, LoraLinear
+from loralight.adapters.methods.adalora import AdaLora
+from loralight.adapters.methods.dora import Dora
+from loralight.adapters.methods.full import FullFineTuning
+from loralight.adapters.methods.linear_probe import LinearProbe
+from loralight.adapters.methods.lora import Lora
+from loralight.adapters.methods.lora_fa import LoraFA
+from loralight.adapters.methods.peft import PeftMethod
+from loralight.adapters.methods.vera import Vera
 
 __all__ = [
     "AdaLora",

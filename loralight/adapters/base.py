@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from loralight.adapters.fast_path import call_parts_, may_fuse_
-from loralight.adapters.frozen_linear import plain_again_
-from loralight.budget import within_what_may_be_added
+from loralight.acceleration.frozen_linear import plain_again_
+from loralight.adapters.layers.torch_encoder import call_parts_, may_fuse_
 from loralight.errors import InputError
+from loralight.models.budget import within_what_may_be_added
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +176,7 @@ def merge(model: nn.Module) -> None:
     """
     layers = mergeable(model)
     if "peft" in sys.modules:  # else no layer can be of PEFT's
-        from loralight.adapters.peft_layers import merge_layers_
+        from loralight.adapters.peft.layers import merge_layers_
 
         merge_layers_(model)
     for layer in layers.values():

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from loralight.adapters.lora_layers import LoraLayer
+from loralight.adapters.layers.lora import LoraLayer
 
 
 class LayerSpectrum(NamedTuple):

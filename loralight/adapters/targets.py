@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from loralight.errors import InputError
-from loralight.quantisation import QuantisedLinear, refuse_packed
+from loralight.models.quantisation import QuantisedLinear, refuse_packed
 
 Modules = Mapping[str, nn.Module | nn.Parameter]
 """What can be adapted by name: layers, and weights of experts, which are no layers."""

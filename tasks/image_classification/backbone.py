@@ -24,12 +24,12 @@ from timm.models import (
 )
 from torch import nn
 
-from loralight.budget import Size, at_most
 from loralight.errors import InputError, did_you_mean
+from loralight.models.budget import Size, at_most
+from loralight.models.shapes import without_weights
+from loralight.models.strangers import read_object
+from loralight.models.trust import trust
 from loralight.resources import resolve
-from loralight.shapes import without_weights
-from loralight.strangers import read_object
-from loralight.trust import trust
 
 from .images import MODES
 

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import default_collate
 
-from loralight.classes import find_classes
 from loralight.data import TaskData
+from loralight.data.classes import find_classes
+from loralight.data.labels import are_lists, encode_labels, label_name, leave_out_hidden_test, read_labels
+from loralight.data.origin import Origin
+from loralight.data.splits import FORMATS, Splits, check_columns, column_name, read_file
 from loralight.errors import InputError
-from loralight.labels import are_lists, encode_labels, label_name, leave_out_hidden_test, read_labels
-from loralight.origin import Origin
-from loralight.splits import FORMATS, Splits, check_columns, column_name, read_file
 
 from .backbone import find_backbone
 from .images import MODES, convert, list_images, open_image

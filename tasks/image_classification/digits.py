@@ -20,10 +20,10 @@ from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor
 
-from loralight.checkpoint import verify, write_folder
 from loralight.errors import InputError
 from loralight.logs import logger
 from loralight.resources import resolve
+from loralight.training.checkpoint import verify, write_folder
 
 from .backbone import find_backbone
 from .data import ImageClassificationData, Images

@@ -10,13 +10,13 @@ import torch
 from datasets import Dataset, Features, List, Value
 from torch import Tensor
 
-from loralight.classes import check_spelling
 from loralight.data import TaskData
+from loralight.data.classes import check_spelling
+from loralight.data.labels import leave_out_hidden_test
+from loralight.data.origin import Origin
+from loralight.data.splits import Splits, check_columns
 from loralight.errors import InputError, did_you_mean
-from loralight.labels import leave_out_hidden_test
-from loralight.origin import Origin
 from loralight.resources import resolve
-from loralight.splits import Splits, check_columns
 
 from .conll import read_conll
 from .metrics import entity_metrics

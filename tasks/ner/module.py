@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from transformers import AutoModelForTokenClassification, PreTrainedModel
 
+from loralight.acceleration.unpadding import unpad_
+from loralight.data.labels import check_smoothing, weights_of_labels
 from loralight.errors import InputError
-from loralight.labels import check_smoothing, weights_of_labels
-from loralight.pretrained import check_vocabulary, load_model, new_head
-from loralight.task import AdapterTask, Step
-from loralight.unpadding import unpad_
+from loralight.models.pretrained import check_vocabulary, load_model, new_head
+from loralight.training.task import AdapterTask, Step
 
 from .decoding import by_sentence, decode
 from .metrics import entity_metrics
@@ -50,7 +50,7 @@ class Ner(AdapterTask):
         stride: tokens that a window shares with the next.
         class_weights: a weight per tag in the loss, or ``balanced``: in inverse proportion to ``label_counts``.
         label_smoothing: share of the target that is spread over all tags.
-        unpadded: compute on no padding, where the encoder then gives the same, see `loralight.unpadding`.
+        unpadded: compute on no padding, where the encoder then gives the same, see `loralight.acceleration.unpadding`.
         training: adapter, optimizer, scheduler, ...: see `AdapterTask`.
     """
 

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 from datasets import ClassLabel, Dataset
 from tokenizers import Regex, pre_tokenizers
 
+from loralight.data.origin import Origin
 from loralight.errors import InputError
-from loralight.origin import Origin
 
 from .tags import Span, check_tag, detect, spans_of
 

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from loralight.acceleration.first_tokens import read_first_
+from loralight.acceleration.unpadding import unpad_
+from loralight.data.labels import check_smoothing, weights_of_labels
 from loralight.errors import InputError
-from loralight.first_tokens import read_first_
-from loralight.labels import check_smoothing, weights_of_labels
-from loralight.pretrained import (
+from loralight.models.pretrained import (
     agree_on_padding_,
     check_vocabulary,
     load_model,
@@ -20,8 +21,7 @@ from loralight.pretrained import (
     pad_,
     tokenise,
 )
-from loralight.task import AdapterTask, Step
-from loralight.unpadding import unpad_
+from loralight.training.task import AdapterTask, Step
 
 from .metrics import classification_metrics
 
@@ -41,7 +41,7 @@ class TextClassification(AdapterTask):
         class_weights: a weight per label in the loss, or ``balanced``: in inverse proportion to ``label_counts``.
         label_smoothing: share of the target that is spread over all labels.
         unpadded: compute on no padding, and in the last block what the head reads, where the model then gives the
-            same, see `loralight.unpadding`.
+            same, see `loralight.acceleration.unpadding`.
         training: adapter, optimizer, scheduler, ...: see `AdapterTask`.
     """
 

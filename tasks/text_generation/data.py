@@ -13,13 +13,13 @@ from datasets import List as Items
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from loralight.csv_files import header_hint
 from loralight.data import TaskData
-from loralight.encoding import encode_rows
+from loralight.data.csv_files import header_hint
+from loralight.data.encoding import encode_rows
+from loralight.data.origin import Origin
+from loralight.data.splits import Readers, column_name
 from loralight.errors import InputError
-from loralight.origin import Origin
-from loralight.pretrained import check_causal, check_length, load_tokenizer
-from loralight.splits import Readers, column_name
+from loralight.models.pretrained import check_causal, check_length, load_tokenizer
 
 from .chats import Chat, read_template
 from .form import Form

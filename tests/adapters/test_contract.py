@@ -2,7 +2,7 @@
 
 import pytest
 
-from loralight.plugins import conf_folders
+from loralight.config.plugins import conf_folders
 from loralight.testing import AdapterContract
 
 METHODS = sorted(file.stem for folder in conf_folders() for file in folder.glob("adapter/*.yaml"))

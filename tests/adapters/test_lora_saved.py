@@ -16,9 +16,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralFo
 
 from loralight.adapters import Lora
 from loralight.adapters.base import trainable
-from loralight.checkpoint import FolderCheckpointIO
-from loralight.export import load_adapter, read_recipe, save_adapter
-from loralight.task import AdapterTask, Step
+from loralight.artifacts.export import load_adapter, read_recipe, save_adapter
+from loralight.training.checkpoint import FolderCheckpointIO
+from loralight.training.task import AdapterTask, Step
 
 SMALL = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
 NO_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}

@@ -16,16 +16,16 @@ from transformers import (
 
 import loralight
 from loralight.adapters.base import Adapter, trainable
-from loralight.adapters.bitfit import BitFit
-from loralight.adapters.bottleneck import Houlsby
-from loralight.adapters.ia3 import IA3
-from loralight.adapters.norm_tuning import NormTuning
-from loralight.adapters.prefix_tuning import PrefixTuning
-from loralight.adapters.prompt_tuning import PromptTuning
-from loralight.export import CONFIG, save_adapter
-from loralight.task import AdapterTask
+from loralight.adapters.methods.bitfit import BitFit
+from loralight.adapters.methods.bottleneck import Houlsby
+from loralight.adapters.methods.ia3 import IA3
+from loralight.adapters.methods.norm_tuning import NormTuning
+from loralight.adapters.methods.prefix_tuning import PrefixTuning
+from loralight.adapters.methods.prompt_tuning import PromptTuning
+from loralight.artifacts.export import CONFIG, save_adapter
 from loralight.tasks.text_classification import TextClassification
 from loralight.tasks.text_generation import TextGeneration
+from loralight.training.task import AdapterTask
 
 LABELS = ["bad", "so so", "good"]
 TOKENS = torch.arange(1000, 1024).view(3, 8)

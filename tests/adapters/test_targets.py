@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from loralight.adapters import Lora, LoraLayer, inject
-from loralight.adapters.lora_attention import LoraAttention
-from loralight.adapters.lora_peft import peft_experts
+from loralight.adapters.layers.attention import LoraAttention
+from loralight.adapters.peft.lora_names import peft_experts
 from loralight.errors import InputError
 
 

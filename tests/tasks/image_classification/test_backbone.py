@@ -15,10 +15,10 @@ from timm.data.config import resolve_data_config
 from torch import nn
 
 from loralight.errors import InputError
+from loralight.models.trust import trusting
 from loralight.tasks.image_classification import backbone
 from loralight.tasks.image_classification.backbone import classifiers, find_backbone, load_backbone
 from loralight.tasks.image_classification.transforms import evaluation_transform
-from loralight.trust import trusting
 
 ARCHITECTURES = ["test_resnet", "test_efficientnet", "test_convnext", "test_nfnet", "test_vit"]
 

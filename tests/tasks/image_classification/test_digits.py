@@ -14,11 +14,11 @@ import torch
 from datasets import Dataset
 from sklearn.datasets import load_digits
 
-from loralight.checkpoint import write_folder
 from loralight.errors import InputError
 from loralight.tasks.image_classification import digits
 from loralight.tasks.image_classification.backbone import find_backbone, load_backbone
 from loralight.tasks.image_classification.digits import DigitsDemo, make_digits
+from loralight.training.checkpoint import write_folder
 
 
 @pytest.fixture

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 import loralight
 from loralight.adapters import Adapter, FullFineTuning, LinearProbe, Lora, merge
 from loralight.adapters.base import trainable
-from loralight.adapters.frozen_norm import FrozenNorm
-from loralight.adapters.lora_layers import LoraConv2d
+from loralight.adapters.layers.lora import LoraConv2d
+from loralight.artifacts.export import save_adapter
 from loralight.errors import InputError
-from loralight.export import save_adapter
-from loralight.task import AdapterTask
+from loralight.kernels.batch_norm import FrozenNorm
 from loralight.tasks.image_classification import ImageClassification
+from loralight.training.task import AdapterTask
 
 LABELS = ["blue", "green", "red"]
 FAMILIES = ["test_resnet", "test_efficientnet", "test_convnext", "test_vit"]

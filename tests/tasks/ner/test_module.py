@@ -15,18 +15,18 @@ from torch import Tensor
 from transformers import AutoModelForTokenClassification, pipeline
 
 import loralight
+from loralight.acceleration.unpadding import is_unpadded
 from loralight.adapters import Lora, merge
 from loralight.adapters.base import trainable
+from loralight.artifacts.export import save_adapter
 from loralight.errors import InputError
-from loralight.export import save_adapter
-from loralight.optim import parameter_groups
 from loralight.resources import resolve
 from loralight.tasks.ner import Ner, NerData, module
 from loralight.tasks.ner.decoding import decode
 from loralight.tasks.ner.sentences import split_words
 from loralight.tasks.ner.tags import Span, spans_of, tags_of
 from loralight.tasks.ner.windows import join
-from loralight.unpadding import is_unpadded
+from loralight.training.optim import parameter_groups
 
 from .conftest import FAMILIES
 

@@ -6,8 +6,8 @@ from random import Random
 import pytest
 from datasets import Dataset
 
+from loralight.data.origin import Origin
 from loralight.errors import InputError
-from loralight.origin import Origin
 from loralight.tasks.ner.sentences import Sentences, read_spans, split_words
 
 ORIGIN = Origin(split="train", source="rows.jsonl")

@@ -16,15 +16,15 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 import loralight
+from loralight.acceleration.unpadding import is_unpadded, outputs_of_short_rows, unpad_
 from loralight.adapters import Lora, merge
 from loralight.adapters.base import trainable
+from loralight.artifacts.export import save_adapter
 from loralight.errors import InputError
-from loralight.export import save_adapter
-from loralight.optim import parameter_groups
-from loralight.pretrained import agree_on_padding_, check_vocabulary, pad_
-from loralight.task import AdapterTask
+from loralight.models.pretrained import agree_on_padding_, check_vocabulary, pad_
 from loralight.tasks.text_classification import TextClassification, TextClassificationData
-from loralight.unpadding import is_unpadded, outputs_of_short_rows, unpad_
+from loralight.training.optim import parameter_groups
+from loralight.training.task import AdapterTask
 
 from ..text_generation.conftest import make_tokenizer
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from loralight.composition import compose, plain
+from loralight.config.composition import compose, plain
 from loralight.data import TaskData
 from loralight.tasks.text_generation import TextGenerationData
 from loralight.testing import TaskContract

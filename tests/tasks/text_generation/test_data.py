@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers import BertConfig, RobertaConfig
 
 from loralight.errors import InputError
-from loralight.pretrained import check_causal
+from loralight.models.pretrained import check_causal
 from loralight.tasks.text_generation import TextGenerationData
 from loralight.tasks.text_generation.data import IGNORED, read_text
 

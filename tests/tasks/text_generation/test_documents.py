@@ -12,14 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from loralight import documents, unpadding
+from loralight.acceleration import packed_documents as documents
+from loralight.acceleration import unpadding
+from loralight.acceleration.gradient_checkpointing import recompute_
+from loralight.acceleration.packed_documents import Line, attends_within_
+from loralight.acceleration.prefix_cache import Prefix
+from loralight.acceleration.ragged import Ragged
 from loralight.adapters import Lora
-from loralight.adapters.blocks import blocks
-from loralight.adapters.prefix_tuning import PrefixTuning
-from loralight.documents import Line, attends_within_
-from loralight.prefix_cache import Prefix
-from loralight.ragged import Ragged
-from loralight.recomputing import recompute_
+from loralight.adapters.methods.prefix_tuning import PrefixTuning
+from loralight.models.blocks import blocks
 
 from .test_module import ROWS, batch_of, gradients, make
 

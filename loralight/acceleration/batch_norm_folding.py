@@ -1,0 +1,113 @@
+"""BatchNorm layers whose scale goes into the convolution before them: for good, or in each step of training."""
+
+from collections import Counter
+from collections.abc import Collection, Iterator
+
+import torch
+from timm.layers.conv2d_same import Conv2dSame
+from timm.models import get_notrace_functions, get_notrace_modules
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from loralight.adapters.layers.lora import LoraConv1d, LoraConv2d, LoraConv3d
+from loralight.errors import InputError
+from loralight.kernels.batch_norm import FROZEN, Follower
+
+_ADAPTED = (LoraConv1d, LoraConv2d, LoraConv3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2dSame)
+_NORMS = (*FROZEN, *FROZEN.values())
+"""Exact classes: a subclass may compute something else, as one that standardises its weight does."""
+
+
+def refuse_without_batch_norm(model: nn.Module) -> None:
+    """Raise ``E-FOLD`` if a model has no BatchNorm."""
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        raise InputError("E-FOLD", f"{type(model).__name__} has no BatchNorm; leave fold_batch_norm=false")
+
+
+def fold_batch_norm_(model: nn.Module) -> int:
+    """Put each BatchNorm into the convolution whose output it alone reads, in place; returns how many.
+
+    The layer stays, so that the model keeps its architecture and its keys, and only adds what is left of it, a bias:
+    its weight is 1, its mean 0, its variance ``1 - eps``.
+
+    Raises:
+        InputError: there is none, or the model cannot be traced by torch.fx (``E-FOLD``).
+    """
+    pairs = list(_pairs(model, _CONVOLUTIONS))
+    if not pairs:
+        raise InputError("E-FOLD", "no BatchNorm follows a convolution in this model; leave fold_batch_norm=false")
+    for convolution, norm in pairs:
+        _fold_(model.get_submodule(convolution), model.get_submodule(norm))
+    return len(pairs)
+
+
+def link_(model: nn.Module) -> None:
+    """Tell convolutions and BatchNorm layers of each other, where tracing shows that the one alone reads the other.
+
+    In training a frozen one is then part of an adapted convolution, see `loralight.kernels.batch_norm`. A second call
+    starts anew.
+    """
+    for module in model.modules():
+        if isinstance(module, (*_ADAPTED, *_NORMS)):
+            vars(module).pop("follower" if isinstance(module, _ADAPTED) else "source", None)
+    if not any(isinstance(module, _ADAPTED) for module in model.modules()):
+        return
+    try:
+        pairs = list(_pairs(model, (*_CONVOLUTIONS, *_ADAPTED)))
+    except InputError:  # then each computes by itself, which is the same
+        return
+    for name, norm in pairs:
+        convolution = model.get_submodule(name)
+        vars(model.get_submodule(norm))["source"] = convolution
+        if isinstance(convolution, _ADAPTED):
+            parent, _, own = norm.rpartition(".")
+            convolution.follower = Follower(parent=model.get_submodule(parent), name=own)
+
+
+class _Tracer(fx.Tracer):
+    """Looks no further into the layers that are folded, nor where timm says that nothing can be traced."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        whole = (*_CONVOLUTIONS, *_ADAPTED, *_NORMS, *get_notrace_modules())  # type: ignore[no-untyped-call]
+        return type(m) in whole or super().is_leaf_module(m, module_qualified_name)
+
+
+def _pairs(model: nn.Module, convolutions: Collection[type[nn.Module]]) -> Iterator[tuple[str, str]]:
+    """The names of convolutions, each of one of these classes, and of the BatchNorm that alone reads its output."""
+    try:
+        graph = _Tracer(autowrap_functions=tuple(get_notrace_functions())).trace(model)  # type: ignore[no-untyped-call]
+    except Exception as error:  # whatever a model's own code raises when it is given no real tensor
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            "E-FOLD", f"torch.fx cannot trace {type(model).__name__}: {reason}; leave fold_batch_norm=false"
+        ) from error
+    calls = [node for node in graph.nodes if node.op == "call_module"]
+    times = Counter(id(model.get_submodule(str(node.target))) for node in calls)
+    for node in calls:
+        before = node.args[0] if node.args else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
+            continue
+        convolution, norm = (model.get_submodule(str(one.target)) for one in (before, node))
+        if type(convolution) not in convolutions or type(norm) not in _NORMS or times[id(convolution)] > 1:
+            continue
+        assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        if times[id(norm)] == 1 and norm.affine and norm.running_mean is not None:
+            yield str(before.target), str(node.target)
+
+
+@torch.no_grad()
+def _fold_(convolution: nn.Module, norm: nn.Module) -> None:
+    assert isinstance(convolution, nn.modules.conv._ConvNd) and isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    assert norm.running_mean is not None and norm.running_var is not None
+    tensors = (convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    weight, bias, mean, variance, scale, shift = (None if one is None else one.cpu().double() for one in tensors)
+    assert weight is not None and mean is not None and variance is not None
+    weight, bias = fuse_conv_bn_weights(weight, bias, mean, variance, norm.eps, scale, shift)
+    convolution.weight.copy_(weight)
+    if convolution.bias is not None:
+        convolution.bias.zero_()
+    norm.weight.fill_(1)
+    norm.bias.copy_(bias)
+    norm.running_mean.zero_()
+    norm.running_var.fill_(1 - norm.eps)

@@ -1,0 +1,126 @@
+"""Having a model's frozen linear layers multiply by oneDNN in training; what that is: `onednn`."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from loralight.adapters.layers.lora import LoraProduct
+from loralight.errors import InputError
+from loralight.kernels.linear import in_autocast, is_eager
+from loralight.kernels.onednn import Matrices, can_multiply, forget_, matrices_of, multiply, register_
+
+
+class FrozenLayer(nn.Module):
+    """A frozen matrix product without an adapter: the plain layer in all it computes."""
+
+    plain: ClassVar[type[nn.Module]]
+    weight_is_transposed: ClassVar[bool] = False
+
+    weight: Any
+    bias: Any
+
+    def forward(self, x: Tensor) -> Tensor:
+        matrices = matrices_of(self.weight) if self._is_frozen and is_eager() and x.numel() else None
+        fits = torch.is_autocast_enabled(x.device.type) or x.dtype == self.weight.dtype
+        if matrices is None or not fits:
+            y: Tensor = super().forward(x)  # of the plain layer, which comes next in every subclass
+            return y
+        weight = self.weight
+        if self.weight_is_transposed:
+            matrices, weight = matrices.T, weight.T
+        return frozen_linear(x, weight, self.bias, matrices)
+
+    @property
+    def _is_frozen(self) -> bool:
+        return not (self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad))
+
+
+class FrozenLinear(FrozenLayer, nn.Linear):
+    """See `FrozenLayer`."""
+
+    plain = nn.Linear
+
+
+class FrozenConv1D(FrozenLayer, Conv1D):
+    """GPT-2's linear layer, whose weight is (in, out); see `FrozenLayer`."""
+
+    plain = Conv1D
+    weight_is_transposed = True
+
+
+_KINDS: dict[type[nn.Module], type[FrozenLayer]] = {layer.plain: layer for layer in (FrozenLinear, FrozenConv1D)}
+
+
+def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None, matrices: Matrices | None) -> Tensor:
+    """``W x + b``, of which x alone can learn: x (..., in), weight (out, in)."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        x, bias = in_autocast(x, bias)
+        with torch.autocast(device, enabled=False):
+            return frozen_linear(x, weight, bias, matrices)
+    y: Tensor = _FrozenLinear.apply(x, weight, bias, matrices)
+    return y.view(*x.shape[:-1], -1)  # as in `lora_linear`
+
+
+class _FrozenLinear(Function):
+    """The result is (tokens, out)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, matrices: Matrices | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.matrices, ctx.shape = matrices, x.shape
+        return multiply(x.reshape(-1, x.shape[-1]), weight, bias, matrices and matrices.weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        g_x = _FrozenLinear.apply(gradient, weight.T, None, ctx.matrices and ctx.matrices.T)
+        return g_x.view(ctx.shape), None, None, None
+
+
+def multiply_by_onednn_(model: nn.Module) -> None:
+    """Have the frozen linear layers of ``model`` multiply by oneDNN in training, where that is there."""
+    for layer in _frozen_layers(model):
+        layer.__class__ = _KINDS.get(type(layer), type(layer))
+
+
+def prepack_(model: nn.Module) -> None:
+    """Have the frozen linear layers of ``model`` read packed weights in training; nothing is packed before they do.
+
+    Raises:
+        InputError: there is none, it is not on a processor, or PyTorch cannot pack its weight (``E-PREPACK``).
+    """
+    layers = _frozen_layers(model)
+    if not layers:
+        raise InputError("E-PREPACK", f"{type(model).__name__} has no frozen linear layer; set task.prepack=false")
+    for weight in (layer.weight for layer in layers):
+        if weight.device.type != "cpu" or not can_multiply(weight.dtype):
+            where = f"{str(weight.dtype).removeprefix('torch.')} weights on {weight.device.type}"
+            raise InputError(
+                "E-PREPACK",
+                f"weights are packed by PyTorch's oneDNN, on a processor, in float32 and perhaps bfloat16; here are "
+                f"{where}: set task.prepack=false",
+            )
+    for layer in layers:
+        register_(layer.weight)
+    multiply_by_onednn_(model)
+
+
+def _frozen_layers(model: nn.Module) -> list[Any]:
+    """Those with an adapter and those without; none over a vocabulary, where there is more to save than a product."""
+    layers: Any = [m for m in model.modules() if isinstance(m, LoraProduct | FrozenLayer) or type(m) in _KINDS]
+    ends = [part.get_output_embeddings() for part in model.modules() if isinstance(part, PreTrainedModel)]  # type: ignore[no-untyped-call]
+    return [layer for layer in layers if not layer.weight.requires_grad and not any(layer is end for end in ends)]
+
+
+def plain_again_(model: nn.Module) -> None:
+    """Undo `multiply_by_onednn_` and `prepack_`."""
+    for module in model.modules():
+        if isinstance(module, FrozenLayer | LoraProduct):
+            forget_(module.weight)
+        if isinstance(module, FrozenLayer):
+            module.__class__ = module.plain  # type: ignore[assignment]  # the way back

@@ -1,0 +1,120 @@
+"""Language models that attend within each document of a row, in place of masking what is outside it.
+
+A mask of packed rows has attention compare all tokens of a row, though most lie in other documents. So the tokens of
+all rows go through the model in one line, document after document, of which only attention has to know: it learns it
+through transformers' registry, as it does in an encoder without padding (`loralight.acceleration.unpadding`).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import sdpa_mask
+
+from loralight.acceleration.ragged import Ragged
+from loralight.acceleration.unpadding import attend_by_row
+from loralight.logs import logger
+from loralight.models.pretrained import num_embeddings
+
+_NAME = "loralight_documents"  # of our attention function, as transformers calls its own `sdpa`
+_attends: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # the models that were tried
+_ATTENDED: ContextVar[Ragged | None] = ContextVar("documents_attended_to", default=None)
+
+
+class Line:
+    """The tokens of packed rows in one line, documents from long to short.
+
+    Args:
+        position_ids: (rows, tokens), which begin with 0 in each document.
+
+    Attributes:
+        places: of the tokens, in the order of the line, in the rows one after the other: (tokens,).
+    """
+
+    def __init__(self, position_ids: Tensor) -> None:
+        starts = (position_ids == 0).flatten().nonzero().squeeze(1)
+        lengths = starts.diff(append=starts.new_tensor([position_ids.numel()]))
+        counts = torch.arange(int(lengths.max()), device=starts.device)
+        self._documents = Ragged(counts < lengths.unsqueeze(1), is_causal=True)
+        rectangle = starts.unsqueeze(1) + counts  # (documents, longest)
+        self.places = rectangle.flatten()[self._documents.places]
+
+    def line_up(self, rows: Tensor) -> Tensor:
+        """From (rows, tokens) to (1, all tokens)."""
+        return rows.flatten().index_select(0, self.places).unsqueeze(0)
+
+    @contextmanager
+    def attended(self) -> Iterator[None]:
+        """A context in which a model that `attends_within_` is given this line."""
+        token = _ATTENDED.set(self._documents)
+        try:
+            yield
+        finally:
+            _ATTENDED.reset(token)
+
+
+def attends_within_(model: PreTrainedModel) -> bool:
+    """Have ``model`` attend within documents where it is given a `Line`, if its outputs stay the same: tried once.
+
+    Returns:
+        Whether it does; if not, it says why not, and nothing has changed.
+    """
+    if model not in _attends:
+        reason = _why_not(model)
+        _attends[model] = reason is None
+        if reason is not None:
+            logger.info("%s compares documents that share a row: %s", type(model).__name__, reason)
+    return _attends[model] and model.config._attn_implementation == _NAME
+
+
+def _why_not(model: PreTrainedModel) -> str | None:
+    config = model.config.get_text_config()
+    if model.config._attn_implementation not in ("sdpa", _NAME):  # its config may be that of another model too
+        return f"its attention is {model.config._attn_implementation!r}, not 'sdpa'"
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds - {"full_attention"} or (not kinds and getattr(config, "sliding_window", None)):
+        return "some of its layers do not look back to the beginning"
+    expected = _logits_of_two_documents(model, in_line=False)
+    model.set_attn_implementation(_NAME)
+    try:
+        difference = (_logits_of_two_documents(model, in_line=True) - expected).abs().max()
+        if difference <= (0.03 if expected.dtype.itemsize < 4 else 1e-3) * expected.abs().max():
+            return None
+        reason = "its outputs would be others"
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+    model.set_attn_implementation("sdpa")
+    return reason
+
+
+@torch.no_grad()
+def _logits_of_two_documents(model: PreTrainedModel, *, in_line: bool) -> Tensor:
+    """Logits (tokens, vocabulary) in evaluation mode, in the order of the line."""
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4]], device=model.device)
+    ids = torch.arange(5, 13, device=model.device).unsqueeze(0) % (num_embeddings(model) or 13)
+    line = Line(positions)
+    was_training = model.training
+    model.train(False)
+    try:
+        if in_line:
+            ids, positions = line.line_up(ids), line.line_up(positions)
+        with line.attended() if in_line else nullcontext():
+            logits: Tensor = model(input_ids=ids, position_ids=positions, use_cache=False).logits.squeeze(0)
+        return logits if in_line else logits.index_select(0, line.places)
+    finally:
+        model.train(was_training)
+
+
+def _mask(**settings: Any) -> Any:
+    """What is known of a line's documents in the mask's place, else the mask of `sdpa`."""
+    documents = None if torch.compiler.is_compiling() else _ATTENDED.get()
+    return sdpa_mask(**settings) if documents is None else documents
+
+
+AttentionInterface.register(_NAME, attend_by_row)
+AttentionMaskInterface.register(_NAME, _mask)

@@ -1,0 +1,150 @@
+"""Activations that are cheap to make again are not kept for the backward pass, but made again there.
+
+A matrix product with an adapter keeps its input, for the gradient of A. Often that is the output of a norm or of an
+activation function, which keeps an input of its own: from that the output is made again by the same operation, bit for
+bit, in little time beside a product. It is a third or more of what blocks of transformers keep. (Selective
+recomputation: Korthikanti et al., 2022, https://arxiv.org/abs/2205.05198, section 5, where it is attention's.)
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import TensorWeakRef
+
+from loralight.kernels.rms_norm import is_rms_norm
+
+_CHEAP = (nn.LayerNorm, nn.RMSNorm, nn.GELU, nn.SiLU)
+_CHEAP_OF_TRANSFORMERS = "transformers.activations"  # ReLU and others that keep their output are torch's own there
+
+# whether a gated block multiplies as it seems to; a first pass showed it
+_multiplies: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+_Note = Callable[[Callable[..., Tensor], tuple[Any, ...], Any], None]
+
+
+@contextmanager
+def selective_recompute(model: nn.Module) -> Iterator[None]:
+    """A context of ``model``'s forward pass, in training, that keeps less for the backward pass.
+
+    Gradients are the same bit for bit. A compiled model chooses for itself what to keep.
+    """
+    if model._compiled_call_impl is not None:
+        yield
+        return
+    recipes: dict[int, _Recipe] = {}  # by the storage of what they make
+
+    def note(function: Callable[..., Tensor], inputs: tuple[Any, ...], output: Any) -> None:
+        are_tensors = bool(inputs) and all(isinstance(part, Tensor) for part in (*inputs, output))
+        if are_tensors and output.requires_grad:  # without a gradient the input is not kept either
+            recipes[_storage(output)] = _Recipe(function, inputs, output)
+
+    def keep(tensor: Tensor) -> Callable[[], Tensor]:
+        recipe = recipes.get(_storage(tensor))
+        if recipe is not None and recipe.is_of(tensor):
+            return recipe.serve(tensor.shape)
+        return partial(_unchanged, tensor, tensor._version)
+
+    hooks = [hook for module in model.modules() for hook in _watch(module, note)]
+    try:
+        with saved_tensors_hooks(keep, lambda kept: kept()):
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _Recipe:
+    """How a tensor is made again from others, which are kept anyway."""
+
+    def __init__(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self._function, self._inputs = function, [(part.detach(), part._version) for part in inputs]
+        self._output, self._version = TensorWeakRef(output), output._version
+        device = output.device.type
+        dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+        self._autocast = partial(torch.autocast, device, dtype=dtype, enabled=enabled)
+        self._num_served = self._num_made = 0
+        self._made: Tensor | None = None
+
+    def is_of(self, tensor: Tensor) -> bool:
+        """Whether ``tensor`` is the output, perhaps in another shape, and not written to since."""
+        output = self._output()
+        return (
+            output is not None
+            and _storage(tensor) == _storage(output)
+            and (tensor.dtype, tensor.numel()) == (output.dtype, output.numel())
+            and tensor.is_contiguous()  # as many numbers in the same storage: they begin where the output does
+            and output.is_contiguous()
+            and output._version == self._version
+            and all(part._version == version for part, version in self._inputs)
+            and all(_storage(part) != _storage(output) for part, _ in self._inputs)
+        )
+
+    def serve(self, shape: torch.Size) -> Callable[[], Tensor]:
+        self._num_served += 1
+        return partial(self._make, shape)
+
+    @torch.no_grad()
+    def _make(self, shape: torch.Size) -> Tensor:
+        """The tensor, made for the first who asks and held until all who are served have had it."""
+        if self._made is None:
+            with self._autocast():
+                self._made = self._function(*(_unchanged(part, version) for part, version in self._inputs))
+        made = self._made.view(shape)
+        self._num_made += 1
+        if self._num_made % self._num_served == 0:
+            self._made = None
+        return made
+
+
+def _storage(tensor: Tensor) -> int:
+    """Which memory a tensor lies in, also where there is none behind it (device ``meta``)."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _unchanged(tensor: Tensor, version: int) -> Tensor:
+    """What autograd itself looks after, where no hooks are."""
+    if tensor._version != version:
+        raise RuntimeError(
+            f"a tensor of shape {tuple(tensor.shape)} that is needed for the gradients was written to in place after "
+            "it was used; find the operation (its name ends in _), or see torch.autograd.set_detect_anomaly"
+        )
+    return tensor
+
+
+def _watch(module: Any, note: _Note) -> list[RemovableHandle]:
+    """Hooks that note what of ``module`` can be made again."""
+    if isinstance(module, _CHEAP) or type(module).__module__ == _CHEAP_OF_TRANSFORMERS or is_rms_norm(module):
+        return [module.register_forward_hook(lambda module, args, output: note(module.forward, args, output))]
+    # down_proj(act_fn(gate_proj(x)) * up_proj(x)), as Llama and its kin compute it
+    names = ("gate_proj", "up_proj", "down_proj", "act_fn")
+    return _watch_product(module, note) if all(isinstance(getattr(module, n, None), nn.Module) for n in names) else []
+
+
+def _watch_product(module: Any, note: _Note) -> list[RemovableHandle]:
+    act_fn, up_proj = module.act_fn, module.up_proj
+    parts: dict[Any, tuple[tuple[Any, ...], Tensor]] = {}  # what a part was last given, and what it made of it
+
+    def note_part(part: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        parts[part] = args, output
+
+    def note_product(down_proj: nn.Module, args: tuple[Any, ...]) -> None:
+        if parts.keys() != {act_fn, up_proj}:
+            return
+        (given, gated), (_, up) = parts.pop(act_fn), parts.pop(up_proj)
+        if module not in _multiplies:
+            _multiplies[module] = torch.equal(gated * up, *args)
+        if _multiplies[module]:
+            note(lambda gate, up: act_fn.forward(gate) * up, (*given, up), *args)
+
+    return [
+        act_fn.register_forward_hook(note_part),
+        up_proj.register_forward_hook(note_part),
+        module.down_proj.register_forward_pre_hook(note_product),
+    ]

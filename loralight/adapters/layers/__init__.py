@@ -1,0 +1,1 @@
+"""Layers that hold what a method adds, each made of a plain layer in place."""

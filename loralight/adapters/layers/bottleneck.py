@@ -1,0 +1,152 @@
+"""Layers with a bottleneck after or beside them, each upgraded in place."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+from loralight.adapters.base import Added
+from loralight.models.blocks import widths
+
+
+class Bottleneck(Added):
+    """``scale * up(relu(down(x)))`` with ``up`` at 0, so that it computes 0 before it is trained.
+
+    Shapes: x (..., outer), or (batch, outer, height, width) with 1 x 1 convolutions; the result is like x.
+
+    Args:
+        outer: width of what goes in and comes out.
+        inner: width in between.
+        scale: a constant factor.
+        layer: the class of ``down`` and ``up``.
+        like: a weight beside it, for the device and the precision.
+    """
+
+    def __init__(self, outer: int, inner: int, *, scale: float = 1.0, layer: Any = nn.Linear, like: Tensor) -> None:
+        super().__init__()
+        dtype = torch.promote_types(like.dtype, torch.float32)  # half precision would round small steps away
+        self.down = layer(outer, inner, device=like.device, dtype=dtype)
+        self.up = layer(inner, outer, device=like.device, dtype=dtype)
+        self.scale = scale
+        nn.init.zeros_(self.down.bias)  # a bias above what comes in would switch units off for good
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.up(F.relu(self.down(x.to(self.up.weight.dtype)))) * self.scale
+        return y.to(x.dtype)
+
+
+def width_of(layer: nn.Module) -> int:
+    """How wide a layer's output is."""
+    return int(layer.out_channels) if isinstance(layer, nn.Conv2d) else widths(layer)[1]
+
+
+class SerialLayer(nn.Module):
+    """A frozen layer that a bottleneck with a residual connection follows: ``y + bottleneck(y)``."""
+
+    bottleneck: Bottleneck
+    made_of: ClassVar[Any] = nn.Linear
+    """The class of the bottleneck's layers."""
+
+    weight: Any  # of the plain layer, which types it in its own way
+
+    @classmethod
+    def upgrade_(cls, layer: nn.Module, width: int) -> None:
+        """Add a bottleneck of ``width``."""
+        outer = width_of(layer)
+        layer.__class__ = cls
+        assert isinstance(layer, cls)
+        layer.bottleneck = Bottleneck(outer, width, layer=cls.made_of, like=layer.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = super().forward(x)  # of the plain layer, which comes next in every subclass
+        added: Tensor = self.bottleneck(y)
+        return y + added
+
+
+class SerialLinear(SerialLayer, nn.Linear):
+    """See `SerialLayer`."""
+
+
+class SerialConv1D(SerialLayer, Conv1D):
+    """See `SerialLayer`."""
+
+
+class _PointwiseConv(nn.Conv2d):
+    """A linear layer for each pixel."""
+
+    def __init__(self, inputs: int, outputs: int, **where: Any) -> None:
+        super().__init__(inputs, outputs, kernel_size=1, **where)
+
+
+class SerialConv2d(SerialLayer, nn.Conv2d):
+    """See `SerialLayer`."""
+
+    made_of = _PointwiseConv
+
+
+SERIAL: dict[type[nn.Module], type[SerialLayer]] = {
+    nn.Linear: SerialLinear,
+    Conv1D: SerialConv1D,
+    nn.Conv2d: SerialConv2d,
+}
+"""What each class of layer becomes."""
+
+
+class ReadLayer(nn.Module):
+    """The first layer of a network with a bottleneck beside it, which reads the same input.
+
+    The bottleneck belongs to the network's last layer, which adds the result to its own.
+    """
+
+    last: tuple["AddingLayer"]  # in a tuple, so that it is no part of this layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last[0].beside = self.last[0].bottleneck(x)
+        y: Tensor = super().forward(x)
+        return y
+
+
+class AddingLayer(nn.Module):
+    """The last layer of such a network."""
+
+    bottleneck: Bottleneck
+    beside: Tensor | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.beside is not None, "the network's first layer comes first"
+        y: Tensor = super().forward(x) + self.beside
+        self.beside = None  # no activation outlives a step, or is in a copy
+        return y
+
+
+class ReadLinear(ReadLayer, nn.Linear):
+    """See `ReadLayer`."""
+
+
+class ReadConv1D(ReadLayer, Conv1D):
+    """See `ReadLayer`."""
+
+
+class AddingLinear(AddingLayer, nn.Linear):
+    """See `AddingLayer`."""
+
+
+class AddingConv1D(AddingLayer, Conv1D):
+    """See `AddingLayer`."""
+
+
+_PARALLEL = {nn.Linear: (ReadLinear, AddingLinear), Conv1D: (ReadConv1D, AddingConv1D)}
+
+
+def add_parallel_(first: nn.Module, last: nn.Module, width: int, *, scale: float) -> None:
+    """Add a bottleneck of ``width`` beside the network from ``first`` to ``last``, both linear layers."""
+    outer = width_of(last)
+    first.__class__, last.__class__ = _PARALLEL[type(first)][0], _PARALLEL[type(last)][1]
+    assert isinstance(first, ReadLayer) and isinstance(last, AddingLayer)
+    last.bottleneck = Bottleneck(outer, width, scale=scale, like=next(last.parameters()))
+    last.beside = None
+    first.last = (last,)

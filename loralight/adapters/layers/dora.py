@@ -1,0 +1,101 @@
+"""Layers whose weight is a direction with a low-rank update and a magnitude for each output."""
+
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from loralight.adapters.layers.embedding import LoraEmbedding
+from loralight.adapters.layers.lora import LoraConv1D, LoraConv1d, LoraConv2d, LoraConv3d, LoraLayer, LoraLinear
+from loralight.adapters.layers.quantised import LoraQuantisedLinear
+
+_LEAST = 1e-6
+"""The norm that a row of zeros (a pruned output, say) is taken to have, so that it can learn."""
+
+
+class DoraLayer(LoraLayer):
+    """A layer with the weight ``m (W + scaling B A) / ||W + scaling B A||``, norms over what makes one output.
+
+    The norm is a constant to the gradient (section 4.3 of the paper). It is that of W times what the update makes of
+    it, a factor of exactly 1 as long as B is zero, so that step 0 is the base's on any device. Dropout is on the input
+    of ``B A`` alone; in the authors' code also on that of W, once m has moved.
+
+    Shapes: lora_magnitude_vector (out,), of convolutions (1, out, 1, ...); norm (out,).
+    """
+
+    extras: ClassVar[tuple[str, ...]] = (*LoraLayer.extras, "lora_magnitude_vector", "norm")
+
+    lora_magnitude_vector: nn.Parameter
+    norm: Tensor
+
+    @classmethod
+    def upgrade_(cls, layer: nn.Module, **settings: Any) -> Self:
+        dora = super().upgrade_(layer, **settings)
+        matrix = dora.as_matrix(dora.weight.detach()).to(dora.lora_A.dtype)
+        # not saved: it follows from the frozen weight, and PEFT's files have no place for it
+        dora.register_buffer("norm", torch.linalg.vector_norm(matrix, dim=1).clamp_min(_LEAST), persistent=False)
+        dora.lora_magnitude_vector = nn.Parameter(dora.as_output(dora.norm.clone()))
+        return dora
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = super().forward(x)
+        scale = self.as_output(self.scale())
+        scale = scale.view(scale.shape[-y.ndim :])  # an input of a convolution may have no batch
+        bias = self._parameters.get("bias")  # an embedding has none
+        scaled = y * scale if bias is None else y * scale + (1 - scale) * bias.view_as(scale)
+        return scaled.to(y.dtype)
+
+    def scale(self) -> Tensor:
+        """``m / ||W + scaling B A||``, (out,)."""
+        return self.lora_magnitude_vector.flatten() / (self.norm * self.growth())
+
+    @torch.no_grad()
+    def growth(self) -> Tensor:
+        """``||W + scaling B A|| / ||W||``, (out,), without forming a matrix of W's size.
+
+        By ``||w + s b A||^2 = ||w||^2 + 2 s b A w + s^2 b A A^T b^T`` for the rows w of W and b of B.
+        """
+        a, b = self.update_factors()
+        with torch.autocast(a.device.type, enabled=False):
+            across = self.as_matrix(self.weight).to(a.dtype) @ a.T  # (out, rank)
+            added = (b * (2 * self.scaling * across + self.scaling**2 * (b @ (a @ a.T)))).sum(1)
+        return (1 + added / self.norm.square()).clamp_min(_LEAST**2).sqrt()
+
+    def merged(self, dtype: torch.dtype) -> Tensor:
+        matrix = self.as_matrix(super().merged(dtype))
+        return self.as_weight(matrix * self.scale().to(dtype)[:, None])
+
+
+class DoraLinear(DoraLayer, LoraLinear):
+    """See `DoraLayer`."""
+
+
+class DoraConv1D(DoraLayer, LoraConv1D):
+    """See `DoraLayer`."""
+
+
+class DoraConv1d(DoraLayer, LoraConv1d):
+    """See `DoraLayer`."""
+
+
+class DoraConv2d(DoraLayer, LoraConv2d):
+    """See `DoraLayer`."""
+
+
+class DoraConv3d(DoraLayer, LoraConv3d):
+    """See `DoraLayer`."""
+
+
+class DoraEmbedding(DoraLayer, LoraEmbedding):
+    """See `DoraLayer`; an output is one number of all tokens' rows, so that a magnitude moves unseen tokens too."""
+
+
+class DoraQuantisedLinear(DoraLayer, LoraQuantisedLinear):
+    """See `DoraLayer`; the weight is unpacked once more in each pass, for the norm."""
+
+
+DORA_LAYERS: dict[type[nn.Module], type[DoraLayer]] = {
+    layer.plain: layer
+    for layer in (DoraLinear, DoraConv1D, DoraConv1d, DoraConv2d, DoraConv3d, DoraEmbedding, DoraQuantisedLinear)
+}
+"""What each class of layer becomes."""

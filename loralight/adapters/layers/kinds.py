@@ -1,0 +1,97 @@
+"""What each class of layer becomes when LoRA adapts it, and what cannot be adapted so."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from loralight.adapters.layers.attention import LoraAttention
+from loralight.adapters.layers.embedding import LoraEmbedding, refuse_rescaling
+from loralight.adapters.layers.lora import LAYERS, LoraLayer
+from loralight.adapters.layers.quantised import LoraQuantisedLinear
+from loralight.adapters.layers.slices import SLICED, SLICES
+from loralight.errors import InputError
+from loralight.models.quantisation import QuantisedLinear
+
+KINDS: dict[type[nn.Module], type[LoraLayer | LoraAttention]] = {
+    **LAYERS,
+    nn.Embedding: LoraEmbedding,
+    QuantisedLinear: LoraQuantisedLinear,
+    nn.MultiheadAttention: LoraAttention,
+}
+"""What each class of layer becomes."""
+
+
+def kind_of(layer: nn.Module, slices: str | None) -> Any:
+    """What a layer becomes, with A and B for each of ``slices`` if these are told apart."""
+    return KINDS[type(layer)] if slices is None else SLICED.get(type(layer), LoraAttention)
+
+
+def check_slices(slices: Mapping[str, str]) -> None:
+    """Check what a config says of slices, before there is a model.
+
+    Raises:
+        InputError: a value is no choice of q, k, v and o (``E-SLICES``).
+    """
+    for pattern, chosen in slices.items():
+        if (
+            not isinstance(chosen, str)
+            or not chosen
+            or set(chosen) - set(f"{SLICES}o")
+            or len(set(chosen)) < len(chosen)
+        ):
+            raise InputError(
+                "E-SLICES",
+                f"adapter.slices[{pattern}] is {chosen!r}; give the letters of the projections to adapt, such as qv "
+                "for queries and values",
+            )
+
+
+def check(name: str, layer: Any, *, special: Mapping[str, Any], slices: str | None, is_tied: bool) -> None:
+    """Check that ``layer`` can be adapted as it is asked for.
+
+    Args:
+        special: the settings in use beyond rank and alpha.
+        is_tied: other layers share its weight.
+
+    Raises:
+        InputError: it is an embedding that rescales its rows (``E-MAX-NORM``), a setting has nothing to act on
+            (``E-LAYER``), or it has no such slices (``E-SLICES``).
+    """
+    refuse_rescaling(name, layer)
+    if isinstance(layer, nn.MultiheadAttention | nn.Parameter):
+        _refuse(name, special, list(special), "is adapted in its weights alone")
+    elif isinstance(layer, nn.Embedding) and special.get("init") == "eva":
+        _refuse(name, special, ["init"], "takes numbers of tokens, which have no directions")
+    elif is_tied:
+        _refuse(name, special, ["init"], "shares its weight and its factors with another layer")
+    elif slices is not None:
+        _refuse(name, special, ["init", "orthogonality"], "has factors for each of its slices")
+    if slices is not None and not isinstance(layer, nn.MultiheadAttention):
+        _check_fused(name, layer, slices)
+
+
+def _refuse(name: str, special: Mapping[str, Any], settings: list[str], why: str) -> None:
+    if taken := [f"adapter.{setting}={special[setting]}" for setting in settings if setting in special]:
+        raise InputError(
+            "E-LAYER",
+            f"{name} {why}, for which there is no {taken[0]}: leave that setting as it is by default, or the layer "
+            f"out, with adapter.exclude=[{name}] say",
+        )
+
+
+def _check_fused(name: str, layer: Any, slices: str) -> None:
+    """Check that a layer is three projections in one, each as wide as its input.
+
+    Other widths (grouped queries) would put the borders elsewhere.
+    """
+    if type(layer) not in SLICED:
+        raise InputError("E-SLICES", f"adapter.slices: {name} ({type(layer).__name__}) has no slices; leave it out")
+    out, width = layer.weight.T.shape if isinstance(layer, Conv1D) else layer.weight.shape
+    if "o" in slices or out != len(SLICES) * width:
+        raise InputError(
+            "E-SLICES",
+            f"adapter.slices: {name} takes {width} numbers and gives {out}; {slices!r} can only be told apart in a "
+            "layer that gives three times what it takes, and o only in nn.MultiheadAttention. Leave it out",
+        )

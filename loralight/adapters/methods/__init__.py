@@ -1,0 +1,1 @@
+"""The methods of fine-tuning, one a file: LoRA, its relatives, and what they are compared with."""

@@ -1,0 +1,29 @@
+"""LoRA-FA: Zhang et al., 2023, https://arxiv.org/abs/2308.03303."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from loralight.adapters.layers.lora import LAYERS, LoraLayer
+from loralight.adapters.layers.quantised import LoraQuantisedLinear
+from loralight.adapters.methods.low_rank import LowRankAdapter
+from loralight.models.quantisation import QuantisedLinear
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraFA(LowRankAdapter):
+    """LoRA with A frozen as it was drawn, so that a linear layer keeps ``A x`` for the backward pass and not its input.
+
+    A is saved with B: the adapter is a LoRA adapter like any other.
+    """
+
+    layers: ClassVar[Mapping[type[nn.Module], type[LoraLayer]]] = {**LAYERS, QuantisedLinear: LoraQuantisedLinear}
+
+    def adapt_(self, layer: nn.Module, *, rank: int, alpha: float) -> LoraLayer:
+        adapted = super().adapt_(layer, rank=rank, alpha=alpha)
+        drawn = adapted.lora_A.detach()
+        del adapted.lora_A
+        adapted.register_buffer("lora_A", drawn)
+        return adapted

@@ -1,0 +1,45 @@
+"""VeRA: Kopiczko et al., 2023, https://arxiv.org/abs/2310.11454."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from loralight.adapters.base import Adapter
+from loralight.adapters.layers.vera import VERA_LAYERS, upgrade_
+from loralight.adapters.methods.low_rank import check_probability, check_rank, choose
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vera(Adapter):
+    """Two vectors for each linear layer, around one pair of random matrices that all share.
+
+    The paper shares between layers of one shape; here, as in PEFT, all layers do, and a smaller one takes a part of the
+    matrices. They are saved with the adapter, so that it never depends on how random numbers are drawn: 4 bytes x rank
+    x (the largest input + the largest output).
+
+    Args:
+        targets: which linear layers, as for `Lora`.
+        rank: rows of A and columns of B. They do not learn, so it may be large: 256 to 1024 in the paper.
+        dropout: probability with which an input of the low-rank path is dropped.
+        d_initial: what each element of d starts at.
+        exclude: patterns of layers that ``targets`` choose and that stay as they are.
+        lr: learning rate per step; several times LoRA's, as vectors this few have further to go.
+    """
+
+    targets: str | Sequence[str]
+    rank: int = 256
+    dropout: float = 0.0
+    d_initial: float = 0.1
+    exclude: str | Sequence[str] = ()
+    lr: float = 4e-3
+
+    def __post_init__(self) -> None:
+        check_rank("rank", self.rank)
+        check_probability("dropout", self.dropout)
+
+    def apply_(self, model: nn.Module, candidates: Mapping[str, nn.Module]) -> dict[str, list[str]]:
+        hits, names = choose(model, candidates, self.targets, types=tuple(VERA_LAYERS), exclude=self.exclude)
+        layers = [candidates[name] for name in names]
+        upgrade_(layers, rank=self.rank, dropout=self.dropout, d_initial=self.d_initial)
+        return hits

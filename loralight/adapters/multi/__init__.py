@@ -1,0 +1,1 @@
+"""Several adapters on one base: sharing its tensors, rows with adapters of their own, weighted sums."""

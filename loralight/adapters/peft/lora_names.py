@@ -1,0 +1,86 @@
+"""What PEFT calls the tensors of LoRA, and where it has no form for them."""
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+from loralight.adapters.layers.attention import LoraAttention
+from loralight.adapters.layers.embedding import LoraEmbedding
+from loralight.adapters.layers.experts import ExpertLowRank, LoraExperts
+from loralight.adapters.layers.lora import LoraConv1D, LoraLayer, LoraLinear, peft_computes_the_same
+from loralight.adapters.layers.slices import SlicedLayer
+from loralight.adapters.layers.tied import LoraTwin
+
+_PARTS = ("lora_A", "lora_B")
+_OF_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")  # what PEFT takes for parts of experts
+
+
+def peft_has_a_form(model: nn.Module) -> bool:
+    """Whether PEFT computes what ``model`` does, given these tensors as they are.
+
+    Its attention layers and fused projections have one A for all of q, k and v; of tied layers it ties those of some
+    models only; beside experts it takes no layer whose weight is (in, out); and weights that are named by themselves
+    are those of linear layers, without dropout.
+    """
+    modules = list(model.modules())
+    unknown: list[type[nn.Module]] = [LoraAttention, SlicedLayer, LoraTwin]
+    if any(isinstance(module, LoraExperts) for module in modules):
+        unknown.append(LoraConv1D)
+    layers = [module for module in modules if isinstance(module, LoraLayer)]
+    plain = all(layer.start is None and peft_computes_the_same(layer) for layer in layers)
+    named = all(type(layer) is LoraLinear and not layer.lora_dropout for layer in peft_by_weight(model).values())
+    return plain and named and not any(isinstance(m, tuple(unknown)) for m in modules)
+
+
+def peft_by_weight(model: nn.Module) -> dict[str, LoraLayer]:
+    """The layers beside a mixture's experts that have names which parts of experts had in transformers 4.
+
+    PEFT takes a layer of such a name for those parts, and adapts all experts in its place. A weight that is named by
+    itself it adapts as it is.
+    """
+    if not _had_experts_of_layers(model):
+        return {}
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+    return {name: layer for name, layer in layers.items() if name.rpartition(".")[2] in _OF_EXPERTS}
+
+
+def _had_experts_of_layers(model: nn.Module) -> bool:
+    """Whether transformers makes a mixture's weights of those of many layers as it loads them."""
+    if not isinstance(model, PreTrainedModel):
+        return False
+    conversions = get_checkpoint_conversion_mapping(model.config.model_type) or []  # type: ignore[no-untyped-call]
+    return any("experts" in target for conversion in conversions for target in conversion.target_patterns)
+
+
+def peft_experts(model: nn.Module) -> dict[str, ExpertLowRank]:
+    """The updates of experts' weights, by the weights' names."""
+    return {
+        f"{name}.{weight}": update
+        for name, module in model.named_modules()
+        if isinstance(module, LoraExperts)
+        for weight, update in module.lora.items()
+        if isinstance(update, ExpertLowRank)
+    }
+
+
+def peft_tensor_names(model: nn.Module) -> dict[str, str]:
+    """PEFT's names for those tensors that it calls otherwise."""
+    found: dict[str, str] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, LoraEmbedding):
+            found |= {f"{name}.{part}": f"{name}.{part.replace('lora', 'lora_embedding')}" for part in _PARTS}
+        elif isinstance(module, LoraLayer):
+            found |= {f"{name}.{part}": f"{name}.{part}.weight" for part in _PARTS}
+        elif isinstance(module, LoraExperts):
+            found |= _of_experts(name, module)
+    return found
+
+
+def _of_experts(name: str, module: LoraExperts) -> dict[str, str]:
+    """PEFT wraps the module once for each weight, in their order: the last is outermost."""
+    weights = [weight for weight in module._parameters if weight in module.lora]
+    return {
+        f"{name}.lora.{weight}.{part}": f"{name}.{'base_layer.' * depth}{part}.weight"
+        for depth, weight in enumerate(reversed(weights))
+        for part in _PARTS
+    }

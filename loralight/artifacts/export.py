@@ -1,0 +1,207 @@
+"""The adapter's folder: PEFT's format, so that PEFT loads it, and beside it what loralight needs to predict."""
+
+import hashlib
+import json
+import math
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from loralight import __version__
+from loralight.adapters.base import trainable
+from loralight.errors import InputError
+from loralight.models.budget import Size, adding_at_most
+from loralight.training.checkpoint import verify, write_folder
+from loralight.training.task import AdapterTask
+from loralight.untrusted import read_json, read_shapes, read_tensors
+
+WEIGHTS, CONFIG, RECIPE = "adapter_model.safetensors", "adapter_config.json", "loralight.json"
+PREFIX = "base_model.model."  # of every name in PEFT's files
+_MAX_RECIPE = 2**20
+"""A few kilobytes and the names of the labels, of which there may be thousands."""
+
+
+def save_adapter(task: AdapterTask, folder: Path, *, recipe: dict[str, Any], metrics: dict[str, float]) -> None:
+    """Write the adapter's folder: weights and config in PEFT's format, recipe, model card.
+
+    Args:
+        task: a task whose model is built.
+        folder: written in one step; replaced if it exists.
+        recipe: the task's and the adapter's names and arguments, from which `loralight.load` builds them again.
+        metrics: what the card tells.
+    """
+    names = _peft_names(task)
+    tensors = {names[name]: tensor.cpu().contiguous() for name, tensor in task.trainable_tensors().items()}
+    config = task.adapter.peft_config(task.model)
+    base = recipe["task"]["arguments"].get("checkpoint")
+    full = {**recipe, "base": {"name": base, "fingerprint": fingerprint(task)}, "loralight_version": __version__}
+
+    def fill(building: Path) -> None:
+        save_file(tensors, building / WEIGHTS, metadata={"format": "pt"})
+        if config is not None:
+            heads = whole_modules(task)
+            card = {
+                **config,
+                "task_type": task.peft_task_type,
+                "base_model_name_or_path": base,
+                "modules_to_save": heads or None,
+            }
+            _write_json(building / CONFIG, {**card, "inference_mode": True})
+        _write_json(building / RECIPE, full)
+        (building / "README.md").write_text(_card(task, full, metrics, folder.name), encoding="utf-8")
+
+    write_folder(folder, fill)
+
+
+def adapter_folder(folder: str | Path) -> Path:
+    """The adapter's folder in a run's, or the folder itself.
+
+    Raises:
+        InputError: there is no such folder (``E-RUN``).
+    """
+    path = Path(folder)
+    if not (path / RECIPE).is_file() and (path / "adapter" / RECIPE).is_file():
+        path = path / "adapter"
+    if not path.is_dir():
+        raise InputError("E-RUN", f"{folder}: there is no such folder")
+    return path
+
+
+def read_recipe(folder: Path) -> dict[str, Any]:
+    """The recipe of an adapter's folder, as plain data.
+
+    Raises:
+        InputError: the folder is no adapter of loralight's (``E-ADAPTER``), or what is read of it is not what was
+            written (``E-CKPT-HASH``).
+    """
+    file = folder / RECIPE
+    if not file.exists():
+        raise InputError("E-ADAPTER", f"{folder} is no adapter folder of loralight: it has no {RECIPE}")
+    recipe = read_json(file, _MAX_RECIPE)
+    config = [CONFIG] if (folder / CONFIG).exists() else []  # not every method has one
+    verify(folder, [RECIPE, WEIGHTS, *config])
+    try:
+        parts = recipe["task"], recipe["adapter"]
+        if not all(isinstance(part["name"], str) and isinstance(part["arguments"], dict) for part in parts):
+            raise ValueError("its task and adapter are not names with arguments")
+        if not isinstance(recipe["base"], dict):
+            raise ValueError("its base is not a mapping")
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError("E-ADAPTER", f"{file} is not a recipe that loralight wrote: {error!r}") from error
+    return recipe
+
+
+def no_larger_than_saved(folder: Path) -> AbstractContextManager[None]:
+    """A context in which an adapter is injected that is about as large as the folder's file of weights.
+
+    Raises:
+        InputError: it asks for far more (``E-ADAPTER``).
+    """
+    saved = sum(math.prod(shape) for _, shape in read_shapes(folder / WEIGHTS).values())
+    return adding_at_most(
+        Size(tensors=200_000, values=4 * saved + 2**26),
+        InputError("E-ADAPTER", f"{folder}: its settings, a rank say, ask for far more than its {WEIGHTS} holds"),
+    )
+
+
+def load_adapter(task: AdapterTask, folder: Path, recipe: dict[str, Any]) -> None:
+    """Load an adapter's weights into the model they were trained for.
+
+    Raises:
+        InputError: the weights cannot be read or do not fit (``E-ADAPTER``, ``E-ADAPTER-KEYS``), hold values that are
+            not finite, or belong to another base model (``E-BASE``).
+    """
+    found = fingerprint(task)
+    if (trained_on := recipe["base"].get("fingerprint")) and found != trained_on:
+        raise InputError(
+            "E-BASE",
+            f"{folder} was trained on other weights than this base model has (fingerprints {trained_on} and {found})",
+        )
+    ours = {theirs: name for name, theirs in _peft_names(task).items()}
+    shapes = {ours.get(name, name): shape for name, shape in read_shapes(folder / WEIGHTS).items()}
+    # before any value is read: how many there are is the file's word
+    task.check_trainable(
+        {n: torch.empty(s.shape, dtype=s.dtype, device="meta") for n, s in shapes.items()}, str(folder)
+    )
+    for name, tensor in task.trainable_tensors().items():
+        if tensor.is_floating_point() != shapes[name].dtype.is_floating_point:
+            raise InputError("E-ADAPTER-KEYS", f"{folder}: {name} is {shapes[name].dtype} instead of {tensor.dtype}")
+    tensors = read_tensors(folder / WEIGHTS)
+    task.load_trainable({ours.get(name, name): tensor for name, tensor in tensors.items()}, str(folder))
+
+
+def fingerprint(task: AdapterTask) -> str:
+    """Tells base models apart: sha256 over names, shapes and up to 256 values of each frozen tensor, shortened."""
+    digest = hashlib.sha256()
+    learns = {tensor.data_ptr() for tensor in task.trainable_tensors().values()}  # a tied weight has several names
+    for name, tensor in sorted(task.model.state_dict().items()):
+        if tensor.data_ptr() not in learns:
+            flat = tensor.flatten()
+            sample = flat[:: max(1, flat.numel() // 256)].float().cpu()
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _peft_names(task: AdapterTask) -> dict[str, str]:
+    """What PEFT calls each tensor that learns."""
+    renamed = task.adapter.peft_names(task.model)
+    prefixed = {name: PREFIX + theirs if "." in theirs else theirs for name, theirs in renamed.items()}
+    return {name: prefixed.get(name, PREFIX + name) for name in task.trainable_tensors()}
+
+
+def whole_modules(task: AdapterTask) -> list[str]:
+    """What PEFT is to load as a whole: the head, and BatchNorm layers that learn beside the adapter."""
+    names = {id(module): name for name, module in task.model.named_modules()}
+    return [names[id(part)] for part in task.head(task.model)] + task.adapted_norms
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _card(task: AdapterTask, recipe: dict[str, Any], metrics: dict[str, float], name: str) -> str:
+    """The model card, whose head the Hugging Face hub reads."""
+    base = recipe["base"]["name"] or "unknown"
+    learns = sum(parameter.numel() for parameter in trainable(task.model).values())
+    rows = "\n".join(f"| {metric} | {value:.4f} |" for metric, value in sorted(metrics.items()))
+    head = f"base_model: {base}\n" if "://" not in base and not Path(base).exists() else ""
+    return f"""---
+{head}library_name: peft
+tags: [loralight, {recipe["adapter"]["name"]}, {recipe["task"]["name"]}]
+---
+
+# {recipe["task"]["name"]}: {recipe["adapter"]["name"]} on {base}
+
+An adapter of {learns:,} parameters, trained with loralight {recipe["loralight_version"]}. It holds only what was
+trained; the base model comes from where it always did.
+
+| metric | value |
+|---|---|
+{rows}
+
+With loralight:
+
+```python
+import loralight
+
+model = loralight.load("{name}")
+model.predict([...])
+```
+
+{"" if task.adapter.peft_config(task.model) is None else _how_with_peft(task, name)}"""
+
+
+def _how_with_peft(task: AdapterTask, name: str) -> str:
+    return f"""
+With PEFT, given the base model with a new head of {", ".join(whole_modules(task)) or "none"}:
+
+```python
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(base_model, "{name}")
+```
+"""

@@ -1,0 +1,94 @@
+"""A trained adapter on its base model, ready to predict."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loralight.artifacts.export import adapter_folder, load_adapter, no_larger_than_saved, read_recipe
+from loralight.artifacts.peft_format import is_of_peft, peft_recipe
+from loralight.config.build import from_recipe
+from loralight.errors import InputError
+from loralight.models.trust import trusting
+from loralight.training.task import AdapterTask
+
+
+def load(
+    folder: str | Path,
+    *,
+    base: str | None = None,
+    task: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    trust_remote_code: bool | None = None,
+    allow_pickle: bool = False,
+) -> AdapterTask:
+    """Load an adapter that loralight or PEFT wrote.
+
+    Only data is read from the folder, and of the base model: nothing in them is imported or run.
+
+    Args:
+        folder: a run's folder or an adapter's.
+        base: the base model's name or folder; of an adapter of ours only if it is another than in training.
+        task: for a folder of PEFT's the task plugin, if not the one for its task type.
+        arguments: for a folder of PEFT's what it does not say of the task, such as ``{"labels": ["bad", "good"]}``.
+        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``mps``.
+        trust_remote_code: whether code that the base model brings may run, see `loralight.models.trust.Trust`.
+        allow_pickle: whether its weights may be a pickle.
+
+    Returns:
+        The task in evaluation mode; ``predict(inputs)`` gives a dictionary for each input.
+
+    Raises:
+        InputError: there is no adapter (``E-ADAPTER``), it is not what was written (``E-CKPT-HASH``), it does not fit
+            the base model (``E-BASE``, ``E-ADAPTER-KEYS``), PEFT's config says what loralight has nothing for
+            (``E-PEFT``), or the base model brings what is not allowed (``E-REMOTE-CODE``, ``E-PICKLE``).
+    """
+    path, made = find_recipe(folder, base=base, task=task, arguments=arguments)
+    with trusting(trust_remote_code=trust_remote_code, allow_pickle=allow_pickle):
+        return build(path, made, device)
+
+
+def find_recipe(
+    folder: str | Path,
+    *,
+    base: str | None = None,
+    task: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> tuple[Path, dict[str, Any]]:
+    """The adapter's own folder, and how the task is made; see `load`."""
+    path = adapter_folder(folder)
+    if is_of_peft(path):
+        return path, peft_recipe(path, base=base, task=task, arguments=arguments)
+    made = read_recipe(path)
+    if task is not None or arguments:
+        raise InputError("E-ADAPTER", f"{path} says itself what its task is; leave out task and arguments")
+    if base is not None:
+        made["task"]["arguments"]["checkpoint"] = base
+    return path, made
+
+
+def build(path: Path, made: dict[str, Any], device: str) -> AdapterTask:
+    """The task that a recipe describes, with the weights in the adapter's folder ``path``."""
+    with no_larger_than_saved(path):
+        task = from_recipe(made)
+    load_adapter(task, path, made)
+    task.eval()
+    return task.to(find_device(device))
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name; for ``auto`` a GPU if there is one.
+
+    Raises:
+        InputError: there is no such device (``E-DEVICES``).
+    """
+    if name != "auto":
+        try:
+            return torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError) as error:
+            raise InputError("E-DEVICES", f"device={name}: {str(error).splitlines()[0]}") from error
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

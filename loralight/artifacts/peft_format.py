@@ -1,0 +1,108 @@
+"""Folders that PEFT wrote: what loralight's recipe of such an adapter would say."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from loralight.adapters.base import Adapter
+from loralight.adapters.methods.peft import PeftMethod
+from loralight.artifacts.export import CONFIG, PREFIX, RECIPE, WEIGHTS
+from loralight.config.build import adapter_classes, task_class, task_classes
+from loralight.errors import InputError
+from loralight.training.task import AdapterTask
+from loralight.untrusted import read_json, read_shapes
+
+
+def is_of_peft(folder: Path) -> bool:
+    """Whether a folder is an adapter's of which PEFT's config is all that is known."""
+    return (folder / CONFIG).exists() and not (folder / RECIPE).exists()
+
+
+def peft_recipe(
+    folder: Path, *, base: str | None, task: str | None = None, arguments: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The recipe from which `loralight.config.build.from_recipe` builds the task that a PEFT adapter belongs to.
+
+    The user's words decide on what is loaded: the base model and the task. The folder's are compared with these.
+
+    Args:
+        folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        base: the base model.
+        task: a task plugin; that whose task PEFT's config names, if None.
+        arguments: of the task, such as ``labels``, which PEFT does not keep.
+
+    Raises:
+        InputError: the files are no adapter's (``E-ADAPTER``), or say what loralight has nothing for (``E-PEFT``).
+    """
+    config = read_json(folder / CONFIG)
+    name, adapter = _adapter(config, _tensors(folder))
+    if base is None:
+        named = config.get("base_model_name_or_path")
+        raise InputError("E-PEFT", f"{folder}: which base model? Give it as base= (the folder names {named!r:.200})")
+    chosen, kind = _task(config, task)
+    given = {**(arguments or {}), "checkpoint": base}
+    _check_complete(chosen, kind, given)
+    return {
+        "task": {"name": chosen, "arguments": given},
+        "adapter": {"name": name, "arguments": {f.name: getattr(adapter, f.name) for f in fields(adapter)}},
+        "base": {"name": base},
+    }
+
+
+def peft_adapter(folder: Path) -> tuple[str, Adapter]:
+    """The adapter in a folder of PEFT's, and its name in ``conf/adapter``."""
+    return _adapter(read_json(folder / CONFIG), _tensors(folder))
+
+
+def _tensors(folder: Path) -> dict[str, tuple[int, ...]]:
+    found = read_shapes(folder / WEIGHTS)
+    if strange := [name for name in found if not name.startswith(PREFIX)]:
+        raise InputError("E-ADAPTER", f"{folder / WEIGHTS}: {strange[0]!r:.80} does not begin with {PREFIX}")
+    return {name.removeprefix(PREFIX): tensor.shape for name, tensor in found.items()}
+
+
+def _adapter(config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]) -> tuple[str, Adapter]:
+    """What an installed method makes of it, or else PEFT's own layers."""
+    classes = adapter_classes()
+    for name, kind in classes.items():
+        if "from_peft" in vars(kind) and (adapter := kind.from_peft(config, tensors)) is not None:
+            return name, adapter
+    name = next(name for name, kind in classes.items() if kind is PeftMethod)
+    return name, PeftMethod.of_folder(config, tensors)
+
+
+def _task(config: Mapping[str, Any], given: str | None) -> tuple[str, type[AdapterTask]]:
+    """The plugin for a config's ``task_type``, by name and class; the user's, if it does not contradict."""
+    wanted = config.get("task_type")
+    if given is not None:
+        kind = task_class({"task": {"name": given}})
+        if None not in (kind.peft_task_type, wanted) and kind.peft_task_type != wanted:
+            raise InputError(
+                "E-PEFT",
+                f"task={given} is for adapters of the type {kind.peft_task_type}; this one is of {wanted!r:.40}",
+            )
+        return given, kind
+    kinds = task_classes()
+    fitting = [
+        name for name, kind in kinds.items() if kind.peft_task_type is not None and kind.peft_task_type == wanted
+    ]
+    if len(fitting) != 1:
+        raise InputError(
+            "E-PEFT",
+            f"adapter_config.json: 'task_type' is {wanted!r:.40}: {'several tasks are' if fitting else 'no task is'} "
+            f"for this; give task=, one of {', '.join(fitting or kinds)}",
+        )
+    return fitting[0], kinds[fitting[0]]
+
+
+def _check_complete(task: str, kind: type[AdapterTask], given: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(kind).parameters.values()
+    needed = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    if missing := [name for name in needed if name not in given and name != "adapter"]:
+        raise InputError(
+            "E-PEFT",
+            f"PEFT's folder does not say {', '.join(missing)}, which {task} needs: give arguments={{'{missing[0]}': "
+            f"...}} (on the command line arguments.{missing[0]}=...)",
+        )

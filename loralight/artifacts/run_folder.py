@@ -1,0 +1,184 @@
+"""A run's folder: taken before anything is written, never over another run, and resumed only as it was begun."""
+
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from loralight.artifacts.lock import LOCK, hold
+from loralight.errors import InputError
+from loralight.plain_yaml import parse_yaml, read_yaml
+
+CONFIG, OVERRIDES = ".hydra/config.yaml", ".hydra/overrides.yaml"
+_CHECKPOINTS = "checkpoints/*/[!.]*/manifest.json"
+_RESULTS = {"checkpoints": _CHECKPOINTS, "adapter": "adapter", "summary.json": "summary.json"}
+_MAY_CHANGE = (
+    *("resume", "auto_batch", "logger*", "names*"),  # names of files, of which all is in the settings
+    *("model.trust_remote_code", "model.allow_pickle"),  # allowed anew each time
+    *("data.path", "data.train", "data.validation", "data.test", "data.num_workers"),  # the rows are compared
+    *("trainer.max_epochs", "trainer.max_steps"),
+    # the number of processes is compared
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
+    *("trainer.limit_test_batches", "trainer.num_sanity_val_steps", "trainer.log_every_n_steps", "trainer.profiler*"),
+    *("callbacks.last*", "callbacks.recent*", "callbacks.*.dirpath"),  # they save, and a folder may be moved
+)
+"""Settings that a resumed run may have changed: where things lie, how long it trains, what it tells."""
+
+
+def share_name() -> None:
+    """Have all processes that torchrun or srun has started write into one folder, though each names it by its clock."""
+    if os.environ.get("TORCHELASTIC_RUN_ID", "none") != "none":
+        name = os.environ["TORCHELASTIC_RUN_ID"]
+    elif "TORCHELASTIC_RUN_ID" in os.environ:  # a static rendezvous has no name: the agent's process tells it apart
+        name = f"torchrun-{os.environ['MASTER_PORT']}-{os.getppid()}"
+    elif int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        name = f"slurm-{os.environ['SLURM_JOB_ID']}"
+    else:
+        return
+    os.environ.setdefault("LORALIGHT_RUN_ID", name)
+
+
+def going_on(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The config, to be resumed where ``folder`` holds an unfinished run of these very settings.
+
+    So a command that was stopped goes on when it is given again, as schedulers do, if it names its folder.
+    """
+    begun = config["resume"] is None and (folder / CONFIG).is_file() and not (folder / "summary.json").exists()
+    if not begun or not any(folder.glob(_CHECKPOINTS)):
+        return config
+    before, resumed = read_config(folder), {**config, "resume": str(folder)}
+    if config["auto_batch"]:  # was chosen when the run began
+        chosen = {**config["data"], "batch_size": before["data"]["batch_size"]}
+        resumed |= {"auto_batch": False, "data": chosen}
+    differ = [name for name in {*before, *resumed} if before.get(name) != resumed.get(name)]
+    return config if set(differ) - {"resume", "names"} else resumed  # names of files, of which all is in the settings
+
+
+def take(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
+    """Make ``folder`` the run's, and keep its config there; no other process may, until `lock.release`.
+
+    Raises:
+        InputError: another run is in it (``E-OUTPUT``) and going on (``E-RUNNING``), a resumed run would be another one
+            (``E-RESUME``), what lies in it leads elsewhere (``E-RUN``), or the config could not be read again
+            (``E-CONFIG``).
+    """
+    text = _as_text(config)
+    if config["resume"] is not None:
+        _check_nothing_leads_out(folder)  # before the lock is written
+    if (folder / LOCK).exists():
+        hold(folder)  # a run that is going on is told of as such
+    _check_free(folder, config)
+    hold(folder)
+    _check_free(folder, config)  # another may have come and ended since
+    if config["resume"] is not None:
+        _set_aside(folder / "metrics.csv")
+    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+    (folder / OVERRIDES).write_text(yaml.safe_dump(overrides, allow_unicode=True), encoding="utf-8")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config that a run was made with, in plain values: a stranger's folder, too, says nothing else.
+
+    Raises:
+        InputError: ``folder`` is no run's, or its config is something else (``E-RUN``).
+    """
+    file = folder / CONFIG
+    if not os.path.lexists(file):
+        raise InputError("E-RUN", f"{folder} is not a run's folder (it has no {CONFIG})")
+    config = read_yaml(file)
+    if not isinstance(config, dict) or _refers(config):
+        raise InputError("E-RUN", f"{file} is no mapping of plain values (${{...}} has no place in it)")
+    return config
+
+
+def read_overrides(folder: Path) -> list[str]:
+    """What the command line of a run said: of a stranger's, words to look at and not to run.
+
+    Raises:
+        InputError: they are something else (``E-RUN``).
+    """
+    file = folder / OVERRIDES
+    said = read_yaml(file) if os.path.lexists(file) else []
+    if not isinstance(said, list) or not all(isinstance(override, str) for override in said):
+        raise InputError("E-RUN", f"{file} is no list of texts")
+    return said
+
+
+def _refers(value: Any) -> bool:
+    """Whether a text somewhere in it would refer to another setting, or to the environment."""
+    if isinstance(value, dict):
+        return any(_refers(one) for entry in value.items() for one in entry)
+    if isinstance(value, list):
+        return any(map(_refers, value))
+    return isinstance(value, str) and ("${" in value or value == "???")
+
+
+def _as_text(config: dict[str, Any]) -> str:
+    chosen = {group: option for group, option in (config.get("names") or {}).items() if not group.startswith("hydra/")}
+    kept = {**config, "names": chosen} if chosen else config
+    text: str = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+    try:
+        if _refers(parse_yaml(text)):
+            raise ValueError("a text with ${ would refer to another setting")
+    except ValueError as error:
+        raise InputError("E-CONFIG", f"the settings cannot be kept in the run's folder: {error}") from error
+    return text
+
+
+def _check_nothing_leads_out(folder: Path) -> None:
+    """A run writes into its folder; a stranger's may have put a link where a log goes, or a pipe."""
+    root = folder.resolve()
+    for parent, folders, files in os.walk(folder):
+        for path in (Path(parent, name) for name in (*folders, *files)):
+            place = path.resolve()
+            if not place.is_relative_to(root) or not (place.is_dir() or place.is_file() or not place.exists()):
+                raise InputError("E-RUN", f"{path} leads out of the run's folder, or is no file; remove it")
+
+
+def _check_free(folder: Path, config: dict[str, Any]) -> None:
+    if config["resume"] is not None:
+        _check_same(folder, config)
+    elif found := [name for name, files in _RESULTS.items() if any(folder.glob(files))]:
+        raise InputError(
+            "E-OUTPUT",
+            f"{folder} holds another run ({', '.join(found)}), and nothing is overwritten. Go on with it by "
+            f"{shlex.quote(f'resume={folder}')}, or choose another folder with hydra.run.dir=",
+        )
+
+
+def _check_same(folder: Path, config: dict[str, Any]) -> None:
+    """All that decides what is computed must be as it was: it would be ignored, break on loading, or mix two runs."""
+    before, now = dict(_flat(read_config(folder))), dict(_flat(config))
+    changed = [
+        f"{name}: {before.get(name)!r}, now {now.get(name)!r}"
+        for name in dict.fromkeys((*now, *before))
+        if before.get(name) != now.get(name) and not any(fnmatchcase(name, free) for free in _MAY_CHANGE)
+    ]
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise InputError(
+            "E-RESUME",
+            f"{folder} was begun with other settings ({'; '.join(changed[:3])}{more}); resume it with those, or start "
+            "a new run",
+        )
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting by its whole name."""
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _set_aside(file: Path) -> None:
+    """Keep a file that a resumed run writes anew: ``metrics.csv`` becomes ``metrics.1.csv``, and so on."""
+    if file.exists():
+        number = 1 + len(list(file.parent.glob(f"{file.stem}.*{file.suffix}")))
+        file.rename(file.with_name(f"{file.stem}.{number}{file.suffix}"))

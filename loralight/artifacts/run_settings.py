@@ -1,0 +1,198 @@
+"""A run's settings as its folder tells them: names of installed choices, and plain values of known keys.
+
+A folder may be a stranger's. So its words never reach Hydra as they are: what they come to is said anew, and whatever
+names code, a place to write or the environment is left to the user and to what is installed.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from loralight.artifacts.run_folder import read_config, read_overrides
+from loralight.config.composition import as_override, composed, plain
+from loralight.config.plugins import conf_folders
+from loralight.errors import InputError, did_you_mean
+
+_CHOICE = re.compile(r"(\+?)(\w+(?:/\w+)*)=([\w.-]+(?:/[\w.-]+)*|\[[\w.,/ -]+\])")
+_GONE = re.compile(r"~([A-Za-z_]\w*(?:\.\w+)*)(?:=.*)?")
+_OPTIONAL = ("callbacks", "logger", "scheduler")
+_ONLY_TO_TRAIN = (*_OPTIONAL, "optimizer", "compile", "auto_batch")
+_FROM_HERE = re.compile(r"\$\{(?:oc\.env|hydra|now)[:.][^{}]*(?:\{[^{}]*\}[^{}]*)*\}")
+_NAMES_OF_METRICS = ("monitor", "mode")
+_ALLOWED_ANEW = ("model.trust_remote_code", "model.allow_pickle")  # by the user, each time
+
+
+class RunSettings:
+    """The settings of a run, told as overrides.
+
+    Args:
+        folder: the run's.
+        given: the user's own overrides, which win: what they name is not looked at.
+        conf: folders of configs beside those of plugins.
+        trains: whether the run is gone on with; else only what measuring needs is taken.
+    """
+
+    def __init__(self, folder: Path, given: Sequence[str], *, conf: Sequence[str] = (), trains: bool) -> None:
+        self._folder, self._trains = folder, trains
+        self._folders = [*conf_folders(), *map(Path, conf)]
+        searched = as_override("hydra.searchpath", [f"file://{Path(path).absolute()}" for path in conf])
+        self._searched = [searched.lstrip("+")]  # with them Hydra would look there too late
+        self._saved, said = read_config(folder), read_overrides(folder)
+        self._named = {o.lstrip("+~").partition("=")[0] for o in given if o[0] == "~" or not self._is_choice(o)}
+        self._chosen_anew = {o.lstrip("+~").partition("=")[0] for o in given}
+        self._choices = self._find_choices(said)
+        self._gone = self._find_gone(said)
+
+    def overrides(self) -> list[str]:
+        """What makes the installed configs say what the run's does.
+
+        Raises:
+            InputError: the folder names what is not installed or not known (``E-RUN``), or code that its choices do
+                not name (``E-TARGET``).
+        """
+        choices = [f"{plus}{group}={option}" for group, (plus, option) in self._choices.items()]
+        gone = [f"~{name}" for name in self._gone]
+        base = composed("train", [*self._searched, *choices, *gone], self._folder)
+        saved = {key: value for key, value in self._saved.items() if key not in ("names", "resume")}
+        changed = [as_override(name, value) for name, value in self._differences(saved, base, "")]
+        kept = [o for o in (*choices, *gone) if o.lstrip("+~").partition("=")[0] not in self._chosen_anew]
+        return [*kept, *changed]
+
+    def _is_choice(self, override: str) -> bool:
+        found = _CHOICE.fullmatch(override)
+        return found is not None and self._is_group(found[2])
+
+    def _is_group(self, name: str) -> bool:
+        return any((folder / name).is_dir() for folder in self._folders)
+
+    def _wanted(self, name: str, value: Any = None) -> bool:
+        """Whether what the command does has a use for a part; measuring has none for a profiler, say."""
+        inside_trainer = name.startswith("trainer.") and isinstance(value, dict)
+        return self._trains or not (name in _ONLY_TO_TRAIN or inside_trainer)
+
+    def _find_choices(self, said: Iterable[str]) -> dict[str, tuple[str, str]]:
+        """The option of each group: as the run recorded it, or as its command line said."""
+        choices = {m[2]: (m[1], m[3]) for o in said if self._is_choice(o) and (m := _CHOICE.fullmatch(o))}
+        recorded = self._saved.get("names")
+        for group, option in recorded.items() if isinstance(recorded, dict) else ():
+            if option is not None and "@" not in str(group):
+                choices[str(group)] = choices.get(str(group), ("", ""))[0], str(option)
+        choices = {group: choice for group, choice in choices.items() if self._wanted(group)}
+        for group, (_, options) in choices.items():
+            for option in options.strip("[]").split(","):
+                self._check_installed(group, option.strip())
+        return choices
+
+    def _check_installed(self, group: str, option: str) -> None:
+        sound = re.fullmatch(r"\w+(?:/\w+)*", group) and re.fullmatch(r"[\w-][\w.-]*(?:/[\w-][\w.-]*)*", option)
+        if not sound or not any((folder / group / f"{option}.yaml").is_file() for folder in self._folders):
+            raise InputError(
+                "E-RUN",
+                f"{self._folder} was made with {group}={option}, which is not installed here: install its plugin, or "
+                "name its folder (--plugin-dir, --config-dir)",
+            )
+
+    def _find_gone(self, said: Iterable[str]) -> list[str]:
+        """What the run went without: a whole optional part, or something inside a part."""
+        names = [found[1] for o in said if (found := _GONE.fullmatch(o))]
+        inside = [
+            name for name in names if name in _OPTIONAL or ("." in name and self._is_group(name.partition(".")[0]))
+        ]
+        return [name for name in inside if self._wanted(name.partition(".")[0])]
+
+    def _is_named(self, name: str) -> bool:
+        return any(name == given or name.startswith(f"{given}.") for given in self._named)
+
+    def _differences(self, saved: Mapping[Any, Any], base: Mapping[str, Any], where: str) -> Iterator[tuple[str, Any]]:
+        """The values that ``base`` has otherwise, by their dotted names."""
+        for key, value in saved.items():
+            name = f"{where}{key}"
+            if self._is_named(name) or name in _ALLOWED_ANEW or not self._wanted(name, value):
+                continue
+            self._check_known(name, key, value, base)
+            part = self._part(name, base, key)
+            if part is not None and isinstance(value, dict):
+                yield from self._differences(value, part, f"{name}.")
+            elif part is not None and (value is not None or not where):
+                raise self._refused(name, "has settings of its own")
+            elif part is not None or key not in base or not self._is_said(name, value, base[key]):
+                yield name, self._checked(name, value)
+
+    def _check_known(self, name: str, key: Any, value: Any, base: Mapping[str, Any]) -> None:
+        known = key in base or "_target_" in base or self._is_named(f"{name}._target_")
+        if known and re.fullmatch(r"[A-Za-z_][\w-]*", str(key)):
+            return
+        if found := _hydras({name: value}):
+            raise self._target(*found)
+        raise self._refused(name, "is no setting", did_you_mean(str(key), base))
+
+    def _part(self, name: str, base: Mapping[str, Any], key: Any) -> Mapping[str, Any] | None:
+        """What has settings of its own; None for one value, such as an argument that is a mapping."""
+        if self._is_named(f"{name}._target_"):
+            return {"_target_": "the user's"} | (base.get(key) or {})
+        node = base.get(key)
+        return node if isinstance(node, dict) and ("_target_" in node or "_target_" not in base) else None
+
+    def _is_said(self, name: str, value: Any, given: Any) -> bool:
+        """Whether ``given`` is the same: itself, or by what it refers to in the run's own settings."""
+        if _FROM_HERE.search(str(given)):  # of this machine, or of this command
+            literal = ".*".join(map(re.escape, _FROM_HERE.split(str(given))))
+            if not name.startswith("data.") and not re.fullmatch(literal, str(value)):
+                raise self._refused(name, "says where something is written")
+            return True
+        if "${" in str(given):
+            here = OmegaConf.create(dict(self._saved))
+            try:
+                OmegaConf.update(here, name, given, merge=False)
+                given = plain(OmegaConf.create({"given": OmegaConf.select(here, name)}))["given"]
+            except (OmegaConfBaseException, InputError):
+                return False
+        return repr(given) == repr(value)
+
+    def _checked(self, name: str, value: Any) -> Any:
+        """A value that may be taken over."""
+        before, _, last = name.rpartition(".")
+        if found := _hydras({last: value}):
+            raise self._target(f"{before}.{found[0]}", found[1])
+        builds = name.split(".")[0] in ("callbacks", "logger") or (name.startswith("trainer.") and name.count(".") > 1)
+        if builds and last not in _NAMES_OF_METRICS and any(isinstance(one, str) for one in _values(value)):
+            raise self._refused(name, "may say where something is written")
+        return value
+
+    def _target(self, name: str, value: Any) -> InputError:
+        return InputError(
+            "E-TARGET",
+            f"{self._folder} was made with {name}={str(value)[:100]!r}, which no installed choice names. What a folder "
+            f"names is not run: if you want it, say it again in the command, as ++{name}=...",
+        )
+
+    def _refused(self, name: str, why: str, hint: str = "") -> InputError:
+        return InputError(
+            "E-RUN",
+            f"{self._folder}: {name[:100]!r} {why}. A folder's word is not taken for it: if you want it, say it again "
+            f"in the command.{hint}",
+        )
+
+
+def _hydras(mapping: Mapping[Any, Any]) -> tuple[str, Any] | None:
+    """The first key of Hydra's, however deep inside, by its dotted name, and its value."""
+    for key, value in mapping.items():
+        if str(key).startswith("_") and str(key).endswith("_"):
+            return str(key), value
+        inner = value if isinstance(value, dict) else dict(enumerate(value)) if isinstance(value, list) else {}
+        if found := _hydras(inner):
+            return f"{key}.{found[0]}", found[1]
+    return None
+
+
+def _values(value: Any) -> Iterator[Any]:
+    """The value, or all that a list or mapping holds."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    if inner is None:
+        yield value
+    for one in inner or ():
+        yield from _values(one)

@@ -1,0 +1,176 @@
+"""``loralight estimate``: the memory of a training run, counted on shapes alone, and the largest batch that fits."""
+
+import json
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from omegaconf import DictConfig
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from loralight import logs
+from loralight.adapters import FullFineTuning
+from loralight.adapters.base import trainable
+from loralight.commands.evaluate import measuring
+from loralight.config.build import build_data, build_task, build_trainer, check_config
+from loralight.config.composition import plain
+from loralight.data import TaskData
+from loralight.errors import InputError
+from loralight.models.shapes import leaving_out_weights, shapes_only
+from loralight.training.footprint import Footprint, footprint
+from loralight.training.launch import num_processes
+from loralight.training.memory import at_hand, in_use, parse_memory
+from loralight.training.preflight import Sizes, human, memory_table
+
+_SPARE = 0.1  # share of the memory that is left: what an estimate may be wrong by
+_HOLES = 0.8  # of the pieces: what glibc's allocator holds beside them, 0.5 to 1 on the four tasks' demos
+
+
+def main(config: DictConfig) -> dict[str, Any]:
+    """The job that Hydra runs. Returns what it writes to ``output``."""
+    logs.configure()
+    settings = plain(config)
+    check_config(settings)
+    limit = None if settings["memory"] is None else parse_memory(settings["memory"])
+    output = settings["output"]
+    if output and Path(output).exists():
+        raise InputError("E-OUTPUT", f"output={output}: the file exists, and nothing is overwritten; choose another")
+    run = Estimate(settings)
+    size = run.data.batch_size
+    this = run.sizes(size)
+    every = Estimate({**settings, "adapter": _everything(settings)}, data=run.data, program=run.program)
+    everything = every.sizes(size)
+    title = f"memory of a step on the {size} longest rows"
+    limit = run.limit(limit)
+    largest = run.largest(limit)
+    logs.show(memory_table(this, everything, title=title), f"\nparameters: {run.num_learning:,} learn of {run.num:,}")
+    logs.show(f"largest batch in {human(limit)}: data.batch_size={largest}{run.remark(largest)}")
+    report = {
+        "parameters": {"trainable": run.num_learning, "total": run.num},
+        "bytes": this,
+        "everything": everything,
+        "batch_size": size,
+        "memory": limit,
+        "largest_batch_size": largest,
+    }
+    if output:
+        Path(output).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+class Estimate:
+    """The memory of a run's steps, by the size of its batches.
+
+    The model is built without weights, and steps are taken on shapes; see `loralight.models.shapes`. Rows are the longest of
+    the training split, so that no batch of the run takes more.
+
+    Args:
+        config: as composed for ``loralight train``, in plain values.
+        data: its data, if that is read already.
+        program: bytes of a process on a CPU beside its tensors; if 0, what this one has after a step on shapes.
+    """
+
+    def __init__(self, config: dict[str, Any], *, data: TaskData | None = None, program: int = 0) -> None:
+        self.config = measuring(config)
+        self.num_processes = num_processes(config["trainer"])
+        with leaving_out_weights():
+            self.data = build_data(self.config) if data is None else data
+        trainer = build_trainer(self.config, Path(), [])
+        self.device, self._precision = trainer.strategy.root_device, trainer.precision_plugin
+        self._most = max(len(self.data.splits["train"]) // self.num_processes, 1)
+        self._found: dict[int, Footprint] = {}
+        self.program = program
+        with shapes_only() as self._shapes, self._on_device():
+            self.task = build_task(self.config, self.data.model_arguments())
+            self._precision.convert_module(self.task)
+            self._optimizer = self.task.make_optimizer()
+        self.num = sum(parameter.numel() for parameter in self.task.model.parameters())
+        self.num_learning = sum(parameter.numel() for parameter in trainable(self.task.model).values())
+
+    def footprint(self, batch_size: int) -> Footprint:
+        """What a step on the longest rows keeps."""
+        if batch_size not in self._found:
+            batch = self._precision.convert_input(longest_batch(self.data, batch_size))
+            batch = move_data_to_device(batch, self.device)
+            with self._shapes, self._on_device():
+                fake = tree_map_only(Tensor, self._shapes.without_numbers, batch)
+                self._found[batch_size] = footprint(
+                    self.task, self._optimizer, fake, precision=self._precision.forward_context
+                )
+            self.program = self.program or in_use()
+        return self._found[batch_size]
+
+    def sizes(self, batch_size: int) -> Sizes:
+        """Where memory goes, in bytes; the sum is that of one process."""
+        found = self.footprint(batch_size)
+        sizes = {
+            "weights": found.weights,
+            "gradients": found.gradients,
+            "optimizer state": found.optimizer,
+            "activations for the backward pass": found.activations,
+            "working memory at the peak": found.working,
+        }
+        if self.num_processes > 1:
+            sizes["gradients in exchange"] = found.gradients  # DDP's buckets
+        if self.device.type == "cpu":
+            sizes |= {"holes of the allocator": int(_HOLES * found.pieces), "the program itself": self.program}
+        return sizes
+
+    def limit(self, given: int | None = None) -> int:
+        """The bytes that one process may take: its share of ``given``, else of what is free."""
+        whole = at_hand(self.device) if given is None else given
+        return whole // self.num_processes if self.device.type == "cpu" else whole
+
+    def largest(self, limit: int) -> int:
+        """Rows of the largest batch that takes up to nine tenths of ``limit`` bytes; no more than there are.
+
+        By a line through two batches: of rows that get shorter a greater batch takes less than the line says.
+
+        Raises:
+            InputError: not even one row fits (``E-MEMORY``).
+        """
+        usable = int((1 - _SPARE) * limit)
+        size = max(self.data.batch_size, 2)
+        chosen = self._on_line(size, 2 * size, usable)
+        if chosen < size:  # below both a line may say too little
+            chosen = self._on_line(1, size, usable)
+            while chosen > 1 and sum(self.sizes(chosen).values()) > usable:
+                chosen -= max(chosen // 8, 1)
+        if chosen < 1:
+            least = human(sum(self.sizes(1).values()) / (1 - _SPARE))
+            raise InputError(
+                "E-MEMORY",
+                f"not even a batch of one row fits {human(limit)}: it needs {least}. Give shorter rows (a smaller "
+                "model.max_length, say), a smaller model, or trainer.precision=bf16-true",
+            )
+        return min(chosen, self._most)
+
+    def _on_line(self, one: int, other: int, usable: int) -> int:
+        """Where the line through the memory of two batches reaches ``usable`` bytes."""
+        low, high = (sum(self.sizes(size).values()) for size in (one, other))
+        if high <= low:
+            return other if high <= usable else 0
+        return one + (usable - low) * (other - one) // (high - low)
+
+    def remark(self, chosen: int) -> str:
+        return " (all rows of train)" if chosen == self._most else ""
+
+    def _on_device(self) -> Any:
+        return nullcontext() if self.device.type == "cpu" else torch.device(self.device)
+
+
+def longest_batch(data: TaskData, batch_size: int) -> Any:
+    """A batch of the longest training rows; if there are too few, some come again."""
+    lengths, rows = data.lengths("train"), data.splits["train"]
+    order = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)
+    chosen = [order[place % len(order)] for place in range(batch_size)]
+    return data.collate([rows[(0, row) if data.rows_differ_by_epoch else row] for row in chosen])
+
+
+def _everything(config: Mapping[str, Any]) -> dict[str, Any]:
+    target = f"{FullFineTuning.__module__}.{FullFineTuning.__qualname__}"
+    return {"_target_": target, "lr": config["adapter"]["lr"]}

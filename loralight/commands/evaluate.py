@@ -1,0 +1,95 @@
+"""``loralight evaluate``: a finished run's metrics, on any split or other data."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from loralight import logs
+from loralight.artifacts.export import load_adapter, no_larger_than_saved, read_recipe
+from loralight.artifacts.peft_format import is_of_peft, peft_adapter
+from loralight.artifacts.run_folder import read_config
+from loralight.commands.summary import metrics_table
+from loralight.config.build import adapter_node, build_data, build_task, build_trainer, check_config
+from loralight.config.composition import plain
+from loralight.data import TaskData
+from loralight.errors import InputError
+from loralight.training.progress import progress_callbacks
+from loralight.training.task import AdapterTask
+
+
+def main(config: DictConfig) -> dict[str, float]:
+    """The job that Hydra runs. Returns the metrics."""
+    logs.configure()
+    settings = plain(config)
+    output = settings["output"]
+    if output and Path(output).exists():
+        raise InputError("E-OUTPUT", f"output={output}: the file exists, and nothing is overwritten; choose another")
+    metrics = work(settings)
+    if output:
+        Path(output).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    return metrics
+
+
+def work(config: dict[str, Any]) -> dict[str, float]:
+    """Evaluate the run's adapter on the data that ``config`` describes."""
+    check_split(config["split"])
+    config, folder, made = _with_adapter(measuring(config))
+    check_config(config)
+    data = read_data(config, made)
+    with no_larger_than_saved(folder):
+        task = build_task(config, data.model_arguments())
+    load_adapter(task, folder, made)
+    metrics = measure(config, task, data)
+    baseline = {f"{config['split']}/{name}": value for name, value in data.baseline(config["split"]).items()}
+    logs.show(metrics_table(metrics, baseline))
+    return metrics
+
+
+def check_split(split: str) -> None:
+    """Raise ``E-SPLIT`` unless it is a split that metrics are measured on."""
+    if split not in ("validation", "test"):
+        raise InputError("E-SPLIT", f"split={split}: choose validation or test")
+
+
+def measuring(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's config for measuring in this process, and writing nothing."""
+    alone = {"devices": 1, "strategy": "auto"}
+    return {**config, "callbacks": {}, "logger": {}, "trainer": {**config["trainer"], **alone}}
+
+
+def read_data(config: dict[str, Any], made: dict[str, Any]) -> TaskData:
+    """The data, encoded as in training: what it told the task then (label names in their order) it is told now.
+
+    Raises:
+        InputError: it cannot be read, or lacks the split that ``config`` names (``E-SPLIT``).
+    """
+    told = {name: value for name, value in made["task"]["arguments"].items() if name not in config["task"]}
+    config["data"] |= {name: value for name, value in told.items() if name in config["data"]}
+    data, split = build_data(config), config["split"]
+    if split is not None and split not in data.splits:
+        raise InputError("E-SPLIT", f"split={split}: the data has {', '.join(data.splits)}; give data.{split}=")
+    return data
+
+
+def measure(config: dict[str, Any], task: AdapterTask, data: TaskData) -> dict[str, float]:
+    """The task's metrics on the split that ``config`` names."""
+    trainer = build_trainer(config, Path(config["run"]), progress_callbacks(data.batch_size)[1])
+    run = trainer.test if config["split"] == "test" else trainer.validate
+    return {name: float(value) for name, value in run(task, datamodule=data, verbose=False)[0].items()}
+
+
+def _with_adapter(config: dict[str, Any]) -> tuple[dict[str, Any], Path, dict[str, Any]]:
+    """The config, with the adapter as the folder has it; the adapter's folder; its recipe."""
+    folder = Path(config["run"])
+    if not is_of_peft(folder):
+        made = read_recipe(folder / "adapter")
+        if config["adapter"] == read_config(folder)["adapter"]:
+            config["adapter"] = adapter_node(made)  # a trained adapter may be kept as another kind
+        return config, folder / "adapter", made
+    adapter = peft_adapter(folder)[1]
+    target = f"{type(adapter).__module__}.{type(adapter).__qualname__}"
+    node = {"_target_": target, **{f.name: getattr(adapter, f.name) for f in fields(adapter)}}
+    return {**config, "adapter": node}, folder, {"task": {"arguments": {}}, "base": {}}

@@ -1,0 +1,167 @@
+"""``loralight merge``: a run's model without adapters, with a certificate of how true it is to the adapted one."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from loralight import __version__, logs
+from loralight.acceleration.batch_norm_folding import fold_batch_norm_, refuse_without_batch_norm
+from loralight.adapters.base import mergeable
+from loralight.artifacts.certificate import (
+    CERTIFICATE,
+    PROBED,
+    certificate_tables,
+    difference,
+    lost_in_short,
+    merge_,
+    outputs,
+    probe_rows,
+)
+from loralight.artifacts.export import adapter_folder, read_recipe
+from loralight.artifacts.loading import load
+from loralight.commands.evaluate import check_split, measure, measuring, read_data
+from loralight.config.build import check_config
+from loralight.config.composition import plain
+from loralight.data import TaskData
+from loralight.errors import InputError
+from loralight.models.dtypes import TOLERANCES, cast_, computing_in, find_dtype
+from loralight.models.trust import trust_of
+from loralight.training.checkpoint import write_folder
+from loralight.training.task import AdapterTask
+
+
+def main(config: DictConfig) -> dict[str, Any]:
+    """The job that Hydra runs. Returns the certificate."""
+    logs.configure()
+    return work(plain(config))
+
+
+def work(config: dict[str, Any]) -> dict[str, Any]:
+    """Merge, measure, and write what is within the tolerance."""
+    dtype, tolerance, output = _checked(config)
+    config = measuring(config)
+    check_config(config)
+    made = read_recipe(adapter_folder(config["run"]))
+    task = load(config["run"], base=config["checkpoint"], device=config["device"], **trust_of(config))
+    _refuse_early(task, config)
+    config["trainer"] |= _trainer(task.device)
+    cast_(task.model, torch.float32)
+    data = _data(config, made)
+    measured = _merge_and_measure(config, task, data, dtype)
+    certificate = {
+        "loralight_version": __version__,
+        "run": str(config["run"]),
+        **{part: made[part]["name"] for part in ("task", "adapter")},
+        "base": made["base"] | ({"name": config["checkpoint"]} if config["checkpoint"] else {}),
+        "dtype": config["dtype"],
+        "tolerance": tolerance,
+        **measured,
+    }
+    logs.show(*certificate_tables(certificate))
+    error = math.nan if measured["outputs"] is None else measured["outputs"]["relative_error"]
+    certificate["within_tolerance"] = error <= tolerance
+    if not certificate["within_tolerance"] and not config["force"]:
+        raise InputError(
+            "E-MERGE",
+            f"in {config['dtype']} the merged model's outputs are off by a relative {error:.1e}, more than the "
+            f"tolerance of {tolerance:.1e}: nothing was written. Choose a wider dtype (float32), another tolerance, or "
+            "force=true",
+        )
+    _write(task, output, certificate)
+    logs.show(f"\nmodel: {output}")
+    return certificate
+
+
+def _checked(config: dict[str, Any]) -> tuple[torch.dtype, float, Path]:
+    """The dtype, tolerance and output folder, all of which make sense."""
+    output, dtype = Path(config["output"]), find_dtype(config["dtype"])
+    if output.exists():
+        raise InputError("E-OUTPUT", f"output={output}: exists, and nothing is overwritten; choose another name")
+    tolerance = TOLERANCES[dtype] if config["tolerance"] is None else config["tolerance"]
+    if not isinstance(tolerance, int | float) or isinstance(tolerance, bool) or not 0 <= tolerance < math.inf:
+        raise InputError("E-TOLERANCE", f"tolerance={tolerance}: give a relative error, such as 1e-3, or null")
+    for name in ("force", "fold_batch_norm"):
+        if not isinstance(config[name], bool):
+            raise InputError("E-CONFIG", f"{name}={config[name]}: give true or false")
+    if config["split"] is not None:
+        check_split(config["split"])
+    return dtype, float(tolerance), output
+
+
+def _refuse_early(task: AdapterTask, config: dict[str, Any]) -> None:
+    """Raise ``E-MERGE`` or ``E-FOLD`` before any long work, if the model cannot be what is asked for."""
+    mergeable(task.model)
+    if config["fold_batch_norm"]:
+        refuse_without_batch_norm(task.model)
+
+
+def _trainer(device: torch.device) -> dict[str, Any]:
+    """The trainer's settings for measuring where the model is, in float32 but for what the model itself does."""
+    devices = 1 if device.index is None else [device.index]
+    return {"accelerator": device.type, "devices": devices, "precision": "32-true"}
+
+
+def _data(config: dict[str, Any], made: dict[str, Any]) -> TaskData | None:
+    """The run's data; None where it cannot be read and the user wants a model all the same."""
+    if config["checkpoint"] and "checkpoint" in config["data"]:
+        config["data"]["checkpoint"] = config["checkpoint"]
+    try:
+        return read_data(config, made)
+    except InputError as error:
+        if config["force"]:
+            return None
+        raise InputError(
+            "E-MERGE",
+            "the run's data, on which the merged model is compared with the adapted one, cannot be read. Give other "
+            f"data (data.validation=...), or write the model unmeasured with force=true: {error}",
+        ) from error
+
+
+def _merge_and_measure(
+    config: dict[str, Any], task: AdapterTask, data: TaskData | None, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Turn the task's model into the merged one in ``dtype``; the part of the certificate that is measured."""
+    device, rows = task.device, [] if data is None else probe_rows(data)
+    found: dict[str, Any] = {}
+    for state in ("adapted", "merged"):
+        if state == "merged":
+            lost = merge_(task.model, dtype)
+            folded = fold_batch_norm_(task.model) if config["fold_batch_norm"] else 0
+            cast_(task.model, dtype)
+        if data is None:
+            continue
+        with computing_in(task.model, next(task.model.parameters()).dtype):
+            given = outputs(task, data, rows)
+            scores = measure(config, task, data) if config["split"] is not None else None
+        task.to(device)  # the trainer leaves it on the CPU
+        found[state] = given, scores
+    measured: dict[str, Any] = {"probe": None, "outputs": None, "metrics": None}
+    if found:
+        (before, scored_before), (after, scored_after) = found["adapted"], found["merged"]
+        measured["probe"] = {"split": PROBED, "rows": rows}
+        measured["outputs"] = difference(before, after)
+        if scored_before is not None:
+            measured["metrics"] = {"split": config["split"], "adapted": scored_before, "merged": scored_after}
+    return {**measured, "update_lost": lost_in_short(lost), "folded_batch_norms": folded}
+
+
+def _write(task: AdapterTask, output: Path, certificate: dict[str, Any]) -> None:
+    task.to("cpu")
+
+    def fill(building: Path) -> None:
+        task.save_pretrained(building)
+        text = json.dumps(_finite(certificate), indent=2, ensure_ascii=False, allow_nan=False)
+        (building / CERTIFICATE).write_text(text + "\n", encoding="utf-8")
+
+    write_folder(output, fill)
+
+
+def _finite(value: Any) -> Any:
+    """What JSON can say: numbers that are not finite become null."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,88 @@
+"""``loralight predict``: a line of JSON for each input."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich import get_console
+from rich.progress import track
+
+from loralight import logs
+from loralight.artifacts.bank import load_many
+from loralight.artifacts.loading import build, find_recipe
+from loralight.config.build import task_class
+from loralight.config.check import check_keywords
+from loralight.config.composition import plain
+from loralight.errors import InputError
+from loralight.models.trust import trust_of, trusting
+from loralight.training.task import AdapterTask
+
+
+def main(config: DictConfig) -> None:
+    """The job that Hydra runs: reads all inputs before the model is loaded, writes as it predicts."""
+    logs.configure()
+    settings = plain(config)
+    output, options, size = settings["output"], settings["options"], settings["batch_size"]
+    if output and Path(output).exists():
+        raise InputError(
+            "E-OUTPUT", f"output={output}: the file exists, and nothing is overwritten; choose another name"
+        )
+    if output and settings["stream"]:
+        raise InputError("E-STREAM", "stream=true writes to the terminal; leave out output, or stream")
+    if size < 1:
+        raise InputError("E-BATCH", f"batch_size is {size}; give at least 1")
+    run, base, device = settings["run"], settings["checkpoint"], settings["device"]
+    if isinstance(run, str):
+        path, made = find_recipe(run, base=base, task=settings["task"], arguments=settings["arguments"])
+        inputs = _read([task_class(made)], settings)
+        with trusting(**trust_of(settings)):
+            tasks: Mapping[str, AdapterTask] = {run: build(path, made, device)}
+    else:
+        if settings["stream"]:
+            raise InputError("E-STREAM", "stream=true writes one adapter's text; leave it out, or name one run")
+        folders = _folders(run)
+        inputs = _read([task_class(find_recipe(folder, base=base)[1]) for folder in folders.values()], settings)
+        tasks = load_many(folders, base=base, device=device, **trust_of(settings))
+    if settings["stream"]:
+        (task,) = tasks.values()
+        for given in inputs:
+            for piece in task.stream(given, **options):
+                print(piece, end="", flush=True)
+            print()
+        return
+    starts = range(0, len(inputs), size)
+    if output and sys.stderr.isatty():
+        starts = track(starts, description="predicting", console=get_console())  # type: ignore[assignment]
+    with Path(output).open("w", encoding="utf-8") if output else nullcontext(sys.stdout) as opened:
+        for start in starts:
+            batch = inputs[start : start + size]
+            answers = [task.predict(batch, batch_size=size, **options) for task in tasks.values()]
+            for row in zip(*answers, strict=True):
+                for name, answer in zip(tasks, row, strict=True):
+                    line = answer if isinstance(run, str) else {"adapter": name, **answer}
+                    opened.write(json.dumps(line, ensure_ascii=False) + "\n")
+            opened.flush()
+
+
+def _folders(run: Any) -> dict[str, str]:
+    """The runs by name: as a mapping says, or each by its folder."""
+    if isinstance(run, Mapping):
+        return {str(name): str(folder) for name, folder in run.items()}
+    folders = {str(folder): str(folder) for folder in run}
+    if not folders or len(folders) < len(run):
+        raise InputError("E-RUN", f"run={run}: give each folder once, and at least one")
+    return folders
+
+
+def _read(kinds: Sequence[type[AdapterTask]], settings: Mapping[str, Any]) -> list[Any]:
+    """The inputs, once it is known that every task can take them and the options."""
+    for kind in kinds:
+        check_keywords(kind.predict_batch, settings["options"], "options")
+    if len({kind.read_inputs.__func__ for kind in kinds}) > 1:  # type: ignore[attr-defined]  # it is a class method
+        names = ", ".join(dict.fromkeys(kind.__name__ for kind in kinds))
+        raise InputError("E-RUN", f"{names} read their inputs in different ways; predict with one run at a time")
+    return kinds[0].read_inputs(settings["input"])

@@ -1,0 +1,160 @@
+"""How a run ended: ``summary.json``, the format that reports are made from, and a table for people."""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from loralight.adapters.base import trainable
+from loralight.artifacts.export import WEIGHTS
+from loralight.data import TaskData
+from loralight.logs import show
+from loralight.models.quantisation import as_before
+from loralight.training.preflight import human, num_bytes
+from loralight.training.task import AdapterTask
+
+_PACKAGES = ("loralight", "torch", "lightning", "transformers", "datasets", "hydra-core")
+
+
+def summarise(
+    config: dict[str, Any],
+    output_dir: Path,
+    task: AdapterTask,
+    data: TaskData,
+    metrics: dict[str, float],
+    seconds_per_step: float | None,
+) -> dict[str, Any]:
+    """Collect a run's results and write them to ``summary.json``.
+
+    Bytes are bytes, times seconds; peak memory is that of the GPU if there is one, else of the process.
+    """
+    parameters = list(task.model.parameters())
+    learns = trainable(task.model)
+    splits = sorted({name.partition("/")[0] for name in metrics})
+    summary = {
+        "task": config["names"]["task"],
+        "adapter": config["names"]["adapter"],
+        "metrics": metrics,
+        "baseline": {f"{split}/{name}": value for split in splits for name, value in data.baseline(split).items()},
+        "parameters": {
+            "trainable": sum(p.numel() for p in learns.values()),
+            "total": sum(p.numel() for p in as_before(task.model)),
+        },
+        "bytes": {
+            "adapter": (output_dir / "adapter" / WEIGHTS).stat().st_size,
+            "model": num_bytes(parameters),
+            "peak_memory": peak_memory(),
+        },
+        "seconds_per_step": seconds_per_step,
+        "batch_size": data.batch_size,
+        "steps": task.trainer.global_step,
+        "seed": config["seed"],
+        "device": _device(),
+        "processes": task.trainer.world_size,
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+    file = output_dir / "summary.json"
+    file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return summary
+
+
+def peak_memory() -> int:
+    """Most bytes in use so far: allocated on the GPU if there is one, else resident in this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def final_report(
+    summary: dict[str, Any], task: AdapterTask, data: TaskData, output_dir: Path, commands: Sequence[str]
+) -> None:
+    """Print the results, a few predictions on rows that training did not see, and the commands to go on with."""
+    show(metrics_table(summary["metrics"], summary["baseline"]), _cost_table(summary))
+    if examples := data.examples(3):
+        show(_predictions_table(task, examples))
+    run = os.path.relpath(output_dir)
+    run = run if not run.startswith("..") else str(output_dir)
+    adapter = output_dir / "adapter"
+    show(
+        f"\nadapter: {adapter if run == str(output_dir) else os.path.relpath(adapter)}",
+        "\nnext:",
+        *(f"  {command}" for command in commands),
+    )
+
+
+def metrics_table(metrics: dict[str, float], baseline: dict[str, float]) -> Table:
+    """Scores, each beside what a trivial answer scores."""
+    table = Table(title="results", title_justify="left")
+    for column in ("metric", "this run", "trivial answer"):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    # test before validation, scores before losses
+    for name, value in sorted(
+        metrics.items(), key=lambda item: (item[0][:4] != "test", item[0].endswith("loss"), item)
+    ):
+        table.add_row(name, f"{value:.4f}", f"{baseline[name]:.4f}" if name in baseline else "")
+    return table
+
+
+def _cost_table(summary: dict[str, Any]) -> Table:
+    trained, total = summary["parameters"]["trainable"], summary["parameters"]["total"]
+    size = summary["bytes"]
+    table = Table(title="what it took", title_justify="left", show_header=False)
+    table.add_row("trainable parameters", f"{trained:,} of {total:,} ({trained / total:.2%})")
+    table.add_row(
+        "adapter on disk",
+        f"{human(size['adapter'])}, {size['adapter'] / size['model']:.1%} of the model's {human(size['model'])}",
+    )
+    table.add_row("peak memory", human(size["peak_memory"]))
+    if summary["seconds_per_step"]:
+        table.add_row(
+            "time per step",
+            f"{summary['seconds_per_step'] * 1000:.0f} ms ({summary['batch_size']} rows, {summary['device']})",
+        )
+    return table
+
+
+def _predictions_table(task: AdapterTask, examples: list[tuple[Any, str]]) -> Table:
+    answers = task.predict([given for given, _ in examples])
+    table = Table(title="predictions on rows it has not seen", title_justify="left")
+    for column in [*answers[0], "right answer"]:
+        table.add_column(column)
+    for answer, (_, truth) in zip(answers, examples, strict=True):
+        table.add_row(*(_short(value) for value in answer.values()), truth)
+    return table
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return "; ".join(map(_short, value))
+    if isinstance(value, dict):
+        if texts := [text for text in value.values() if isinstance(text, str)]:
+            return ": ".join(texts)  # a record, such as an entity's type and its words
+        best = sorted(value.items(), key=lambda item: -item[1])[:3]
+        return ", ".join(f"{name} {number:.3f}" for name, number in best)
+    return str(value)
+
+
+def _device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # a clone that was never installed
+            continue
+    return found

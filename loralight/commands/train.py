@@ -1,0 +1,193 @@
+"""``loralight train``: check, fit, test the best checkpoint, save the adapter, report."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from omegaconf import DictConfig
+from torchmetrics import MetricCollection
+
+from loralight import logs, stopping
+from loralight.artifacts.export import save_adapter
+from loralight.artifacts.lock import release
+from loralight.artifacts.run_folder import going_on, take
+from loralight.commands.auto_batch import with_largest_batch
+from loralight.commands.initialising import initialise_, with_initialised
+from loralight.commands.next_commands import next_commands
+from loralight.commands.summary import final_report, summarise
+from loralight.config.build import adapter_recipe, build_data, build_task, build_trainer, check_config, recipe
+from loralight.config.composition import plain
+from loralight.data import TaskData
+from loralight.disk import refuse_taken_away, telling_of_disk
+from loralight.errors import InputError, did_you_mean
+from loralight.stopping import Stopped
+from loralight.training.checkpoint import FolderCheckpointIO, newest
+from loralight.training.launch import launch, process_rank
+from loralight.training.out_of_memory import telling_of_memory
+from loralight.training.preflight import before_activations, memory_table, padding_line, targets_table
+from loralight.training.progress import Throughput, progress_callbacks
+from loralight.training.stop_at_step import StopAtStep, how_to_go_on
+from loralight.training.task import AdapterTask
+
+
+def main(config: DictConfig) -> float | None:
+    """The job that Hydra runs: resolve the config, take the run's folder, and train in as many processes as asked for.
+
+    Returns:
+        The best value of the monitored metric, which a sweeper optimises.
+
+    Raises:
+        Stopped: a signal ended it, and a sweep of which it is a job.
+    """
+    hydra = HydraConfig.get()
+    settings, output_dir = plain(config), Path(hydra.runtime.output_dir)
+    check_config(settings)
+    if none := [
+        name for name in ("max_epochs", "max_steps", "limit_train_batches") if settings["trainer"].get(name) == 0
+    ]:
+        raise InputError("E-TRAINER", f"trainer.{none[0]}=0 would train nothing and save it")
+    sources = hydra.runtime.config_sources
+    flags = [f"--config-dir={Path(source.path).absolute()}" for source in sources if source.provider == "command-line"]
+    overrides = [*flags, *hydra.overrides.task]
+    settings, was_told = going_on(output_dir, settings), settings["resume"] is not None
+    if settings["auto_batch"]:
+        settings, overrides = with_largest_batch(settings, overrides)
+    first = process_rank() in (None, 0)
+    try:
+        if first:
+            with stopping.held(), telling_of_disk(output_dir):
+                take(output_dir, settings, overrides)
+            if settings["resume"] and not was_told:
+                print(f"loralight: {output_dir} holds an unfinished run of these settings: goes on", file=sys.stderr)
+        stopping.check()
+        best: float | None = launch("train", settings, output_dir)
+    except Stopped as stopped:
+        raise Stopped(stopped.by, how_to_go_on(output_dir) if first else None) from None
+    finally:
+        release(output_dir)
+    return best
+
+
+def work(config: dict[str, Any], output_dir: Path) -> float | None:
+    """What each process does."""
+    rank = process_rank() or 0
+    with telling_of_disk(output_dir), telling_of_memory(config, output_dir):
+        logs.configure(output_dir / ("train.log" if rank == 0 else f"train.rank{rank}.log"), rank=rank)
+        return Run(config, output_dir).train()
+
+
+class Run:
+    """One training, of which everything is built and checked, and the first tables are printed, before it starts.
+
+    Args:
+        config: of `loralight train`, in plain values.
+        output_dir: the run's folder.
+        callbacks: beside those of the config.
+        bar: whether a terminal gets a progress bar.
+    """
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        output_dir: Path,
+        *,
+        callbacks: Sequence[lightning.Callback] = (),
+        bar: bool = True,
+    ) -> None:
+        self.output_dir = output_dir
+        self.data = build_data(config)
+        self.resumed = newest(output_dir) if config["resume"] is not None else None
+        self.config = with_initialised(config, output_dir) if self.resumed else config
+        self.task = build_task(self.config, self.data.model_arguments())
+        _compile_(self.task, self.config["compile"])
+        self.throughput, progress = progress_callbacks(self.data.batch_size, bar=bar)
+        # the first, so that none has done half of what a step's end asks for when it stops
+        self.trainer = build_trainer(self.config, output_dir, [StopAtStep(output_dir), *progress, *callbacks])
+        _check_monitors(self.config["monitor"]["metric"], self.trainer, self.task)
+        if process_rank() in (None, 0):
+            logs.logger.info("run folder: %s", output_dir)
+            padding = padding_line(self.task, self.data)
+            memory = memory_table(*before_activations(self.task), title="memory before activations")
+            logs.show(*self.data.report(), *padding, targets_table(self.task), memory)
+            if self.resumed:
+                logs.logger.info("going on from %s", self.resumed)
+
+    def train(self) -> float | None:
+        """Fit, test the best checkpoint, save its adapter, and report; returns the best value of what is monitored."""
+        task, data, trainer, metric = self.task, self.data, self.trainer, self.config["monitor"]["metric"]
+        if not self.resumed:
+            initialise_(task, data, trainer, self.output_dir, self.config["names"]["adapter"])
+        with stopping.held():
+            trainer.fit(task, datamodule=data, ckpt_path=self.resumed)
+            score = _load_best(metric, trainer, task)
+            metrics = _measure(trainer, task, data)
+            if trainer.is_global_zero:
+                stopping.check()  # for the last time: a run told to stop while it saves ends as one that was not
+                _save(self.config, self.output_dir, task, data, metrics, self.throughput)
+        # a run that ends before its first validation has no best checkpoint
+        return metrics.get(metric) if score is None else score
+
+
+def _compile_(task: AdapterTask, backend: bool | str) -> None:
+    """Have `torch.compile` compile the model, which keeps its class and the names of its tensors."""
+    if backend is False:
+        return
+    known = torch.compiler.list_backends()
+    if backend is not True and backend not in torch.compiler.list_backends(exclude_tags=()):
+        hint = did_you_mean(str(backend), known)
+        raise InputError("E-COMPILE", f"compile={backend}: give true, false or a backend, {', '.join(known)}.{hint}")
+    task.model.compile(backend="inductor" if backend is True else backend)
+
+
+def _check_monitors(metric: str, trainer: lightning.Trainer, task: AdapterTask) -> None:
+    """Lightning would notice a metric that nobody measures after the first epoch only."""
+    scores = task.scores["validation"]
+    assert isinstance(scores, MetricCollection)
+    logged = ["validation/loss", *map(str, scores.keys()), "train/loss", "train/epoch_loss"]
+    watching = [*trainer.checkpoint_callbacks, *trainer.early_stopping_callbacks]
+    watched = [(type(c).__name__, c.monitor) for c in watching if isinstance(c, ModelCheckpoint | EarlyStopping)]
+    for where, name in [("monitor.metric", metric), *watched]:
+        if name is not None and name not in (*logged, "step", "epoch"):
+            hint = did_you_mean(name, logged)
+            raise InputError("E-MONITOR", f"{where}: {name} is not measured.{hint} Possible: {', '.join(logged)}")
+
+
+def _load_best(metric: str, trainer: lightning.Trainer, task: AdapterTask) -> float | None:
+    """Take the best checkpoint's weights, where one was chosen by ``metric``; returns its score."""
+    for chosen in trainer.checkpoint_callbacks:
+        if isinstance(chosen, ModelCheckpoint) and chosen.monitor == metric and chosen.best_model_path:
+            state = FolderCheckpointIO().load_checkpoint(chosen.best_model_path)["state_dict"]
+            task.load_trainable(state, chosen.best_model_path)
+            return None if chosen.best_model_score is None else float(chosen.best_model_score)
+    return None
+
+
+def _measure(trainer: lightning.Trainer, task: AdapterTask, data: TaskData) -> dict[str, float]:
+    """The best checkpoint's metrics on validation and, where there is one, test."""
+    measured = dict(trainer.validate(task, datamodule=data, verbose=False)[0])
+    if "test" in data.splits:
+        measured |= trainer.test(task, datamodule=data, verbose=False)[0]
+    return {name: float(value) for name, value in measured.items()}
+
+
+def _save(
+    config: dict[str, Any],
+    output_dir: Path,
+    task: AdapterTask,
+    data: TaskData,
+    metrics: dict[str, float],
+    throughput: Throughput,
+) -> None:
+    refuse_taken_away(output_dir)
+    folder = output_dir / "adapter"
+    task.adapter = task.adapter.finish_(task.model)
+    made = recipe(config, data.model_arguments())
+    made["adapter"] = adapter_recipe(task.adapter, config["names"]["adapter"])
+    save_adapter(task, folder, recipe=made, metrics=metrics)
+    summary = summarise(config, output_dir, task, data, metrics, throughput.seconds_per_step())
+    final_report(summary, task, data, output_dir, next_commands(config, output_dir))

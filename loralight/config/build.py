@@ -1,0 +1,235 @@
+"""The one way from a config to a task, its data and its trainer: for training, resuming, evaluating and predicting."""
+
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ProgressBar
+
+from loralight.adapters.base import Adapter
+from loralight.config.check import check, find_target, mismatch
+from loralight.config.composition import trusted_packages
+from loralight.config.plugins import conf_folders, discover, task_file
+from loralight.data import TaskData
+from loralight.errors import InputError
+from loralight.models.quantisation import find_quantiser
+from loralight.models.trust import trust_of, trusting
+from loralight.training.checkpoint import FolderCheckpointIO
+from loralight.training.checkpoint_paths import CheckpointPaths
+from loralight.training.optim import check_optimizer
+from loralight.training.position import Position
+from loralight.training.task import AdapterTask
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Check every part of a training config before anything heavy is built.
+
+    Args:
+        config: as composed for ``loralight train``, in plain values.
+
+    Raises:
+        InputError: see `loralight.config.check.check`, `loralight.models.quantisation.find_quantiser`,
+            `loralight.training.optim.check_optimizer`, the adapter's class; or gradients cannot be clipped so (``E-TRAINER``).
+    """
+    trusted = trusted_packages()
+    if expected := mismatch(config.get("seed", 0), int):
+        raise InputError("E-CONFIG", f"seed: {config['seed']!r} is not {expected}")
+    for part in ("adapter", "data", "trainer", "optimizer"):
+        check(config.get(part), part, trusted)
+    make(config["adapter"])  # values of the right type that make no sense, such as rank 0
+    check_optimizer(make(config["optimizer"]))
+    clip = config["trainer"].get("gradient_clip_val")
+    if clip is not None and not 0 <= clip < math.inf:  # nan would make every gradient nan
+        raise InputError("E-TRAINER", f"trainer.gradient_clip_val is {clip}; give at least 0, which clips nothing")
+    check(config.get("task"), "task", trusted, complete=False)  # the data has a say in the rest
+    if (method := (config.get("task") or {}).get("quantize")) is not None:
+        find_quantiser(method)
+    if config.get("scheduler") is not None:
+        check(config["scheduler"], "scheduler", trusted)
+    for group in ("callbacks", "logger"):
+        for name, node in (config.get(group) or {}).items():
+            if node is not None:
+                check(node, f"{group}.{name}", trusted)
+
+
+def make(config: Mapping[str, Any], **supplied: Any) -> Any:
+    """Build what a node with a ``_target_`` describes, nodes inside it first.
+
+    Plain values go in as they are: `hydra.utils.instantiate` would turn a dataclass into a config and lists into
+    ``ListConfig``, which the classes built here were not written for.
+    """
+    target = find_target(config["_target_"], "config", trusted_packages())
+    given = {key: value for key, value in config.items() if key not in ("_target_", "_partial_")}
+    built = {
+        key: make(value) if isinstance(value, Mapping) and "_target_" in value else value
+        for key, value in given.items()
+    }
+    if config.get("_partial_"):
+        return partial(target, **built, **supplied)
+    try:
+        return target(**built, **supplied)
+    except ModuleNotFoundError as error:  # wandb, say, of which lightning brings only the interface
+        raise InputError("E-PACKAGE", f"{config['_target_']} needs another package: {error}") from error
+
+
+def build_data(config: Mapping[str, Any]) -> TaskData:
+    """The data module, with its splits read and checked."""
+    with trusting(**trust_of(config)):
+        data = make(config["data"])
+        if not isinstance(data, TaskData):
+            kind = type(data).__name__
+            raise InputError("E-PLUGIN", f"data._target_: {kind} does not derive from loralight.TaskData")
+        data.setup()
+    return data
+
+
+def build_task(config: Mapping[str, Any], data_arguments: Mapping[str, Any]) -> AdapterTask:
+    """The task with its model built and its adapter injected, seeded by ``config["seed"]``.
+
+    Args:
+        config: at least ``task`` and ``adapter``; ``optimizer`` and ``scheduler`` to train; of ``model`` what the user
+            allows, see `loralight.models.trust`.
+        data_arguments: arguments of the task that the data knows.
+    """
+    lightning.seed_everything(config.get("seed", 0), verbose=False)
+    training = {part: make(config[part]) for part in ("optimizer", "scheduler") if config.get(part) is not None}
+    with trusting(**trust_of(config)):
+        task = make({**config["task"], **data_arguments}, adapter=make(config["adapter"]), **training)
+        if not isinstance(task, AdapterTask):
+            kind = type(task).__name__
+            raise InputError("E-PLUGIN", f"task._target_: {kind} does not derive from loralight.AdapterTask")
+        task.configure_model()
+    return task
+
+
+def build_trainer(
+    config: Mapping[str, Any], output_dir: Path, callbacks: list[lightning.Callback]
+) -> lightning.Trainer:
+    """A trainer that writes into ``output_dir`` and leaves sampling, summary and progress to loralight.
+
+    Raises:
+        InputError: Lightning refuses the settings, or they do not go together (``E-TRAINER``).
+    """
+    chosen = [make(node) for node in (config.get("callbacks") or {}).values() if node is not None]
+    supplied = {
+        "callbacks": [Position(), *chosen, *callbacks, CheckpointPaths(output_dir)],
+        "logger": [make(node) for node in (config.get("logger") or {}).values() if node is not None],
+        "plugins": [FolderCheckpointIO(output_dir)],
+        "default_root_dir": output_dir,
+        "use_distributed_sampler": False,  # ours deal each row to one rank, and can resume
+        "enable_model_summary": False,
+        "enable_progress_bar": any(isinstance(c, ProgressBar) for c in callbacks),
+    }
+    if taken := [name for name in supplied if name in config["trainer"]]:
+        raise InputError(
+            "E-TRAINER",
+            f"trainer.{taken[0]} is loralight's to set; choose callbacks=, logger= and a folder (hydra.run.dir=)",
+        )
+    try:
+        trainer = make(config["trainer"], **supplied)
+    except (ValueError, MisconfigurationException) as error:
+        raise InputError("E-TRAINER", " ".join(str(error).split())) from error
+    assert isinstance(trainer, lightning.Trainer)
+    return trainer
+
+
+def recipe(config: Mapping[str, Any], data_arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What an adapter's folder says of how it was made: names and arguments, never a ``_target_``."""
+    parts = {"task": {**config["task"], **data_arguments}, "adapter": config["adapter"]}
+    return {
+        part: {"name": config["names"][part], "arguments": {k: v for k, v in node.items() if k != "_target_"}}
+        for part, node in parts.items()
+    }
+
+
+def task_class(made: Mapping[str, Any]) -> type[AdapterTask]:
+    """The class of a recipe's task, by the name of an installed plugin.
+
+    Raises:
+        InputError: no such plugin is installed (``E-TASK``), or its class is no task (``E-PLUGIN``).
+    """
+    return _task_class(task_file(made["task"]["name"]), trusted_packages())
+
+
+def task_classes() -> dict[str, type[AdapterTask]]:
+    """The classes of all tasks that can be imported, by name; of a broken one is told when it is asked for."""
+    trusted, found = trusted_packages(), {}
+    for file in (file for plugin in discover() for file in plugin.tasks()):
+        with suppress(InputError):
+            found[file.stem] = _task_class(file, trusted)
+    return found
+
+
+def _task_class(file: Path, trusted: list[str]) -> type[AdapterTask]:
+    found = find_target(_target_in(file, "task"), "task", trusted)
+    if not (isinstance(found, type) and issubclass(found, AdapterTask)):
+        raise InputError("E-PLUGIN", f"task._target_: {found!r} does not derive from loralight.AdapterTask")
+    return found
+
+
+def adapter_node(made: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a recipe's adapter, by the name of an installed one.
+
+    Raises:
+        InputError: no such adapter is installed (``E-ADAPTER``).
+    """
+    return {**made["adapter"]["arguments"], "_target_": _target_in(_adapter_file(made["adapter"]["name"]), "adapter")}
+
+
+def adapter_recipe(adapter: Adapter, name: str) -> dict[str, Any]:
+    """What a recipe says of ``adapter``, which goes by ``name`` unless it is of another class than that file's."""
+    files = _adapter_files()
+    for known in (name, *files):
+        target = _target_in(files[known], "adapter")
+        of_class = target.rpartition(".")[2] == type(adapter).__name__
+        if of_class and find_target(target, "adapter", trusted_packages()) is type(adapter):
+            return {"name": known, "arguments": asdict(adapter)}
+    raise TypeError(f"no file in conf/adapter configures a {type(adapter).__name__}, so it could not be loaded again")
+
+
+def from_recipe(made: Mapping[str, Any]) -> AdapterTask:
+    """The task of a recipe, by the names of an installed plugin and adapter: nothing in the recipe is imported.
+
+    Raises:
+        InputError: no such plugin or adapter is installed, or its arguments are others (``E-TASK``, ``E-CONFIG``).
+    """
+    task = _target_in(task_file(made["task"]["name"]), "task")
+    if "adapter" in made["task"]["arguments"]:
+        raise InputError("E-CONFIG", "task: the adapter is not among a recipe's arguments of the task")
+    config = {"task": {**made["task"]["arguments"], "_target_": task}, "adapter": adapter_node(made)}
+    check(config["adapter"], "adapter", trusted_packages())
+    check({**config["task"], "adapter": config["adapter"]}, "task", trusted_packages())
+    return build_task(config, {})
+
+
+def adapter_classes() -> dict[str, type[Adapter]]:
+    """The installed adapter methods, by the names of their files."""
+    trusted = trusted_packages()
+    found = {
+        name: find_target(_target_in(file, "adapter"), "adapter", trusted) for name, file in _adapter_files().items()
+    }
+    return {name: kind for name, kind in found.items() if isinstance(kind, type) and issubclass(kind, Adapter)}
+
+
+def _target_in(file: Path, part: str) -> Any:
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return (content["task"] if part == "task" else content)["_target_"]
+
+
+def _adapter_file(name: str) -> Path:
+    files = _adapter_files()
+    if name not in files:
+        raise InputError("E-ADAPTER", f"there is no adapter method {name!r}; installed are {', '.join(sorted(files))}")
+    return files[name]
+
+
+def _adapter_files() -> dict[str, Path]:
+    files = {file.stem: file for folder in conf_folders() for file in folder.glob("adapter/*.yaml")}
+    return dict(sorted(files.items()))

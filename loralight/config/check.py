@@ -1,0 +1,185 @@
+"""Checks a config against the signatures of what it configures: the constructor is the schema."""
+
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hydra.utils import get_object
+
+from loralight.config.plugins import LIBRARIES, conf_folders
+from loralight.errors import InputError, did_you_mean
+
+_WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
+_OF_HYDRA = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+
+
+def find_target(path: str, where: str, trusted: Sequence[str]) -> Any:
+    """The class or function that ``_target_: path`` names.
+
+    Raises:
+        InputError: it is outside the trusted packages, be it that one of them imports it (``torch.os.system``), is a
+            function that is not meant as a setting (``torch.load``), or cannot be imported (``E-TARGET``).
+    """
+    if not _is_in(path, trusted):
+        raise InputError(
+            "E-TARGET",
+            f"{where}._target_: {path!r} is not in {', '.join(trusted)}; a config may only name what is in these "
+            "packages and in task plugins (--plugin-dir)",
+        )
+    try:
+        target = get_object(path)
+    except (Exception, SystemExit) as error:  # a plugin's import may do anything
+        root: BaseException = error
+        while root.__cause__ is not None:
+            root = root.__cause__
+        raise InputError(
+            "E-TARGET", f"{where}._target_: cannot import {path!r}: {type(root).__name__}: {root}"
+        ) from error
+    if not callable(target) or not _is_in(getattr(target, "__module__", None), trusted):
+        raise InputError("E-TARGET", f"{where}._target_: {path!r} is not a class or function of that package itself")
+    if not (inspect.isclass(target) or _is_meant(target, path, trusted)):
+        raise InputError(
+            "E-TARGET",
+            f"{where}._target_: {path!r} is a function of a library. Name a class, a function of loralight or "
+            "of a plugin, or one that a file in a plugin's conf names",
+        )
+    return target
+
+
+def _is_meant(target: Any, path: str, trusted: Sequence[str]) -> bool:
+    """Whether a function may be configured: libraries have any number that run files or leave the process."""
+    own = [package for package in trusted if package not in LIBRARIES]
+    if inspect.isfunction(target) and _is_in(target.__module__, own):
+        return True
+    files = (file for folder in conf_folders() for file in folder.rglob("*.yaml"))
+    named = re.compile(rf"_target_:\s*['\"]?{re.escape(path)}(?![\w.])")
+    return any(named.search(file.read_text(encoding="utf-8")) for file in files)
+
+
+def _is_in(path: Any, packages: Sequence[str]) -> bool:
+    return isinstance(path, str) and path.partition(".")[0] in packages
+
+
+def check(config: Any, where: str, trusted: Sequence[str], *, complete: bool = True) -> None:
+    """Check a config node with a ``_target_``, and those inside it.
+
+    Args:
+        config: the node as plain values.
+        where: its dotted name in the config.
+        trusted: packages whose classes may be named.
+        complete: nothing is added later, so that all required arguments must be there.
+
+    Raises:
+        InputError: unknown, missing or wrongly typed arguments (``E-CONFIG``), or a target of others (``E-TARGET``).
+    """
+    if not isinstance(config, Mapping) or "_target_" not in config:
+        raise InputError("E-CONFIG", f"{where}: {config!r} has no _target_, the class to build")
+    target = find_target(config["_target_"], where, trusted)
+    parameters = _parameters(target)
+    hints = _hints(target)
+    given = {key: value for key, value in config.items() if key not in _OF_HYDRA}
+    for key, value in given.items():
+        if parameters is not None and key not in parameters:
+            hint = did_you_mean(key, parameters)
+            raise InputError(
+                "E-CONFIG",
+                f"{where}: {target.__qualname__} takes no argument {key!r}.{hint} It takes: {', '.join(parameters)}",
+            )
+        if isinstance(value, Mapping) and "_target_" in value:
+            check(value, f"{where}.{key}", trusted)
+        elif key in hints and (expected := mismatch(value, hints[key])):
+            raise InputError("E-CONFIG", f"{where}.{key}: {value!r} is not {expected}")
+    if parameters is not None and complete and not config.get("_partial_"):
+        required = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
+        if missing := [name for name in required if name not in given]:
+            raise InputError("E-CONFIG", f"{where}: {target.__qualname__} needs {', '.join(missing)}")
+
+
+def check_keywords(function: Callable[..., Any], given: Mapping[str, Any], where: str) -> None:
+    """Check keyword arguments from the command line against a function's own.
+
+    Raises:
+        InputError: there is no such argument, or it is of another type (``E-CONFIG``).
+    """
+    parameters = inspect.signature(function).parameters.values()
+    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    hints = get_type_hints(function)
+    for key, value in given.items():
+        if key not in known:
+            takes = f"It takes: {', '.join(known)}" if known else "It takes none"
+            raise InputError("E-CONFIG", f"{where}.{key}: there is no such option.{did_you_mean(key, known)} {takes}")
+        if expected := mismatch(value, hints[key]):
+            raise InputError("E-CONFIG", f"{where}.{key}: {value!r} is not {expected}")
+
+
+def _parameters(target: Any) -> dict[str, inspect.Parameter] | None:
+    """What a class takes, its parents' arguments included where it passes ``**arguments`` on; None if anything goes."""
+    found: dict[str, inspect.Parameter] = {}
+    for initialiser in _initialisers(target):
+        parameters = list(inspect.signature(initialiser).parameters.values())
+        if inspect.isclass(target):
+            parameters = parameters[1:]  # self
+        for parameter in parameters:
+            if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                found.setdefault(parameter.name, parameter)
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            return found
+    return None
+
+
+def _initialisers(target: Any) -> list[Any]:
+    """The functions that take a target's arguments: its own and its parents' ``__init__``, or the function itself."""
+    if not inspect.isclass(target):
+        return [target]
+    return [vars(owner)["__init__"] for owner in target.__mro__ if "__init__" in vars(owner)]
+
+
+def _hints(target: Any) -> dict[str, Any]:
+    hints: dict[str, Any] = {}
+    for initialiser in reversed(_initialisers(target)):
+        try:
+            hints |= get_type_hints(initialiser)
+        except (NameError, TypeError):  # annotations that only a type checker can read
+            continue
+    return hints
+
+
+def _is_foreign(value: Any, hint: Any) -> bool:
+    """Whether ``hint`` is a class that ``value`` is no instance of: ``float | Tensor`` takes no text."""
+    if not isinstance(hint, type) or hint in (*_WORDS, type(None), Any) or getattr(hint, "_is_protocol", False):
+        return False
+    return not isinstance(value, hint)
+
+
+def mismatch(value: Any, hint: Any) -> str:
+    """What ``value`` should have been, or an empty string where it fits (or the hint is beyond plain values)."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any or isinstance(hint, typing.TypeVar):
+        return ""
+    if origin in (Union, types.UnionType):
+        scalar = any(option in _WORDS for option in inner)
+        options = [option for option in inner if not (scalar and _is_foreign(value, option))]
+        expected = [mismatch(value, option) for option in options]
+        return "" if "" in expected else " or ".join(dict.fromkeys(expected))
+    if hint is type(None):
+        return "null" if value is not None else ""
+    if origin is Literal:
+        return "" if value in inner else f"one of {', '.join(map(str, inner))}"
+    if hint in _WORDS:
+        accepted = (int, float) if hint is float else (hint,)
+        fits = isinstance(value, accepted) and (hint is bool or not isinstance(value, bool))
+        return "" if fits else _WORDS[hint]
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            return "a mapping"
+        return next(
+            (f"a mapping to {e}" for v in value.values() if len(inner) == 2 and (e := mismatch(v, inner[1]))), ""
+        )
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            return "a list"
+        return next((f"a list with each element {e}" for v in value if inner and (e := mismatch(v, inner[0]))), "")
+    return ""

@@ -1,0 +1,239 @@
+"""Everything that depends on Hydra's own interfaces: search path, versions, messages about overrides."""
+
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from loralight.config.plugins import LIBRARIES, check_folders, discover
+from loralight.disk import REFUSED
+from loralight.errors import InputError, did_you_mean
+
+_NO_TEXTS = ("null", "true", "false", "nan", "inf")  # where they stand without quotes
+CONFIG_PATH = "pkg://loralight.conf"
+TRUSTED = ("loralight", *LIBRARIES)
+
+
+class _PluginConfs(SearchPathPlugin):
+    """Puts the ``conf`` folder of every sound plugin on Hydra's search path."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for plugin in discover():
+            if not plugin.fault:
+                search_path.append(provider=f"task {plugin.name}", path=f"file://{plugin.conf}")
+
+
+def trusted_packages() -> list[str]:
+    """The packages whose classes a config may name."""
+    plugins = (plugin.package.partition(".")[0] for plugin in discover() if not plugin.fault)
+    return list(dict.fromkeys([*TRUSTED, *plugins]))
+
+
+def run_hydra(job: Callable[[DictConfig], Any], config_name: str) -> None:
+    """Run ``job`` as the Hydra application ``config_name`` with the arguments in ``sys.argv``.
+
+    Raises:
+        InputError: a plugin's folder that the user named cannot be used (``E-PLUGIN``).
+    """
+    check_folders()
+    Plugins.instance().register(_PluginConfs)
+    arguments: dict[str, Any] = {"config_path": CONFIG_PATH, "config_name": config_name}
+    if "execution_whitelist" in inspect.signature(hydra.main).parameters:  # Hydra 1.4, where version_base goes
+        arguments["execution_whitelist"] = trusted_packages()
+    else:
+        arguments["version_base"] = "1.3"
+    hydra.main(**arguments)(job)()
+
+
+def compose(config_name: str, overrides: list[str]) -> DictConfig:
+    """The config that a command line would give, outside of a Hydra application."""
+    return _without_hydra(_composed(config_name, overrides))
+
+
+def _composed(config_name: str, overrides: list[str]) -> DictConfig:
+    Plugins.instance().register(_PluginConfs)
+    arguments = {} if "execution_whitelist" in inspect.signature(hydra.main).parameters else {"version_base": "1.3"}
+    with hydra.initialize_config_module("loralight.conf", **arguments):
+        return hydra.compose(config_name, overrides, return_hydra_config=True)
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    choices = config.hydra.runtime.choices
+    with open_dict(config):
+        del config.hydra
+        if "names" in config:  # refers to Hydra's own config, which is known to its applications alone
+            config.names = choices
+    return config
+
+
+def composed(config_name: str, overrides: list[str], folder: Path) -> dict[str, Any]:
+    """The config that ``overrides`` give, which come from a run's folder; what refers to others still does.
+
+    Raises:
+        InputError: they give none (``E-OVERRIDE``).
+    """
+    GlobalHydra.instance().clear()
+    try:
+        config = _composed(config_name, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        told = explain(error, config_name, overrides) or str(error)
+        raise InputError("E-OVERRIDE", f"{folder}: {told.removeprefix('E-OVERRIDE: ')}") from error
+    container = OmegaConf.to_container(config)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items() if key != "hydra"}
+
+
+def as_override(name: str, value: Any) -> str:
+    """The override that has Hydra set a name to a plain value, whatever is in its texts.
+
+    Raises:
+        InputError: there is none (``E-OVERRIDE``).
+    """
+    override = f"++{name}={_as_word(value)}"
+    try:
+        read = OverridesParser.create().parse_override(override)
+        same = (read.key_or_group, repr(read.value())) == (name, repr(value)) and not read.is_sweep_override()
+    except HydraException:
+        same = False
+    if not same:
+        raise InputError("E-OVERRIDE", f"{name}={str(value)[:100]!r} cannot be said in Hydra's words")
+    return override
+
+
+def _as_word(value: Any) -> str:
+    if isinstance(value, str):
+        plain_word = re.fullmatch(r"[A-Za-z_/.][\w./-]*", value) and value.lower() not in _NO_TEXTS
+        return value if plain_word else QuotedString(value, Quote.double).with_quotes()
+    if isinstance(value, list):
+        return f"[{','.join(map(_as_word, value))}]"
+    if isinstance(value, dict):
+        keys = [re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", str(key)) for key in value]
+        return f"{{{','.join(f'{key}:{_as_word(one)}' for key, one in zip(keys, value.values(), strict=True))}}}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def read_value(override: str) -> Any:
+    """The value that Hydra reads in an override.
+
+    Raises:
+        InputError: it is no override (``E-OVERRIDE``).
+    """
+    try:
+        return OverridesParser.create().parse_override(override).value()
+    except HydraException as error:
+        raise InputError("E-OVERRIDE", str(error)) from error
+
+
+def settings_of(config_name: str, overrides: list[str], output_dir: Path) -> dict[str, Any]:
+    """What a command line hands to its job, in plain values, with ``output_dir`` as the job's folder."""
+    GlobalHydra.instance().clear()
+    config = _composed(config_name, overrides)
+    current = HydraConfig.instance().cfg
+    with open_dict(config):
+        config.hydra.runtime.output_dir = str(output_dir)
+    HydraConfig.instance().set_config(config)
+    try:
+        return dict(plain(_without_hydra(config)))
+    finally:
+        HydraConfig.instance().cfg = current
+
+
+def explain(error: BaseException, config_name: str, overrides: list[str]) -> str | None:
+    """What is wrong with an override or with the machine, in the user's terms; None if it is something else."""
+    message = str(error).strip()
+    if isinstance(error, OSError) and error.errno in REFUSED:
+        return f"E-DISK: {error.filename or 'the disk'}: {error.strerror}; make room, or choose another place"
+    if "torch" in sys.modules and import_module("loralight.training.out_of_memory").is_out_of_memory(error):
+        return "E-MEMORY: there is too little memory; give smaller batches, shorter rows or a smaller model"
+    if isinstance(error, ValueError) and message.startswith("Config group override must be"):
+        return "E-OVERRIDE: null is no choice; ~logger, say, goes without one"
+    if isinstance(error, ValueError) and message.startswith(("Only one of --run", "The --resolve flag")):
+        return f"E-FLAGS: {message}"
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        return None
+    if cause := error.__cause__:
+        message += f"\n{str(cause).strip()}"
+    if found := re.search(r"Could not override '([^']+)'", message):
+        return f"E-OVERRIDE: there is no setting {found[1]!r}.{_nearest_setting(found[1], config_name, overrides)}"
+    if found := re.search(r"Could not find '([^']+)/([^'/]+)'", message):
+        group, option = found.groups()
+        listed = message.partition("Available options")[2].partition("Config search path")[0]
+        options = [line.strip() for line in listed.splitlines() if line.startswith("\t")]
+        faults = "".join(
+            f"\nThe plugin {plugin.name} ({plugin.origin}) is broken: {plugin.fault}"
+            for plugin in discover()
+            if plugin.fault
+        )
+        hint = f"{did_you_mean(option, options)} Possible: {', '.join(options)}"
+        return f"E-OVERRIDE: {group}={option}: there is no such choice.{hint}{faults}"
+    return f"E-OVERRIDE: {message}"
+
+
+def _nearest_setting(key: str, config_name: str, overrides: list[str]) -> str:
+    kept = [override for override in overrides if override.lstrip("+~").partition("=")[0] != key]
+    try:
+        GlobalHydra.instance().clear()
+        settings = list(_settings(compose(config_name, kept)))
+    except (HydraException, OmegaConfBaseException):
+        return ""
+    parent, _, name = key.rpartition(".")
+    siblings = [setting.rpartition(".")[2] for setting in settings if setting.rpartition(".")[0] == parent]
+    if near := did_you_mean(name, siblings):
+        return near.replace("'", f"'{parent}.", 1) if parent and near.count("'") == 2 else near
+    elsewhere = [setting for setting in settings if setting.rpartition(".")[2] == name]
+    if elsewhere:
+        return f" Did you mean {' or '.join(map(repr, elsewhere[:3]))}?"
+    known = f" {parent} has: {', '.join(siblings)}." if siblings else did_you_mean(key, settings)
+    return f"{known} An argument that is not listed needs a plus: +{key}=..."
+
+
+def _settings(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in config:
+        name = f"{prefix}{key!s}"
+        yield name
+        node = config._get_node(key)
+        if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
+            yield from _settings(node, f"{name}.")
+
+
+@contextmanager
+def whole_errors() -> Iterator[None]:
+    """Have Hydra raise what goes wrong, in place of printing it and leaving with exit code 1."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def plain(config: Any) -> Any:
+    """A config, or part of one, as plain dicts and lists with every interpolation resolved.
+
+    Raises:
+        InputError: a value is missing, or refers to a setting that is not there (``E-CONFIG``).
+    """
+    try:
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise InputError("E-CONFIG", str(error).partition("\n")[0]) from error

@@ -1,0 +1,151 @@
+"""The classes of a data set, once it is sure that what its label column holds are classes."""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import chain
+
+from datasets import ClassLabel
+
+from loralight.data.labels import are_lists, label_names
+from loralight.data.origin import Origin
+from loralight.data.splits import Splits
+from loralight.errors import InputError
+
+_SEPARATORS = ",;|"
+_FEW = 20  # classes that numbers may be of without another look
+_HIDDEN = "-1"
+
+
+def find_classes(
+    rows: Splits,
+    columns: Sequence[str],
+    labels: Mapping[str, list[list[str]]],
+    *,
+    given: Sequence[str] | None,
+    limited: bool,
+    several: str,
+) -> list[str]:
+    """The names of the classes in order: the user's, else those that the data set names, else those found in train.
+
+    Args:
+        rows: the splits.
+        columns: of their labels.
+        labels: each row's, by split.
+        given: the user's names, after which nothing is asked.
+        limited: rows of train were left out, so that it may lack some.
+        several: what to do where a row has several labels.
+
+    Raises:
+        InputError: they are no classes, or fewer than two, or one is there twice (``E-LABELS``), or a row has -1 for a
+            label that is missing (``E-LABEL-RANGE``).
+    """
+    if given is None and not _are_named(rows, columns) and any(chain(*labels.values())):
+        _check(rows, columns[0], labels, several)
+    seen = dict(labels) if limited else {"train": labels["train"]}
+    if rows.origins["validation"].numbers is not None:  # held out of train: a label may have but one row
+        seen["validation"] = labels["validation"]
+    names = list(given) if given is not None else label_names(rows["train"], columns, list(chain(*seen.values())))
+    if len(names) < 2:
+        raise InputError(
+            "E-LABELS",
+            f"the only label in train is {names}; a classifier needs two. Check data.columns and data.labels",
+        )
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise InputError("E-LABELS", f"data.labels names {', '.join(map(repr, twice))} twice")
+    return names
+
+
+def _are_named(rows: Splits, columns: Sequence[str]) -> bool:
+    """Whether the data set says what its classes are: a column for each, or their names."""
+    return len(columns) > 1 or isinstance(rows["train"].features[columns[0]], ClassLabel)
+
+
+def _check(rows: Splits, column: str, labels: Mapping[str, list[list[str]]], several: str) -> None:
+    counts = Counter(name for part in labels.values() for row in part for name in row)
+    check_marks(labels, rows.origins, column)
+    check_spelling(counts, column)
+    if not are_lists(rows["train"], [column]):
+        check_single(counts, column, several)
+        check_numbers(counts, column)
+
+
+def check_marks(labels: Mapping[str, list[list[str]]], origins: Mapping[str, Origin], column: str) -> None:
+    """Raise ``E-LABEL-RANGE`` at the first label -1 that stands for none; of -1 and 1, or of -2 to 2, it is one."""
+    others = {name for part in labels.values() for row in part for name in row} - {_HIDDEN}
+    if others == {"1"} or any(number < 0 for number in map(_number, others) if number is not None):
+        return
+    for split, part in labels.items():
+        for row, names in enumerate(part):
+            if _HIDDEN in names:
+                raise InputError(
+                    "E-LABEL-RANGE",
+                    f"{origins[split].row(row)}, column {column!r}: -1 is no label but marks a row that has none; take "
+                    "such rows out. If -1 is a class, name them all: data.labels='[-1, 0, 1]', say",
+                )
+
+
+def check_spelling(counts: Mapping[str, int], column: str) -> None:
+    """Raise ``E-LABELS`` if two names differ in case alone."""
+    spellings = defaultdict(list)
+    for name in counts:
+        spellings[name.casefold()].append(name)
+    if twice := next((names for names in spellings.values() if len(names) > 1), None):
+        shown = " and ".join(f"{name!r} ({counts[name]} times)" for name in sorted(twice))
+        raise InputError(
+            "E-LABELS",
+            f"column {column!r}: {shown} differ in case alone; write one of them throughout. If these are different "
+            "classes, name all in data.labels",
+        )
+
+
+def check_single(counts: Mapping[str, int], column: str, several: str) -> None:
+    """Raise ``E-LABELS`` if a name is several labels of other rows, joined; ``Washington, DC`` is one."""
+    if all(name.startswith("[") and name.endswith("]") for name in counts):
+        raise InputError("E-LABELS", f"column {column!r}: {next(iter(counts))!r} is a list written as text. {several}")
+    for separator in _SEPARATORS:
+        if joined := _joined(counts, separator):
+            parts = " and ".join(repr(part.strip()) for part in joined.split(separator))
+            raise InputError(
+                "E-LABELS",
+                f"column {column!r}: {joined!r} ({counts[joined]} times) looks like several labels, {parts}, as other "
+                f"rows have them too. {several}. If it is one label, name all in data.labels",
+            )
+
+
+def _joined(names: Mapping[str, int], separator: str) -> str | None:
+    """A name made of parts which are labels by themselves or stand in several places of others; None if rare."""
+    parts = {name: [part.strip() for part in name.split(separator)] for name in names if separator in name}
+    places: dict[str, set[int]] = defaultdict(set)
+    for found in parts.values():
+        for place, part in enumerate(found):
+            places[part].add(place)
+    known = {part for part, found in places.items() if part in names or len(found) > 1}
+    whole = [name for name, found in parts.items() if known.issuperset(found)]
+    some = [name for name, found in parts.items() if known.intersection(found)]
+    return next(iter(whole or some), None) if whole or 2 * len(some) > len(parts) else None
+
+
+def check_numbers(counts: Mapping[str, int], column: str) -> None:
+    """Raise ``E-LABELS`` if the names are numbers to be predicted, such as 0.37 and 4.2, and not those of classes."""
+    numbers = [number for number in map(_number, counts) if number is not None]
+    if len(numbers) < len(counts):
+        return
+    rows, distinct = sum(counts.values()), len(counts)
+    fractional = not all(number.is_integer() for number in numbers)
+    many, scattered = distinct > _FEW, max(numbers) - min(numbers) >= 2 * distinct
+    thin = rows < (10 if scattered else 2) * distinct  # numbers of classes have few gaps
+    if (many and (fractional or thin)) or (fractional and rows < 5 * distinct):
+        shown = ", ".join(list(counts)[:3])
+        raise InputError(
+            "E-LABELS",
+            f"column {column!r} holds {distinct} different numbers in {rows} rows ({shown}, ...): this task tells "
+            "classes apart, it predicts no numbers. Divide them into a few classes, or take another column; `loralight "
+            "new-task` begins as a task that predicts a number. If these are classes, name them in data.labels",
+        )
+
+
+def _number(name: str) -> float | None:
+    try:
+        return float(name)
+    except ValueError:
+        return None

@@ -1,0 +1,42 @@
+"""What ``loralight predict`` is given: lines of text, or records."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from loralight.data.splits import FORMATS, read_file
+from loralight.errors import InputError
+
+
+def read_inputs(source: str) -> list[Any]:
+    """The inputs in a file or on standard input (``-``).
+
+    A line of text is an input, one that is a JSON object a record; rows of CSV, JSONL and Parquet files are records.
+
+    Raises:
+        InputError: the file cannot be read, or is empty (``E-DATA``, ``E-DATA-EMPTY``).
+    """
+    if source != "-" and Path(source).suffix.lower() in FORMATS:
+        inputs: list[Any] = read_file(source).to_list()
+    else:
+        try:
+            text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError("E-DATA", f"input={source}: cannot be read as text: {error}") from error
+        lines = text.split("\n")  # splitlines() would also split at what a text may hold, such as U+2028
+        inputs = [_line(line, number, source) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not inputs:
+        raise InputError("E-DATA-EMPTY", f"input={source} has no lines")
+    return inputs
+
+
+def _line(line: str, number: int, source: str) -> Any:
+    if not line.startswith("{"):
+        return line
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise InputError(
+            "E-DATA", f"input={source}, line {number} begins like a JSON record, but is none: {error}"
+        ) from error

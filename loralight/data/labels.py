@@ -1,0 +1,190 @@
+"""Label names, from whatever a data set has in its label column to what a prediction says."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import ClassLabel, Dataset, LargeList, Value
+from datasets import List as SmallList
+from torch import Tensor
+
+from loralight.data.origin import Origin
+from loralight.data.splits import Splits, check_columns
+from loralight.errors import InputError, did_you_mean
+
+_LISTS = (SmallList, LargeList)
+_NUMBER = re.compile(r"-?\d+(\.\d+)?", re.ASCII)
+
+HIDDEN = -1  # the hub's mark for a test split whose labels are kept back
+
+
+def label_name(value: Any) -> str:
+    """What a label is called: without spaces around it, and 1.0 is 1, as a column with missing values has floats."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+
+
+def is_hidden(rows: Dataset, column: str) -> bool:
+    """Whether no row of a split has a label: all are missing, or -1, the hub's mark for labels that are kept back."""
+    return len(rows) > 0 and all(value == HIDDEN or _is_missing(value) for value in rows[column])
+
+
+def leave_out_hidden_test(splits: Splits, columns: Sequence[str]) -> list[str]:
+    """Take a test split without labels out of ``splits``; returns what there is to say of it."""
+    if "test" not in splits:
+        return []
+    has = splits["test"].column_names
+    if not any(column in has or did_you_mean(column, has) for column in columns):
+        del splits["test"]
+        return [f"test: left out, it has no labels (no column {', '.join(map(repr, columns))})"]
+    check_columns(splits["test"], columns, "test")
+    if all(is_hidden(splits["test"], column) for column in columns):
+        del splits["test"]
+        return ["test: left out, its labels are hidden (all -1, or missing)"]
+    return []
+
+
+def split_labels(rows: Dataset, column: str, separator: str) -> Dataset:
+    """The rows with the labels in ``column``, joined by ``separator``, as a list each; an empty cell has none.
+
+    Raises:
+        InputError: there are lists already, or nothing to divide at (``E-LABELS``).
+    """
+    if not separator or are_lists(rows, [column]):
+        raise InputError(
+            "E-LABELS",
+            f"data.label_separator={separator!r}: give what stands between the labels in column {column!r}, such as a "
+            "comma; leave it out where the column holds lists",
+        )
+    lists = [[] if _is_missing(value) else _parts(label_name(value), separator) for value in rows[column]]
+    return rows.remove_columns(column).add_column(column, lists, feature=SmallList(Value("string")))
+
+
+def _parts(text: str, separator: str) -> list[str]:
+    """Also of a list as Python writes it: ``['a', 'b']``."""
+    is_list = text.startswith("[") and text.endswith("]")
+    parts = [part.strip() for part in (text[1:-1] if is_list else text).split(separator)]
+    return [part.strip("'\"") if is_list else part for part in parts if part]
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
+
+
+def read_labels(
+    rows: Dataset, columns: Sequence[str], origin: Origin, given: Sequence[str] | None = None
+) -> list[list[str]]:
+    """The names of each row's labels.
+
+    Args:
+        columns: one column of integers, strings, ClassLabels or lists of these; or several columns of 0 and 1, each
+            named after the label it stands for.
+        origin: of the rows.
+        given: label names chosen by the user; they name plain integers, by number, unless these are the names.
+
+    Returns:
+        A list of names per row; one name where the column holds one label.
+
+    Raises:
+        InputError: a row without a label, or with one that the data set does not name (``E-LABEL-RANGE``), or neither
+            0 nor 1 in one of several columns (``E-LABEL``).
+    """
+    if len(columns) > 1:
+        flags = [rows[column] for column in columns]
+        for column, values in zip(columns, flags, strict=True):
+            for row, value in enumerate(values):
+                if value not in (0, 1):
+                    raise InputError(
+                        "E-LABEL",
+                        f"{origin.row(row)}, column {column!r}: {value!r}; a label column among several holds 0 or 1",
+                    )
+        return [
+            [column for column, value in zip(columns, row, strict=True) if value] for row in zip(*flags, strict=True)
+        ]
+    (column,) = columns
+    feature = rows.features[column]
+    names = feature.feature if isinstance(feature, _LISTS) else feature
+    known = names.names if isinstance(names, ClassLabel) else None
+    if known is None and given and getattr(names, "dtype", "").startswith(("int", "uint")):
+        values = {v for value in rows[column] for v in (value if isinstance(value, list) else [value])}
+        known = None if {str(v) for v in values} <= set(given) else given
+    labels = []
+    for row, value in enumerate(rows[column]):
+        values = value if isinstance(value, list) else [value]
+        if value is None or any(_is_missing(v) or (known is not None and not 0 <= v < len(known)) for v in values):
+            possible = f"; valid are 0..{len(known) - 1} ({', '.join(known)})" if known else ""
+            raise InputError("E-LABEL-RANGE", f"{origin.row(row)}, column {column!r}: {value!r} is no label{possible}")
+        labels.append([known[v] if known else label_name(v) for v in values])
+    return labels
+
+
+def are_lists(rows: Dataset, columns: Sequence[str]) -> bool:
+    """Whether a row can have several labels: a column of lists, or several columns."""
+    return len(columns) > 1 or isinstance(rows.features[columns[0]], _LISTS)
+
+
+def label_names(rows: Dataset, columns: Sequence[str], labels: list[list[str]]) -> list[str]:
+    """All label names in their order: that of the columns, of the ClassLabel, or sorted (numbers as numbers)."""
+    if len(columns) > 1:
+        return list(columns)
+    feature: Any = rows.features[columns[0]]
+    names = feature.feature if isinstance(feature, _LISTS) else feature
+    if isinstance(names, ClassLabel):
+        return list(names.names)
+    found = {name for row in labels for name in row}
+    return sorted(found, key=lambda name: (0, float(name), name) if _NUMBER.fullmatch(name) else (1, 0.0, name))
+
+
+def encode_labels(labels: list[list[str]], names: Sequence[str], origin: Origin) -> list[list[int]]:
+    """Label names to positions in ``names``.
+
+    Raises:
+        InputError: a name that is not among them (``E-LABEL-RANGE``).
+    """
+    position = {name: number for number, name in enumerate(names)}
+    for row, values in enumerate(labels):
+        for value in values:
+            if value not in position:
+                raise InputError(
+                    "E-LABEL-RANGE",
+                    f"{origin.row(row)}: label {value!r} is not one of {', '.join(map(repr, names))}."
+                    f"{did_you_mean(value, names)} data.labels names them all",
+                )
+    return [[position[value] for value in values] for values in labels]
+
+
+def check_smoothing(share: float) -> None:
+    """Raise ``E-SMOOTHING`` unless ``share`` of a target can be spread over all labels."""
+    if not 0 <= share < 1:
+        raise InputError("E-SMOOTHING", f"task.label_smoothing is {share}; give a share from 0 to below 1")
+
+
+def weights_of_labels(
+    given: Sequence[float] | str | None, labels: Sequence[str], counts: Sequence[int] | None
+) -> Tensor | None:
+    """Weights of the labels in a loss, (labels,); None for equal ones.
+
+    Args:
+        given: a weight per label, or ``balanced``: in inverse proportion to ``counts``.
+        labels: their names.
+        counts: how often each occurs in training.
+
+    Raises:
+        InputError: neither of the two, or another number of weights (``E-CLASS-WEIGHTS``).
+    """
+    if given is None:
+        return None
+    if isinstance(given, str):
+        if given != "balanced" or counts is None:
+            raise InputError(
+                "E-CLASS-WEIGHTS",
+                f"task.class_weights is {given!r}; give 'balanced' or one number per label ({', '.join(labels)})",
+            )
+        # as scikit-learn: rows / (labels * rows of the label)
+        given = [sum(counts) / (len(counts) * max(count, 1)) for count in counts]
+    if len(given) != len(labels):
+        raise InputError(
+            "E-CLASS-WEIGHTS",
+            f"task.class_weights has {len(given)} numbers for {len(labels)} labels ({', '.join(labels)})",
+        )
+    return torch.tensor([float(weight) for weight in given])

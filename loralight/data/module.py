@@ -1,0 +1,215 @@
+"""The data module that plugins build on: loaders with honest shuffling, exact resuming and every row measured once."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import lightning
+from torch.utils.data import DataLoader, Dataset
+
+from loralight.data.batching import BatchSampler
+from loralight.data.row_digest import digest
+from loralight.data.splits import Readers, load_splits
+from loralight.errors import InputError
+from loralight.stopping import outlive
+
+
+class TaskData(lightning.LightningDataModule, ABC):
+    """Splits ready for a model, and the loaders over them.
+
+    A plugin encodes in `load` what `read_splits` reads, joins rows to a batch in `collate`, and tells the task what
+    only the data knows in `model_arguments`. Batches are a pure function of (seed, epoch, rank): a resumed run goes on
+    with the very batch that an uninterrupted one would have seen, whatever the number of workers.
+
+    Args:
+        path, name, train, validation, test, validation_fraction, limit_rows, header: where the rows are, see
+            `load_splits`.
+        batch_size: rows per process and step.
+        eval_batch_size: likewise in validation and test; ``batch_size`` if None.
+        length_grouped: batches of rows of like length, which saves computing on padding.
+        num_workers: processes that read ahead; 0 reads in the training process. If None, there are none beside a CPU,
+            whose cores train, and beside a GPU a core's each, but for one, up to 8.
+        seed: of the order of rows.
+    """
+
+    readers: ClassVar[Readers] = {}
+    """Readers of the formats that this data may come in beside tables."""
+
+    rows_differ_by_epoch: ClassVar[bool] = False
+    """Whether the train split is indexed by (epoch, row): what is random in a row, as in an augmented image, is then a
+    function of both, and a resumed run repeats it."""
+
+    def __init__(
+        self,
+        *,
+        path: str | None = None,
+        name: str | None = None,
+        train: str | None = None,
+        validation: str | None = None,
+        test: str | None = None,
+        validation_fraction: float = 0.1,
+        limit_rows: int | None = None,
+        header: bool | None = None,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        length_grouped: bool = True,
+        num_workers: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1):
+            raise InputError(
+                "E-BATCH", f"data.batch_size is {batch_size}, eval_batch_size {eval_batch_size}; give at least 1"
+            )
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        if num_workers is not None and num_workers < 0:
+            raise InputError("E-WORKERS", f"data.num_workers is {num_workers}; give 0, or a number of processes")
+        self.length_grouped, self.num_workers, self.seed = length_grouped, num_workers, seed
+        self.read_splits = partial(
+            load_splits,
+            path=path,
+            name=name,
+            train=train,
+            validation=validation,
+            test=test,
+            validation_fraction=validation_fraction,
+            limit_rows=limit_rows,
+            header=header,
+            seed=seed,
+            readers=self.readers,
+        )
+        self.limit_rows, self.header = limit_rows, header
+        self.splits: Mapping[str, Any] = {}
+        self._digest_of: dict[str, str] = {}
+        self._resume_at: tuple[int, int | None] = (0, 0)
+        self._train_sampler: BatchSampler | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the trainer, whose processes a process that reads data could not join, where it is sent ours."""
+        return {**vars(self), "trainer": None}
+
+    @abstractmethod
+    def load(self) -> Mapping[str, Any]:
+        """Read, check and encode the data: sized, indexable splits by name, ``train`` and ``validation`` among them."""
+
+    @abstractmethod
+    def collate(self, rows: list[Any]) -> Any:
+        """Join rows to the batch that the task's ``step`` takes."""
+
+    def lengths(self, split: str) -> Sequence[int]:
+        """What each row of a split costs, such as its number of tokens; all alike by default."""
+        return [1] * len(self.splits[split])
+
+    def model_arguments(self) -> dict[str, Any]:
+        """Arguments of the task that only the data knows, as plain values (label names, say)."""
+        return {}
+
+    def examples(self, count: int) -> list[tuple[Any, str]]:
+        """A few inputs that training does not see, as the task's ``predict`` takes them, with the right answers."""
+        return []
+
+    def baseline(self, split: str) -> dict[str, float]:
+        """What a trivial answer scores on a split, by metric name: the base rate that a score is read beside."""
+        return {}
+
+    def report(self) -> list[str]:
+        """Lines about the data for the pre-flight report: rows, labels, what was cut."""
+        return [f"{name}: {len(rows)} rows" for name, rows in self.splits.items()]
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.splits:
+            return
+        self.splits = self.load()
+        for name in dict.fromkeys(("train", "validation", *self.splits)):
+            if not len(self.splits.get(name, ())):
+                raise InputError("E-DATA-EMPTY", f"the {name} split has no rows")
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        loader = self._loader("train", self.batch_size, shuffle=True)
+        assert isinstance(loader.batch_sampler, BatchSampler)
+        self._train_sampler = loader.batch_sampler
+        self._train_sampler.resume_at = self._resume_at
+        self._train_sampler.epoch = self._resume_at[0]  # workers read ahead before Lightning sets the epoch
+        return loader
+
+    def go_on_at(self, epoch: int, batches: int | None) -> None:
+        """Have training begin after so many batches of an epoch, or after all of them if None."""
+        self._resume_at = (epoch, batches)
+
+    def stands_in(self, epoch: int, batch_idx: int) -> bool:
+        """Whether a training batch is this process's only so that it has one: its row is another's, and counts there.
+
+        That is so in one batch of an epoch at most, of fewer rows than there are processes.
+        """
+        return self._train_sampler is not None and self._train_sampler.stands_in(epoch, batch_idx)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self._loader("validation", self.eval_batch_size, shuffle=False)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self._loader("test", self.eval_batch_size, shuffle=False)
+
+    def _loader(self, split: str, batch_size: int, *, shuffle: bool) -> DataLoader[Any]:
+        rank, num_ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        rows: Dataset[Any] = self.splits[split]
+        if len(self.splits[split]) < num_ranks:
+            raise InputError(
+                "E-DATA-EMPTY", f"the {split} split has {len(self.splits[split])} rows for {num_ranks} processes"
+            )
+        sampler = BatchSampler(
+            self.lengths(split),
+            batch_size=batch_size,
+            shuffle=shuffle,
+            grouped=self.length_grouped,
+            seed=self.seed,
+            rank=rank,
+            num_ranks=num_ranks,
+            with_epoch=shuffle and self.rows_differ_by_epoch,
+        )
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        num_workers = self.num_workers or 0
+        if self.num_workers is None and self.trainer is not None and on_gpu:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            num_workers = min(8, max(0, cores // self.trainer.num_devices - 1))
+        return DataLoader(
+            rows,
+            batch_sampler=sampler,
+            collate_fn=self.collate,
+            num_workers=num_workers,
+            worker_init_fn=outlive,
+            persistent_workers=num_workers > 0,
+            pin_memory=on_gpu,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the data is, for a resumed run: where training is in it, the trainer's `Position` keeps."""
+        return {"seed": self.seed, "rows": len(self.splits["train"]), "digests": self._digests()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        rows = len(self.splits["train"])
+        if (state_dict["seed"], state_dict["rows"]) != (self.seed, rows):
+            raise InputError(
+                "E-RESUME-ORDER",
+                f"the checkpoint was trained on {state_dict['rows']} rows in the order of seed {state_dict['seed']}, "
+                f"these are {rows} rows and seed {self.seed}; resume with the same data and seed",
+            )
+        digests = self._digests()
+        if other := [name for name in digests if state_dict["digests"].get(name) != digests[name]]:
+            raise InputError(
+                "E-RESUME-ORDER",
+                f"the rows of {' and '.join(other)} are not those that the run was begun with; resume it with the same "
+                "data, or start a new run",
+            )
+
+    def _digests(self) -> dict[str, str]:
+        """Of what is learned from and of what the best checkpoint is chosen by."""
+        if not self._digest_of:
+            self._digest_of = {
+                name: digest(
+                    self.splits[name], self.lengths(name), with_epoch=self.rows_differ_by_epoch and name == "train"
+                )
+                for name in ("train", "validation")
+            }
+        return self._digest_of

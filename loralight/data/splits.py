@@ -1,0 +1,267 @@
+"""Train, validation and test rows from the hub, a folder or files, whatever they are called."""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+from datasets import Dataset
+
+from loralight.data import csv_files
+from loralight.data.origin import Origin
+from loralight.errors import InputError, did_you_mean
+from loralight.resources import resolve
+
+Readers = Mapping[str, Callable[[str], Dataset]]
+"""What reads a file, by its suffix; what stands under ``/`` reads a folder that is one split, such as one of images."""
+
+FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+_SAID_OF_NO_ROWS = ("No columns to parse from file", "corresponds to no data")  # by pandas and datasets
+_ALIASES = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+
+
+class Splits(dict[str, Dataset]):
+    """The splits of a data set by name.
+
+    Args:
+        rows: by split.
+        origins: where the rows of each split come from, for messages.
+    """
+
+    def __init__(self, rows: Mapping[str, Dataset], origins: dict[str, Origin]) -> None:
+        super().__init__(rows)
+        self.origins = origins
+
+
+class _Found(NamedTuple):
+    """A split that can be read."""
+
+    source: str
+    read: Callable[[], Dataset]
+
+
+def load_splits(
+    *,
+    path: str | None = None,
+    name: str | None = None,
+    train: str | None = None,
+    validation: str | None = None,
+    test: str | None = None,
+    validation_fraction: float = 0.1,
+    limit_rows: int | None = None,
+    header: bool | None = None,
+    seed: int = 0,
+    readers: Readers | None = None,
+) -> Splits:
+    """The splits of a data set.
+
+    Args:
+        path: a hub name, or a folder of files named after their splits (``train.csv``, ``dev.jsonl``, ...).
+        name: the hub data set's configuration, if it has several.
+        train: a file, or what ``path`` calls the split (found by itself if None). If a file, ``path`` is not read.
+        validation: likewise; a file here stands in for what ``path`` has.
+        test: likewise.
+        validation_fraction: share of the training rows held out where there is no validation split.
+        limit_rows: only so many rows of train, chosen at random.
+        header: see `read_file`.
+        seed: of these choices of rows.
+        readers: for formats beside `FORMATS`.
+
+    Returns:
+        ``train``, ``validation`` and, if there is one, ``test``.
+
+    Raises:
+        InputError: nothing can be read there (``E-DATA``), or there is no training split (``E-DATA-EMPTY``).
+    """
+    given = {"train": train, "validation": validation, "test": test}
+    tables: Readers = dict.fromkeys(FORMATS, partial(read_file, header=header))
+    reading = {**tables, **(readers or {})}
+    sources = {split: resolve(name) for split, name in given.items() if name and _kind(resolve(name)) in reading}
+    splits = {split: reading[_kind(file)](file) for split, file in sources.items()}
+    odd = {split: value for split, value in given.items() if value and split not in sources}
+    if no_file := [f"data.{split}={value}" for split, value in odd.items() if path is None or Path(value).is_file()]:
+        raise InputError("E-DATA", f"{', '.join(no_file)}: {_expected(reading)}")
+    if path is not None and "train" not in sources:
+        found = _read_path(resolve(path), name, reading)
+        keys = {split: _split_key(split, given[split], found, path) for split in given if split not in sources}
+        splits |= {split: found[key].read() for split, key in keys.items() if key is not None}
+        sources |= {split: found[key].source for split, key in keys.items() if key is not None}
+    if "train" not in splits:
+        where = f"{path} has no training split, only {', '.join(found)}" if path else "no data is given"
+        raise InputError("E-DATA", f"{where}. Set data.path to a hub name or folder, or data.train to a file or split")
+    loaded = Splits(splits, {split: Origin(split=split, source=source) for split, source in sources.items()})
+    if "validation" not in loaded:
+        _hold_out(loaded, validation_fraction, seed)
+    if limit_rows is not None and limit_rows < 1:
+        raise InputError("E-DATA", f"data.limit_rows is {limit_rows}; give at least 1, or null for all rows")
+    if limit_rows is not None and limit_rows < len(loaded["train"]):
+        chosen = _numbers(loaded["train"]).shuffle(seed=seed)["number"][:limit_rows]
+        _choose(loaded, {"train": chosen})
+    return loaded
+
+
+def _hold_out(splits: Splits, fraction: float, seed: int) -> None:
+    """Make a share of the training rows the validation split."""
+    if not 0 < fraction < 1:
+        raise InputError("E-DATA", f"data.validation_fraction is {fraction}; give a share between 0 and 1")
+    if (count := len(splits["train"])) < 2:
+        source = splits.origins["train"].source
+        raise InputError(
+            "E-DATA-EMPTY", f"{source}: the train split has {count} rows, too few to hold out a validation split"
+        )
+    halves = _numbers(splits["train"]).train_test_split(test_size=fraction, seed=seed)
+    _choose(splits, {"train": halves["train"]["number"], "validation": halves["test"]["number"]})
+
+
+def _choose(splits: Splits, chosen: Mapping[str, Sequence[int]]) -> None:
+    """Make splits of the train rows with these numbers."""
+    rows, origin = splits["train"], splits.origins["train"]
+    splits.update({split: rows.select(list(numbers)) for split, numbers in chosen.items()})
+    splits.origins.update({split: origin.select(numbers, split) for split, numbers in chosen.items()})
+
+
+def _numbers(rows: Dataset) -> Dataset:
+    """A row's number for each: what becomes of these when rows are chosen tells which were."""
+    return Dataset.from_dict({"number": range(len(rows))})
+
+
+def check_columns(rows: Dataset, columns: Iterable[str], split: str) -> None:
+    """Raise ``E-COLUMN`` unless ``rows`` has all ``columns``."""
+    for column in columns:
+        if column not in rows.column_names:
+            has = ", ".join(repr(name) for name in rows.column_names)
+            raise InputError(
+                "E-COLUMN",
+                f"the {split} split has no column {column!r}; it has {has}.{did_you_mean(column, rows.column_names)} "
+                f"Say which with data.columns.<role>=<name>.{csv_files.header_hint(rows)}",
+            )
+
+
+def column_name(given: Any, role: str, *, header: bool | None = None) -> str:
+    """What a column is called for which the user gave a name, or its place in a file without a header line.
+
+    Raises:
+        InputError: neither of the two, or a place though the first line has names (``E-COLUMN``).
+    """
+    if isinstance(given, str):
+        return given
+    if not isinstance(given, int) or isinstance(given, bool):
+        raise InputError("E-COLUMN", f"data.columns.{role} is {given!r}; give the name of a column")
+    if header is not False:
+        raise InputError(
+            "E-COLUMN",
+            f"data.columns.{role}={given}: a number is the place, from 0, of a column in a CSV or TSV file without a "
+            f"header line, of which data.header=false tells. If {given} is a name, quote it: "
+            f"\"data.columns.{role}='{given}'\"",
+        )
+    return str(given)
+
+
+def read_file(file: str, *, header: bool | None = None) -> Dataset:
+    """One CSV, TSV, JSON(L) or Parquet file.
+
+    Args:
+        file: its path.
+        header: whether the first line of a CSV or TSV file names its columns; if not, they are 0, 1, 2, ... If None,
+            it is taken for names unless it looks like a row.
+
+    Raises:
+        InputError: missing, unreadable or of another kind (``E-DATA``), or its first line is a row (``E-HEADER``).
+    """
+    suffix = Path(file).suffix.lower()
+    if suffix not in FORMATS:
+        raise InputError("E-DATA", f"{file}: data files end in {', '.join(FORMATS)}")
+    if not Path(file).is_file():
+        siblings = [str(sibling) for sibling in Path(file).parent.glob("*") if sibling.suffix.lower() in FORMATS]
+        raise InputError("E-DATA", f"{file}: there is no such file.{did_you_mean(file, siblings)}")
+    is_csv = FORMATS[suffix] == "csv"
+    arguments = csv_files.reading(file, header=header) if is_csv else {}
+    with _one_message(file):
+        rows = datasets.load_dataset(FORMATS[suffix], data_files=file, split="train", **arguments)
+    if is_csv and header is None:
+        csv_files.check_header(rows, file)
+    return rows
+
+
+def _kind(source: str) -> str:
+    """By what `Readers` name a reader: a file's suffix, or ``/`` for a folder."""
+    return "/" if Path(source).is_dir() else Path(source).suffix.lower()
+
+
+def _expected(reading: Readers) -> str:
+    suffixes = ", ".join(kind for kind in reading if kind != "/")
+    return f"not a file that ends in {suffixes}{', nor a folder' if '/' in reading else ''}"
+
+
+def _read_path(path: str, name: str | None, reading: Readers) -> Mapping[str, _Found]:
+    """What `path` holds, by the splits' names there."""
+    folder = Path(path).expanduser()
+    if folder.is_file():
+        raise InputError(
+            "E-DATA", f"data.path={path} is a file; data.path takes a hub name or a folder, give a file as data.train="
+        )
+    if folder.is_dir():
+        visible = [file for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
+        files = [file for file in visible if _kind(str(file)) in reading]
+        if "/" in reading and not any(file.stem in chain(*_ALIASES.values()) for file in files):
+            return {"train": _Found(path, partial(reading["/"], str(folder)))}  # no splits inside: the folder is one
+        if not files:
+            suffixes = ", ".join(kind for kind in reading if kind != "/")
+            raise InputError("E-DATA", f"data.path={path}: no file in this folder ends in {suffixes}")
+        found = {file.stem: _Found(str(file), partial(reading[_kind(str(file))], str(file))) for file in files}
+        if len(found) < len(files):
+            raise InputError(
+                "E-DATA", f"data.path={path}: several files of one split: {', '.join(file.name for file in files)}"
+            )
+        return found
+    if folder.is_absolute() or path.startswith((".", "~")):
+        raise InputError("E-DATA", f"data.path={path}: there is no such folder")
+    with _one_message(path):
+        loaded = datasets.load_dataset(path, name)
+    return {split: _Found(path, partial(_as_is, rows)) for split, rows in loaded.items()}
+
+
+def _as_is(rows: Dataset) -> Dataset:
+    return rows
+
+
+def _split_key(split: str, given: str | None, found: Iterable[str], path: str) -> str | None:
+    """What the data set at ``path`` calls ``split``; None where it has none."""
+    if given is None:
+        return next((alias for alias in _ALIASES[split] if alias in found), None)
+    if given not in found:
+        raise InputError("E-DATA", f"data.{split}={given}: {path} has {', '.join(found)}.{did_you_mean(given, found)}")
+    return given
+
+
+@contextmanager
+def _one_message(source: str) -> Iterator[None]:
+    """Turn what `datasets` raises on data it cannot reach or read into one message; its own stay silent."""
+    datasets.disable_progress_bars()
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():  # rows with more cells than the header would lose some
+            warnings.filterwarnings("error", message="Length of header or names does not match length of data")
+            yield
+    except Exception as error:  # its readers raise what pandas, pyarrow and the hub's client raise
+        root: BaseException = error
+        while root.__cause__ is not None:
+            root = root.__cause__
+        reason = " ".join(str(root).split()) or type(root).__name__
+        if isinstance(root, StopIteration) or any(said in reason for said in _SAID_OF_NO_ROWS):
+            raise InputError("E-DATA-EMPTY", f"{source}: holds no rows") from error
+        if Path(source).exists():
+            other = ". Save it as UTF-8: iconv -f latin1 -t utf-8, say" if isinstance(root, UnicodeDecodeError) else ""
+            raise InputError("E-DATA", f"{source}: cannot be read: {reason[:300]}{other}") from error
+        raise InputError(
+            "E-DATA",
+            f"{source}: cannot be read: {reason[:300]}. No such folder here either; a hub name needs network access, "
+            "or a copy in its cache",
+        ) from error
+    finally:
+        datasets.logging.set_verbosity(verbosity)

@@ -1,0 +1,93 @@
+"""transformers' RMS norms by PyTorch's kernel on a GPU (Zhang and Sennrich, 2019, https://arxiv.org/abs/1910.07467).
+
+There they are half a dozen operations in float32, whose gradients are a dozen more, and each keeps what it was given: a
+fifth of a step of Llama 3.2 1B on an H200. On a processor a kernel of our own gained nothing in a step. The result is
+rounded to half precision once and not twice, so this is there in training alone.
+"""
+
+import copy
+from collections.abc import Iterable
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from loralight.kernels.linear import is_eager, is_on_accelerator
+
+
+class FusedRMSNorm(nn.Module):
+    """``weight * x / sqrt(mean(x**2) + eps)``, which a module of transformers that computes it becomes in place.
+
+    Its class is then one of this and of its own, on whose other methods its own ``forward`` may rely.
+
+    Shapes: x and the result (..., width), weight (width,).
+    """
+
+    weight: Tensor
+    plain: ClassVar[type[nn.Module]]
+    """What it was."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not is_on_accelerator(x) or x.dtype != self.weight.dtype or not is_eager():  # a compiler fuses by itself
+            unchanged: Tensor = super().forward(x)
+            return unchanged
+        return F.rms_norm(x, self.weight.shape, self.weight, _eps_of(self))
+
+    def __reduce__(self) -> Any:
+        return _blank, (self.plain,), self.__dict__
+
+
+def fusible(model: nn.Module) -> list[nn.Module]:
+    """The norms that `set_fused_` may turn: one of each class is tried, as some add 1 to their weight, say."""
+    norms = [module for module in model.modules() if _has_the_form(module)]
+    fits = {kind: _computes_the_same(norm) for kind, norm in {type(norm): norm for norm in norms}.items()}
+    return [norm for norm in norms if fits[type(norm)]]
+
+
+def set_fused_(norms: Iterable[Any], on: bool) -> None:
+    """Turn those that `fusible` has found into `FusedRMSNorm`, in place, or back."""
+    for norm in norms:
+        if on and not isinstance(norm, FusedRMSNorm):
+            plain: Any = type(norm)
+            norm.__class__ = _kind(plain)
+        elif isinstance(norm, FusedRMSNorm) and not on:
+            norm.__class__ = norm.plain  # type: ignore[assignment]  # the way back
+
+
+@cache
+def _kind(plain: Any) -> Any:
+    return type(f"Fused{plain.__name__}", (FusedRMSNorm, plain), {"plain": plain, "__module__": plain.__module__})
+
+
+def _blank(plain: Any) -> nn.Module:
+    kind = _kind(plain)
+    return kind.__new__(kind)  # type: ignore[no-any-return]
+
+
+def is_rms_norm(module: nn.Module) -> bool:
+    """Whether it is one by its name: each of transformers' models has a class of its own."""
+    return type(module).__name__.endswith("RMSNorm")
+
+
+def _eps_of(norm: Any) -> Any:
+    return getattr(norm, "variance_epsilon", getattr(norm, "eps", None))  # transformers has both names
+
+
+def _has_the_form(module: nn.Module) -> bool:
+    named = dict(module.named_parameters())
+    return is_rms_norm(module) and named.keys() == {"weight"} and named["weight"].ndim == 1 and bool(_eps_of(module))
+
+
+@torch.no_grad()
+def _computes_the_same(norm: nn.Module) -> bool:
+    """Whether one like ``norm``, with numbers of our own as its weight, computes the formula."""
+    probe = copy.copy(norm)
+    x = torch.arange(24, dtype=torch.float32).cos().view(3, 8)  # numbers also where a model is built on shapes alone
+    weight = x[0] + 2
+    probe._parameters = {"weight": nn.Parameter(weight, requires_grad=False)}
+    try:
+        return torch.allclose(probe(x), F.rms_norm(x, weight.shape, weight, _eps_of(norm)))
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):  # it takes more than that
+        return False

@@ -1,0 +1,131 @@
+"""The blocks that a model repeats, how deep each parameter lies among them, and the sublayers inside one."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from loralight.errors import InputError
+from loralight.models.quantisation import refuse_packed
+
+_CONTAINERS = (nn.ModuleList, nn.Sequential)
+
+
+def blocks(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The members of stacks, in order: a stack holds modules of one class, none of which holds a stack again.
+
+    Those of BERT, GPT-2 or a vision transformer are its layers, those of a ResNet the residual blocks of all stages.
+
+    Args:
+        modules: by their names in the model.
+
+    Raises:
+        InputError: the model repeats nothing (``E-BLOCKS``).
+    """
+    stacks = {id(module) for module in modules.values() if _is_stack(module)}
+    members = {id(member) for module in modules.values() if id(module) in stacks for member in module.children()}
+    found = {
+        name: module
+        for name, module in modules.items()
+        if id(module) in members and not any(id(inner) in stacks for inner in module.modules())
+    }
+    if not found:
+        model = type(modules.get("", nn.Module())).__name__
+        raise InputError(
+            "E-BLOCKS",
+            f"{model} has no stack of equal blocks, which this adapter goes by; choose another, such as lora",
+        )
+    return found
+
+
+def _is_stack(module: nn.Module) -> bool:
+    """Whether a container holds blocks: parts of one class, with parts of their own."""
+    members = list(module.children())
+    return (
+        isinstance(module, _CONTAINERS)
+        and len({type(member) for member in members}) == 1
+        and not isinstance(members[0], _CONTAINERS)
+        and any(True for _ in members[0].children())
+    )
+
+
+def depths(model: nn.Module) -> tuple[dict[nn.Parameter, int], int]:
+    """How deep each parameter lies, and the greatest depth.
+
+    0 is before the first block (embeddings), then come the blocks, and last what follows them (norm, pooler, head). A
+    parameter that several modules share lies where the first of them does.
+    """
+    found = blocks(dict(model.named_modules()))
+    of_block = {id(part): number for number, block in enumerate(found.values(), 1) for part in block.modules()}
+    depth_of: dict[nn.Parameter, int] = {}
+    begun, top = 0, len(found) + 1
+    for module in model.modules():  # in the order in which the model defines them
+        begun = max(begun, of_block.get(id(module), 0))
+        depth = of_block.get(id(module), top if begun == top - 1 else begun)
+        for parameter in module.parameters(recurse=False):
+            depth_of.setdefault(parameter, depth)
+    return depth_of, top
+
+
+class Sublayers(NamedTuple):
+    """The linear layers of a block by sublayer, in the order in which it defines them; empty where it has none.
+
+    Args:
+        attention: those of each attention, the last of which is its output.
+        feed_forward: the others: up (and gate), down.
+    """
+
+    attention: list[list[str]]
+    feed_forward: list[str]
+
+
+def sublayers(modules: Mapping[str, nn.Module], block: str) -> Sublayers:
+    """A block's attentions and its feed-forward network.
+
+    What lies in a module whose class is called an attention is one: transformers and timm both call them so. Only
+    exact linear layers count, as in `loralight.adapters.targets.resolve`.
+
+    Raises:
+        InputError: the block has quantised layers (``E-QUANTIZE``).
+    """
+    attention: dict[str, list[str]] = {}
+    feed_forward: list[str] = []
+    inside = [name for name in modules if name.startswith(f"{block}.")]
+    refuse_packed(modules, inside)
+    for name in (name for name in inside if type(modules[name]) in (nn.Linear, Conv1D)):
+        owner = _attention_of(modules, block, name)
+        (feed_forward if owner is None else attention.setdefault(owner, [])).append(name)
+    return Sublayers(list(attention.values()), feed_forward if _keeps_width(modules, feed_forward) else [])
+
+
+def _attention_of(modules: Mapping[str, nn.Module], block: str, name: str) -> str | None:
+    """The outermost attention in ``block`` that ``name`` lies in."""
+    parts = name[len(block) + 1 :].split(".")
+    owners = (".".join([block, *parts[:length]]) for length in range(1, len(parts)))
+    return next((owner for owner in owners if "Attention" in type(modules[owner]).__name__), None)
+
+
+def _keeps_width(modules: Mapping[str, nn.Module], names: list[str]) -> bool:
+    """Whether the last layer's output is as wide as the first one's input, as a residual connection needs."""
+    return len(names) > 1 and widths(modules[names[0]])[0] == widths(modules[names[-1]])[1]
+
+
+def widths(layer: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs of a linear layer, be it GPT-2's ``Conv1D``."""
+    if isinstance(layer, Conv1D):
+        return layer.nx, layer.nf
+    assert isinstance(layer, nn.Linear)
+    return layer.in_features, layer.out_features
+
+
+def norms(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The normalisation layers that scale or shift: called a norm by their class, with vectors as parameters."""
+    return {
+        name: module for name, module in modules.items() if "Norm" in type(module).__name__ and _has_vectors(module)
+    }
+
+
+def _has_vectors(module: nn.Module) -> bool:
+    dimensions = [parameter.ndim for parameter in module.parameters(recurse=False)]
+    return bool(dimensions) and max(dimensions) == 1

@@ -1,0 +1,322 @@
+"""Pretrained models and tokenizers of transformers, from a hub name, a folder, ``pkg://`` or a GGUF file."""
+
+import io
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from functools import cache
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoTokenizer,
+    FeatureExtractionMixin,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
+from transformers.image_processing_base import ImageProcessingMixin
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils import logging as transformers_logging
+
+from loralight.errors import InputError
+from loralight.models.budget import Size, at_most
+from loralight.models.shapes import without_weights
+from loralight.models.strangers import check_files, size_of_weights
+from loralight.models.trust import trust
+from loralight.resources import resolve
+
+_MOST = Size(tensors=200_000, values=2**50)  # of a model whose weights are not at hand
+
+_TOKENISING = Lock()
+
+
+def load_model(auto_class: Any, checkpoint: str, **arguments: Any) -> PreTrainedModel:
+    """``auto_class.from_pretrained``, which also notes in ``fresh_parameters`` what the checkpoint did not hold.
+
+    Args:
+        auto_class: such as ``AutoModelForSequenceClassification``.
+        checkpoint: hub name, folder or ``pkg://package/folder``, or a file ``*.gguf`` in one of these, whose quantised
+            weights become float32.
+        arguments: passed on.
+
+    Raises:
+        InputError: there is no such model, or none of this kind (``E-MODEL``); it brings what the user has not allowed
+            (``E-REMOTE-CODE``, ``E-PICKLE``).
+    """
+    if without_weights():
+        return _skeleton(auto_class, checkpoint, **arguments)
+    name, file = _source(checkpoint)
+    if file:
+        arguments = {"config": _gguf_config(checkpoint), "dtype": torch.float32, **file, **arguments}
+    else:
+        arguments = {"use_safetensors": None if trust().allow_pickle else True, **arguments}
+    # a progress bar of its own, which no setting turns off
+    with _one_message(checkpoint), redirect_stderr(io.StringIO()) if file else nullcontext():
+        model: PreTrainedModel
+        with _no_larger_than_its_weights(checkpoint):
+            model, info = auto_class.from_pretrained(name, output_loading_info=True, **{**arguments, **_code()})
+    if file and isinstance(quantizer := getattr(model, "hf_quantizer", None), HfQuantizer):
+        # its weights are float32 now, but transformers would refuse to save it
+        quantizer.remove_quantization_config(model)  # type: ignore[no-untyped-call]
+    model.__dict__["fresh_parameters"] = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
+    return model
+
+
+def _skeleton(
+    auto_class: Any, checkpoint: str, *, ignore_mismatched_sizes: bool = False, **arguments: Any
+) -> PreTrainedModel:
+    """The model as its config describes it. Of the weights' file, where it is at hand, the tensors' names are read."""
+    name, file = _source(checkpoint)
+    with _one_message(checkpoint):
+        if file:
+            config = _gguf_config(checkpoint)
+            arguments = {"dtype": torch.float32, **arguments}
+        else:
+            check_files(name)
+            config, arguments = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **{**arguments, **_code()})
+        with at_most(_MOST, _too_large(checkpoint)):
+            model: PreTrainedModel = auto_class.from_config(config, **{**arguments, **_code()})
+    model.__dict__["fresh_parameters"] = _parts_without_weights(model, _names_of_tensors(Path(name)))
+    return model
+
+
+def _names_of_tensors(folder: Path) -> list[str]:
+    """Those in a checkpoint's header; none if it is elsewhere or cannot be read."""
+    try:
+        with safe_open(folder / "model.safetensors", framework="pt") as tensors:
+            return list(tensors.keys())
+    except (OSError, SafetensorError):
+        return []
+
+
+def _parts_without_weights(model: PreTrainedModel, names: Iterable[str]) -> set[str]:
+    """Parameters of those parts of the base model of which a checkpoint has nothing, such as a pooler."""
+    prefix = f"{model.base_model_prefix}."
+    there = {name.removeprefix(prefix).partition(".")[0] for name in names}
+    parts = [(name, part) for name, part in model.base_model.named_children() if there and name not in there]
+    return {f"{prefix}{name}.{key}" for name, part in parts for key, _ in part.named_parameters()}
+
+
+def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to ``checkpoint``.
+
+    Raises:
+        InputError: there is none (``E-MODEL``), or it brings code that the user has not allowed (``E-REMOTE-CODE``).
+    """
+    name, file = _source(checkpoint)
+    with _one_message(checkpoint):
+        check_files(name)
+        return AutoTokenizer.from_pretrained(name, **_code(), **file)
+
+
+def tokenise(tokenizer: PreTrainedTokenizerBase, *texts: Any, **settings: Any) -> Any:
+    """``tokenizer(...)``, for one thread at a time: it keeps padding and truncation, and its text, in itself."""
+    with _TOKENISING:
+        return tokenizer(*texts, **settings)
+
+
+def save_model(model: nn.Module, folder: Path, *, beside: Iterable[Any] = ()) -> None:
+    """Write a model so that its library loads it: one of transformers as a whole, any other its weights alone.
+
+    Args:
+        model: without adapters.
+        folder: exists.
+        beside: whatever may have to go with the model; tokenizers and processors of transformers do.
+    """
+    if not isinstance(model, PreTrainedModel):
+        safetensors.torch.save_model(model, str(folder / "model.safetensors"))
+        return
+    model.save_pretrained(folder)
+    for part in beside:
+        if isinstance(part, PreTrainedTokenizerBase | ProcessorMixin | ImageProcessingMixin | FeatureExtractionMixin):
+            part.save_pretrained(folder)
+
+
+def longest_input(checkpoint: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens that a model takes at most, as its tokenizer or its config says; many a tokenizer says nothing.
+
+    Raises:
+        InputError: the model has no config (``E-MODEL``).
+    """
+    positions = getattr(_config(checkpoint).get_text_config(), "max_position_embeddings", None)
+    return min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
+
+
+def check_length(max_length: int, checkpoint: str, tokenizer: PreTrainedTokenizerBase, *, pair: bool = False) -> None:
+    """Raise ``E-SEQ-LEN`` unless a model takes ``max_length`` tokens, and its own marks leave room for some of a text.
+
+    Args:
+        max_length: as ``model.max_length`` sets it.
+        checkpoint: the model.
+        tokenizer: its tokenizer.
+        pair: an input is two texts.
+    """
+    longest = longest_input(checkpoint, tokenizer)
+    if max_length > longest:
+        raise InputError("E-SEQ-LEN", f"model.max_length={max_length}: the model takes {longest} tokens at most")
+    marks = tokenizer.num_special_tokens_to_add(pair=pair)
+    if max_length <= marks:
+        raise InputError(
+            "E-SEQ-LEN", f"model.max_length={max_length}: too short; the model's own marks take {marks} tokens"
+        )
+
+
+def check_causal(checkpoint: str) -> None:
+    """Raise ``E-MODEL`` if a model's tokens see the ones after them, which it would copy instead of predicting them.
+
+    transformers loads an encoder as a causal language model too, and leaves its attention as it is.
+    """
+    config = _config(checkpoint)
+    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING or config.is_encoder_decoder:
+        return
+    if not (getattr(config, "is_decoder", False) or getattr(config, "causal", False)):
+        raise InputError(
+            "E-MODEL",
+            f"model.checkpoint={checkpoint}: {config.model_type} is an encoder, whose tokens see those after them; "
+            "give a causal language model, such as GPT-2, SmolLM2 or Llama",
+        )
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpoint: str) -> None:
+    """Raise ``E-TOKENIZER`` if the tokenizer has tokens for which the model has no embedding."""
+    known = num_embeddings(model)
+    if known is not None and len(tokenizer) > known:
+        raise InputError(
+            "E-TOKENIZER", f"{checkpoint}: its tokenizer has {len(tokenizer)} tokens, its embeddings {known}"
+        )
+
+
+def num_embeddings(model: PreTrainedModel) -> int | None:
+    """How many tokens a model tells apart, as its config says; Canine's says nothing, as it reads any character."""
+    return getattr(model.config.get_text_config(), "vocab_size", None)
+
+
+def pad_(tokenizer: PreTrainedTokenizerBase, checkpoint: str) -> None:
+    """Give a tokenizer a token to pad with where it has none: the model's own, else the end of a text, on the right.
+
+    Raises:
+        InputError: there is neither (``E-TOKENIZER``).
+    """
+    if tokenizer.pad_token is not None:
+        return
+    own: Any = getattr(_config(checkpoint).get_text_config(), "pad_token_id", None)
+    is_none = own is None or not 0 <= own < len(tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token if is_none else tokenizer.convert_ids_to_tokens(own)
+    tokenizer.padding_side = "right"  # a decoder's tokens then see none of it, and are counted from 0
+    if tokenizer.pad_token is None:
+        raise InputError(
+            "E-TOKENIZER",
+            f"{checkpoint}: its tokenizer can fill up no short text: it has neither pad_token nor eos_token",
+        )
+
+
+def agree_on_padding_(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Tell a decoder which token its tokenizer pads with: as a classifier it reads the last one that is another.
+
+    An encoder goes by its mask, but may count positions from its own padding token: that is left as it is.
+    """
+    config = model.config.get_text_config()
+    if getattr(config, "pad_token_id", None) is None or type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+        config.pad_token_id = tokenizer.pad_token_id
+
+
+def new_head(model: PreTrainedModel, fresh: set[str]) -> list[nn.Module]:
+    """What a transformers model has beside its pretrained base, and whatever else was initialised anew.
+
+    Args:
+        model: such as ``AutoModelForTokenClassification`` gives.
+        fresh: names of the parameters that the checkpoint did not hold.
+    """
+    parts = outside_base_model(model)
+    inside = {id(module) for part in parts for module in part.modules()}
+    owners = {name.rpartition(".")[0] for name in fresh}
+    return parts + [module for name, module in model.named_modules() if name in owners and id(module) not in inside]
+
+
+def outside_base_model(model: PreTrainedModel) -> list[nn.Module]:
+    """The head of a transformers model: its parts beside the pretrained base, as far as they have parameters."""
+    return [part for part in model.children() if part is not model.base_model and any(True for _ in part.parameters())]
+
+
+def _source(checkpoint: str) -> tuple[str, dict[str, str]]:
+    """What ``from_pretrained`` takes: a name or folder, and which file of it if that is one of llama.cpp's."""
+    path = resolve(checkpoint)
+    return (str(Path(path).parent), {"gguf_file": Path(path).name}) if path.endswith(".gguf") else (path, {})
+
+
+def _config(checkpoint: str) -> PretrainedConfig:
+    name, file = _source(checkpoint)
+    if file:
+        return _gguf_config(checkpoint)
+    with _one_message(checkpoint):
+        check_files(name)
+        config: PretrainedConfig = AutoConfig.from_pretrained(name, **_code())
+    return config
+
+
+@cache  # transformers takes seconds to read one, and both data and task ask for it
+def _gguf_config(checkpoint: str) -> PretrainedConfig:
+    name, file = _source(checkpoint)
+    with _one_message(checkpoint):
+        config: PretrainedConfig = AutoConfig.from_pretrained(name, **file)
+    return config
+
+
+def _code() -> dict[str, bool]:
+    """Whether transformers may run a model's own code: told each time, else it asks on the terminal."""
+    return {"trust_remote_code": bool(trust().trust_remote_code)}
+
+
+@contextmanager
+def _no_larger_than_its_weights(checkpoint: str) -> Iterator[None]:
+    """A context in which a model is built that is about as large as its files say, new parts included."""
+    name, file = _source(checkpoint)
+    config = check_files(name)
+    if file:  # one bit a weight would be few
+        found: Size | None = Size(_MOST.tensors, 8 * Path(name, file["gguf_file"]).stat().st_size)
+    else:
+        found = size_of_weights(name, config)
+    most = _MOST if found is None else Size(8 * found.tensors + 2_000, 4 * found.values + 100_000_000)
+    with at_most(most, _too_large(checkpoint)):
+        yield
+
+
+def _too_large(checkpoint: str) -> InputError:
+    return InputError(
+        "E-MODEL",
+        f"model.checkpoint={checkpoint}: its config describes a model that is far larger than its weights are; give "
+        "config.json and weights of one model",
+    )
+
+
+@contextmanager
+def _one_message(checkpoint: str) -> Iterator[None]:
+    """Say what is wrong in one message; be silent on what is right (a new head is what fine-tuning is about)."""
+    if checkpoint.startswith(("/", ".", "~")) and not Path(checkpoint).expanduser().exists():
+        kind = "file" if checkpoint.endswith(".gguf") else "folder"
+        raise InputError("E-MODEL", f"model.checkpoint={checkpoint}: there is no such {kind}")
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # whatever a config of a stranger's leads transformers to
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            "E-MODEL",
+            f"model.checkpoint: cannot load {checkpoint!r} as a model of this task: {reason[:300]}. Give a folder with "
+            "config.json and weights, a hub name (with network access), pkg://package/folder, or a *.gguf file there",
+        ) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)

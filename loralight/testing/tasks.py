@@ -1,0 +1,286 @@
+"""What every task promises, as tests: a plugin's author subclasses `TaskContract` in one line. Needs pytest.
+
+An adapter method's promises are in `AdapterContract`.
+"""
+
+import copy
+import json
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch.callbacks import LambdaCallback
+from torch import Tensor
+
+from loralight.adapters import merge
+from loralight.adapters.base import trainable
+from loralight.artifacts.export import save_adapter
+from loralight.artifacts.loading import load
+from loralight.config.build import build_data, build_task, build_trainer, check_config, recipe
+from loralight.config.composition import compose, plain
+from loralight.config.plugins import use_folder
+from loralight.data import TaskData
+from loralight.testing.adapters import AdapterContract
+from loralight.training.task import AdapterTask, Step
+
+_ROWS = 6  # of a split that are looked at
+
+
+class TaskContract:
+    """The promises of a task; a subclass says by which overrides of ``loralight train`` a small run of it is made.
+
+        class TestMyTask(TaskContract, overrides=["task=my_task"], plugin=Path("my_task")): ...
+
+    The data needs at least eight training rows. Every promise is one test, on the CPU, with the model that the
+    overrides name; a small one makes them fast.
+
+    Args:
+        overrides: as on the command line.
+        plugin: the plugin's folder, which is tested even where a copy is installed; None for an installed one.
+    """
+
+    overrides: ClassVar[Sequence[str]] = ()
+    plugin: ClassVar[Path | None] = None
+
+    def __init_subclass__(cls, *, overrides: Sequence[str] = (), plugin: Path | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.overrides, cls.plugin = [*cls.overrides, *overrides], plugin or cls.plugin
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def config(cls) -> dict[str, Any]:
+        """The composed settings, as plain values."""
+        if cls.plugin is not None:
+            use_folder(cls.plugin)
+        settings: dict[str, Any] = plain(compose("train", [*cls.overrides, "trainer=cpu", "~callbacks", "~logger"]))
+        return settings
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def data(cls, config: dict[str, Any]) -> TaskData:
+        """The data module, with its splits read."""
+        return build_data(config)
+
+    @pytest.fixture
+    def task(self, config: dict[str, Any], data: TaskData) -> AdapterTask:
+        """The task as it is before training, in evaluation mode."""
+        built = build_task(config, data.model_arguments())
+        built.eval()
+        return built
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def trained(cls, config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> "Trained":
+        """A task after a few steps of training."""
+        return Trained(config, tmp_path_factory.mktemp("trained"))
+
+    def inputs(self, data: TaskData) -> list[Any]:
+        """What predictions are made of; where the data gives no examples, a subclass says it."""
+        inputs = [given for given, _ in data.examples(3)]
+        assert inputs, "override TaskData.examples, or inputs in this class"
+        return inputs
+
+    def test_its_settings_fit_what_they_configure(self, config: dict[str, Any]) -> None:
+        check_config(config)
+
+    def test_its_data_has_rows_and_reaches_worker_processes(self, data: TaskData) -> None:
+        assert {"train", "validation"} <= data.splits.keys()
+        assert all(len(data.lengths(split)) == len(rows) > 0 for split, rows in data.splits.items())
+        twin = pickle.loads(pickle.dumps(data))
+        _assert_same(_rows_of(twin, "validation"), _rows_of(data, "validation"))
+        assert all(isinstance(line, str) for line in data.report())
+
+    def test_what_the_data_tells_the_task_is_plain(self, data: TaskData) -> None:
+        told = data.model_arguments()
+        assert json.loads(json.dumps(told)) == told, "it is saved with the adapter, as JSON"
+
+    def test_the_metric_that_chooses_the_best_checkpoint_is_measured(
+        self, config: dict[str, Any], trained: "Trained"
+    ) -> None:
+        measured = trained.trainer.validate(trained.task, datamodule=trained.data, verbose=False)[0]
+        assert config["monitor"]["metric"] in measured
+        assert config["monitor"]["mode"] in ("min", "max")
+        baseline = {f"validation/{name}" for name in trained.data.baseline("validation")}
+        assert baseline <= measured.keys(), "a baseline is named after the metric it is read beside"
+
+    def test_at_step_0_the_adapted_model_computes_what_the_pretrained_one_does(
+        self, data: TaskData, task: AdapterTask
+    ) -> None:
+        batch = _batch(data, "validation")
+        base = copy.deepcopy(task.model)
+        merge(base)  # nothing is added yet, so this only takes the adapter away
+        adapted, task.model = _step(task, batch), base
+        plain_step = _step(task, batch)
+        assert torch.equal(adapted.loss, plain_step.loss)
+        _assert_same(adapted.predictions, plain_step.predictions)
+
+    def test_what_learns_is_what_is_optimized_and_saved(self, trained: "Trained") -> None:
+        learns = trainable(trained.task.model)
+        optimized = [id(p) for group in trained.trainer.optimizers[0].param_groups for p in group["params"]]
+        assert len(optimized) == len(learns) and set(optimized) == {id(p) for p in learns.values()}
+        assert learns.keys() <= trained.task.trainable_tensors().keys()
+
+    def test_a_new_head_learns(self, task: AdapterTask) -> None:
+        assert task.fresh(task.model) <= trainable(task.model).keys()
+
+    def test_training_changes_all_that_learns_and_nothing_that_is_frozen(self, trained: "Trained") -> None:
+        after = trained.task.model.state_dict()
+        moved = {name for name, tensor in after.items() if not torch.equal(tensor, trained.before[name])}
+        assert moved <= trained.task.trainable_tensors().keys()
+        assert trainable(trained.task.model).keys() <= moved
+
+    def test_training_lowers_the_loss_on_what_it_is_trained_on(self, data: TaskData, task: AdapterTask) -> None:
+        batch = _batch(data, "train")
+        optimizer = torch.optim.Adam(trainable(task.model).values(), lr=task.adapter.lr)
+        first = float(_step(task, batch).loss)
+        for _ in range(8):
+            optimizer.zero_grad()
+            task.step(batch).loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        assert float(_step(task, batch).loss) < first
+
+    def test_a_batch_has_the_loss_of_its_rows_one_by_one(self, data: TaskData, task: AdapterTask) -> None:
+        """So that padding changes nothing, and several processes or accumulated batches compute what one would."""
+        rows = _rows_of(data, "validation")
+        alone = [_step(task, data.collate([row])) for row in rows]
+        weights = torch.stack([_weight(step) for step in alone])
+        together = _step(task, data.collate(rows))
+        losses = torch.stack([step.loss for step in alone])
+        torch.testing.assert_close(_weight(together), weights.sum(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(together.loss, (losses * weights).sum() / weights.sum(), rtol=1e-4, atol=1e-5)
+
+    def test_metrics_do_not_depend_on_the_batches(self, data: TaskData, task: AdapterTask) -> None:
+        rows = _rows_of(data, "validation")
+        together, alone = task.metrics(), task.metrics()
+        step = _step(task, data.collate(rows))
+        together.update(step.predictions, step.targets)
+        for row in rows:
+            step = _step(task, data.collate([row]))
+            alone.update(step.predictions, step.targets)
+        _assert_close(alone.compute(), together.compute())
+
+    def test_predictions_are_plain_data_and_do_not_depend_on_the_batch(self, data: TaskData, task: AdapterTask) -> None:
+        inputs = self.inputs(data)
+        answers = task.predict(inputs)
+        assert len(answers) == len(inputs)
+        assert all(json.loads(json.dumps(answer)) == answer for answer in answers), "a line of JSON each"
+        _assert_close([task.predict([given])[0] for given in inputs], answers)
+
+    def test_a_saved_adapter_predicts_what_the_trained_one_does(self, trained: "Trained", tmp_path: Path) -> None:
+        task, data = trained.task, trained.data
+        saved = tmp_path / "adapter"
+        save_adapter(task, saved, recipe=recipe(trained.config, data.model_arguments()), metrics={})
+        loaded = load(saved, device="cpu")
+        task.eval()
+        batch = _batch(data, "validation")
+        assert torch.equal(_step(loaded, batch).loss, _step(task, batch).loss)
+        inputs = self.inputs(data)
+        assert loaded.predict(inputs) == task.predict(inputs)
+
+    @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint")  # ours resumes in mid-epoch
+    def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
+        self, config: dict[str, Any], trained: "Trained", tmp_path: Path
+    ) -> None:
+        resumed = Trained(config, tmp_path, go_on_from=trained.checkpoint)
+        uninterrupted = trained.task.trainable_tensors()
+        for name, tensor in resumed.task.trainable_tensors().items():
+            assert torch.equal(tensor, uninterrupted[name]), name
+
+    def test_a_merged_model_computes_what_the_adapted_one_does(self, trained: "Trained") -> None:
+        task, batch = copy.deepcopy(trained.task).eval(), _batch(trained.data, "validation")
+        adapted = _step(task, batch)
+        merge(task.model)
+        torch.testing.assert_close(_step(task, batch).loss, adapted.loss, rtol=1e-4, atol=1e-5)
+
+    def test_worker_processes_read_the_batches_that_one_process_does(self, config: dict[str, Any]) -> None:
+        wanted, found = (_two_epochs({**config, "data": {**config["data"], "num_workers": n}}) for n in (0, 2))
+        _assert_same(found, wanted)
+
+
+class Trained:
+    """A task trained for two epochs of two batches, what its model was before, and a checkpoint from within.
+
+    Args:
+        config: the settings.
+        folder: where it writes.
+        go_on_from: another run's checkpoint.
+    """
+
+    def __init__(self, config: dict[str, Any], folder: Path, *, go_on_from: Path | None = None) -> None:
+        self.config, self.checkpoint = config, folder / "inside"
+        self.data = build_data(config)
+        self.task = build_task(config, self.data.model_arguments())
+        self.before = {name: tensor.clone() for name, tensor in self.task.model.state_dict().items()}
+        trainer = {**config["trainer"], "max_epochs": 2, "limit_train_batches": 2, "limit_val_batches": 1}
+        settings = {**config, "trainer": {**trainer, "num_sanity_val_steps": 0, "enable_checkpointing": False}}
+        self.trainer = build_trainer(settings, folder, [LambdaCallback(on_train_batch_end=self._save)])
+        self.trainer.fit(self.task, datamodule=self.data, ckpt_path=go_on_from)
+
+    def _save(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if trainer.global_step == 1:
+            trainer.save_checkpoint(self.checkpoint)
+
+
+def _rows_of(data: TaskData, split: str) -> list[Any]:
+    rows = data.splits[split]
+    return [rows[number] for number in range(min(_ROWS, len(rows)))]
+
+
+def _batch(data: TaskData, split: str) -> Any:
+    return data.collate(_rows_of(data, split))
+
+
+@torch.no_grad()
+def _step(task: AdapterTask, batch: Any) -> Step:
+    return task.step(batch)
+
+
+def _weight(step: Step) -> Tensor:
+    weight = step.targets.shape[0] if step.weight is None else step.weight
+    return torch.as_tensor(weight, dtype=torch.float32)
+
+
+def _two_epochs(config: dict[str, Any]) -> list[Any]:
+    """The first two training batches of two epochs."""
+    loader = build_data(config).train_dataloader()
+    batches: list[Any] = []
+    for epoch in range(2):
+        loader.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+        batches += [batch for batch, _ in zip(loader, range(2), strict=False)]
+    return batches
+
+
+def _pairs(found: Any, wanted: Any) -> Iterator[tuple[Any, Any]]:
+    """The leaves of two nested structures, side by side."""
+    if isinstance(wanted, Mapping):
+        assert found.keys() == wanted.keys()
+        for key in wanted:
+            yield from _pairs(found[key], wanted[key])
+    elif isinstance(wanted, Sequence) and not isinstance(wanted, str):
+        assert len(found) == len(wanted)
+        for one, other in zip(found, wanted, strict=True):
+            yield from _pairs(one, other)
+    else:
+        yield found, wanted
+
+
+def _assert_same(found: Any, wanted: Any) -> None:
+    for one, other in _pairs(found, wanted):
+        same = torch.equal(one, other) if isinstance(other, Tensor) else one == other
+        assert same, f"{one} is not {other}"
+
+
+def _assert_close(found: Any, wanted: Any) -> None:
+    """Equal, but for the rounding of numbers."""
+    for one, other in _pairs(found, wanted):
+        if isinstance(other, float | Tensor):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+        else:
+            assert one == other
+
+
+__all__ = ["AdapterContract", "TaskContract"]

@@ -1,0 +1,7 @@
+"""The base class of tasks, and what a training run needs: optimizer, checkpoints, processes, memory."""
+
+from loralight.training.checkpoint import verify, write_folder
+from loralight.training.step import Step
+from loralight.training.task import AdapterTask
+
+__all__ = ["AdapterTask", "Step", "verify", "write_folder"]

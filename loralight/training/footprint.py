@@ -1,0 +1,152 @@
+"""What a training step keeps in memory, counted while it runs: for real, or by shapes alone (`loralight.models.shapes`)."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from loralight.adapters.base import trainable
+from loralight.training.task import AdapterTask
+
+Precision = Callable[[], AbstractContextManager[Any]]
+
+_PIECE = 32 * 2**20  # glibc gives what is larger a mapping of its own (M_MMAP_THRESHOLD_MAX)
+_WEIGHTS = {torch.ops.aten.convolution: 1, torch.ops.aten.convolution_backward: 2}  # oneDNN copies that argument
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """Bytes of a training step after the first.
+
+    Args:
+        weights: the model's parameters and buffers.
+        gradients: of what learns.
+        optimizer: its state.
+        activations: what the forward pass keeps for the backward pass, with the loss; without weights and batch.
+        peak: the most that is in memory at once.
+        pieces: of the peak, what is in tensors that each step makes anew, and that are small enough for an allocator
+            to cut them out of larger blocks.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    peak: int
+    pieces: int
+
+    @property
+    def working(self) -> int:
+        """What comes on top where most is in memory: the batch, and values that are soon forgotten."""
+        return self.peak - self.weights - self.gradients - self.optimizer - self.activations
+
+
+def footprint(task: AdapterTask, optimizer: Optimizer, batch: Any, *, precision: Precision = nullcontext) -> Footprint:
+    """Take a training step on a batch, as Lightning does, and count what it keeps.
+
+    Of kernels' own scratch memory only oneDNN's copy of a convolution's weight is known.
+
+    Args:
+        task: in training mode.
+        optimizer: over what learns in it.
+        batch: as the task's ``step`` takes it.
+        precision: the context of a forward pass.
+    """
+    learns = list(trainable(task.model).values())
+    if not optimizer.state:
+        for parameter in learns:
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+    weights = [*task.model.parameters(), *task.model.buffers()]
+    state = tree_leaves([list(values.values()) for values in optimizer.state.values()])
+    gradients = [parameter.grad for parameter in learns]
+    memory = Memory()
+    memory.watch([*weights, *state, *gradients, *tree_leaves(batch)])
+    del gradients
+    before = memory.bytes
+    with memory:
+        train_step(task, optimizer, batch, precision, after_forward=memory.note_after_forward)
+    return Footprint(
+        weights=_total(weights),
+        gradients=_total(parameter.grad for parameter in learns),
+        optimizer=_total(state),
+        activations=memory.after_forward - before,
+        peak=memory.peak,
+        pieces=memory.pieces,
+    )
+
+
+def train_step(
+    task: AdapterTask,
+    optimizer: Optimizer,
+    batch: Any,
+    precision: Precision = nullcontext,
+    *,
+    after_forward: Callable[[], None] = lambda: None,
+) -> None:
+    """Take a step, as Lightning does."""
+    with precision(), task.kept_activations():
+        loss, penalty = task.step(batch).loss, task.adapter.penalty(task.model)
+        loss = loss if penalty is None else loss + penalty
+    after_forward()
+    optimizer.zero_grad()  # the gradients of the step before are there until now
+    torch.autograd.backward(loss)
+    optimizer.step()
+
+
+class Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the storages that are alive, from when an operator makes them."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = self.peak = self.pieces = self.after_forward = 0
+        self._in_pieces = 0
+        self._alive: dict[int, Any] = {}
+
+    def note_after_forward(self) -> None:
+        self.after_forward = self.bytes
+
+    def watch(self, values: Iterable[Any], *, anew: bool = False) -> None:
+        for tensor in values:
+            if not isinstance(tensor, Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            key, size = storage._cdata, storage.nbytes()
+            if key not in self._alive:
+                piece = size if anew and size < _PIECE else 0
+                self._alive[key] = ref(storage, partial(self._forget, key, size, piece))
+                self.bytes += size
+                self._in_pieces += piece
+                self._note_peak()
+
+    def _forget(self, key: int, size: int, piece: int, _: Any) -> None:
+        del self._alive[key]
+        self.bytes -= size
+        self._in_pieces -= piece
+
+    def _note_peak(self, scratch: int = 0) -> None:
+        if self.bytes + scratch > self.peak:
+            self.peak, self.pieces = self.bytes + scratch, self._in_pieces
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        made = operator(*args, **(kwargs or {}))
+        self.watch(tree_leaves(made), anew=True)
+        if (place := _WEIGHTS.get(operator.overloadpacket)) and args[place].device.type == "cpu":
+            self._note_peak(args[place].untyped_storage().nbytes())
+        return made
+
+
+def _total(tensors: Iterable[Any]) -> int:
+    """Bytes of tensors' storages, each counted once."""
+    storages = [tensor.untyped_storage() for tensor in tensors if isinstance(tensor, Tensor)]
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())

@@ -1,0 +1,173 @@
+"""What a run is told of its gradients: steps in which one is not finite, and layers that none ever reaches."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from loralight.errors import InputError
+from loralight.logs import logger
+from loralight.training.step import on_its_way
+
+MOST_IN_A_ROW = 3
+"""Steps without a finite gradient that a run gets over: one bad batch costs no run, divergence does not go on."""
+
+LOOKED_AT = 100
+"""Steps after which a layer that no gradient has reached is taken for dead."""
+
+
+class SeenStep(NamedTuple):
+    """A step of which gradients are looked at.
+
+    Args:
+        loss: its mean loss.
+        place: tells where it is.
+        learning: gives what a checkpoint would hold.
+    """
+
+    loss: float
+    place: Callable[[], str]
+    learning: Callable[[], Mapping[str, Tensor]]
+
+    @property
+    def loss_is_finite(self) -> bool:
+        return math.isfinite(self.loss)
+
+    def told(self) -> str:
+        """What was not finite, and where."""
+        what = f"a gradient is not finite (the loss is {self.loss:.4g})" if self.loss_is_finite else None
+        return f"{what or f'the loss is {self.loss}'} at {self.place()}"
+
+
+class GradientWatch:
+    """Keeps what is not finite from the weights, and remembers the largest gradient of each parameter.
+
+    It is the gradient that is about to be applied, so that every rank finds the same. On a GPU nothing waits for it:
+    it is set to 0 there, and told of at the next step.
+    """
+
+    def __init__(self) -> None:
+        self._largest: Tensor | None = None  # norms over the finite steps so far; the last element counts these
+        self._num_steps = LOOKED_AT
+        self._unsettled: Callable[[], None] = lambda: None
+        self._in_a_row: list[SeenStep] = []
+
+    def begin(self) -> None:
+        """Remember gradients from the first step of a run, which this is: later ones may have nothing left to learn."""
+        self._num_steps, self._largest = 0, None
+
+    def look_(self, gradients: Sequence[Tensor | None], step: "SeenStep", *, scaled: bool) -> None:
+        """Set all ``gradients`` to 0 if the step's loss or one of them is not finite.
+
+        Args:
+            gradients: of each parameter that learns, always in one order; not all None.
+            step: what is known of it.
+            scaled: whether a `torch.amp.GradScaler` skips such steps, as it does while it looks for its scale.
+
+        Raises:
+            InputError: more than `MOST_IN_A_ROW` steps were bad, one after the other, or what learns is no longer
+                finite itself (``E-NONFINITE``).
+        """
+        self.settle()
+        present = [gradient for gradient in gradients if gradient is not None]
+        norms = _norms(gradients, present[0].new_zeros(()))
+        is_bad = ~norms.isfinite().all() | (not step.loss_is_finite)
+        self._remember(norms.where(~is_bad, 0), ~is_bad)
+        at_once = is_bad.device.type == "cpu" or not step.loss_is_finite
+        if not at_once or is_bad:  # to ask a GPU would wait for all that is queued there
+            for gradient in present:
+                gradient.masked_fill_(is_bad, 0)
+        if scaled and step.loss_is_finite:
+            return
+        read = on_its_way(is_bad[None])
+        self._unsettled = lambda: self._tell(step) if read()[0] else self._in_a_row.clear()
+        if at_once:
+            self.settle()
+
+    def settle(self) -> None:
+        """Tell of the last step, if it is not told yet; raises as `look_`."""
+        unsettled, self._unsettled = self._unsettled, lambda: None
+        unsettled()
+
+    def _tell(self, step: "SeenStep") -> None:
+        self._in_a_row.append(step)
+        if spoilt := [name for name, tensor in step.learning().items() if not tensor.isfinite().all()]:
+            more = f" and {len(spoilt) - 5} more" if len(spoilt) > 5 else ""
+            raise InputError(
+                "E-NONFINITE",
+                f"{step.told()}, and {', '.join(spoilt[:5])}{more} is not finite any more; the checkpoints from before "
+                "are as they were. Look at these rows, or lower optimizer.lr",
+            )
+        if len(self._in_a_row) > MOST_IN_A_ROW:
+            raise InputError(
+                "E-NONFINITE",
+                f"{step.told()}, after {MOST_IN_A_ROW} steps in a row that were no better. None of them was applied: "
+                "the weights are finite, and so are the checkpoints. Lower optimizer.lr, or look at these rows",
+            )
+        logger.warning("E-NONFINITE: %s; this step's gradient is taken as 0", step.told())
+
+    def _remember(self, norms: Tensor, counts: Tensor) -> None:
+        """Norms only of the first steps: once each layer was reached, or found dead, there is nothing more to know."""
+        if self._num_steps >= LOOKED_AT:
+            return
+        self._num_steps += 1
+        before = norms.new_zeros(len(norms) + 1) if self._largest is None else self._largest
+        self._largest = torch.cat([torch.maximum(before[:-1], norms), before[-1:] + counts])
+
+    def refuse_dead_layers(self, layers: Sequence[str], *, now: bool) -> None:
+        """Raise if no gradient has reached some layer; asks once, when enough steps are looked at.
+
+        A layer counts as a whole: of a network in it that never fires, or of factors that start at 0, a part may have
+        to wait.
+
+        Args:
+            layers: the layer of each parameter, in the order of the gradients.
+            now: do not wait for further steps: an epoch ends.
+
+        Raises:
+            InputError: a layer's gradient was 0 in every step (``E-UNREACHED``), or no step had a finite one
+                (``E-NONFINITE``).
+        """
+        enough = self._num_steps == LOOKED_AT
+        if self._largest is None or not (now or enough):
+            return
+        *largest, num_finite = self._largest.tolist()
+        if not num_finite and not enough:
+            return  # a scale that is still looked for
+        self._largest, self._num_steps = None, LOOKED_AT
+        if not num_finite:
+            raise InputError(
+                "E-NONFINITE",
+                f"no gradient of the first {LOOKED_AT} steps was finite, so nothing was learned. Take "
+                "trainer.precision=bf16-mixed or 32-true, or lower optimizer.lr",
+            )
+        alive = {layer for layer, norm in zip(layers, largest, strict=True) if norm}
+        if dead := [layer for layer in dict.fromkeys(layers) if layer not in alive]:
+            more = f" and {len(dead) - 5} more" if len(dead) > 5 else ""
+            raise InputError(
+                "E-UNREACHED",
+                f"the gradient of {', '.join(dead[:5])}{more} was 0 in each of the first {num_finite:.0f} steps: what "
+                "it computes does not count, or its inputs are all 0. Leave it out, with adapter.exclude say, or mend "
+                "the task's step",
+            )
+
+
+def _norms(gradients: Sequence[Tensor | None], zero: Tensor) -> Tensor:
+    """Their 2-norms in their order, infinite also where a square is, which is what optimizers take."""
+    by_dtype: dict[torch.dtype, dict[int, Tensor]] = {}
+    for number, gradient in enumerate(gradients):
+        if gradient is not None:
+            by_dtype.setdefault(gradient.dtype, {})[number] = gradient
+    norms = [zero] * len(gradients)
+    for group in by_dtype.values():
+        for number, norm in zip(group, torch._foreach_norm(list(group.values())), strict=True):
+            norms[number] = norm
+    return torch.stack(norms)
+
+
+def layer_of(name: str, layers: Sequence[str]) -> str:
+    """The longest of ``layers`` that a parameter's name begins with, or the module that has it."""
+    around = [layer for layer in layers if name.startswith(f"{layer}.")]
+    return max(around, key=len, default=name.rpartition(".")[0] or name)

@@ -1,0 +1,139 @@
+"""One job in several processes, each with the same resolved config, as torchrun's are told of each other.
+
+Lightning's own launcher starts its processes by running the command line again, which under Hydra's sweepers gives
+them other settings than the first process has. Torch's elastic agent knows of one failure alone, that of any process
+that has ended when it looks, and waits for ever for one that left by `sys.exit`.
+"""
+
+import faulthandler
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from importlib import import_module
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._C._distributed_c10d import TCPStore
+
+from loralight.errors import InputError
+from loralight.stopping import SIGNALS, held, listen
+from loralight.training.ranks import Ranks, report_of
+
+
+def process_rank() -> int | None:
+    """This process's rank where torchrun, srun or `launch` has started several; None where it is alone."""
+    if "TORCHELASTIC_RUN_ID" in os.environ or ("RANK" in os.environ and "WORLD_SIZE" in os.environ):
+        return int(os.environ["RANK"])
+    if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and os.environ.get("SLURM_JOB_NAME") != "bash":
+        return int(os.environ["SLURM_PROCID"])
+    return None
+
+
+def num_processes(trainer: Mapping[str, Any]) -> int:
+    """How many processes on this machine a trainer's config asks for.
+
+    Raises:
+        InputError: there are not as many devices (``E-DEVICES``), or several machines without a launcher (``E-NODES``).
+    """
+    accelerator, devices = trainer.get("accelerator", "auto"), trainer.get("devices", "auto")
+    on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
+    present = torch.cuda.device_count() if on_gpu else 0
+    if isinstance(devices, str) and devices.lstrip("-").isdigit():
+        devices = int(devices)
+    if devices in ("auto", -1):
+        wanted = present if on_gpu else 1
+    elif isinstance(devices, str):
+        wanted = len([part for part in devices.split(",") if part.strip().isdigit()])
+    else:
+        wanted = devices if isinstance(devices, int) else len(devices)
+    if accelerator in ("gpu", "cuda") and present < max(wanted, 1) and not torch.backends.mps.is_available():
+        raise InputError(
+            "E-DEVICES",
+            f"trainer.devices={devices} on {present} GPUs; take fewer, or trainer=ddp_cpu to try several processes",
+        )
+    if wanted < 1:
+        raise InputError("E-DEVICES", f"trainer.devices is {devices!r}; give a number of at least 1")
+    if trainer.get("num_nodes", 1) > 1 and process_rank() is None:
+        raise InputError(
+            "E-NODES", "several machines need a launcher: start this very command with torchrun or srun on each"
+        )
+    return wanted
+
+
+def launch(job: str, config: dict[str, Any], output_dir: Path) -> Any:
+    """Run ``loralight.<job>.work(config, output_dir)``, in as many processes as the trainer asks for.
+
+    Returns:
+        What it returns, in the first process.
+
+    Raises:
+        InputError: a process found a mistake in what the user gave.
+        RuntimeError: a process failed; the message ends with the first failure's traceback. All are gone by then.
+        Stopped: they were told to stop.
+    """
+    wanted = num_processes(config["trainer"])
+    if process_rank() is not None or wanted == 1:
+        return _call(job, config, output_dir)
+    # held here, so that no port is chosen that another program takes before rank 0 does
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    shared = {
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(store.port),
+        "WORLD_SIZE": str(wanted),
+        "LOCAL_WORLD_SIZE": str(wanted),
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "loralight",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    (output_dir / "ranks").mkdir(parents=True, exist_ok=True)
+    ranks = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(wanted)]
+    return Ranks(_worker, [(environment, job, config, output_dir) for environment in ranks]).run()
+
+
+def _call(job: str, config: dict[str, Any], output_dir: Path) -> Any:
+    return import_module(f"loralight.{job}").work(config, output_dir)
+
+
+def _worker(pipe: Connection, environment: dict[str, str], job: str, config: dict[str, Any], output_dir: Path) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    multiprocessing.set_start_method(None, force=True)  # processes that read data begin as under torchrun, not as this
+    os.environ.update(environment)
+    rank, num_ranks = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+    if rank:  # the first keeps the terminal
+        log = os.open(output_dir / "ranks" / f"{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+    faulthandler.enable()
+    # by default one with a semaphore of the system's, of which is told on the terminal where a process is killed
+    import_module("tqdm").tqdm.set_lock(threading.RLock())
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_ranks))
+    with listen(ends_at_once=False):  # that is the parent's to say, which every signal of a terminal reaches as well
+        if sys.platform != "win32":
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        report = report_of(rank, lambda: _call(job, config, output_dir))
+        with held():
+            pipe.send(report)
+            if report.is_good and torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+    if not report.is_good:
+        if rank and report.traceback:
+            print(report.traceback, file=sys.stderr)
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)  # taking down the group of processes would wait for the others
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot stop its children, and one that trained on would write into a resumed run's folder."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

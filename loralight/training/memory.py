@@ -1,0 +1,53 @@
+"""Memory of this machine: how much is there, how much this process has, and how amounts are written."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from loralight.commands.summary import peak_memory
+from loralight.errors import InputError
+
+_UNITS = ("", "k", "m", "g", "t")
+_LIMIT, _USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+
+
+def parse_memory(given: object) -> int:
+    """Bytes of an amount such as ``8GB``, ``512MiB`` or a plain number.
+
+    Raises:
+        InputError: it is none (``E-MEMORY``).
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", str(given).strip().lower())
+    if isinstance(given, bool) or not found or float(found[1]) == 0:
+        raise InputError("E-MEMORY", f"memory={given}: give an amount such as 8GB, 512MiB, or a number of bytes")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** _UNITS.index(found[2]))
+
+
+def at_hand(device: torch.device) -> int:
+    """Bytes that training on a device may take, what this process has of the machine's memory among them.
+
+    Raises:
+        InputError: this machine does not tell (``E-MEMORY``).
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = _kilobytes("/proc/meminfo", "MemAvailable")
+    if device.type != "cpu" or free is None:
+        raise InputError("E-MEMORY", f"how much memory {device.type} has free is not known here; give memory=8GB, say")
+    if _LIMIT.is_file() and (limit := _LIMIT.read_text().strip()).isdigit():
+        free = min(free, int(limit) - int(_USED.read_text()))
+    return free + in_use()
+
+
+def in_use() -> int:
+    """Bytes that are resident in this process."""
+    resident = _kilobytes("/proc/self/status", "VmRSS")
+    return peak_memory() if resident is None else resident
+
+
+def _kilobytes(file: str, field: str) -> int | None:
+    if not Path(file).is_file():
+        return None
+    found = re.search(rf"{field}:\s+(\d+) kB", Path(file).read_text())
+    return int(found[1]) * 1024 if found else None

@@ -1,0 +1,64 @@
+"""Too little memory: told with what the run asked for, and which settings to turn first."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loralight.commands.summary import peak_memory
+from loralight.errors import InputError
+from loralight.training.checkpoint import MANIFEST
+from loralight.training.preflight import human
+
+_OF_A_CPU = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "bad_alloc")  # torch has no class
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that a device, or this process, has too little memory."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OF_A_CPU)
+
+
+@contextmanager
+def telling_of_memory(config: Mapping[str, Any], folder: Path) -> Iterator[None]:
+    """A context in which too little memory is told in one message.
+
+    Args:
+        config: of `loralight train`, in plain values.
+        folder: the run's.
+
+    Raises:
+        InputError: there is too little (``E-MEMORY``).
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError("E-MEMORY", _message(config, folder)) from error
+
+
+def _message(config: Mapping[str, Any], folder: Path) -> str:
+    size, length = config["data"].get("batch_size"), (config.get("model") or {}).get("max_length")
+    asked = f"data.batch_size={size}" + (f" and model.max_length={length}" if length else "")
+    knobs = []
+    if size and size > 1:
+        windows = 2 * (config["trainer"].get("accumulate_grad_batches") or 1)
+        knobs.append(
+            f"data.batch_size={size // 2} trainer.accumulate_grad_batches={windows}, which computes the same"
+            if size % 2 == 0
+            else "data.batch_size lower"
+        )
+    if length:
+        knobs.append(f"model.max_length={length // 2}")
+    if config["trainer"].get("precision") in (None, "32-true", 32):
+        knobs.append("trainer.precision=bf16-mixed")
+    knobs.append("fewer adapter.targets")
+    kept = "; the checkpoints are as they were" if any(folder.glob(f"checkpoints/*/*/{MANIFEST}")) else ""
+    return (
+        f"there is too little memory for a run with {asked}: {human(peak_memory())} were in use at the peak{kept}. In "
+        f"this order: {'; '.join(knobs)}. `loralight estimate` says what fits"
+    )

@@ -1,0 +1,184 @@
+"""Where a run stands, and how a resumed one goes on from exactly there."""
+
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+
+from loralight.artifacts.export import fingerprint
+from loralight.data import TaskData
+from loralight.errors import InputError
+from loralight.training.optim import follow
+from loralight.training.task import AdapterTask
+
+
+class Position(Callback):
+    """Keeps a run's place, puts it into every checkpoint, and has Lightning's loops go on from it.
+
+    The place is that of the last optimizer step, whenever a checkpoint is written: between two steps no weight
+    changes, so batches that were accumulated since are computed again, and no gradient need be kept. Beside it stands
+    up to which batch the epoch has been validated; a validation that is due and was not finished is done first.
+
+    What Lightning's loops know of their place differs by the hook in which a checkpoint is written, and some of it
+    makes them leave out a validation or a batch: it is never read, but written anew when a checkpoint is loaded.
+
+    Comes before all other callbacks, which may write checkpoints.
+
+    Raises:
+        InputError: the run was begun on other base weights (``E-BASE``) or in more or fewer processes
+            (``E-RESUME-ORDER``), or has trained longer than it is to (``E-RESUME``).
+    """
+
+    def __init__(self) -> None:
+        self.epoch, self.batches = 0, 0  # whole epochs, and batches of the next that optimizer steps have used up
+        self.steps, self.total_batches = 0, 0  # of all epochs, likewise
+        self._seen = 0  # batches of all epochs, those since the last optimizer step too
+        self.validated = 0  # batches of the epoch after which it was last validated
+        self._interval: int | float | None = None  # batches from one validation to the next
+        self._base = ""
+        self._resumed: dict[str, Any] | None = None
+        self._is_unlogged = False  # whether Lightning has yet to log what a step or an epoch gave
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        assert isinstance(pl_module, AdapterTask)
+        self._base = fingerprint(pl_module)
+        if self._resumed is None:
+            return
+        if self._base != (before := self._resumed["base"]):
+            raise InputError(
+                "E-BASE",
+                f"the run was begun on other weights than this base model has (fingerprints {before} and "
+                f"{self._base}); resume it with those, or start a new run",
+            )
+        stopping = [callback for callback in trainer.early_stopping_callbacks if isinstance(callback, EarlyStopping)]
+        trainer.should_stop |= any(c.stopping_reason != EarlyStoppingReason.NOT_STOPPED for c in stopping)
+        if row := self._resumed["row"]:
+            for logger in trainer.loggers:
+                logger.log_metrics(row, step=self.steps - 1)
+                logger.save()
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._interval = trainer.val_check_batch
+        if self._resumed is None:
+            return
+        trainer.callback_metrics.update(self._resumed["metrics"])
+        for config in trainer.lr_scheduler_configs:
+            follow(config.scheduler)
+        loop = trainer.fit_loop.epoch_loop
+        if not self.batches:
+            loop.restarting = False
+            return
+        self._skip_what_is_validated(trainer, self.batches)
+        # a validation with which an epoch's loop begins is counted like the batch before it
+        loop._batches_that_stepped = self.steps - self._is_due(trainer)
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._is_unlogged = False
+
+    def on_validation_start(self, *_: Any) -> None:
+        self._is_unlogged = False
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._seen += 1
+        self._skip_what_is_validated(trainer, batch_idx + 1)
+        if trainer.global_step == self.steps:
+            return
+        self.batches, self.steps, self.total_batches = batch_idx + 1, trainer.global_step, self._seen
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        self._is_unlogged = every > 0 and self.steps % every == 0
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.validated = trainer.fit_loop.batch_idx + 1
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._is_unlogged = True
+        if trainer.is_last_batch:  # `max_steps` may end a run within an epoch, of which a longer one does the rest
+            self.epoch, self.batches, self.validated = self.epoch + 1, 0, 0
+
+    def on_train_end(self, *_: Any) -> None:
+        self._is_unlogged = False
+
+    def on_save_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["position"] = {
+            "epoch": self.epoch,
+            "batches": self.batches,
+            "steps": self.steps,
+            "total_batches": self.total_batches,
+            "validated": self.validated,
+            "is_last": bool(self.batches) and self.batches == trainer.num_training_batches,
+            "ranks": trainer.world_size,
+            "base": self._base,
+            "row": self._row(trainer) if self._is_unlogged else {},
+            "metrics": dict(trainer.callback_metrics),
+        }
+
+    def on_load_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._resumed = at = checkpoint["position"]
+        if at["ranks"] != trainer.world_size:
+            raise InputError(
+                "E-RESUME-ORDER",
+                f"the checkpoint is of {at['ranks']} processes, these are {trainer.world_size}; resume with as many",
+            )
+        if trainer.max_epochs not in (None, -1) and at["epoch"] > trainer.max_epochs:
+            raise InputError(
+                "E-RESUME", f"{at['epoch']} epochs are done, trainer.max_epochs is {trainer.max_epochs}; give as many"
+            )
+        self.epoch, self.batches, self.validated = at["epoch"], at["batches"], at["validated"]
+        self.steps, self.total_batches = at["steps"], at["total_batches"]
+        self._seen = self.total_batches
+        checkpoint["loops"]["fit_loop"].update(_progress(at))
+        if isinstance(data := trainer.datamodule, TaskData):  # type: ignore[attr-defined]
+            data.go_on_at(self.epoch, None if at["is_last"] else self.batches)
+
+    def _is_due(self, trainer: lightning.Trainer) -> bool:
+        """Whether the validation after `batches` is one that Lightning will do when it goes on."""
+        every = trainer.check_val_every_n_epoch
+        if not trainer.enable_validation or (every is not None and (self.epoch + 1) % every):
+            return False
+        number = self.total_batches if every is None else self.batches
+        return isinstance(self._interval, int) and self.batches > self.validated and number % self._interval == 0
+
+    def _skip_what_is_validated(self, trainer: lightning.Trainer, batches: int) -> None:
+        """Have Lightning validate after so many batches of the epoch only if that was not done before."""
+        if isinstance(self._interval, int):
+            number = self._seen if trainer.check_val_every_n_epoch is None else batches
+            # it does after multiples of this number
+            trainer.val_check_batch = self._interval if batches > self.validated else number + 1
+
+    def _row(self, trainer: lightning.Trainer) -> dict[str, float]:
+        """What is logged once all callbacks have had their turn, a checkpoint's among them."""
+        metrics = trainer._logger_connector.metrics["log"]
+        return {**{name: float(value) for name, value in metrics.items()}, "epoch": trainer.current_epoch}
+
+
+def _progress(at: dict[str, Any]) -> dict[str, Any]:
+    """The state of Lightning's loops between two batches or epochs, by the names of its checkpoints."""
+    begun = at["epoch"] + (at["batches"] > 0)
+    epochs = {"ready": begun, "started": begun, "processed": at["epoch"], "completed": at["epoch"]}
+    return {
+        "epoch_progress": {"total": epochs, "current": epochs},
+        "epoch_loop.state_dict": {"_batches_that_stepped": at["steps"]},
+        "epoch_loop.batch_progress": {
+            "total": _done(at["total_batches"]),
+            "current": _done(at["batches"]),
+            "is_last_batch": at["is_last"],
+        },
+        # a validation that has begun is the one thing that a loop which goes on does before its next batch
+        "epoch_loop.val_loop.batch_progress": {
+            "total": {**_done(0), "ready": 1, "started": 1},
+            "current": _done(0),
+            "is_last_batch": False,
+        },
+    }
+
+
+def _done(count: int) -> dict[str, int]:
+    return dict.fromkeys(("ready", "started", "processed", "completed"), count)

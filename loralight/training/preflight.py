@@ -1,0 +1,112 @@
+"""What a run is going to train, told before it starts."""
+
+from collections.abc import Iterable, Mapping
+from itertools import islice
+
+from rich.table import Table
+from torch import Tensor, nn
+
+from loralight.acceleration.unpadding import is_unpadded
+from loralight.adapters.base import trainable
+from loralight.data import TaskData
+from loralight.models.quantisation import as_before
+from loralight.training.task import AdapterTask
+
+Sizes = dict[str, int]
+"""Bytes by what they are of."""
+
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+_BATCHES = 20  # whose padding is counted
+
+
+def num_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes that tensors take in memory."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def human(count: float) -> str:
+    """A number of bytes as people write it, in powers of 1000."""
+    for unit in _UNITS:
+        if count < 1000 or unit == _UNITS[-1]:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def targets_table(task: AdapterTask) -> Table:
+    """Each target pattern, the layers it chose, and the parameters it makes learn."""
+    table = Table(title="what learns", title_justify="left")
+    for column, justify in (("pattern", "left"), ("layers", "right"), ("for example", "left"), ("parameters", "right")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    seen: set[int] = set()
+    for pattern, names in task.adapted.items():
+        table.add_row(
+            pattern, str(len(names)), names[0], f"{_learning((task.model.get_submodule(n) for n in names), seen):,}"
+        )
+    head = {id(part) for part in task.head(task.model)}
+    for name, part in task.model.named_modules():
+        if id(part) not in head:
+            continue
+        table.add_row("(head)", "1", name, f"{_learning([part], seen):,}")
+    total = sum(parameter.numel() for parameter in as_before(task.model))
+    learns = sum(parameter.numel() for parameter in trainable(task.model).values())
+    table.add_section()
+    table.add_row("all", "", f"{learns / total:.2%} of {total:,}", f"{learns:,}")
+    return table
+
+
+def before_activations(task: AdapterTask) -> tuple[Sizes, Sizes]:
+    """Bytes of weights, gradients and optimizer state, and what training every parameter would take.
+
+    The optimizer is taken to keep two values a parameter, as Adam does. Activations come on top: they depend on the
+    batch; `loralight.commands.estimate` counts them.
+    """
+    learns, every = num_bytes(trainable(task.model).values()), num_bytes(as_before(task.model))
+    held = num_bytes(task.model.parameters())
+    this, everything = (
+        {"weights": weights, "gradients": count, "optimizer state": 2 * count}
+        for weights, count in ((held, learns), (every, every))
+    )
+    return this, everything
+
+
+def memory_table(this: Sizes, everything: Sizes, *, title: str) -> Table:
+    """Where memory goes, beside where it would go if every parameter learnt; with the sums."""
+    table = Table(title=title, title_justify="left")
+    for column in ("", "this run", "training everything"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, size in this.items():
+        table.add_row(name, human(size), human(everything[name]))
+    table.add_section()
+    table.add_row("sum", human(sum(this.values())), human(sum(everything.values())))
+    return table
+
+
+def padding_line(task: AdapterTask, data: TaskData) -> list[str]:
+    """How much of the first training batches is padding, and what that costs; none where no mask tells padding."""
+    rows, sampler = data.splits["train"], data.train_dataloader().batch_sampler
+    assert sampler is not None
+    places = tokens = 0
+    for numbers in islice(sampler, 0 if data.rows_differ_by_epoch else _BATCHES):
+        batch = data.collate([rows[number] for number in numbers])
+        mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+        if not isinstance(mask, Tensor):
+            return []
+        places, tokens = places + mask.numel(), tokens + int(mask.sum())
+    if not tokens:
+        return []
+    computed = (
+        "the encoder computes on the tokens alone" if is_unpadded(task.model) else "padding is computed like them"
+    )
+    return [f"padding: training batches have {places / tokens:.2f} places for each token; {computed}"]
+
+
+def _learning(modules: Iterable[nn.Module], seen: set[int]) -> int:
+    """Parameters that learn in ``modules`` and were not counted before."""
+    count = 0
+    for module in modules:
+        for parameter in module.parameters():
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                count += parameter.numel()
+    return count

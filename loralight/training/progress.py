@@ -1,0 +1,88 @@
+"""What a run tells while it trains: a bar with loss and throughput, a line for each epoch, and how long steps take."""
+
+import sys
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+
+from loralight.logs import logger
+from loralight.training.task import AdapterTask
+
+
+class Throughput(Callback):
+    """Times optimizer batches, and counts rows per second over all processes.
+
+    The first steps of a process warm caches up and are left out of the median.
+    """
+
+    _WARM_UP = 3
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._started = 0.0
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+        self._started = perf_counter()
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        self.seconds.append(perf_counter() - self._started)
+
+    def seconds_per_step(self) -> float | None:
+        """Median over the batches after the first few; None if nothing was trained."""
+        timed = self.seconds[self._WARM_UP :] or self.seconds
+        return median(timed) if timed else None
+
+
+class EpochLines(Callback):
+    """One log line for each epoch."""
+
+    def __init__(self) -> None:
+        self._started = perf_counter()
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._started = perf_counter()
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        assert isinstance(pl_module, AdapterTask)
+        scores = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("validation/")}
+        values = [f"{name} {value:.4f}" for name, value in {"train/loss": pl_module.epoch_loss, **scores}.items()]
+        of = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
+        seconds = perf_counter() - self._started
+        if trainer.is_global_zero:
+            logger.info(
+                "epoch %d%s, step %d, %.0f s: %s",
+                trainer.current_epoch + 1,
+                of,
+                trainer.global_step,
+                seconds,
+                ", ".join(values),
+            )
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's rich bar with loss and rows per second; on standard error."""
+
+    def __init__(self, throughput: Throughput, rows_per_batch: int) -> None:
+        super().__init__(refresh_rate=20, console_kwargs={"stderr": True})
+        self._throughput, self._rows_per_batch = throughput, rows_per_batch
+
+    def get_metrics(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> dict[str, Any]:
+        metrics = {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+        if recent := self._throughput.seconds[-20:]:
+            metrics["rows/s"] = f"{self._rows_per_batch * trainer.world_size / median(recent):.0f}"
+        return metrics
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        last = self.trainer.max_epochs
+        text = f"Epoch {current_epoch + 1}/{last}" if last and last > 0 else f"Epoch {current_epoch + 1}"
+        return text.ljust(len(self.validation_description))  # else the bar would jump
+
+
+def progress_callbacks(rows_per_batch: int, *, bar: bool = True) -> tuple[Throughput, list[Callback]]:
+    """The callbacks of a run; the bar only where someone can see it move."""
+    throughput = Throughput()
+    shown = [ProgressBar(throughput, rows_per_batch)] if bar and sys.stderr.isatty() else []
+    return throughput, [throughput, EpochLines(), *shown]

@@ -1,0 +1,134 @@
+"""Where a training that was told to stop ends: after an optimizer step, with a checkpoint, in all its processes."""
+
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from signal import Signals
+from typing import Any
+
+import lightning
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+
+from loralight import stopping
+from loralight.cli import quoted
+from loralight.config.plugins import VARIABLE
+from loralight.errors import InputError
+from loralight.logs import keep
+from loralight.stopping import Stopped
+from loralight.training.checkpoint import FolderCheckpointIO, newest
+from loralight.training.launch import process_rank
+from loralight.training.task import AdapterTask
+
+
+class StopAtStep(lightning.Callback):
+    """Saves and stops at the end of the optimizer step in which a process was told to, or of the next.
+
+    All processes do so at the same step: that one was told goes with the sums that each step adds up over them anyway,
+    so it costs nothing. A validation has no such sums. Before each there is a checkpoint, so that in a validation, or
+    in a test, a process leaves after its batch and needs to ask none.
+
+    Args:
+        folder: the run's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._checkpoints = folder / "checkpoints" / "last"
+        self._stepped = self._unsaved = False
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        trainer._signal_connector = _NoSignals(trainer)
+
+    def on_before_optimizer_step(self, *_: Any) -> None:
+        self._stepped = self._unsaved = True
+
+    def on_save_checkpoint(self, *_: Any) -> None:
+        self._unsaved = False
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any, **__: Any
+    ) -> None:
+        if not self._stepped:  # gradients of a part of a step are in no checkpoint
+            return
+        self._stepped = False
+        assert isinstance(pl_module, AdapterTask)
+        stops = pl_module.told_to_stop or (trainer.world_size == 1 and stopping.told() is not None)
+        loop = trainer.fit_loop
+        assert loop._data_fetcher is not None
+        if stops or loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
+            self._save(trainer)
+        if stops:
+            keep(f"told to stop: ends after step {trainer.global_step}")
+            raise Stopped(stopping.told() or Signals.SIGTERM)
+
+    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
+        if not self._unsaved:  # else it lies inside a step, after which this run will stop
+            stopping.check()
+
+    def on_test_batch_end(self, *_: Any, **__: Any) -> None:
+        stopping.check()
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        mine = self._saved()
+        if trainer.is_global_zero and mine and newest(self._checkpoints.parents[1]) not in mine:
+            _remove(mine)
+
+    def _save(self, trainer: lightning.Trainer) -> None:
+        before = self._saved()
+        name = f"epoch={trainer.current_epoch}-step={trainer.global_step}-boundary"
+        trainer.save_checkpoint(self._checkpoints / name)
+        if trainer.is_global_zero:
+            _remove([folder for folder in before if folder.name != name])
+
+    def _saved(self) -> list[Path]:
+        return list(self._checkpoints.glob("epoch=*-boundary"))
+
+
+def _remove(folders: list[Path]) -> None:
+    for folder in folders:
+        FolderCheckpointIO().remove_checkpoint(folder)
+
+
+class _NoSignals(_SignalConnector):
+    """Leaves signals to `loralight.stopping`: Lightning waits for other processes inside of its handler."""
+
+    def register_signal_handlers(self) -> None:
+        pass
+
+
+def how_to_go_on(runs: Path | Mapping[str, Path]) -> str:
+    """What is saved, and the command that goes on with it.
+
+    Args:
+        runs: the run's folder, or those of runs that train together by their names.
+    """
+    folders = runs if isinstance(runs, Mapping) else {"": runs}
+    saved = {name: _newest(folder) for name, folder in folders.items() if not (folder / "summary.json").exists()}
+    if not any(saved.values()):
+        return "nothing is saved yet: the same command starts again"
+    words = {name: _resume(folders[name]) for name, checkpoint in saved.items() if checkpoint}
+    line = (
+        ["train", words[""]] if "" in words else ["together", *(f"runs.{name}={word}" for name, word in words.items())]
+    )
+    plugins = [f"--plugin-dir={path}" for path in os.environ.get(VARIABLE, "").split(os.pathsep) if path]
+    under = "" if process_rank() is None else ", under the same launcher,"
+    found = ", ".join(_short(checkpoint) for checkpoint in saved.values() if checkpoint)
+    return f"saved {found}; go on{under} with: {shlex.join(['loralight', *plugins, *line])}"
+
+
+def _newest(run: Path) -> Path | None:
+    try:
+        return newest(run)
+    except InputError:
+        return None
+
+
+def _resume(run: Path) -> str:
+    word = f"resume={_short(run)}"
+    return word if re.fullmatch(r"[\w./=-]+", word) else quoted(word)
+
+
+def _short(path: Path) -> str:
+    short = os.path.relpath(path)
+    return str(path) if short.startswith("..") else short

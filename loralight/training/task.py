@@ -1,0 +1,552 @@
+"""The base class of every task: it owns what learns, how it learns, and what a checkpoint holds."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from threading import Lock
+from typing import Any, ClassVar, Literal, Self
+
+import lightning
+import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric, MetricCollection
+
+from loralight.acceleration.batch_norm_folding import link_
+from loralight.acceleration.frozen_linear import multiply_by_onednn_, prepack_
+from loralight.acceleration.gradient_checkpointing import recompute_
+from loralight.acceleration.selective_recompute import selective_recompute
+from loralight.adapters.base import Adapter, inject, trainable
+from loralight.data import TaskData
+from loralight.data.inputs import read_inputs
+from loralight.errors import InputError
+from loralight.kernels.batch_norm import freeze_, thaw_
+from loralight.kernels.dropout import set_cheap_dropout_
+from loralight.kernels.rms_norm import fusible, set_fused_
+from loralight.models.dtypes import cast_inputs_, computed_buffers, not_narrowed, single_by_default, tensors_of
+from loralight.models.pretrained import save_model
+from loralight.models.quantisation import quantised_
+from loralight.training.frozen import FrozenWatch
+from loralight.training.gradients import GradientWatch, SeenStep, layer_of
+from loralight.training.optim import (
+    by_name,
+    by_position,
+    check_rate,
+    check_weight_decay,
+    delayed,
+    parameter_groups,
+    schedule,
+)
+from loralight.training.ownership import check_head, refuse_parameters_outside
+from loralight.training.step import Step, Window, weight_of
+from loralight.training.whereabouts import place_of_step
+
+__all__ = ["AdapterTask", "Step"]
+
+_BATCH_NORM = (nn.modules.batchnorm._BatchNorm,)
+_SWITCHING = Lock()  # held while a model's mode is switched, and not while it computes
+
+
+class AdapterTask(lightning.LightningModule, ABC):
+    """A pretrained model, an adapter, and how to train the one with the other.
+
+    A task gives the model (`build_model`), says what of it is new (`head`), computes a loss (`step`), and names its
+    `metrics` and `predict`. The base class injects the adapter, freezes the rest, keeps frozen parts frozen, makes
+    the optimizer's groups, logs, and writes checkpoints that hold exactly what learns.
+
+    Args:
+        adapter: the method of fine-tuning.
+        optimizer: makes an optimizer from parameter groups; a `functools.partial` whose keywords hold ``lr``. Only
+            needed to train.
+        scheduler: makes a learning-rate schedule from (optimizer, number of steps); constant if None.
+        head_lr: learning rate of the head per step; the optimizer's if None.
+        head_weight_decay: weight decay of the head; the optimizer's if None.
+        base_dropout: whether the frozen layers' own dropout stays on in training.
+        quantize: how the base's linear layers keep their frozen weights, in 8 or 4 bits: a name in
+            `loralight.models.quantisers.QUANTISERS`; as they are if None.
+        batch_norm: what frozen BatchNorm layers do: nothing (``frozen``), ``statistics`` follow the new data, or the
+            ``affine`` part learns. What changes is saved with the adapter.
+        gradient_checkpointing: whether training computes what is inside the model's blocks again in the backward pass,
+            in place of keeping it: a fraction of the memory, a third more time, the same gradients.
+        selective_recompute: whether training makes the outputs of norms and activation functions again in the backward
+            pass, in place of keeping them: a third less memory in transformers, the same gradients.
+        prepack: whether training on a processor reads frozen linear layers' weights in oneDNN's own order: somewhat
+            faster, for the memory of two more copies of them.
+        seed: together with rank, epoch and batch it seeds every training step, so that a resumed run repeats what
+            an uninterrupted one computes.
+
+    Raises:
+        TypeError: on defining a subclass that overrides a hook this class owns.
+    """
+
+    _OWNED: ClassVar[tuple[str, ...]] = (
+        "automatic_optimization",
+        "configure_model",
+        "configure_optimizers",
+        "on_before_optimizer_step",
+        "on_load_checkpoint",
+        "on_save_checkpoint",
+        "on_train_epoch_end",
+        "optimizer_step",
+        "test_step",
+        "train",
+        "training_step",
+        "validation_step",
+    )
+
+    peft_task_type: ClassVar[str | None] = None
+    """PEFT's name for this kind of task (``SEQ_CLS``, ...), by which it picks its wrapper class."""
+
+    model: nn.Module
+    losses: nn.ModuleDict
+    scores: nn.ModuleDict
+
+    def __init__(
+        self,
+        *,
+        adapter: Adapter,
+        optimizer: partial[Optimizer] | None = None,
+        scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
+        head_lr: float | None = None,
+        head_weight_decay: float | None = None,
+        base_dropout: bool = True,
+        quantize: str | None = None,
+        batch_norm: Literal["frozen", "statistics", "affine"] = "frozen",
+        gradient_checkpointing: bool = False,
+        selective_recompute: bool = True,
+        prepack: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if head_lr is not None:
+            check_rate("task.head_lr", head_lr)
+        if head_weight_decay is not None:
+            check_weight_decay("task.head_weight_decay", head_weight_decay)
+        self.adapter, self.optimizer, self.scheduler = adapter, optimizer, scheduler
+        self.head_lr, self.head_weight_decay = head_lr, head_weight_decay
+        self.base_dropout, self.batch_norm, self.seed = base_dropout, batch_norm, seed
+        self.gradient_checkpointing, self.selective_recompute = gradient_checkpointing, selective_recompute
+        self.prepack = prepack
+        self.quantize = quantize
+        self.strict_loading = False  # Lightning would demand the frozen weights; `on_load_checkpoint` is the strict one
+        self.adapted: dict[str, list[str]] = {}
+        self._built = False
+        self._num_evaluating = 0  # contexts of `evaluating` that are open, in all threads
+        self._was_training = False  # before the first of them
+        self._still: list[nn.Module] = []
+        self._added: set[str] = set()  # names of the tensors that are the adapter's and not the base's
+        self._dropouts: list[nn.Module] = []
+        self._fixed: list[nn.Module] = []  # BatchNorm layers of which nothing changes
+        self._rms_norms: list[nn.Module] = []
+        self.adapted_norms: list[str] = []  # BatchNorm layers that `batch_norm` lets change
+        self._window = Window()
+        self._gradients = GradientWatch()
+        self._frozen: FrozenWatch | None = None
+        self._layers: list[str] = []  # of each parameter in the optimizer
+        self._epoch_sums = (0.0, 0.0)  # loss and weight over the optimizer steps of the epoch, on all ranks
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if taken := [hook for hook in cls._OWNED if getattr(cls, hook) is not getattr(AdapterTask, hook)]:
+            raise TypeError(
+                f"{cls.__name__} overrides {', '.join(taken)}, which AdapterTask owns: it would break freezing, "
+                "checkpoints or resuming. Say what your task does in build_model, head, step, metrics and predict"
+            )
+
+    @abstractmethod
+    def build_model(self) -> nn.Module:
+        """The pretrained model with its weights and its (new) head."""
+
+    @abstractmethod
+    def step(self, batch: Any) -> Step:
+        """The loss of one batch, and what the metrics compare."""
+
+    @abstractmethod
+    def metrics(self) -> MetricCollection:
+        """The metrics of validation and test, by the names under which they are logged (``validation/...``)."""
+
+    @abstractmethod
+    def predict_batch(self, inputs: Sequence[Any], *args: Any, **options: Any) -> list[dict[str, Any]]:
+        """A plain dictionary for each input: what ``loralight predict`` writes as a line of JSON.
+
+        A task's keyword arguments here are what ``loralight predict`` takes as ``options.<name>=``.
+        """
+
+    def stream(self, given: Any, *args: Any, **options: Any) -> Iterator[str]:
+        """The answer to one input, piece by piece as it is made; for tasks that write text.
+
+        The options are those of `predict_batch`.
+        """
+        raise InputError("E-STREAM", f"{type(self).__name__} does not write text; leave out stream=true")
+
+    @classmethod
+    def read_inputs(cls, source: str) -> list[Any]:
+        """The inputs that ``loralight predict input=...`` names; by default those of `loralight.data.inputs.read_inputs`."""
+        return read_inputs(source)
+
+    @torch.inference_mode()
+    def predict(self, inputs: Sequence[Any], *, batch_size: int = 32, **options: Any) -> list[dict[str, Any]]:
+        """What the model says of ``inputs``, in their order; dropout is off while it does.
+
+        Any number of threads may ask one model at once, but none while it is being trained.
+
+        Args:
+            inputs: as the task takes them.
+            batch_size: inputs at a time.
+            options: the keyword arguments of the task's ``predict_batch``.
+
+        Raises:
+            InputError: an input, or what should be a list of them, is something else (``E-INPUT``), or ``batch_size``
+                is less than 1 (``E-BATCH``).
+        """
+        if isinstance(inputs, str | Mapping):
+            raise InputError("E-INPUT", f"{inputs!r}: give a list of inputs, even if it is only one")
+        if batch_size < 1:
+            raise InputError("E-BATCH", f"batch_size is {batch_size}; give at least 1")
+        with self.evaluating():
+            batches = (inputs[start : start + batch_size] for start in range(0, len(inputs), batch_size))
+            return [answer for batch in batches for answer in self.predict_batch(batch, **options)]
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode, until the last thread has left this context; then the mode that the first one found."""
+        with _SWITCHING:
+            if not self._num_evaluating:
+                self._was_training = self.training
+                self.eval()
+            self._num_evaluating += 1
+        try:
+            yield
+        finally:
+            with _SWITCHING:
+                self._num_evaluating -= 1
+                if not self._num_evaluating:
+                    self.train(self._was_training)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the model into ``folder`` so that the library it comes from loads it, once its adapter is merged.
+
+        By default a transformers model goes there with the tokenizers and processors that are attributes of the task,
+        any other with its weights alone (``model.safetensors``).
+        """
+        save_model(self.model, folder, beside=vars(self).values())
+
+    def head(self, model: nn.Module) -> list[nn.Module]:
+        """The parts of the model that are trained in full because they are new; none by default."""
+        return []
+
+    def fresh(self, model: nn.Module) -> set[str]:
+        """Names of the parameters that were initialised anew because the pretrained weights have no such tensor."""
+        return getattr(model, "fresh_parameters", set())
+
+    def configure_model(self) -> None:
+        """Build the model and inject the adapter; a second call does nothing."""
+        if self._built:
+            return
+        with single_by_default():
+            self.model = self.build_model()
+            head = check_head(self.model, self.head(self.model), type(self).__name__)
+            if self.optimizer is not None:
+                self.adapter.check_training(self.model)
+            with quantised_(self.model, self.quantize, head=head):
+                base = {id(tensor) for tensor in tensors_of(self.model).values()}
+                self.adapted = inject(self.model, self.adapter, head=head)
+        self._added = {name for name, tensor in tensors_of(self.model).items() if id(tensor) not in base}
+        self._set_batch_norm()
+        if stuck := self.fresh(self.model) - set(trainable(self.model)):
+            raise InputError(
+                "E-FRESH-FROZEN",
+                f"{', '.join(sorted(stuck))}: newly initialised (the pretrained weights have no such tensor) and "
+                "frozen, so they would stay random. Have the task's head() return the modules that hold them",
+            )
+        refuse_parameters_outside(self, self.model)
+        metrics = self.metrics()
+        nan = float("nan")  # makes the mean nan; by default such a loss is left out of it
+        self.losses = nn.ModuleDict({split: MeanMetric(nan_strategy=nan) for split in ("validation", "test")})
+        self.scores = nn.ModuleDict({split: metrics.clone(prefix=f"{split}/") for split in ("validation", "test")})
+        self._dropouts = [module for module in self.model.modules() if type(module) is nn.Dropout]
+        self._rms_norms = fusible(self.model)
+        self._built = True
+        self.train()  # `from_pretrained` returns eval mode, and Lightning keeps the mode it finds
+        link_(self.model)  # in training mode, as it will run
+
+    def trainable_tensors(self) -> dict[str, Tensor]:
+        """What learns, by name in ``self.model``: trained parameters, and saved buffers of the modules they are in."""
+        state = self.model.state_dict()
+        names = trainable(self.model)
+        owners = {name.rpartition(".")[0] for name in names} | set(self.adapted_norms)
+        buffers = {
+            name for name, _ in self.model.named_buffers() if name.rpartition(".")[0] in owners and name in state
+        }
+        return {name: tensor for name, tensor in state.items() if name in names or name in buffers}
+
+    def load_trainable(self, tensors: dict[str, Tensor], origin: str) -> None:
+        """Load exactly what learns.
+
+        Args:
+            tensors: by name in ``self.model``.
+            origin: where they come from, for the message.
+
+        Raises:
+            InputError: a tensor is missing, unknown or of another shape (``E-ADAPTER-KEYS``).
+        """
+        self.check_trainable(tensors, origin)
+        self.model.load_state_dict(tensors, strict=False)
+
+    def check_trainable(self, tensors: Mapping[str, Tensor], origin: str) -> None:
+        """Raise as `load_trainable` would; tensors on the device ``meta`` will do."""
+        expected = self.trainable_tensors()
+        wrong = [f"missing {name}" for name in sorted(expected.keys() - tensors.keys())]
+        wrong += [f"unknown {name}" for name in sorted(tensors.keys() - expected.keys())]
+        wrong += [
+            f"{name} has shape {tuple(tensors[name].shape)} instead of {tuple(expected[name].shape)}"
+            for name in sorted(expected.keys() & tensors.keys())
+            if tensors[name].shape != expected[name].shape
+        ]
+        if wrong:
+            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            raise InputError(
+                "E-ADAPTER-KEYS", f"{origin} does not fit this model and adapter: {'; '.join(wrong[:3])}{more}"
+            )
+
+    def make_optimizer(self) -> Optimizer:
+        """The optimizer over what learns, with its groups."""
+        if self.optimizer is None:
+            raise TypeError(f"{type(self).__name__} was built without an optimizer; pass one to train")
+        # here alone it is known that the model is to be trained, and on which device
+        if self.gradient_checkpointing:
+            recompute_(self.model, self._still)
+        (prepack_ if self.prepack else multiply_by_onednn_)(self.model)
+        groups = parameter_groups(
+            self.model,
+            self.adapter,
+            lr=self.optimizer.keywords["lr"],
+            head=self.head(self.model),
+            head_lr=self.head_lr,
+            head_weight_decay=self.head_weight_decay,
+        )
+        return self.optimizer(groups)
+
+    def configure_optimizers(self) -> Any:
+        if not self.automatic_optimization:
+            raise TypeError(
+                f"{type(self).__name__} sets automatic_optimization=False, but AdapterTask makes the optimizer's "
+                "steps: leave it as it is, and compute the loss in step"
+            )
+        optimizer = self.make_optimizer()
+        self._begin_watching(optimizer)
+        optimizer.register_load_state_dict_pre_hook(by_position)
+        if self.scheduler is None and not any("start" in group for group in optimizer.param_groups):
+            return optimizer
+        num_steps = self.trainer.estimated_stepping_batches
+        if num_steps == float("inf"):
+            raise InputError(
+                "E-STEPS", "a schedule needs to know where the run ends; set trainer.max_epochs or trainer.max_steps"
+            )
+        scheduler = (self.scheduler or partial(schedule, name="constant"))(optimizer, int(num_steps))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": delayed(scheduler, int(num_steps)), "interval": "step"},
+        }
+
+    def _begin_watching(self, optimizer: Optimizer) -> None:
+        """Once the model is on its device and nothing is trained yet."""
+        layers = [name for names in self.adapted.values() for name in names]
+        parts = {id(part): name for name, part in self.model.named_modules()}
+        layers += [parts[id(part)] for part in self.head(self.model)]
+        self._layers = [layer_of(name, layers) for group in optimizer.param_groups for name in group["param_names"]]
+        self._gradients = GradientWatch()
+        self._frozen = FrozenWatch(self.model, set(self.trainable_tensors()))
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """A cast to half precision leaves in single what the adapter added and the head, which then casts its input.
+
+        So ``trainer.precision=bf16-true`` loses no small step. Weights of the base that learn are cast with it: their
+        layers compute in one dtype.
+        """
+        if not self._built:
+            return super().to(*args, **kwargs)
+        head = self.head(self.model)
+        in_head = {id(tensor) for part in head for tensor in tensors_of(part).values()}
+        kept = self._added | {name for name, tensor in tensors_of(self.model).items() if id(tensor) in in_head}
+        with not_narrowed(self.model, kept | computed_buffers(self.model).keys()):
+            super().to(*args, **kwargs)
+        if self.dtype in (torch.float16, torch.bfloat16):
+            for part in head:
+                cast_inputs_(part)
+        return self
+
+    def train(self, mode: bool = True) -> "AdapterTask":
+        """Training mode, in which frozen BatchNorm keeps its statistics and frozen dropout obeys ``base_dropout``."""
+        super().train(mode)
+        if mode and self._built:
+            self._keep_still()
+        else:
+            thaw_(self._fixed)
+            set_cheap_dropout_(self._dropouts, False)
+            set_fused_(self._rms_norms, False)
+        return self
+
+    def _set_batch_norm(self) -> None:
+        """Choose what stays in evaluation mode: frozen BatchNorm, and without ``base_dropout`` all that is frozen."""
+        learns = {name.rpartition(".")[0] for name in trainable(self.model)}
+        in_head = {id(module) for part in self.head(self.model) for module in part.modules()}
+        base = {name: module for name, module in self.model.named_modules() if id(module) not in in_head}
+        frozen = {name: module for name, module in base.items() if name not in learns}
+        norms = {name: module for name, module in frozen.items() if isinstance(module, _BATCH_NORM)}
+        if self.batch_norm != "frozen" and not any(isinstance(module, _BATCH_NORM) for module in base.values()):
+            raise InputError(
+                "E-BATCH-NORM", f"task.batch_norm={self.batch_norm}: the model has no BatchNorm; leave it frozen"
+            )
+        if self.batch_norm != "frozen" and norms:  # those that learn as a whole, in full fine-tuning say, do both
+            self.adapted_norms = self.adapted[f"(BatchNorm {self.batch_norm})"] = list(norms)
+        if self.batch_norm == "affine":
+            for norm in norms.values():
+                norm.requires_grad_(True)
+        following = norms if self.batch_norm == "statistics" else {}
+        self._still = [
+            module
+            for name, module in frozen.items()
+            if (name in norms or not self.base_dropout) and name not in following
+        ]
+        self._fixed = list(norms.values()) if self.batch_norm == "frozen" else []
+
+    def _keep_still(self) -> None:
+        freeze_(self._fixed)
+        set_cheap_dropout_(self._dropouts, True)
+        set_fused_(self._rms_norms, True)
+        for module in self._still:
+            module.training = False
+
+    def kept_activations(self) -> AbstractContextManager[None]:
+        """The context of `step` in training, which decides what is kept for the backward pass."""
+        is_on = self.selective_recompute and not self.gradient_checkpointing  # which keeps none of those
+        return selective_recompute(self.model) if is_on else nullcontext()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        _seed(hash((self.seed, self.global_rank, self.current_epoch, batch_idx)) % 2**63, self.device)
+        self._keep_still()  # a part's own train() passes ours by
+        with self.kept_activations():
+            step = self.step(batch)
+        weight, loss = weight_of(step), step.loss.detach()
+        if self._stands_in(batch_idx):
+            weight = torch.zeros_like(weight)
+        self._window.add(loss, weight, partial(self.trainer.strategy.reduce, reduce_op="sum"))
+        self.log("train/loss", loss, prog_bar=True)
+        penalty = self.adapter.penalty(self.model)
+        if penalty is None:
+            return step.loss * weight
+        self.log("train/penalty", penalty.detach())
+        return (step.loss + penalty) * weight
+
+    def _stands_in(self, batch_idx: int) -> bool:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        return isinstance(data, TaskData) and data.stands_in(self.current_epoch, batch_idx)
+
+    @property
+    def epoch_loss(self) -> float:
+        """Mean training loss over all items of the epoch so far, on all ranks, up to the last optimizer step."""
+        loss, weight = self._epoch_sums
+        return loss / max(weight, 1e-12)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Turn the gradient of the summed loss into that of the mean over all items, ranks and accumulated batches."""
+        total_loss, total_weight = self._window.take()
+        if math.isfinite(total_loss):  # else the step is not taken
+            self._epoch_sums = (self._epoch_sums[0] + total_loss, self._epoch_sums[1] + total_weight)
+        if self.global_step == 0:
+            self._check_first_step()
+        # Lightning has divided by the accumulated batches, DDP by the ranks
+        factor = self.trainer.world_size * self.trainer.accumulate_grad_batches / max(total_weight, 1e-12)
+        gradients = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
+        torch._foreach_mul_([gradient for gradient in gradients if gradient is not None], factor)
+        place = place_of_step(self.trainer, self._ranks_of_loss(total_loss))
+        seen = SeenStep(total_loss / max(total_weight, 1e-12), place, self.trainable_tensors)
+        self._gradients.look_(gradients, seen, scaled=self._is_scaled())
+        self._gradients.refuse_dead_layers(self._layers, now=False)
+
+    def _check_first_step(self) -> None:
+        self._gradients.begin()
+        refuse_parameters_outside(self, self.model)
+        if deaf := [name for name, p in trainable(self.model).items() if p.grad is None]:
+            raise InputError(
+                "E-UNREACHED",
+                f"no gradient reaches {', '.join(deaf[:5])}: the task's step never uses them. Exclude them",
+            )
+
+    def _ranks_of_loss(self, total: float) -> list[int]:
+        """The ranks whose own loss is not finite, if their sum is not; else all. In a bad step the ranks exchange."""
+        every = list(range(self.trainer.world_size))
+        if math.isfinite(total):
+            return every
+        assert self._window.own is not None
+        losses = self.all_gather(self._window.own)
+        assert isinstance(losses, Tensor)
+        finite = losses.reshape(-1, 2)[:, 0].isfinite().tolist()
+        return [rank for rank in every if not finite[rank]] or every
+
+    def _is_scaled(self) -> bool:
+        """Whether half precision is trained with a scaler, which skips steps until it has found its scale."""
+        precision = self.trainer.precision_plugin
+        return isinstance(precision, MixedPrecision) and precision.scaler is not None
+
+    @property
+    def told_to_stop(self) -> bool:
+        """Whether any process was told to stop before the last optimizer step; the same in all of them."""
+        return self._window.told_to_stop
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Make the step, then let the adapter do what it does after one: before any callback saves a checkpoint."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        num_steps = float(self.trainer.estimated_stepping_batches)
+        self.adapter.after_step_(self.model, step=self.global_step + 1, num_steps=num_steps)
+
+    def on_train_epoch_end(self) -> None:
+        self._gradients.settle()
+        self._gradients.refuse_dead_layers(self._layers, now=True)
+        assert self._frozen is not None
+        self._frozen.refuse_change(self.model, set(self.trainable_tensors()))
+        refuse_parameters_outside(self, self.model)
+        self.log("train/epoch_loss", self.epoch_loss, sync_dist=True)  # the same on all ranks already
+        if self.trainer.is_last_batch:  # else a longer run may be to go on within the epoch
+            self._epoch_sums = (0.0, 0.0)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._measure("validation", batch)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._measure("test", batch)
+
+    def _measure(self, split: str, batch: Any) -> None:
+        step = self.step(batch)
+        loss, scores = self.losses[split], self.scores[split]
+        assert isinstance(loss, MeanMetric) and isinstance(scores, MetricCollection)
+        loss.update(step.loss, weight_of(step))
+        scores.update(step.predictions, step.targets)
+        self.log(f"{split}/loss", loss, on_epoch=True)
+        self.log_dict(scores, on_epoch=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what learns alone, and the optimizer's state by parameter name: an order of layers may change."""
+        checkpoint["state_dict"] = self.trainable_tensors()
+        checkpoint["epoch_sums"] = self._epoch_sums
+        checkpoint["optimizer_states"] = [by_name(state) for state in checkpoint.get("optimizer_states", [])]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.load_trainable(checkpoint["state_dict"], "the checkpoint")
+        self._epoch_sums = checkpoint["epoch_sums"]
+        checkpoint["state_dict"] = {}
+
+
+def _seed(number: int, device: torch.device) -> None:
+    """Seed what draws on the processor and on ``device``; `torch.manual_seed` looks for others, and takes 1 ms."""
+    torch.default_generator.manual_seed(number)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(number)

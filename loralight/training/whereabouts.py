@@ -1,0 +1,32 @@
+"""Where in a run a step is, told so that its rows can be looked at."""
+
+from collections.abc import Callable, Sequence
+
+import lightning
+from torch.utils.data import DataLoader
+
+from loralight.data.batching import BatchSampler
+
+_SHOWN = 8
+
+
+def place_of_step(trainer: lightning.Trainer, ranks: Sequence[int]) -> Callable[[], str]:
+    """What tells the step that ``trainer`` is about to make, with the rows that ``ranks`` took for it."""
+    last = trainer.fit_loop.epoch_loop.batch_idx
+    first = last - last % trainer.accumulate_grad_batches
+    step, epoch, world = trainer.global_step + 1, trainer.current_epoch, trainer.world_size
+
+    def tell() -> str:
+        where = f"step {step} (epoch {epoch + 1}"
+        if len(ranks) < world:
+            where += f", rank {', '.join(map(str, ranks))}"
+        loader = trainer.train_dataloader
+        sampler = loader.batch_sampler if isinstance(loader, DataLoader) else None
+        if isinstance(sampler, BatchSampler):
+            batches = sampler.batches(epoch)[first : last + 1]
+            rows = [row for batch in batches for rank in ranks for row in batch[rank::world]]
+            more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
+            where += f"; rows {', '.join(map(str, rows[:_SHOWN]))}{more} of the train split, counted from 0"
+        return f"{where})"
+
+    return tell

@@ -1,0 +1,304 @@
+"""An encoder that leaves out padding computes what transformers' own does with it, or is left as it is."""
+
+import copy
+import logging
+import pickle
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import BertForSequenceClassification, PreTrainedModel
+
+from loralight.acceleration import unpadding
+from loralight.acceleration.first_tokens import read_first_
+from loralight.acceleration.gradient_checkpointing import recompute_
+from loralight.acceleration.ragged import ALL_TOKENS
+from loralight.acceleration.unpadding import is_unpadded, unpad_
+from loralight.adapters import Adapter, Lora, inject, merge
+from loralight.adapters.base import trainable
+from loralight.config.build import make
+from loralight.config.composition import compose, plain
+from loralight.config.plugins import conf_folders
+from loralight.kernels.dropout import CheapDropout
+from loralight.models.blocks import blocks
+from loralight.testing.adapters import TinyBert
+
+METHODS = sorted(file.stem for folder in conf_folders() for file in folder.glob("adapter/*.yaml"))
+SIZES = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 66,
+    "initializer_range": 0.2,
+}
+DISTIL = {"vocab_size": 100, "dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "initializer_range": 0.2}
+CALM = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "Bert": SIZES | CALM,
+    "Roberta": SIZES | CALM | {"type_vocab_size": 1},
+    "Electra": SIZES | CALM | {"embedding_size": 16, "summary_last_dropout": 0.0},
+    "DistilBert": DISTIL | {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0},
+}
+HEADS = ("SequenceClassification", "TokenClassification")
+LENGTHS = [3, 20, 7, 1, 8, 20]
+
+
+def model_of(family: str, head: str, **changed: Any) -> PreTrainedModel:
+    torch.manual_seed(0)
+    kind = getattr(transformers, f"{family}For{head}")
+    config = kind.config_class(**(FAMILIES.get(family, SIZES) | {"num_labels": 3} | changed))
+    model: PreTrainedModel = kind(config)
+    return model
+
+
+def batch_of(model: PreTrainedModel, lengths: list[int] = LENGTHS, *, left: bool = False) -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    mask = mask.flip(1) if left else mask
+    padding = model.config.pad_token_id or 0
+    ids = torch.randint(5, 100, mask.shape).where(mask, torch.tensor(padding))
+    return {"input_ids": ids, "attention_mask": mask.long()}
+
+
+def loss_of(model: PreTrainedModel, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The loss, and the logits of texts or of tokens that are none of padding."""
+    logits = model(**batch).logits
+    logits = logits[batch["attention_mask"].bool()] if logits.ndim == 3 else logits
+    return F.cross_entropy(logits.float(), torch.arange(len(logits)) % 3), logits
+
+
+def twins(model: PreTrainedModel) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """A model and its like without padding, both with LoRA that does something."""
+    for_lora = Lora(targets="all-linear", rank=4)
+    inject(model, for_lora, head=[part for part in model.children() if part is not model.base_model])
+    for name, parameter in trainable(model).items():
+        if name.endswith("lora_B"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    unpadded = copy.deepcopy(model)
+    assert unpad_(unpadded)
+    return model, unpadded
+
+
+def assert_equal(unpadded: PreTrainedModel, padded: PreTrainedModel, batch: dict[str, Tensor]) -> None:
+    """Losses to 1e-6, outputs of each sample and gradients to 1e-5."""
+    (found, logits), (expected, expected_logits) = loss_of(unpadded, batch), loss_of(padded, batch)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(logits, expected_logits, rtol=1e-5, atol=1e-5)
+    found.backward()  # type: ignore[no-untyped-call]
+    expected.backward()  # type: ignore[no-untyped-call]
+    for name, parameter in trainable(padded).items():
+        gradient = unpadded.get_parameter(name).grad
+        assert gradient is not None and parameter.grad is not None
+        assert (gradient - parameter.grad).norm() <= 1e-5 * max(float(parameter.grad.norm()), 1e-3), name
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("left", [False, True], ids=["padding on the right", "padding on the left"])
+def test_outputs_loss_and_gradients_are_those_of_transformers_with_padding(family: str, head: str, left: bool) -> None:
+    padded, unpadded = twins(model_of(family, head))
+    assert_equal(unpadded.train(), padded.train(), batch_of(padded, left=left))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("left", [False, True], ids=["padding on the right", "padding on the left"])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_last_block_of_first_tokens_alone_computes_the_same(family: str, left: bool, checkpointed: bool) -> None:
+    padded, unpadded = twins(model_of(family, "SequenceClassification"))
+    last = list(blocks(dict(unpadded.named_modules())).values())[-1]
+    assert read_first_(unpadded)
+    given: list[Tensor] = []
+    last.register_forward_hook(lambda module, args, output: given.append(output))
+    if checkpointed:
+        recompute_(unpadded, [])
+    batch = batch_of(padded, left=left)
+    assert_equal(unpadded.train(), padded.train(), batch)
+    is_narrow = not (left or checkpointed)  # a row that does not begin with a token is computed as ever
+    assert all((output.shape[1] == len(LENGTHS)) is is_narrow for output in given)
+    states = unpadded.base_model(**batch).last_hidden_state
+    assert states[:, 0].isfinite().all() and bool(states[:, 1:].isnan().all()) is is_narrow, "no one takes them for it"
+    assert ALL_TOKENS.get() is None, "nothing is left behind"
+
+
+@pytest.mark.parametrize("is_narrow", [False, True], ids=["all tokens", "in the last block the first"])
+def test_a_kernel_that_takes_a_line_is_told_where_rows_begin(is_narrow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    padded, unpadded = twins(model_of("Bert", "SequenceClassification"))
+    assert not is_narrow or read_first_(unpadded)
+    longest: list[int] = []
+
+    def flash(query: Tensor, key: Tensor, value: Tensor, *of_rows: Any, **_: Any) -> tuple[Tensor]:
+        """What a GPU's kernel computes."""
+        counts, counts_of_keys = (offsets.diff().tolist() for offsets in of_rows[:2])
+        assert {offsets.dtype for offsets in of_rows[:2]} == {torch.int32}
+        assert of_rows[2:4] == (max(counts), max(counts_of_keys))
+        longest.append(max(counts))
+        parts = query.split(counts), key.split(counts_of_keys), value.split(counts_of_keys)
+        rows = ([part.transpose(0, 1) for part in row] for row in zip(*parts, strict=True))
+        return (torch.cat([F.scaled_dot_product_attention(*row).transpose(0, 1) for row in rows]),)
+
+    monkeypatch.setattr(unpadding, "_has_flash", lambda *_: True)
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash)
+    assert_equal(unpadded.train(), padded.train(), batch_of(padded))
+    assert longest == [20, 1 if is_narrow else 20]
+
+
+def test_a_head_that_reads_other_tokens_is_given_them() -> None:
+    tokens = model_of("Bert", "TokenClassification")
+    assert unpad_(tokens) and not read_first_(tokens)
+    texts = model_of("Bert", "SequenceClassification").eval()
+    batch = batch_of(texts, [3, 20, 7])
+    texts.get_submodule("bert.pooler").register_forward_pre_hook(lambda module, given: (given[0][:, 1:],))
+    expected = texts(**batch).logits
+    assert unpad_(texts) and not read_first_(texts)
+    torch.testing.assert_close(texts(**batch).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_only_an_unpadded_model_reads_first_tokens() -> None:
+    assert not read_first_(model_of("Bert", "SequenceClassification"))
+
+
+def test_the_blocks_are_given_tokens_alone() -> None:
+    model = model_of("Bert", "SequenceClassification").eval()
+    assert unpad_(model)
+    shapes: list[tuple[int, ...]] = []
+    model.get_submodule("bert.encoder.layer.1.output").register_forward_hook(
+        lambda *given: shapes.append(given[2].shape)
+    )
+    model(**batch_of(model))
+    assert shapes == [(1, sum(LENGTHS), 32)]
+
+
+def test_a_batch_without_padding_or_without_a_mask_is_computed_too() -> None:
+    padded, unpadded = twins(model_of("Bert", "SequenceClassification"))
+    batch = batch_of(padded, [9, 9, 9])
+    assert_equal(unpadded, padded, batch)
+    without = {"input_ids": batch["input_ids"]}
+    torch.testing.assert_close(unpadded(**without).logits, padded(**without).logits)
+
+
+def test_hidden_states_that_are_asked_for_have_the_shapes_they_always_had() -> None:
+    padded, unpadded = twins(model_of("Bert", "SequenceClassification"))
+    batch = batch_of(padded)
+    found, expected = (model(**batch, output_hidden_states=True).hidden_states for model in (unpadded, padded))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_checkpointed_blocks_compute_the_same() -> None:
+    padded, unpadded = twins(model_of("Bert", "SequenceClassification"))
+    for block in unpadded.get_submodule("bert.encoder.layer").children():
+        block.gradient_checkpointing = True
+        block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+    assert_equal(unpadded.train(), padded.train(), batch_of(padded))
+
+
+def test_dropout_is_on_in_training_and_the_same_for_the_same_seed() -> None:
+    model = model_of("Bert", "SequenceClassification", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.5)
+    assert unpad_(model)
+    batch = batch_of(model)
+    model.train()
+    logits = [torch.manual_seed(seed) and model(**batch).logits for seed in (0, 0, 1)]
+    assert torch.equal(logits[0], logits[1]) and not torch.allclose(logits[0], logits[2])
+
+
+def test_under_autocast_it_is_as_near_to_float32_as_the_padded_one() -> None:
+    padded, unpadded = twins(model_of("Bert", "SequenceClassification"))
+    batch = batch_of(padded)
+    exact = padded(**batch).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        far = (padded(**batch).logits - exact).norm()
+        assert (unpadded(**batch).logits - exact).norm() <= 2 * far
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))])
+def test_a_copy_is_unpadded_too(copied: Any) -> None:
+    model = model_of("Bert", "SequenceClassification").eval()
+    assert unpad_(model)
+    twin, batch = copied(model), batch_of(model)
+    assert is_unpadded(twin)
+    assert torch.equal(twin(**batch).logits, model(**batch).logits)
+
+
+def test_nothing_of_it_is_saved(tmp_path: Path) -> None:
+    model = model_of("Bert", "SequenceClassification").eval()
+    model.save_pretrained(tmp_path / "before")
+    inject(model, Lora(targets="all-linear", rank=4), head=[])
+    assert unpad_(model)
+    merge(model)
+    model.save_pretrained(tmp_path / "after")
+    texts = [(tmp_path / name / "config.json").read_text() for name in ("before", "after")]
+    assert texts[0] == texts[1]
+    loaded = BertForSequenceClassification.from_pretrained(tmp_path / "after").eval()
+    assert loaded.config._attn_implementation == "sdpa"
+    batch = batch_of(model)
+    torch.testing.assert_close(loaded(**batch).logits, model(**batch).logits, rtol=1e-5, atol=1e-5)
+
+
+UNFIT = {
+    "blocks in the model itself": ("ModernBert", {"pad_token_id": 1}, "its blocks are in no encoder of their own"),
+    "positions in attention": ("Esm", {"pad_token_id": 1, "position_embedding_type": "rotary"}, ""),
+    "heads in layers' own way": ("DebertaV2", {}, "its attention is 'eager', not 'sdpa'"),
+    "another form of mask": ("Albert", {"embedding_size": 16}, ""),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*Model config")
+@pytest.mark.parametrize(("family", "changed", "reason"), UNFIT.values(), ids=UNFIT)
+def test_a_model_of_another_form_is_left_as_it_is_and_that_is_told(
+    family: str, changed: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = model_of(family, "SequenceClassification", **changed).eval()
+    batch = batch_of(model)
+    expected, attention = model(**batch).logits, model.config._attn_implementation
+    with caplog.at_level(logging.INFO, "loralight"):
+        assert not unpad_(model)
+    assert f"{family}ForSequenceClassification computes on padding: {reason}" in caplog.text
+    assert model.config._attn_implementation == attention and not is_unpadded(model)
+    assert torch.equal(model(**batch).logits, expected)
+
+
+def test_a_model_that_attends_in_a_way_asked_for_is_left_as_it_is() -> None:
+    assert not unpad_(model_of("Bert", "SequenceClassification", attn_implementation="eager"))
+
+
+class _Unpadded(TinyBert):
+    def build_model(self) -> BertForSequenceClassification:
+        model = super().build_model()
+        assert unpad_(model) and read_first_(model)
+        return model
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_computes_the_same_without_padding(method: str) -> None:
+    adapter: Adapter = make(plain(compose("train", [f"adapter={method}"]).adapter))
+    logits = []
+    for kind in (TinyBert, _Unpadded):
+        torch.manual_seed(0)
+        task = kind(adapter=adapter)
+        torch.manual_seed(1)
+        task.configure_model()
+        torch.manual_seed(2)
+        with torch.no_grad():
+            for parameter in trainable(task.model).values():
+                parameter.add_(torch.randn_like(parameter), alpha=0.05)
+        assert isinstance(task.model, PreTrainedModel)
+        logits.append(task.eval().model(**batch_of(task.model)).logits)
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_task_drops_cheaply_in_training_and_is_plain_in_evaluation() -> None:
+    task = TinyBert(adapter=Lora(targets="all-linear", rank=2))
+    task.configure_model()
+    kinds = [type(module) for module in task.model.modules()]
+    assert CheapDropout in kinds
+    assert task.train(False).training is False
+    plain_kinds = [type(module) for module in task.model.modules()]
+    assert CheapDropout not in plain_kinds and len(plain_kinds) == len(kinds)
