@@ -6,6 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loralight.version import __version__
+
 if TYPE_CHECKING:
     from loralight.adapters import inject, merge
     from loralight.artifacts.bank import load_many
@@ -13,8 +15,7 @@ if TYPE_CHECKING:
     from loralight.data import TaskData
     from loralight.training.task import AdapterTask, Step
 
-__version__ = "0.1.0"
-__all__ = ["AdapterTask", "Step", "TaskData", "inject", "load", "load_many", "merge"]
+__all__ = ["AdapterTask", "Step", "TaskData", "__version__", "inject", "load", "load_many", "merge"]
 
 _HOMES = {
     "AdapterTask": "loralight.training.task",

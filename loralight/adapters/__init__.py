@@ -1,6 +1,7 @@
 """Adapters: the few parameters that learn beside a frozen model."""
 
-from loralight.adapters.base import Adapter, inject, merge
+from loralight.adapters.base import Adapter
+from loralight.adapters.inject import inject, merge
 from loralight.adapters.layers.lora import LoraLayer, LoraLinear
 from loralight.adapters.methods.adalora import AdaLora
 from loralight.adapters.methods.dora import Dora

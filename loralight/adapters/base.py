@@ -1,17 +1,11 @@
-"""What every adapter method promises, and the two verbs on a model: inject and merge."""
+"""What every adapter method promises."""
 
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
-
-from loralight.acceleration.frozen_linear import plain_again_
-from loralight.adapters.layers.torch_encoder import call_parts_, may_fuse_
-from loralight.errors import InputError
-from loralight.models.budget import within_what_may_be_added
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,76 +124,8 @@ class Adapter(ABC):
         return {}
 
 
-@runtime_checkable
-class Mergeable(Protocol):
-    """A layer that can put its update into its weight and be the plain layer again."""
-
-    def merge_(self) -> None: ...
-
-
 class Added(nn.Module):
     """A part that a method adds to a model and that no weight can take up: such a model is never merged."""
-
-
-def inject(model: nn.Module, adapter: Adapter, *, head: Sequence[nn.Module] = ()) -> dict[str, list[str]]:
-    """Freeze ``model``, let ``adapter`` add what learns, and let ``head`` learn as a whole; in place.
-
-    Args:
-        model: a model whose pretrained weights are already loaded.
-        adapter: the method.
-        head: parts of ``model`` that are new (a classifier, say): trained in full, never adapted.
-
-    Returns:
-        The adapted layers' names by the target pattern that chose them.
-
-    Raises:
-        InputError: a target matches nothing (``E-TARGET-NONE``), or nothing would learn (``E-NO-TRAINABLE``).
-    """
-    model.requires_grad_(False)
-    in_head = {id(module) for part in head for module in part.modules()}
-    candidates = {name: module for name, module in model.named_modules() if id(module) not in in_head}
-    with within_what_may_be_added():
-        adapted = adapter.apply_(model, candidates)
-    call_parts_(model)
-    for part in head:
-        part.requires_grad_(True)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise InputError("E-NO-TRAINABLE", f"{adapter} leaves no parameter of {type(model).__name__} to train")
-    return adapted
-
-
-def merge(model: nn.Module) -> None:
-    """Put every adapter's update into the weights it adapts, in place: a plain model again, with its old keys.
-
-    Raises:
-        InputError: the adapter is no change of weights (``E-MERGE``); the model is as it was.
-    """
-    layers = mergeable(model)
-    if "peft" in sys.modules:  # else no layer can be of PEFT's
-        from loralight.adapters.peft.layers import merge_layers_
-
-        merge_layers_(model)
-    for layer in layers.values():
-        if isinstance(layer, Mergeable):  # else the module around it has merged it already
-            layer.merge_()
-    plain_again_(model)
-    may_fuse_(model)
-
-
-def mergeable(model: nn.Module) -> dict[str, Mergeable]:
-    """The layers that `merge` merges, by name, in their order.
-
-    Raises:
-        InputError: the adapter is no change of weights (``E-MERGE``).
-    """
-    if added := [name for name, module in model.named_modules() if isinstance(module, Added)]:
-        kind = type(model.get_submodule(added[0])).__name__
-        raise InputError(
-            "E-MERGE",
-            f"{added[0]} ({kind}) is an added part and no change of weights, so it cannot be merged; use the adapter "
-            "beside its base model",
-        )
-    return {name: module for name, module in model.named_modules() if isinstance(module, Mergeable)}
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

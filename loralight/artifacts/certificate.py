@@ -12,7 +12,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from rich.table import Table
 from torch import Tensor, nn
 
-from loralight.adapters.base import Mergeable, merge, mergeable
+from loralight.adapters.inject import Mergeable, merge, mergeable
 from loralight.data import TaskData
 from loralight.models.quantisation import QuantisedLinear
 from loralight.training.task import AdapterTask

@@ -1,6 +1,5 @@
 """The adapter's folder: PEFT's format, so that PEFT loads it, and beside it what loralight needs to predict."""
 
-import hashlib
 import json
 import math
 from contextlib import AbstractContextManager
@@ -10,13 +9,14 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from loralight import __version__
 from loralight.adapters.base import trainable
 from loralight.errors import InputError
 from loralight.models.budget import Size, adding_at_most
 from loralight.training.checkpoint import verify, write_folder
+from loralight.training.fingerprint import fingerprint
 from loralight.training.task import AdapterTask
 from loralight.untrusted import read_json, read_shapes, read_tensors
+from loralight.version import __version__
 
 WEIGHTS, CONFIG, RECIPE = "adapter_model.safetensors", "adapter_config.json", "loralight.json"
 PREFIX = "base_model.model."  # of every name in PEFT's files
@@ -131,19 +131,6 @@ def load_adapter(task: AdapterTask, folder: Path, recipe: dict[str, Any]) -> Non
             raise InputError("E-ADAPTER-KEYS", f"{folder}: {name} is {shapes[name].dtype} instead of {tensor.dtype}")
     tensors = read_tensors(folder / WEIGHTS)
     task.load_trainable({ours.get(name, name): tensor for name, tensor in tensors.items()}, str(folder))
-
-
-def fingerprint(task: AdapterTask) -> str:
-    """Tells base models apart: sha256 over names, shapes and up to 256 values of each frozen tensor, shortened."""
-    digest = hashlib.sha256()
-    learns = {tensor.data_ptr() for tensor in task.trainable_tensors().values()}  # a tied weight has several names
-    for name, tensor in sorted(task.model.state_dict().items()):
-        if tensor.data_ptr() not in learns:
-            flat = tensor.flatten()
-            sample = flat[:: max(1, flat.numel() // 256)].float().cpu()
-            digest.update(f"{name} {tuple(tensor.shape)}".encode())
-            digest.update(sample.numpy().tobytes())
-    return digest.hexdigest()[:32]
 
 
 def _peft_names(task: AdapterTask) -> dict[str, str]:

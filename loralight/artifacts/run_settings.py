@@ -4,6 +4,7 @@ A folder may be a stranger's. So its words never reach Hydra as they are: what t
 names code, a place to write or the environment is left to the user and to what is installed.
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,9 +15,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from loralight.artifacts.run_folder import read_config, read_overrides
 from loralight.config.composition import as_override, composed, plain
+from loralight.config.overrides import folder_of, quoted
 from loralight.config.plugins import conf_folders
 from loralight.errors import InputError, did_you_mean
 
+_MAPPING = re.compile(r"adapter\.\w+=\{")
 _CHOICE = re.compile(r"(\+?)(\w+(?:/\w+)*)=([\w.-]+(?:/[\w.-]+)*|\[[\w.,/ -]+\])")
 _GONE = re.compile(r"~([A-Za-z_]\w*(?:\.\w+)*)(?:=.*)?")
 _OPTIONAL = ("callbacks", "logger", "scheduler")
@@ -24,6 +27,26 @@ _ONLY_TO_TRAIN = (*_OPTIONAL, "optimizer", "compile", "auto_batch")
 _FROM_HERE = re.compile(r"\$\{(?:oc\.env|hydra|now)[:.][^{}]*(?:\{[^{}]*\}[^{}]*)*\}")
 _NAMES_OF_METRICS = ("monitor", "mode")
 _ALLOWED_ANEW = ("model.trust_remote_code", "model.allow_pickle")  # by the user, each time
+
+
+def with_those_of_a_run(verb: str, overrides: list[str], conf: Sequence[str] = ()) -> list[str]:
+    """For ``resume=DIR``, and to evaluate or merge ``run=DIR``: that run's settings first, so none must be retyped."""
+    # Hydra takes each key of a mapping for a setting, but an adapter's are names of layers
+    overrides = [f"++{o}" if _MAPPING.match(o) else o for o in overrides]
+    key = {"train": "resume", "evaluate": "run", "merge": "run"}.get(verb)
+    given = [o for o in overrides if o.partition("=")[0] == key and o.partition("=")[2] not in ("", "null")]
+    if key is None or not given:
+        return overrides
+    folder = folder_of(given[-1])
+    overrides = [quoted(f"{key}={folder}") if o in given else o for o in overrides]
+    if verb == "evaluate" and (folder / "adapter_config.json").exists() and not (folder / ".hydra").exists():
+        return overrides  # an adapter of PEFT's, of which the user says all that a run would
+    if not os.path.lexists(folder / ".hydra" / "config.yaml"):
+        raise InputError("E-RUN", f"{key}={folder}: not a run's folder (it has no .hydra/config.yaml)")
+    saved = RunSettings(folder, overrides, conf=conf, trains=verb == "train").overrides()
+    if verb == "train":
+        saved.append(quoted(f"hydra.run.dir={folder}"))
+    return [*saved, *overrides]
 
 
 class RunSettings:

@@ -65,8 +65,8 @@ def main(config: DictConfig) -> dict[str, Any]:
 class Estimate:
     """The memory of a run's steps, by the size of its batches.
 
-    The model is built without weights, and steps are taken on shapes; see `loralight.models.shapes`. Rows are the longest of
-    the training split, so that no batch of the run takes more.
+    The model is built without weights, and steps are taken on shapes; see `loralight.models.shapes`. Rows are the
+    longest of the training split, so that no batch of the run takes more.
 
     Args:
         config: as composed for ``loralight train``, in plain values.

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from loralight import __version__, logs
+from loralight import logs
 from loralight.acceleration.batch_norm_folding import fold_batch_norm_, refuse_without_batch_norm
-from loralight.adapters.base import mergeable
+from loralight.adapters.inject import mergeable
 from loralight.artifacts.certificate import (
     CERTIFICATE,
     PROBED,
@@ -32,6 +32,7 @@ from loralight.models.dtypes import TOLERANCES, cast_, computing_in, find_dtype
 from loralight.models.trust import trust_of
 from loralight.training.checkpoint import write_folder
 from loralight.training.task import AdapterTask
+from loralight.version import __version__
 
 
 def main(config: DictConfig) -> dict[str, Any]:

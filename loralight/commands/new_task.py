@@ -46,7 +46,7 @@ def write(name: str, folder: Path) -> list[Path]:
     """Write the skeleton under another name; returns the files."""
     camel = "".join(word.capitalize() for word in name.split("_"))
     names = {_MODEL: name, "SentencePairs": camel, "Sentence pairs": name.replace("_", " ").capitalize()}
-    source = Path(__file__).parent / "skeleton"
+    source = Path(__file__).parents[1] / "skeleton"
     written = []
     for file in sorted(file for file in source.rglob("*") if file.is_file() and "__pycache__" not in file.parts):
         text, target = file.read_text(encoding="utf-8"), str(file.relative_to(source))

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from loralight.artifacts.run_folder import read_overrides
-from loralight.cli import quoted
+from loralight.config.overrides import quoted
 from loralight.config.plugins import VARIABLE
+from loralight.errors import InputError
+from loralight.training.checkpoint import newest
+from loralight.training.launch import process_rank
 
 
 def next_commands(config: Mapping[str, Any], output_dir: Path) -> list[str]:
@@ -34,8 +37,45 @@ def next_commands(config: Mapping[str, Any], output_dir: Path) -> list[str]:
     return [shlex.join(["loralight", *words]) for words in commands]
 
 
+def how_to_go_on(runs: Path | Mapping[str, Path]) -> str:
+    """What is saved, and the command that goes on with it.
+
+    Args:
+        runs: the run's folder, or those of runs that train together by their names.
+    """
+    folders = runs if isinstance(runs, Mapping) else {"": runs}
+    saved = {name: _newest(folder) for name, folder in folders.items() if not (folder / "summary.json").exists()}
+    if not any(saved.values()):
+        return "nothing is saved yet: the same command starts again"
+    words = {name: _resume(folders[name]) for name, checkpoint in saved.items() if checkpoint}
+    line = (
+        ["train", words[""]] if "" in words else ["together", *(f"runs.{name}={word}" for name, word in words.items())]
+    )
+    plugins = [f"--plugin-dir={path}" for path in os.environ.get(VARIABLE, "").split(os.pathsep) if path]
+    under = "" if process_rank() is None else ", under the same launcher,"
+    found = ", ".join(_short(checkpoint) for checkpoint in saved.values() if checkpoint)
+    return f"saved {found}; go on{under} with: {shlex.join(['loralight', *plugins, *line])}"
+
+
 def _named(key: str, folder: Path) -> str:
     """The override that names a folder, which is told from here if it lies below."""
     name = os.path.relpath(folder)
     override = f"{key}={folder if name.startswith('..') else name}"
     return override if re.fullmatch(r"[\w./=-]+", override) else quoted(override)
+
+
+def _newest(run: Path) -> Path | None:
+    try:
+        return newest(run)
+    except InputError:
+        return None
+
+
+def _resume(run: Path) -> str:
+    word = f"resume={_short(run)}"
+    return word if re.fullmatch(r"[\w./=-]+", word) else quoted(word)
+
+
+def _short(path: Path) -> str:
+    short = os.path.relpath(path)
+    return str(path) if short.startswith("..") else short

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +16,7 @@ from loralight.artifacts.export import WEIGHTS
 from loralight.data import TaskData
 from loralight.logs import show
 from loralight.models.quantisation import as_before
+from loralight.training.memory import peak_memory
 from loralight.training.preflight import human, num_bytes
 from loralight.training.task import AdapterTask
 
@@ -63,18 +63,6 @@ def summarise(
     file = output_dir / "summary.json"
     file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return summary
-
-
-def peak_memory() -> int:
-    """Most bytes in use so far: allocated on the GPU if there is one, else resident in this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def final_report(

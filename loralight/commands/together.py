@@ -16,17 +16,18 @@ from loralight.adapters.base import trainable
 from loralight.adapters.multi.sharing import share_
 from loralight.artifacts.lock import release
 from loralight.artifacts.run_folder import going_on, take
-from loralight.cli import folder_of, with_those_of_a_run
+from loralight.artifacts.run_settings import with_those_of_a_run
+from loralight.commands.next_commands import how_to_go_on
 from loralight.commands.train import Run
 from loralight.config.build import check_config
 from loralight.config.composition import plain, settings_of
+from loralight.config.overrides import folder_of
 from loralight.disk import telling_of_disk
 from loralight.errors import InputError
 from loralight.stopping import Stopped
 from loralight.training.launch import num_processes
 from loralight.training.out_of_memory import telling_of_memory
 from loralight.training.preflight import human, num_bytes
-from loralight.training.stop_at_step import how_to_go_on
 
 
 def main(config: DictConfig) -> None:

@@ -18,7 +18,7 @@ from loralight.artifacts.lock import release
 from loralight.artifacts.run_folder import going_on, take
 from loralight.commands.auto_batch import with_largest_batch
 from loralight.commands.initialising import initialise_, with_initialised
-from loralight.commands.next_commands import next_commands
+from loralight.commands.next_commands import how_to_go_on, next_commands
 from loralight.commands.summary import final_report, summarise
 from loralight.config.build import adapter_recipe, build_data, build_task, build_trainer, check_config, recipe
 from loralight.config.composition import plain
@@ -31,7 +31,7 @@ from loralight.training.launch import launch, process_rank
 from loralight.training.out_of_memory import telling_of_memory
 from loralight.training.preflight import before_activations, memory_table, padding_line, targets_table
 from loralight.training.progress import Throughput, progress_callbacks
-from loralight.training.stop_at_step import StopAtStep, how_to_go_on
+from loralight.training.stop_at_step import StopAtStep
 from loralight.training.task import AdapterTask
 
 
@@ -65,7 +65,7 @@ def main(config: DictConfig) -> float | None:
             if settings["resume"] and not was_told:
                 print(f"loralight: {output_dir} holds an unfinished run of these settings: goes on", file=sys.stderr)
         stopping.check()
-        best: float | None = launch("train", settings, output_dir)
+        best: float | None = launch(work, settings, output_dir)
     except Stopped as stopped:
         raise Stopped(stopped.by, how_to_go_on(output_dir) if first else None) from None
     finally:

@@ -35,8 +35,8 @@ def check_config(config: Mapping[str, Any]) -> None:
         config: as composed for ``loralight train``, in plain values.
 
     Raises:
-        InputError: see `loralight.config.check.check`, `loralight.models.quantisation.find_quantiser`,
-            `loralight.training.optim.check_optimizer`, the adapter's class; or gradients cannot be clipped so (``E-TRAINER``).
+        InputError: see `check`, `find_quantiser`, `check_optimizer` and the adapter's class; or gradients cannot be
+            clipped so (``E-TRAINER``).
     """
     trusted = trusted_packages()
     if expected := mismatch(config.get("seed", 0), int):

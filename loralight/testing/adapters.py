@@ -17,7 +17,8 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from transformers import BertConfig, BertForSequenceClassification
 
-from loralight.adapters.base import Added, inject, merge, trainable
+from loralight.adapters.base import Added, trainable
+from loralight.adapters.inject import inject, merge
 from loralight.config.build import adapter_classes, build_task
 from loralight.config.composition import compose, plain
 from loralight.config.plugins import use_folder

@@ -1,4 +1,4 @@
-"""What a training step keeps in memory, counted while it runs: for real, or by shapes alone (`loralight.models.shapes`)."""
+"""What a training step keeps in memory, counted while it runs: for real, or on shapes (`loralight.models.shapes`)."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,6 +24,8 @@ from torch._C._distributed_c10d import TCPStore
 from loralight.errors import InputError
 from loralight.stopping import SIGNALS, held, listen
 from loralight.training.ranks import Ranks, report_of
+
+Job = Callable[[dict[str, Any], Path], Any]
 
 
 def process_rank() -> int | None:
@@ -66,8 +68,13 @@ def num_processes(trainer: Mapping[str, Any]) -> int:
     return wanted
 
 
-def launch(job: str, config: dict[str, Any], output_dir: Path) -> Any:
-    """Run ``loralight.<job>.work(config, output_dir)``, in as many processes as the trainer asks for.
+def launch(job: Job, config: dict[str, Any], output_dir: Path) -> Any:
+    """Run ``job(config, output_dir)`` in as many processes as the trainer asks for.
+
+    Args:
+        job: a function of a module: other processes find it by its name.
+        config: of `loralight train`, in plain values.
+        output_dir: the run's folder.
 
     Returns:
         What it returns, in the first process.
@@ -79,7 +86,7 @@ def launch(job: str, config: dict[str, Any], output_dir: Path) -> Any:
     """
     wanted = num_processes(config["trainer"])
     if process_rank() is not None or wanted == 1:
-        return _call(job, config, output_dir)
+        return job(config, output_dir)
     # held here, so that no port is chosen that another program takes before rank 0 does
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     shared = {
@@ -97,11 +104,7 @@ def launch(job: str, config: dict[str, Any], output_dir: Path) -> Any:
     return Ranks(_worker, [(environment, job, config, output_dir) for environment in ranks]).run()
 
 
-def _call(job: str, config: dict[str, Any], output_dir: Path) -> Any:
-    return import_module(f"loralight.{job}").work(config, output_dir)
-
-
-def _worker(pipe: Connection, environment: dict[str, str], job: str, config: dict[str, Any], output_dir: Path) -> None:
+def _worker(pipe: Connection, environment: dict[str, str], job: Job, config: dict[str, Any], output_dir: Path) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     multiprocessing.set_start_method(None, force=True)  # processes that read data begin as under torchrun, not as this
     os.environ.update(environment)
@@ -117,7 +120,7 @@ def _worker(pipe: Connection, environment: dict[str, str], job: str, config: dic
     with listen(ends_at_once=False):  # that is the parent's to say, which every signal of a terminal reaches as well
         if sys.platform != "win32":
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        report = report_of(rank, lambda: _call(job, config, output_dir))
+        report = report_of(rank, lambda: job(config, output_dir))
         with held():
             pipe.send(report)
             if report.is_good and torch.distributed.is_initialized():

@@ -1,11 +1,11 @@
 """Memory of this machine: how much is there, how much this process has, and how amounts are written."""
 
 import re
+import sys
 from pathlib import Path
 
 import torch
 
-from loralight.commands.summary import peak_memory
 from loralight.errors import InputError
 
 _UNITS = ("", "k", "m", "g", "t")
@@ -51,3 +51,15 @@ def _kilobytes(file: str, field: str) -> int | None:
         return None
     found = re.search(rf"{field}:\s+(\d+) kB", Path(file).read_text())
     return int(found[1]) * 1024 if found else None
+
+
+def peak_memory() -> int:
+    """Most bytes in use so far: allocated on the GPU if there is one, else resident in this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -6,9 +6,9 @@ import lightning
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
-from loralight.artifacts.export import fingerprint
 from loralight.data import TaskData
 from loralight.errors import InputError
+from loralight.training.fingerprint import fingerprint
 from loralight.training.optim import follow
 from loralight.training.task import AdapterTask
 

@@ -1,9 +1,5 @@
 """Where a training that was told to stop ends: after an optimizer step, with a checkpoint, in all its processes."""
 
-import os
-import re
-import shlex
-from collections.abc import Mapping
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -12,13 +8,9 @@ import lightning
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 
 from loralight import stopping
-from loralight.cli import quoted
-from loralight.config.plugins import VARIABLE
-from loralight.errors import InputError
 from loralight.logs import keep
 from loralight.stopping import Stopped
 from loralight.training.checkpoint import FolderCheckpointIO, newest
-from loralight.training.launch import process_rank
 from loralight.training.task import AdapterTask
 
 
@@ -95,40 +87,3 @@ class _NoSignals(_SignalConnector):
 
     def register_signal_handlers(self) -> None:
         pass
-
-
-def how_to_go_on(runs: Path | Mapping[str, Path]) -> str:
-    """What is saved, and the command that goes on with it.
-
-    Args:
-        runs: the run's folder, or those of runs that train together by their names.
-    """
-    folders = runs if isinstance(runs, Mapping) else {"": runs}
-    saved = {name: _newest(folder) for name, folder in folders.items() if not (folder / "summary.json").exists()}
-    if not any(saved.values()):
-        return "nothing is saved yet: the same command starts again"
-    words = {name: _resume(folders[name]) for name, checkpoint in saved.items() if checkpoint}
-    line = (
-        ["train", words[""]] if "" in words else ["together", *(f"runs.{name}={word}" for name, word in words.items())]
-    )
-    plugins = [f"--plugin-dir={path}" for path in os.environ.get(VARIABLE, "").split(os.pathsep) if path]
-    under = "" if process_rank() is None else ", under the same launcher,"
-    found = ", ".join(_short(checkpoint) for checkpoint in saved.values() if checkpoint)
-    return f"saved {found}; go on{under} with: {shlex.join(['loralight', *plugins, *line])}"
-
-
-def _newest(run: Path) -> Path | None:
-    try:
-        return newest(run)
-    except InputError:
-        return None
-
-
-def _resume(run: Path) -> str:
-    word = f"resume={_short(run)}"
-    return word if re.fullmatch(r"[\w./=-]+", word) else quoted(word)
-
-
-def _short(path: Path) -> str:
-    short = os.path.relpath(path)
-    return str(path) if short.startswith("..") else short

@@ -21,9 +21,9 @@ from loralight.acceleration.batch_norm_folding import link_
 from loralight.acceleration.frozen_linear import multiply_by_onednn_, prepack_
 from loralight.acceleration.gradient_checkpointing import recompute_
 from loralight.acceleration.selective_recompute import selective_recompute
-from loralight.adapters.base import Adapter, inject, trainable
+from loralight.adapters.base import Adapter, trainable
+from loralight.adapters.inject import inject
 from loralight.data import TaskData
-from loralight.data.inputs import read_inputs
 from loralight.errors import InputError
 from loralight.kernels.batch_norm import freeze_, thaw_
 from loralight.kernels.dropout import set_cheap_dropout_
@@ -186,7 +186,9 @@ class AdapterTask(lightning.LightningModule, ABC):
 
     @classmethod
     def read_inputs(cls, source: str) -> list[Any]:
-        """The inputs that ``loralight predict input=...`` names; by default those of `loralight.data.inputs.read_inputs`."""
+        """The inputs that ``loralight predict input=...`` names, by default as `loralight.data.inputs` reads them."""
+        from loralight.data.inputs import read_inputs  # brings datasets, which training by a script may not need
+
         return read_inputs(source)
 
     @torch.inference_mode()

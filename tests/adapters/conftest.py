@@ -1,11 +1,10 @@
-"""What the tests of adapters share: a seed, and PEFT itself loading an adapter of ours."""
+"""What the tests of adapters share: PEFT itself loading an adapter of ours."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from peft import PeftModel
 from safetensors.torch import save_file
 from torch import nn
@@ -14,11 +13,6 @@ from loralight.adapters import Adapter
 from loralight.adapters.base import trainable
 
 LoadInPeft = Callable[[Adapter, nn.Module, nn.Module], nn.Module]
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)
 
 
 @pytest.fixture

@@ -19,10 +19,11 @@ from transformers import AutoModelForSequenceClassification, BertForMaskedLM
 import loralight
 from loralight.adapters import Lora
 from loralight.adapters.base import trainable
-from loralight.artifacts.export import fingerprint, read_recipe, save_adapter
+from loralight.artifacts.export import read_recipe, save_adapter
 from loralight.errors import InputError
 from loralight.resources import resolve
 from loralight.tasks.text_classification import TextClassification
+from loralight.training.fingerprint import fingerprint
 
 LABELS = ["bad", "so so", "good"]
 PATTERNS = {

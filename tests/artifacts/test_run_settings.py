@@ -9,8 +9,7 @@ import pytest
 import yaml
 
 from loralight.artifacts.run_folder import CONFIG, OVERRIDES, take
-from loralight.artifacts.run_settings import RunSettings
-from loralight.cli import with_those_of_a_run
+from loralight.artifacts.run_settings import RunSettings, with_those_of_a_run
 from loralight.config.composition import settings_of
 from loralight.config.plugins import VARIABLE
 from loralight.errors import InputError

@@ -346,6 +346,7 @@ def test_an_outer_launcher_is_known_by_its_environment(
     assert process_rank() == rank
     if rank is not None:  # nothing is launched: the work is done here
         here: list[Any] = []
-        monkeypatch.setattr("loralight.commands.train.work", lambda config, folder: here.append(os.getpid()))
-        launch("train", {"trainer": {"accelerator": "cpu", "devices": 2}}, tmp_path)
+        launch(
+            lambda config, folder: here.append(os.getpid()), {"trainer": {"accelerator": "cpu", "devices": 2}}, tmp_path
+        )
         assert here == [os.getpid()]

@@ -42,7 +42,8 @@ class Lora(LowRankAdapter):
             LyCORIS (Yeh et al., 2023, https://arxiv.org/abs/2309.14859).
         init: how A and B start, see `loralight.adapters.layers.initialisation`. ``pissa`` and ``olora`` start at large
             factors and want a lower ``lr`` (PiSSA's authors train at 2e-5). ``eva`` looks at training data first and
-            deals the ranks anew, see `loralight.adapters.layers.eva`. ``loftq`` brings a quantised base nearer to what it was.
+            deals the ranks anew, see `loralight.adapters.layers.eva`. ``loftq`` brings a quantised base nearer to what
+            it was.
         eva_batches: how many training batches ``eva`` looks at.
         eva_spread: how many times its own rank a layer may get from ``eva``; 1 leaves all ranks as they are.
         frobenius: weight of a penalty on the updates, the sum of the squared Frobenius norms of ``scaling B A``.

@@ -16,7 +16,7 @@ from loralight.adapters.peft.config import MAX_RANK, refuse_others, unreadable
 from loralight.adapters.peft.layers import kept, plain, same, sample
 from loralight.adapters.peft.methods import common, config_class, mapping
 from loralight.adapters.targets import PRESETS, resolve
-from loralight.config.check import mismatch
+from loralight.annotations import mismatch
 from loralight.errors import InputError, did_you_mean
 from loralight.models.quantisation import QuantisedLinear
 

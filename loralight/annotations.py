@@ -1,0 +1,46 @@
+"""Plain values held against type annotations."""
+
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Union, get_args, get_origin
+
+_WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
+
+
+def mismatch(value: Any, hint: Any) -> str:
+    """What ``value`` should have been, or an empty string where it fits (or the hint is beyond plain values)."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any or isinstance(hint, typing.TypeVar):
+        return ""
+    if origin in (Union, types.UnionType):
+        scalar = any(option in _WORDS for option in inner)
+        options = [option for option in inner if not (scalar and _is_foreign(value, option))]
+        expected = [mismatch(value, option) for option in options]
+        return "" if "" in expected else " or ".join(dict.fromkeys(expected))
+    if hint is type(None):
+        return "null" if value is not None else ""
+    if origin is Literal:
+        return "" if value in inner else f"one of {', '.join(map(str, inner))}"
+    if hint in _WORDS:
+        accepted = (int, float) if hint is float else (hint,)
+        fits = isinstance(value, accepted) and (hint is bool or not isinstance(value, bool))
+        return "" if fits else _WORDS[hint]
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            return "a mapping"
+        return next(
+            (f"a mapping to {e}" for v in value.values() if len(inner) == 2 and (e := mismatch(v, inner[1]))), ""
+        )
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            return "a list"
+        return next((f"a list with each element {e}" for v in value if inner and (e := mismatch(v, inner[0]))), "")
+    return ""
+
+
+def _is_foreign(value: Any, hint: Any) -> bool:
+    """Whether ``hint`` is a class that ``value`` is no instance of: ``float | Tensor`` takes no text."""
+    if not isinstance(hint, type) or hint in (*_WORDS, type(None), Any) or getattr(hint, "_is_protocol", False):
+        return False
+    return not isinstance(value, hint)

@@ -1,0 +1,18 @@
+"""What tells base models apart, wherever they came from."""
+
+import hashlib
+
+from loralight.training.task import AdapterTask
+
+
+def fingerprint(task: AdapterTask) -> str:
+    """Tells base models apart: sha256 over names, shapes and up to 256 values of each frozen tensor, shortened."""
+    digest = hashlib.sha256()
+    learns = {tensor.data_ptr() for tensor in task.trainable_tensors().values()}  # a tied weight has several names
+    for name, tensor in sorted(task.model.state_dict().items()):
+        if tensor.data_ptr() not in learns:
+            flat = tensor.flatten()
+            sample = flat[:: max(1, flat.numel() // 256)].float().cpu()
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()[:32]
