@@ -32,9 +32,10 @@ test-all: .venv/test.stamp ## run all tests, the long ones too
 
 # Types are checked in the installed layout, where conf/ and tasks/ are loralight.conf and loralight.tasks: static
 # tools cannot follow an editable install there. Built through an sdist, so no file deleted since can be in it.
-check: .venv/dev.stamp ## lint, check the format and the types
+check: .venv/dev.stamp ## lint, check the format, the walls between rooms and the types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	@rm -rf build/check && mkdir -p build/check
 	@$(BIN)/python -m build --no-isolation --outdir build/check . > build/check/log 2>&1 || { cat build/check/log; exit 1; }
 	@$(BIN)/python -m pip install --quiet --no-deps --no-index --target build/check/installed build/check/*.whl

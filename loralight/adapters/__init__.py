@@ -1,29 +1,47 @@
 """Adapters: the few parameters that learn beside a frozen model."""
 
-from loralight.adapters.base import Adapter
+from loralight.adapters.base import Adapter, Added, trainable
 from loralight.adapters.inject import inject, merge
 from loralight.adapters.layers.lora import LoraLayer, LoraLinear
 from loralight.adapters.methods.adalora import AdaLora
+from loralight.adapters.methods.bitfit import BitFit
+from loralight.adapters.methods.bottleneck import Houlsby, Parallel, Pfeiffer
 from loralight.adapters.methods.dora import Dora
 from loralight.adapters.methods.full import FullFineTuning
+from loralight.adapters.methods.ia3 import IA3
+from loralight.adapters.methods.last_layers import LastLayers
 from loralight.adapters.methods.linear_probe import LinearProbe
 from loralight.adapters.methods.lora import Lora
 from loralight.adapters.methods.lora_fa import LoraFA
+from loralight.adapters.methods.norm_tuning import NormTuning
 from loralight.adapters.methods.peft import PeftMethod
+from loralight.adapters.methods.prefix_tuning import PrefixTuning
+from loralight.adapters.methods.prompt_tuning import PromptTuning
 from loralight.adapters.methods.vera import Vera
 
 __all__ = [
+    "IA3",
     "AdaLora",
     "Adapter",
+    "Added",
+    "BitFit",
     "Dora",
     "FullFineTuning",
+    "Houlsby",
+    "LastLayers",
     "LinearProbe",
     "Lora",
     "LoraFA",
     "LoraLayer",
     "LoraLinear",
+    "NormTuning",
+    "Parallel",
     "PeftMethod",
+    "Pfeiffer",
+    "PrefixTuning",
+    "PromptTuning",
     "Vera",
     "inject",
     "merge",
+    "trainable",
 ]

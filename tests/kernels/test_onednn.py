@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
-from loralight.acceleration.frozen_linear import FrozenConv1D, FrozenLinear, multiply_by_onednn_, plain_again_, prepack_
+from loralight.acceleration.frozen_linear import FrozenConv1D, FrozenLinear, multiply_by_onednn_, prepack_
 from loralight.adapters import Lora, inject, merge
 from loralight.adapters.base import trainable
 from loralight.errors import InputError
@@ -240,14 +240,13 @@ def test_packs_go_with_their_weight() -> None:
     assert gone() is None
 
 
-@pytest.mark.parametrize("undo", [merge, plain_again_])
-def test_a_merged_model_is_the_plain_model_again(undo: Any, packed: list[tuple[int, ...]]) -> None:
+def test_a_merged_model_is_the_plain_model_again(packed: list[tuple[int, ...]]) -> None:
     model = adapted()
     prepack_(model)
     gradients(model)
     before = len(packed)
     weights = [layer.weight for layer in (*model.adapted, *model.frozen, model.output)]
-    undo(model)
+    merge(model)
     assert not any(weight in onednn._entries for weight in weights)
     assert [type(layer) for layer in model.frozen] == [nn.Linear, Conv1D]
     model(torch.arange(4))

@@ -1,0 +1,27 @@
+"""What an import brings with it: a room's wall is of use where one can take the room alone."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("datasets", "hydra", "lightning", "omegaconf", "timm", "torch", "torchmetrics", "transformers")
+OF_A_RUN = ("datasets", "hydra", "lightning", "omegaconf")
+
+
+@pytest.mark.parametrize(
+    ("line", "absent"),
+    [
+        ("import loralight", HEAVY),
+        ("import loralight.config.plugins", [name for name in HEAVY if name not in ("hydra", "omegaconf")]),
+        ("from loralight.adapters import Lora, inject, merge", OF_A_RUN),
+        ("import loralight.kernels.linear", [*OF_A_RUN, "transformers"]),
+        ("from loralight.models import load_model", OF_A_RUN),
+        ("from loralight import AdapterTask", ["datasets", "hydra", "omegaconf"]),
+        ("from loralight import TaskData", ["hydra", "omegaconf"]),
+    ],
+)
+def test_an_import_brings_no_more_than_it_needs(line: str, absent: list[str]) -> None:
+    told = f"import sys; {line}; print([name for name in {list(absent)} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True, timeout=240)
+    assert done.stdout.strip() == "[]"
