@@ -76,6 +76,7 @@ def _measure(overrides: tuple[str, ...], num_steps: int) -> tuple[int, int]:
     task = build_task(config, data.model_arguments())
     for tensor in [*task.model.parameters(), *task.model.buffers()]:
         tensor.data = tensor.data.clone()  # of a mapped file only what is used would be resident
+    task.start_accelerations_()
     optimizer = task.make_optimizer()
     step = partial(train_step, task, optimizer, longest_batch(data, data.batch_size))
     step()

@@ -51,7 +51,7 @@ def bare(config: dict[str, Any], data: TaskData, task: AdapterTask) -> Callable[
             loader.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
             for batch in loader:
                 optimizer.zero_grad()
-                with task.kept_activations():
+                with task.accelerations.step(task.model):
                     loss = task.step(batch).loss
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(trained, config["trainer"]["gradient_clip_val"])

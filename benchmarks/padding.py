@@ -84,7 +84,7 @@ def in_peft(name: str) -> str:
 
 def ours(task: AdapterTask, batch: dict[str, Tensor]) -> Tensor:
     """The task's loss, as in training."""
-    with task.kept_activations():
+    with task.accelerations.step(task.model):
         return task.step(batch).loss
 
 

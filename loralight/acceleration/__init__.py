@@ -1,1 +1,30 @@
 """The same results in less time or memory."""
+
+from loralight.acceleration.base import Acceleration, Accelerations, Facts
+from loralight.acceleration.batch_norm import FrozenBatchNorms
+from loralight.acceleration.channels_last import ChannelsLast
+from loralight.acceleration.dropout import CheapDropout
+from loralight.acceleration.first_tokens import FirstTokens
+from loralight.acceleration.frozen_linear import FrozenProducts
+from loralight.acceleration.gradient_checkpointing import GradientCheckpointing
+from loralight.acceleration.packed_documents import Line, attends_within_
+from loralight.acceleration.rms_norm import FusedRMSNorms
+from loralight.acceleration.selective_recompute import SelectiveRecompute
+from loralight.acceleration.unpadding import Unpadding
+
+__all__ = [
+    "Acceleration",
+    "Accelerations",
+    "ChannelsLast",
+    "CheapDropout",
+    "Facts",
+    "FirstTokens",
+    "FrozenBatchNorms",
+    "FrozenProducts",
+    "FusedRMSNorms",
+    "GradientCheckpointing",
+    "Line",
+    "SelectiveRecompute",
+    "Unpadding",
+    "attends_within_",
+]

@@ -48,9 +48,7 @@ def link_(model: nn.Module) -> None:
     In training a frozen one is then part of an adapted convolution, see `loralight.kernels.batch_norm`. A second call
     starts anew.
     """
-    for module in model.modules():
-        if isinstance(module, (*_ADAPTED, *_NORMS)):
-            vars(module).pop("follower" if isinstance(module, _ADAPTED) else "source", None)
+    unlink_(model)
     if not any(isinstance(module, _ADAPTED) for module in model.modules()):
         return
     try:
@@ -63,6 +61,13 @@ def link_(model: nn.Module) -> None:
         if isinstance(convolution, _ADAPTED):
             parent, _, own = norm.rpartition(".")
             convolution.follower = Follower(parent=model.get_submodule(parent), name=own)
+
+
+def unlink_(model: nn.Module) -> None:
+    """Undo `link_`."""
+    for module in model.modules():
+        if isinstance(module, (*_ADAPTED, *_NORMS)):
+            vars(module).pop("follower" if isinstance(module, _ADAPTED) else "source", None)
 
 
 class _Tracer(fx.Tracer):

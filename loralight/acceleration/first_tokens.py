@@ -4,76 +4,79 @@ Keys and values need all tokens; the query and what comes after attention, five 
 first.
 """
 
-from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from loralight.acceleration.base import Acceleration, Facts
+from loralight.acceleration.prefix_cache import is_cached
 from loralight.acceleration.ragged import ALL_TOKENS, AllTokens, Ragged
 from loralight.acceleration.unpadding import encoder_of, is_same, is_unpadded, outputs_of_short_rows
 from loralight.models.blocks import blocks
 
 _OF_ALL = {"key", "value", "k_lin", "v_lin", "k_proj", "v_proj"}  # what transformers calls layers of keys and values
-_REGISTERING = Lock()
 
 
-def read_first_(model: PreTrainedModel) -> bool:
-    """Have the last block of an unpadded ``model`` compute first tokens alone, if its head reads no others.
+class FirstTokens(Acceleration):
+    """The last block of an unpadded model computes first tokens alone, if its head reads no others.
 
     All else in what the encoder returns is NaN: whoever reads it is to notice.
-
-    Returns:
-        Whether that leaves the logits what they are.
     """
-    encoder = encoder_of(model)
-    if encoder is None or not is_unpadded(model):
-        return False
-    block = list(blocks(dict(encoder.named_modules())).values())[-1]
-    hooks = [
-        block.register_forward_pre_hook(_give_firsts, with_kwargs=True),
-        block.register_forward_hook(_let_go, always_call=True),
-    ]
-    _, expected = outputs_of_short_rows(model, whole=True)
-    try:
-        if is_same(outputs_of_short_rows(model)[1], expected):
-            return True
-    except (RuntimeError, ValueError, TypeError, LookupError):  # its blocks are of another form
-        pass
-    for hook in hooks:
-        hook.remove()
-    return False
+
+    def __init__(self) -> None:
+        self._hooks: list[RemovableHandle] = []
+
+    def attach_(self, facts: Facts) -> str | None:
+        model = facts.model
+        if not isinstance(model, PreTrainedModel) or not is_unpadded(model):
+            return "it needs a model that leaves out padding"
+        encoder = encoder_of(model)
+        assert encoder is not None
+        block = list(blocks(dict(encoder.named_modules())).values())[-1]
+        self._hooks = [
+            block.register_forward_pre_hook(_give_firsts, with_kwargs=True),
+            block.register_forward_hook(_let_go, always_call=True),
+        ]
+        for layer in _layers_of_all(block):
+            self._hooks += [layer.register_forward_pre_hook(_take_all), layer.register_forward_hook(_keep_all)]
+        _, expected = outputs_of_short_rows(model, whole=True)
+        try:
+            if is_same(outputs_of_short_rows(model)[1], expected):
+                return None
+            reason = "the head reads other tokens too"
+        except (RuntimeError, ValueError, TypeError, LookupError) as error:  # its blocks are of another form
+            reason = " ".join(str(error).split())[:200]
+        self.detach_(model)
+        return reason
+
+    def detach_(self, model: nn.Module) -> None:
+        for hook in self._hooks:
+            hook.remove()
 
 
 def _give_firsts(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Give a block the first token of each row, but its keys and values all of them."""
     ragged = next((given for given in (*args, *kwargs.values()) if isinstance(given, Ragged)), None)
     is_recomputed = getattr(block, "gradient_checkpointing", False) and block.training  # which passes hooks by
-    is_cached = "forward" in vars(block)  # with all of its outputs
-    if ragged is None or is_recomputed or is_cached:
+    layers = _layers_of_all(block)
+    is_other = any(_take_all not in layer._forward_pre_hooks.values() for layer in layers)  # one took its place since
+    if ragged is None or is_recomputed or is_other or is_cached(block):
         return None
-    layers = {part for name, part in block.named_modules() if name.rpartition(".")[2] in _OF_ALL}
-    for layer in layers:
-        _compute_on_all_(layer)
     states, *others = args
     ALL_TOKENS.set(AllTokens(ragged, layers, states, []))
     return (states[:, ragged.firsts], *others), kwargs
 
 
-def _compute_on_all_(layer: nn.Module) -> None:
-    """Have a layer of keys or values take all tokens while its block is given the first ones.
-
-    The hooks stay, and find by thread what they are to do: others may be in the same layer. They come with a pass and
-    not with `read_first_`, since an adapter may put a layer of its own in the place of this one, around it even.
-    """
-    with _REGISTERING:
-        if _take_all not in layer._forward_pre_hooks.values():
-            layer.register_forward_pre_hook(_take_all)
-            layer.register_forward_hook(_keep_all)
+def _layers_of_all(block: nn.Module) -> set[nn.Module]:
+    """A block's layers of keys and values, which take all tokens while the block is given the first ones."""
+    return {part for name, part in block.named_modules() if name.rpartition(".")[2] in _OF_ALL}
 
 
 def _take_all(layer: nn.Module, _: Any) -> Any:
+    """Find by thread what there is to do: others may be in the same layer."""
     all_tokens = _all_tokens_of(layer)
     return None if all_tokens is None else (all_tokens.states,)
 

@@ -6,12 +6,23 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 from transformers import PreTrainedModel
 
+from loralight.acceleration.base import Acceleration, Facts
 from loralight.errors import InputError
 
 
 @runtime_checkable
 class _OfTimm(Protocol):
     def set_grad_checkpointing(self, enable: bool = True) -> None: ...
+
+
+class GradientCheckpointing(Acceleration):
+    """A fraction of the memory, a third more time; see `recompute_`."""
+
+    excludes = frozenset({"selective_recompute"})  # nothing is left of what that would make again
+
+    def start_(self, facts: Facts) -> str | None:
+        recompute_(facts.model, facts.still)
+        return None
 
 
 def recompute_(model: nn.Module, still: Collection[nn.Module]) -> None:
@@ -53,4 +64,4 @@ def _switch_on_(part: Any) -> None:
 
 
 def _refused(why: str) -> InputError:
-    return InputError("E-RECOMPUTE", f"task.gradient_checkpointing=true: {why}. Leave it false")
+    return InputError("E-RECOMPUTE", f"acceleration=gradient_checkpointing: {why}. Leave it out")

@@ -10,6 +10,7 @@ from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import lightning
 import safetensors.torch
@@ -22,6 +23,13 @@ from loralight.data import TaskData
 from loralight.errors import InputError
 from loralight.logs import logger
 from loralight.models.blocks import blocks, depths
+
+_cached: WeakSet[nn.Module] = WeakSet()
+
+
+def is_cached(block: nn.Module) -> bool:
+    """Whether the outputs of a block are kept, all of them."""
+    return block in _cached
 
 
 class PrefixCache(lightning.Callback):
@@ -87,11 +95,13 @@ class Prefix:
         self.num_skipped = 0
         for number, block in enumerate(frozen):
             block.forward = partial(self._pass, number, block.forward)
+            _cached.add(block)
 
     def remove_(self) -> None:
         """Give the blocks their own computation back."""
         for block in self._blocks:
             vars(block).pop("forward", None)
+            _cached.discard(block)
         self._rows.close()
 
     def _pass(self, number: int, compute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

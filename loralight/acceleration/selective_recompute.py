@@ -7,7 +7,7 @@ recomputation: Korthikanti et al., 2022, https://arxiv.org/abs/2205.05198, secti
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,6 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import TensorWeakRef
 
+from loralight.acceleration.base import Acceleration
 from loralight.kernels.rms_norm import is_rms_norm
 
 _CHEAP = (nn.LayerNorm, nn.RMSNorm, nn.GELU, nn.SiLU)
@@ -27,6 +28,13 @@ _CHEAP_OF_TRANSFORMERS = "transformers.activations"  # ReLU and others that keep
 _multiplies: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 _Note = Callable[[Callable[..., Tensor], tuple[Any, ...], Any], None]
+
+
+class SelectiveRecompute(Acceleration):
+    """A third less memory in transformers; see `selective_recompute`."""
+
+    def step(self, model: nn.Module) -> AbstractContextManager[None]:
+        return selective_recompute(model)
 
 
 @contextmanager

@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
+from loralight.acceleration.base import Acceleration, Facts
 from loralight.acceleration.ragged import ALL_TOKENS, Ragged
 from loralight.errors import InputError
 from loralight.kernels.dropout import attend, can_be_cheap
-from loralight.logs import logger
 from loralight.models.blocks import blocks
 from loralight.models.pretrained import num_embeddings
 
@@ -28,18 +29,25 @@ _NAME = "loralight_unpadded"  # of our attention function, as transformers calls
 _IS_OFF: ContextVar[bool] = ContextVar("unpadding_is_off", default=False)
 
 
-def unpad_(model: PreTrainedModel) -> bool:
-    """Have ``model`` leave out padding, in place, if it then computes the same; else say why not and change nothing.
+class Unpadding(Acceleration):
+    """No computing on padding, where a model's encoder then gives the same: it is tried on three short rows.
 
-    What its encoder returns is 0 at padding, where it had no meaning before.
-
-    Returns:
-        Whether the model leaves out padding.
+    What the encoder returns is 0 at padding, where it had no meaning before.
     """
-    reason = _why_not(model)
-    if reason is not None:
-        logger.info("%s computes on padding: %s", type(model).__name__, reason)
-    return reason is None
+
+    def __init__(self) -> None:
+        self._hooks: list[RemovableHandle] = []
+
+    def attach_(self, facts: Facts) -> str | None:
+        if not isinstance(facts.model, PreTrainedModel):
+            return "the model is none of transformers"
+        return _unpad_(facts.model, self._hooks)
+
+    def detach_(self, model: nn.Module) -> None:
+        assert isinstance(model, PreTrainedModel)
+        for hook in self._hooks:
+            hook.remove()
+        model.set_attn_implementation("sdpa")
 
 
 @contextmanager
@@ -57,15 +65,27 @@ def is_unpadded(model: nn.Module) -> bool:
     return isinstance(model, PreTrainedModel) and model.config._attn_implementation == _NAME
 
 
-def _why_not(model: PreTrainedModel) -> str | None:
-    """Unpad ``model`` if its encoder has the form for it and three short rows give the same in both ways."""
+def _unpad_(model: PreTrainedModel, hooks: list[RemovableHandle]) -> str | None:
+    """Unpad ``model`` if its encoder has the form for it and three short rows give the same in both ways.
+
+    Args:
+        hooks: where those go that do it.
+
+    Returns:
+        Why not, if so.
+    """
     encoder = encoder_of(model)
     if encoder is None:
         return "its blocks are in no encoder of their own"
     if model.config._attn_implementation != "sdpa":
         return f"its attention is {model.config._attn_implementation!r}, not 'sdpa'"
-    expected = outputs_of_short_rows(model)
-    hooks = [
+    if model.can_generate():
+        return "it writes text token by token, from a cache that has a place for padding"
+    try:
+        expected = outputs_of_short_rows(model)
+    except Exception as error:  # a model may want other inputs, or give other outputs
+        return f"it cannot be tried on texts: {' '.join(str(error).split())[:200]}"
+    hooks += [
         encoder.register_forward_pre_hook(_line_up, with_kwargs=True),
         encoder.register_forward_hook(_pad, with_kwargs=True),
     ]

@@ -79,6 +79,7 @@ def _real_step(estimate: Estimate) -> Callable[[int], None]:
     task = build_task(estimate.config, estimate.data.model_arguments())
     precision.convert_module(task)
     task.to(estimate.device)
+    task.start_accelerations_()
     optimizer = task.make_optimizer()
 
     def run(size: int) -> None:

@@ -87,6 +87,7 @@ class Estimate:
         with shapes_only() as self._shapes, self._on_device():
             self.task = build_task(self.config, self.data.model_arguments())
             self._precision.convert_module(self.task)
+            self.task.start_accelerations_()
             self._optimizer = self.task.make_optimizer()
         self.num = sum(parameter.numel() for parameter in self.task.model.parameters())
         self.num_learning = sum(parameter.numel() for parameter in trainable(self.task.model).values())

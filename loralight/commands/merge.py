@@ -49,6 +49,7 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
     made = read_recipe(adapter_folder(config["run"]))
     task = load(config["run"], base=config["checkpoint"], device=config["device"], **trust_of(config))
     _refuse_early(task, config)
+    task.accelerations.detach_(task.model)  # what is compared are the two models themselves
     config["trainer"] |= _trainer(task.device)
     cast_(task.model, torch.float32)
     data = _data(config, made)

@@ -29,7 +29,13 @@ from loralight.stopping import Stopped
 from loralight.training.checkpoint import FolderCheckpointIO, newest
 from loralight.training.launch import launch, process_rank
 from loralight.training.out_of_memory import telling_of_memory
-from loralight.training.preflight import before_activations, memory_table, padding_line, targets_table
+from loralight.training.preflight import (
+    accelerations_table,
+    before_activations,
+    memory_table,
+    padding_line,
+    targets_table,
+)
 from loralight.training.progress import Throughput, progress_callbacks
 from loralight.training.stop_at_step import StopAtStep
 from loralight.training.task import AdapterTask
@@ -113,7 +119,7 @@ class Run:
             logs.logger.info("run folder: %s", output_dir)
             padding = padding_line(self.task, self.data)
             memory = memory_table(*before_activations(self.task), title="memory before activations")
-            logs.show(*self.data.report(), *padding, targets_table(self.task), memory)
+            logs.show(*self.data.report(), *padding, targets_table(self.task), accelerations_table(self.task), memory)
             if self.resumed:
                 logs.logger.info("going on from %s", self.resumed)
 

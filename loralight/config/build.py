@@ -27,6 +27,9 @@ from loralight.training.optim import check_optimizer
 from loralight.training.position import Position
 from loralight.training.task import AdapterTask
 
+_ACCELERATIONS_ONCE = {"gradient_checkpointing", "prepack", "selective_recompute", "unpadded"}
+"""Arguments of tasks in folders from before accelerations were a group of their own."""
+
 
 def check_config(config: Mapping[str, Any]) -> None:
     """Check every part of a training config before anything heavy is built.
@@ -53,7 +56,7 @@ def check_config(config: Mapping[str, Any]) -> None:
         find_quantiser(method)
     if config.get("scheduler") is not None:
         check(config["scheduler"], "scheduler", trusted)
-    for group in ("callbacks", "logger"):
+    for group in ("callbacks", "logger", "acceleration"):
         for name, node in (config.get(group) or {}).items():
             if node is not None:
                 check(node, f"{group}.{name}", trusted)
@@ -100,8 +103,10 @@ def build_task(config: Mapping[str, Any], data_arguments: Mapping[str, Any]) -> 
     """
     lightning.seed_everything(config.get("seed", 0), verbose=False)
     training = {part: make(config[part]) for part in ("optimizer", "scheduler") if config.get(part) is not None}
+    accelerations = {name: make(node) for name, node in (config.get("acceleration") or {}).items() if node is not None}
+    given = {**config["task"], **data_arguments}
     with trusting(**trust_of(config)):
-        task = make({**config["task"], **data_arguments}, adapter=make(config["adapter"]), **training)
+        task = make(given, adapter=make(config["adapter"]), accelerations=accelerations, **training)
         if not isinstance(task, AdapterTask):
             kind = type(task).__name__
             raise InputError("E-PLUGIN", f"task._target_: {kind} does not derive from loralight.AdapterTask")
@@ -203,10 +208,17 @@ def from_recipe(made: Mapping[str, Any]) -> AdapterTask:
     task = _target_in(task_file(made["task"]["name"]), "task")
     if "adapter" in made["task"]["arguments"]:
         raise InputError("E-CONFIG", "task: the adapter is not among a recipe's arguments of the task")
-    config = {"task": {**made["task"]["arguments"], "_target_": task}, "adapter": adapter_node(made)}
+    arguments = {name: value for name, value in made["task"]["arguments"].items() if name not in _ACCELERATIONS_ONCE}
+    config = {"task": {**arguments, "_target_": task}, "adapter": adapter_node(made), "acceleration": _accelerations()}
     check(config["adapter"], "adapter", trusted_packages())
     check({**config["task"], "adapter": config["adapter"]}, "task", trusted_packages())
     return build_task(config, {})
+
+
+def _accelerations() -> dict[str, Any]:
+    """The nodes of the default ones, of which a folder says nothing: they change no result."""
+    file = next(file for folder in conf_folders() if (file := folder / "acceleration/default.yaml").is_file())
+    return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
 
 
 def adapter_classes() -> dict[str, type[Adapter]]:

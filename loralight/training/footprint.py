@@ -93,7 +93,7 @@ def train_step(
     after_forward: Callable[[], None] = lambda: None,
 ) -> None:
     """Take a step, as Lightning does."""
-    with precision(), task.kept_activations():
+    with precision(), task.accelerations.step(task.model):
         loss, penalty = task.step(batch).loss, task.adapter.penalty(task.model)
         loss = loss if penalty is None else loss + penalty
     after_forward()

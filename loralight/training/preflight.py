@@ -55,6 +55,15 @@ def targets_table(task: AdapterTask) -> Table:
     return table
 
 
+def accelerations_table(task: AdapterTask) -> Table:
+    """Which accelerations hold the model, and why others do not."""
+    table = Table(title="accelerations", title_justify="left", show_header=False)
+    table.add_row("on", ", ".join(task.accelerations.on) or "none")
+    for name, reason in task.accelerations.off.items():
+        table.add_row(f"off: {name}", reason)
+    return table
+
+
 def before_activations(task: AdapterTask) -> tuple[Sizes, Sizes]:
     """Bytes of weights, gradients and optimizer state, and what training every parameter would take.
 

@@ -3,10 +3,11 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from threading import Lock
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 
 import lightning
@@ -17,17 +18,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, MetricCollection
 
-from loralight.acceleration.batch_norm_folding import link_
-from loralight.acceleration.frozen_linear import multiply_by_onednn_, prepack_
-from loralight.acceleration.gradient_checkpointing import recompute_
-from loralight.acceleration.selective_recompute import selective_recompute
+from loralight.acceleration.base import Acceleration, Accelerations, Facts
 from loralight.adapters.base import Adapter, trainable
 from loralight.adapters.inject import inject
-from loralight.data import TaskData
 from loralight.errors import InputError
-from loralight.kernels.batch_norm import freeze_, thaw_
-from loralight.kernels.dropout import set_cheap_dropout_
-from loralight.kernels.rms_norm import fusible, set_fused_
 from loralight.models.dtypes import cast_inputs_, computed_buffers, not_narrowed, single_by_default, tensors_of
 from loralight.models.pretrained import save_model
 from loralight.models.quantisation import quantised_
@@ -71,12 +65,7 @@ class AdapterTask(lightning.LightningModule, ABC):
             `loralight.models.quantisers.QUANTISERS`; as they are if None.
         batch_norm: what frozen BatchNorm layers do: nothing (``frozen``), ``statistics`` follow the new data, or the
             ``affine`` part learns. What changes is saved with the adapter.
-        gradient_checkpointing: whether training computes what is inside the model's blocks again in the backward pass,
-            in place of keeping it: a fraction of the memory, a third more time, the same gradients.
-        selective_recompute: whether training makes the outputs of norms and activation functions again in the backward
-            pass, in place of keeping them: a third less memory in transformers, the same gradients.
-        prepack: whether training on a processor reads frozen linear layers' weights in oneDNN's own order: somewhat
-            faster, for the memory of two more copies of them.
+        accelerations: by name, what computes the same in less time or memory; each is of use where it applies.
         seed: together with rank, epoch and batch it seeds every training step, so that a resumed run repeats what
             an uninterrupted one computes.
 
@@ -117,9 +106,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         base_dropout: bool = True,
         quantize: str | None = None,
         batch_norm: Literal["frozen", "statistics", "affine"] = "frozen",
-        gradient_checkpointing: bool = False,
-        selective_recompute: bool = True,
-        prepack: bool = False,
+        accelerations: Mapping[str, Acceleration] = MappingProxyType({}),
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -130,8 +117,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         self.adapter, self.optimizer, self.scheduler = adapter, optimizer, scheduler
         self.head_lr, self.head_weight_decay = head_lr, head_weight_decay
         self.base_dropout, self.batch_norm, self.seed = base_dropout, batch_norm, seed
-        self.gradient_checkpointing, self.selective_recompute = gradient_checkpointing, selective_recompute
-        self.prepack = prepack
+        self.accelerations = Accelerations(accelerations)
         self.quantize = quantize
         self.strict_loading = False  # Lightning would demand the frozen weights; `on_load_checkpoint` is the strict one
         self.adapted: dict[str, list[str]] = {}
@@ -140,9 +126,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         self._was_training = False  # before the first of them
         self._still: list[nn.Module] = []
         self._added: set[str] = set()  # names of the tensors that are the adapter's and not the base's
-        self._dropouts: list[nn.Module] = []
         self._fixed: list[nn.Module] = []  # BatchNorm layers of which nothing changes
-        self._rms_norms: list[nn.Module] = []
         self.adapted_norms: list[str] = []  # BatchNorm layers that `batch_norm` lets change
         self._window = Window()
         self._gradients = GradientWatch()
@@ -271,11 +255,10 @@ class AdapterTask(lightning.LightningModule, ABC):
         nan = float("nan")  # makes the mean nan; by default such a loss is left out of it
         self.losses = nn.ModuleDict({split: MeanMetric(nan_strategy=nan) for split in ("validation", "test")})
         self.scores = nn.ModuleDict({split: metrics.clone(prefix=f"{split}/") for split in ("validation", "test")})
-        self._dropouts = [module for module in self.model.modules() if type(module) is nn.Dropout]
-        self._rms_norms = fusible(self.model)
         self._built = True
         self.train()  # `from_pretrained` returns eval mode, and Lightning keeps the mode it finds
-        link_(self.model)  # in training mode, as it will run
+        self.accelerations.attach_(self._facts())  # in training mode, as it will run
+        self.accelerations.switch_(True)
 
     def trainable_tensors(self) -> dict[str, Tensor]:
         """What learns, by name in ``self.model``: trained parameters, and saved buffers of the modules they are in."""
@@ -320,10 +303,6 @@ class AdapterTask(lightning.LightningModule, ABC):
         """The optimizer over what learns, with its groups."""
         if self.optimizer is None:
             raise TypeError(f"{type(self).__name__} was built without an optimizer; pass one to train")
-        # here alone it is known that the model is to be trained, and on which device
-        if self.gradient_checkpointing:
-            recompute_(self.model, self._still)
-        (prepack_ if self.prepack else multiply_by_onednn_)(self.model)
         groups = parameter_groups(
             self.model,
             self.adapter,
@@ -334,12 +313,20 @@ class AdapterTask(lightning.LightningModule, ABC):
         )
         return self.optimizer(groups)
 
+    def start_accelerations_(self) -> None:
+        """Let take hold what has to know the device and dtypes that the model is trained with."""
+        self.accelerations.start_(self._facts())
+
+    def _facts(self) -> Facts:
+        return Facts(model=self.model, still=self._still, fixed=self._fixed)
+
     def configure_optimizers(self) -> Any:
         if not self.automatic_optimization:
             raise TypeError(
                 f"{type(self).__name__} sets automatic_optimization=False, but AdapterTask makes the optimizer's "
                 "steps: leave it as it is, and compute the loss in step"
             )
+        self.start_accelerations_()
         optimizer = self.make_optimizer()
         self._begin_watching(optimizer)
         optimizer.register_load_state_dict_pre_hook(by_position)
@@ -388,10 +375,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         super().train(mode)
         if mode and self._built:
             self._keep_still()
-        else:
-            thaw_(self._fixed)
-            set_cheap_dropout_(self._dropouts, False)
-            set_fused_(self._rms_norms, False)
+        self.accelerations.switch_(mode)
         return self
 
     def _set_batch_norm(self) -> None:
@@ -419,21 +403,14 @@ class AdapterTask(lightning.LightningModule, ABC):
         self._fixed = list(norms.values()) if self.batch_norm == "frozen" else []
 
     def _keep_still(self) -> None:
-        freeze_(self._fixed)
-        set_cheap_dropout_(self._dropouts, True)
-        set_fused_(self._rms_norms, True)
         for module in self._still:
             module.training = False
-
-    def kept_activations(self) -> AbstractContextManager[None]:
-        """The context of `step` in training, which decides what is kept for the backward pass."""
-        is_on = self.selective_recompute and not self.gradient_checkpointing  # which keeps none of those
-        return selective_recompute(self.model) if is_on else nullcontext()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         _seed(hash((self.seed, self.global_rank, self.current_epoch, batch_idx)) % 2**63, self.device)
         self._keep_still()  # a part's own train() passes ours by
-        with self.kept_activations():
+        self.accelerations.switch_(True)
+        with self.accelerations.step(self.model):
             step = self.step(batch)
         weight, loss = weight_of(step), step.loss.detach()
         if self._stands_in(batch_idx):
@@ -447,6 +424,8 @@ class AdapterTask(lightning.LightningModule, ABC):
         return (step.loss + penalty) * weight
 
     def _stands_in(self, batch_idx: int) -> bool:
+        from loralight.data import TaskData  # brings datasets, which training by a script may not need
+
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         return isinstance(data, TaskData) and data.stands_in(self.current_epoch, batch_idx)
 

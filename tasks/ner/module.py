@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from transformers import AutoModelForTokenClassification, PreTrainedModel
 
-from loralight.acceleration.unpadding import unpad_
 from loralight.data.labels import check_smoothing, weights_of_labels
 from loralight.errors import InputError
 from loralight.models.pretrained import check_vocabulary, load_model, new_head
@@ -50,7 +49,6 @@ class Ner(AdapterTask):
         stride: tokens that a window shares with the next.
         class_weights: a weight per tag in the loss, or ``balanced``: in inverse proportion to ``label_counts``.
         label_smoothing: share of the target that is spread over all tags.
-        unpadded: compute on no padding, where the encoder then gives the same, see `loralight.acceleration.unpadding`.
         training: adapter, optimizer, scheduler, ...: see `AdapterTask`.
     """
 
@@ -68,11 +66,9 @@ class Ner(AdapterTask):
         stride: int = 32,
         class_weights: Sequence[float] | str | None = None,
         label_smoothing: float = 0.0,
-        unpadded: bool = True,
         **training: Any,
     ) -> None:
         super().__init__(**training)
-        self.unpadded = unpadded
         self.checkpoint, self.types, self.tags = checkpoint, list(labels), tag_names(labels)
         self.text_column, self.words_column = text_column, words_column
         self.max_length, self.stride, self.label_smoothing = max_length, stride, label_smoothing
@@ -92,8 +88,6 @@ class Ner(AdapterTask):
         )
         self.encoder = Encoder(checkpoint=self.checkpoint, max_length=self.max_length, stride=self.stride)
         check_vocabulary(model, self.encoder.tokenizer, self.checkpoint)
-        if self.unpadded:
-            unpad_(model)
         return model
 
     def save_pretrained(self, folder: Path) -> None:

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from loralight.acceleration.first_tokens import read_first_
-from loralight.acceleration.unpadding import unpad_
 from loralight.data.labels import check_smoothing, weights_of_labels
 from loralight.errors import InputError
 from loralight.models.pretrained import (
@@ -40,8 +38,6 @@ class TextClassification(AdapterTask):
         max_length: tokens of a text that are read.
         class_weights: a weight per label in the loss, or ``balanced``: in inverse proportion to ``label_counts``.
         label_smoothing: share of the target that is spread over all labels.
-        unpadded: compute on no padding, and in the last block what the head reads, where the model then gives the
-            same, see `loralight.acceleration.unpadding`.
         training: adapter, optimizer, scheduler, ...: see `AdapterTask`.
     """
 
@@ -58,11 +54,9 @@ class TextClassification(AdapterTask):
         max_length: int = 128,
         class_weights: Sequence[float] | str | None = None,
         label_smoothing: float = 0.0,
-        unpadded: bool = True,
         **training: Any,
     ) -> None:
         super().__init__(**training)
-        self.unpadded = unpadded
         self.checkpoint, self.labels, self.multi_label = checkpoint, list(labels), multi_label
         self.text_columns, self.max_length, self.label_smoothing = list(text_columns), max_length, label_smoothing
         check_smoothing(label_smoothing)
@@ -85,8 +79,6 @@ class TextClassification(AdapterTask):
         pad_(self.tokenizer, self.checkpoint)
         agree_on_padding_(model, self.tokenizer)
         check_vocabulary(model, self.tokenizer, self.checkpoint)
-        if self.unpadded and unpad_(model):
-            read_first_(model)
         return model
 
     def head(self, model: nn.Module) -> list[nn.Module]:

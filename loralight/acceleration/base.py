@@ -1,0 +1,110 @@
+"""What every acceleration promises: the same results in less time or memory."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What an acceleration may have to know before it can tell whether it applies.
+
+    Args:
+        model: built and adapted.
+        still: the modules that training leaves in evaluation mode.
+        fixed: BatchNorm layers of which nothing ever changes; they are among ``still``.
+    """
+
+    model: nn.Module
+    still: Sequence[nn.Module] = ()
+    fixed: Sequence[nn.Module] = ()
+
+
+class Acceleration:
+    """The same results in less time or memory, for one model; a task knows none of them by name.
+
+    A new one is a subclass and a line of YAML in the group ``acceleration``. All it changes of a model it changes in
+    place, and ``detach_`` undoes it.
+    """
+
+    excludes: ClassVar[frozenset[str]] = frozenset()
+    """Names of others, as in the config, that are left out where this one is on: they would do its work."""
+
+    def attach_(self, facts: Facts) -> str | None:
+        """Take hold of a model that has just been built; returns why it does not apply, if so with nothing changed."""
+        return None
+
+    def start_(self, facts: Facts) -> str | None:
+        """Take hold of a model that is to be trained: its device and dtypes are final. Returns what `attach_` does.
+
+        Raises:
+            InputError: the user asked for what cannot be done here.
+        """
+        return None
+
+    def switch_(self, training: bool) -> None:
+        """Follow the model into training or evaluation mode; may be called twice in a row."""
+        return None
+
+    def step(self, model: nn.Module) -> AbstractContextManager[None]:
+        """The context of a training step's forward pass."""
+        return nullcontext()
+
+    def detach_(self, model: nn.Module) -> None:
+        """Leave the model as it was: before its adapter is merged, or shares a batch with others."""
+        return None
+
+
+class Accelerations:
+    """Those of one model, in the order in which they take hold of it.
+
+    Args:
+        chosen: by their names in the config.
+    """
+
+    def __init__(self, chosen: Mapping[str, Acceleration]) -> None:
+        self._on = dict(chosen)
+        self.off: dict[str, str] = {}
+        """Why one is off, by its name."""
+        for name, acceleration in chosen.items():
+            for other in acceleration.excludes & self._on.keys():
+                self._leave_out(other, f"{name} does its work")
+
+    @property
+    def on(self) -> list[str]:
+        """Names of those that hold the model, or will once it is trained."""
+        return list(self._on)
+
+    def attach_(self, facts: Facts) -> None:
+        for name, acceleration in list(self._on.items()):
+            self._leave_out(name, acceleration.attach_(facts))
+
+    def start_(self, facts: Facts) -> None:
+        for name, acceleration in list(self._on.items()):
+            self._leave_out(name, acceleration.start_(facts))
+
+    def switch_(self, training: bool) -> None:
+        for acceleration in self._on.values():
+            acceleration.switch_(training)
+
+    @contextmanager
+    def step(self, model: nn.Module) -> Iterator[None]:
+        with ExitStack() as contexts:
+            for acceleration in self._on.values():
+                contexts.enter_context(acceleration.step(model))
+            yield
+
+    def detach_(self, model: nn.Module) -> None:
+        """Leave the model as it was, in the opposite order; none is on from then on."""
+        for name, acceleration in reversed(list(self._on.items())):
+            acceleration.switch_(False)
+            acceleration.detach_(model)
+            self._leave_out(name, "the model is plain again")
+
+    def _leave_out(self, name: str, reason: str | None) -> None:
+        if reason is not None:
+            self.off[name] = reason
+            del self._on[name]

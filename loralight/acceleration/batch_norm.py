@@ -1,0 +1,30 @@
+"""Frozen BatchNorm as a gain and a shift, which an adapted convolution before it takes up; see `FrozenNorm`."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from loralight.acceleration.base import Acceleration, Facts
+from loralight.acceleration.batch_norm_folding import link_, unlink_
+from loralight.kernels.batch_norm import freeze_, thaw_
+
+
+class FrozenBatchNorms(Acceleration):
+    """Half of what a ResNet keeps for the backward pass of LoRA's step is not kept."""
+
+    def __init__(self) -> None:
+        self._norms: Sequence[nn.Module] = ()
+
+    def attach_(self, facts: Facts) -> str | None:
+        if not facts.fixed:
+            return "the model has no BatchNorm, or it learns"
+        self._norms = facts.fixed
+        self.switch_(facts.model.training)
+        link_(facts.model)
+        return None
+
+    def switch_(self, training: bool) -> None:
+        (freeze_ if training else thaw_)(self._norms)
+
+    def detach_(self, model: nn.Module) -> None:
+        unlink_(model)
