@@ -50,7 +50,7 @@ class Side:
         self, data: str | None, limit: int | None, seed: int, *, grouped: bool = False, packed: bool = False
     ) -> None:
         overrides = [f"data.limit_rows={'null' if limit is None else limit}", f"seed={seed}", "trainer.max_epochs=1"]
-        overrides.append(f"task.prepack={str(packed).lower()}")
+        overrides.append(f"acceleration.frozen_products.prepack={str(packed).lower()}")
         self.config = configured(data, *overrides, f"data.length_grouped={str(grouped).lower()}", "logger=csv")
         self.data: TaskData = build_data(self.config)
         self.task: AdapterTask = make_task(self.config, self.data)

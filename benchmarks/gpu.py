@@ -192,7 +192,7 @@ WORKS = {
     "bert, rows of 10 to 254 tokens": Work(_PADDED, (*_TEXT, *_MIXED), 128, "tokens"),
     "llama": Work(write_llama, _LM, 8, "tokens", torch.bfloat16, True),
     "llama, checkpointing": Work(
-        write_llama, (*_LM, "task.gradient_checkpointing=true"), 8, "tokens", torch.bfloat16, True
+        write_llama, (*_LM, "acceleration=gradient_checkpointing"), 8, "tokens", torch.bfloat16, True
     ),
     "llama, packed documents": Work(
         partial(write_llama, lengths=(32, 480)), _PACKED, 8, "tokens", torch.bfloat16, True
@@ -314,7 +314,7 @@ def with_hf_trainer(work: Work, folder: Path, steps: int, compiled: bool, liger:
         warmup_steps=0.06,
         bf16=True,
         torch_compile=compiled,
-        gradient_checkpointing=config["task"]["gradient_checkpointing"],
+        gradient_checkpointing="gradient_checkpointing" in config["acceleration"],
         gradient_checkpointing_kwargs={"use_reentrant": False},
         dataloader_num_workers=NUM_WORKERS,
         remove_unused_columns=False,

@@ -20,10 +20,9 @@ from side_by_side import Row, in_turns, ratio, show
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from loralight.acceleration.first_tokens import read_first_
+from loralight.acceleration import Facts, FirstTokens, Unpadding
 from loralight.acceleration.frozen_linear import multiply_by_onednn_, prepack_
 from loralight.acceleration.prefix_cache import Prefix
-from loralight.acceleration.unpadding import unpad_
 from loralight.adapters import Lora, inject
 from loralight.adapters.base import trainable
 from loralight.config.build import build_data
@@ -72,7 +71,8 @@ def row(work: str, batches: list[Batch], rounds: int, *, prepack: bool) -> Row:
         if type(layer) is nn.Linear and name.startswith(tuple(names[-TOP:]))
     ]
     ours, peers = copy.deepcopy(base), copy.deepcopy(base)
-    assert unpad_(ours) and read_first_(ours)
+    for acceleration in (Unpadding(), FirstTokens()):
+        assert acceleration.attach_(Facts(model=ours)) is None
     inject(ours, Lora(targets=chosen, rank=RANK))
     (prepack_ if prepack else multiply_by_onednn_)(ours)
     theirs = get_peft_model(peers, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=chosen)).get_base_model()

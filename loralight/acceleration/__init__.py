@@ -3,7 +3,7 @@
 from loralight.acceleration.base import Acceleration, Accelerations, Facts
 from loralight.acceleration.batch_norm import FrozenBatchNorms
 from loralight.acceleration.channels_last import ChannelsLast
-from loralight.acceleration.dropout import CheapDropout
+from loralight.acceleration.dropout import DropoutMasks
 from loralight.acceleration.first_tokens import FirstTokens
 from loralight.acceleration.frozen_linear import FrozenProducts
 from loralight.acceleration.gradient_checkpointing import GradientCheckpointing
@@ -16,7 +16,7 @@ __all__ = [
     "Acceleration",
     "Accelerations",
     "ChannelsLast",
-    "CheapDropout",
+    "DropoutMasks",
     "Facts",
     "FirstTokens",
     "FrozenBatchNorms",

@@ -6,7 +6,7 @@ from loralight.acceleration.base import Acceleration, Facts
 from loralight.kernels.dropout import set_cheap_dropout_
 
 
-class CheapDropout(Acceleration):
+class DropoutMasks(Acceleration):
     """Masks drawn in half the time on a CPU, and kept in a quarter of the memory; the same in distribution."""
 
     def __init__(self) -> None:

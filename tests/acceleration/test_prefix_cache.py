@@ -70,11 +70,11 @@ def test_what_a_process_has_computed_is_there_for_the_next_one(tmp_path: Path) -
         prefix.remove_()
 
 
-@pytest.mark.parametrize("unpadded", ["true", "false"])
+@pytest.mark.parametrize("unpadded", [True, False])
 def test_training_becomes_what_it_is_without_the_cache(
-    unpadded: str, in_process: InProcess, tiny_run: list[str], prefixes: list[Prefix], tmp_path: Path
+    unpadded: bool, in_process: InProcess, tiny_run: list[str], prefixes: list[Prefix], tmp_path: Path
 ) -> None:
-    line = ["train", *tiny_run, *TOP, "trainer.max_epochs=3", f"task.unpadded={unpadded}"]
+    line = ["train", *tiny_run, *TOP, "trainer.max_epochs=3", *([] if unpadded else ["~acceleration.unpadding"])]
     line.remove("trainer.max_epochs=1")
     assert in_process(*line, "hydra.run.dir=cached") == 0
     assert in_process(*line, "callbacks=default", "hydra.run.dir=plain") == 0

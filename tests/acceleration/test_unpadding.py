@@ -1,7 +1,6 @@
 """An encoder that leaves out padding computes what transformers' own does with it, or is left as it is."""
 
 import copy
-import logging
 import pickle
 from functools import partial
 from pathlib import Path
@@ -15,11 +14,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import BertForSequenceClassification, PreTrainedModel
 
-from loralight.acceleration import unpadding
-from loralight.acceleration.first_tokens import read_first_
+from loralight.acceleration import Facts, FirstTokens, Unpadding, unpadding
 from loralight.acceleration.gradient_checkpointing import recompute_
 from loralight.acceleration.ragged import ALL_TOKENS
-from loralight.acceleration.unpadding import is_unpadded, unpad_
+from loralight.acceleration.unpadding import is_unpadded
 from loralight.adapters import Adapter, Lora, inject, merge
 from loralight.adapters.base import trainable
 from loralight.config.build import make
@@ -49,6 +47,18 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 HEADS = ("SequenceClassification", "TokenClassification")
 LENGTHS = [3, 20, 7, 1, 8, 20]
+
+
+def why_not_unpadded(model: PreTrainedModel) -> str | None:
+    return Unpadding().attach_(Facts(model=model))
+
+
+def unpad_(model: PreTrainedModel) -> bool:
+    return why_not_unpadded(model) is None
+
+
+def read_first_(model: PreTrainedModel) -> bool:
+    return FirstTokens().attach_(Facts(model=model)) is None
 
 
 def model_of(family: str, head: str, **changed: Any) -> PreTrainedModel:
@@ -253,27 +263,18 @@ UNFIT = {
 @pytest.mark.filterwarnings("ignore:.*Model config")
 @pytest.mark.parametrize(("family", "changed", "reason"), UNFIT.values(), ids=UNFIT)
 def test_a_model_of_another_form_is_left_as_it_is_and_that_is_told(
-    family: str, changed: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture
+    family: str, changed: dict[str, Any], reason: str
 ) -> None:
     model = model_of(family, "SequenceClassification", **changed).eval()
     batch = batch_of(model)
     expected, attention = model(**batch).logits, model.config._attn_implementation
-    with caplog.at_level(logging.INFO, "loralight"):
-        assert not unpad_(model)
-    assert f"{family}ForSequenceClassification computes on padding: {reason}" in caplog.text
+    assert (why_not_unpadded(model) or "").startswith(reason or "its outputs")
     assert model.config._attn_implementation == attention and not is_unpadded(model)
     assert torch.equal(model(**batch).logits, expected)
 
 
 def test_a_model_that_attends_in_a_way_asked_for_is_left_as_it_is() -> None:
     assert not unpad_(model_of("Bert", "SequenceClassification", attn_implementation="eager"))
-
-
-class _Unpadded(TinyBert):
-    def build_model(self) -> BertForSequenceClassification:
-        model = super().build_model()
-        assert unpad_(model) and read_first_(model)
-        return model
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -94,7 +94,7 @@ def test_what_is_counted_on_shapes_is_what_a_real_step_keeps(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_parts_are_those_that_a_plain_training_step_has(kind: str, tiny: Callable[[str], list[str]]) -> None:
-    config = config_of([*tiny(kind), "task.selective_recompute=false"])  # it has hooks of its own
+    config = config_of([*tiny(kind), "~acceleration.selective_recompute"])  # it has hooks of its own
     estimate = Estimate(config)
     task = build_task(config, estimate.data.model_arguments())
     batch, optimizer = longest_batch(estimate.data, 4), task.make_optimizer()

@@ -11,7 +11,7 @@ from loralight.training.preflight import padding_line
     ("overrides", "computed"),
     [
         ([], "the encoder computes on the tokens alone"),
-        (["task.unpadded=false"], "padding is computed like them"),
+        (["~acceleration.unpadding"], "padding is computed like them"),
         (["adapter=prefix_tuning"], "padding is computed like them"),
     ],
 )

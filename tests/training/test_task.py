@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from loralight.acceleration import FrozenProducts, GradientCheckpointing
 from loralight.adapters import AdaLora, Dora, FullFineTuning, Lora
 from loralight.adapters.base import trainable
 from loralight.errors import InputError
@@ -204,7 +205,10 @@ def test_dropout_of_the_adapter_stays_on_without_base_dropout() -> None:
 
 
 def test_prepacked_training_computes_the_same_and_evaluation_does_bit_for_bit() -> None:
-    plain, packed = built(base_dropout=False), built(base_dropout=False, prepack=True)
+    plain, packed = (
+        built(base_dropout=False),
+        built(base_dropout=False, accelerations={"products": FrozenProducts(prepack=True)}),
+    )
     packed.model.load_state_dict(plain.model.state_dict())
     batches = batches_of(4, 4)
     for task in (plain, packed):
@@ -219,12 +223,14 @@ def test_prepacked_training_computes_the_same_and_evaluation_does_bit_for_bit() 
 
 def test_a_model_that_cannot_recompute_its_blocks_is_an_error() -> None:
     with pytest.raises(InputError, match=r"E-RECOMPUTE.*Net is no model of transformers or timm"):
-        trainer().fit(built(gradient_checkpointing=True), batches_of(4), batches_of(4))
+        trainer().fit(built(accelerations={"checkpointing": GradientCheckpointing()}), batches_of(4), batches_of(4))
 
 
 def test_prepacking_what_cannot_be_packed_is_an_error() -> None:
-    task = built(model=Net().double(), prepack=True)
-    with pytest.raises(InputError, match=r"E-PREPACK.*float64 weights on cpu.*task\.prepack=false"):
+    task = built(model=Net().double(), accelerations={"products": FrozenProducts(prepack=True)})
+    with pytest.raises(
+        InputError, match=r"E-PREPACK.*float64 weights on cpu.*acceleration\.frozen_products\.prepack=false"
+    ):
         trainer().fit(task, batches_of(4, dtype=torch.float64), batches_of(4, dtype=torch.float64))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForTokenClassification, pipeline
 
 import loralight
-from loralight.acceleration.unpadding import is_unpadded
+from loralight.acceleration.unpadding import Unpadding, is_unpadded
 from loralight.adapters import Lora, merge
 from loralight.adapters.base import trainable
 from loralight.artifacts.export import save_adapter
@@ -70,7 +70,7 @@ def weight_of(task: Ner, batch: dict[str, Tensor]) -> float:
 def test_a_step_without_padding_is_the_step_with_it(checkpoints: Callable[[str], str], family: str) -> None:
     steps = []
     for unpadded in (True, False):
-        task = make(checkpoints(family), unpadded=unpadded)
+        task = make(checkpoints(family), accelerations={"unpadding": Unpadding()} if unpadded else {})
         assert is_unpadded(task.model) == (unpadded and family != "ModernBERT")  # whose blocks lie in the model itself
         step = task.step(batch_of(task))
         step.loss.backward()  # type: ignore[no-untyped-call]

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 import loralight
-from loralight.acceleration.unpadding import is_unpadded, outputs_of_short_rows, unpad_
+from loralight.acceleration.unpadding import Unpadding, is_unpadded, outputs_of_short_rows
 from loralight.adapters import Lora, merge
 from loralight.adapters.base import trainable
 from loralight.artifacts.export import save_adapter
@@ -115,7 +115,7 @@ def test_a_few_steps_lower_the_loss_and_leave_the_frozen_weights_alone(
 def test_a_step_without_padding_is_the_step_with_it(checkpoints: Callable[[str], str], family: str) -> None:
     steps = []
     for unpadded in (True, False):
-        task = make(checkpoints(family), unpadded=unpadded)
+        task = make(checkpoints(family), accelerations={"unpadding": Unpadding()} if unpadded else {})
         assert is_unpadded(task.model) == unpadded
         step = task.step(batch_of(task, [1, 0, 0, 1, 0]))
         step.loss.backward()  # type: ignore[no-untyped-call]
