@@ -205,10 +205,8 @@ def test_dropout_of_the_adapter_stays_on_without_base_dropout() -> None:
 
 
 def test_prepacked_training_computes_the_same_and_evaluation_does_bit_for_bit() -> None:
-    plain, packed = (
-        built(base_dropout=False),
-        built(base_dropout=False, accelerations={"products": FrozenProducts(prepack=True)}),
-    )
+    packing = {"products": FrozenProducts(prepack=True)}
+    plain, packed = built(base_dropout=False), built(base_dropout=False, accelerations=packing)
     packed.model.load_state_dict(plain.model.state_dict())
     batches = batches_of(4, 4)
     for task in (plain, packed):
