@@ -20,9 +20,17 @@ class GradientCheckpointing(Acceleration):
 
     excludes = frozenset({"selective_recompute"})  # nothing is left of what that would make again
 
+    def __init__(self) -> None:
+        self._is_on = False
+
     def start_(self, facts: Facts) -> str | None:
         recompute_(facts.model, facts.still)
+        self._is_on = True
         return None
+
+    def detach_(self, model: nn.Module) -> None:
+        if self._is_on:
+            _switch_off_(_parts(model)[0])
 
 
 def recompute_(model: nn.Module, still: Collection[nn.Module]) -> None:
@@ -35,7 +43,7 @@ def recompute_(model: nn.Module, still: Collection[nn.Module]) -> None:
     Raises:
         InputError: its class has no such switch, or it would do nothing or change what is computed (``E-RECOMPUTE``).
     """
-    parts = [module for module in model.modules() if isinstance(module, PreTrainedModel | _OfTimm)]
+    parts = _parts(model)
     if not parts:
         raise _refused(f"{type(model).__name__} is no model of transformers or timm, whose switch is used")
     try:
@@ -51,6 +59,19 @@ def recompute_(model: nn.Module, still: Collection[nn.Module]) -> None:
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if any(norm.training and id(norm) not in kept for norm in norms):
         raise _refused("BatchNorm that follows the data would count each batch twice")
+
+
+def _parts(model: nn.Module) -> list[Any]:
+    """The models of transformers and timm in a model, the outermost first."""
+    return [module for module in model.modules() if isinstance(module, PreTrainedModel | _OfTimm)]
+
+
+def _switch_off_(part: Any) -> None:
+    if not isinstance(part, PreTrainedModel):
+        part.set_grad_checkpointing(False)
+        return
+    switch: Any = getattr(part, "activation_checkpointing_disable", None) or part.gradient_checkpointing_disable
+    switch()
 
 
 def _switch_on_(part: Any) -> None:

@@ -13,6 +13,7 @@ from loralight.adapters.methods.last_layers import LastLayers
 from loralight.adapters.methods.linear_probe import LinearProbe
 from loralight.adapters.methods.lora import Lora
 from loralight.adapters.methods.lora_fa import LoraFA
+from loralight.adapters.methods.low_rank import choose
 from loralight.adapters.methods.norm_tuning import NormTuning
 from loralight.adapters.methods.peft import PeftMethod
 from loralight.adapters.methods.prefix_tuning import PrefixTuning
@@ -41,6 +42,7 @@ __all__ = [
     "PrefixTuning",
     "PromptTuning",
     "Vera",
+    "choose",
     "inject",
     "merge",
     "trainable",
