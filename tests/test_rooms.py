@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 HEAVY = ("datasets", "hydra", "lightning", "omegaconf", "timm", "torch", "torchmetrics", "transformers")
 OF_A_RUN = ("datasets", "hydra", "lightning", "omegaconf")
 
@@ -25,3 +27,14 @@ def test_an_import_brings_no_more_than_it_needs(line: str, absent: list[str]) ->
     told = f"import sys; {line}; print([name for name in {list(absent)} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True, timeout=240)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_picture_of_the_rooms_shows_what_is_imported() -> None:
+    sys.path.insert(0, str(DOCS))
+    try:
+        import rooms
+    finally:
+        sys.path.remove(str(DOCS))
+    assert rooms.PICTURE.read_text(encoding="utf-8") == rooms.draw(rooms.imports()), (
+        "draw it anew: python docs/rooms.py"
+    )
