@@ -1,5 +1,6 @@
 """What an import brings with it: a room's wall is of use where one can take the room alone."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -38,3 +39,14 @@ def test_the_picture_of_the_rooms_shows_what_is_imported() -> None:
     assert rooms.PICTURE.read_text(encoding="utf-8") == rooms.draw(rooms.imports()), (
         "draw it anew: python docs/rooms.py"
     )
+
+
+FACES = {"acceleration", "adapters", "data", "errors", "kernels", "logs", "models", "resources", "testing", "training"}
+PLUGINS = [file for folder in ("tasks", "loralight/skeleton") for file in (DOCS.parent / folder).rglob("*.py")]
+
+
+@pytest.mark.parametrize("file", PLUGINS, ids=lambda file: str(file.relative_to(DOCS.parent)))
+def test_a_plugin_imports_what_rooms_show_and_nothing_behind_it(file: Path) -> None:
+    imported = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
+    of_ours = [node.module for node in imported if node.module and node.module.split(".")[0] == "loralight"]
+    assert {*of_ours} <= {"loralight", *(f"loralight.{face}" for face in FACES)}
