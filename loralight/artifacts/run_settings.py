@@ -17,6 +17,7 @@ from loralight.artifacts.run_folder import read_config, read_overrides
 from loralight.config.composition import as_override, composed, plain
 from loralight.config.overrides import folder_of, quoted
 from loralight.config.plugins import conf_folders
+from loralight.config.retired import ARGUMENTS_OF_TASKS
 from loralight.errors import InputError, did_you_mean
 
 _MAPPING = re.compile(r"adapter\.\w+=\{")
@@ -26,6 +27,7 @@ _OPTIONAL = ("callbacks", "logger", "scheduler")
 _ONLY_TO_TRAIN = (*_OPTIONAL, "optimizer", "compile", "auto_batch")
 _FROM_HERE = re.compile(r"\$\{(?:oc\.env|hydra|now)[:.][^{}]*(?:\{[^{}]*\}[^{}]*)*\}")
 _NAMES_OF_METRICS = ("monitor", "mode")
+_ARGUMENTS_ONCE = {f"task.{name}" for name in ARGUMENTS_OF_TASKS}
 _ALLOWED_ANEW = ("model.trust_remote_code", "model.allow_pickle")  # by the user, each time
 
 
@@ -134,7 +136,8 @@ class RunSettings:
         """The values that ``base`` has otherwise, by their dotted names."""
         for key, value in saved.items():
             name = f"{where}{key}"
-            if self._is_named(name) or name in _ALLOWED_ANEW or not self._wanted(name, value):
+            is_passed_over = name in _ALLOWED_ANEW or name in _ARGUMENTS_ONCE
+            if self._is_named(name) or is_passed_over or not self._wanted(name, value):
                 continue
             self._check_known(name, key, value, base)
             part = self._part(name, base, key)

@@ -17,6 +17,7 @@ from loralight.adapters.base import Adapter
 from loralight.config.check import check, find_target, mismatch
 from loralight.config.composition import trusted_packages
 from loralight.config.plugins import conf_folders, discover, task_file
+from loralight.config.retired import ARGUMENTS_OF_TASKS
 from loralight.data import TaskData
 from loralight.errors import InputError
 from loralight.models.quantisation import find_quantiser
@@ -26,9 +27,6 @@ from loralight.training.checkpoint_paths import CheckpointPaths
 from loralight.training.optim import check_optimizer
 from loralight.training.position import Position
 from loralight.training.task import AdapterTask
-
-_ACCELERATIONS_ONCE = {"gradient_checkpointing", "prepack", "selective_recompute", "unpadded"}
-"""Arguments of tasks in folders from before accelerations were a group of their own."""
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -208,7 +206,7 @@ def from_recipe(made: Mapping[str, Any]) -> AdapterTask:
     task = _target_in(task_file(made["task"]["name"]), "task")
     if "adapter" in made["task"]["arguments"]:
         raise InputError("E-CONFIG", "task: the adapter is not among a recipe's arguments of the task")
-    arguments = {name: value for name, value in made["task"]["arguments"].items() if name not in _ACCELERATIONS_ONCE}
+    arguments = {name: value for name, value in made["task"]["arguments"].items() if name not in ARGUMENTS_OF_TASKS}
     config = {"task": {**arguments, "_target_": task}, "adapter": adapter_node(made), "acceleration": _accelerations()}
     check(config["adapter"], "adapter", trusted_packages())
     check({**config["task"], "adapter": config["adapter"]}, "task", trusted_packages())

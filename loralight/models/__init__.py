@@ -1,21 +1,36 @@
 """Pretrained models: loading them, their structure, their number formats, packing them into few bits."""
 
+from loralight.models.budget import Size, at_most
 from loralight.models.pretrained import (
+    agree_on_padding_,
     check_causal,
     check_length,
     check_vocabulary,
     load_model,
     load_tokenizer,
     new_head,
+    num_embeddings,
+    pad_,
+    tokenise,
 )
 from loralight.models.shapes import without_weights
+from loralight.models.strangers import read_object
+from loralight.models.trust import trust
 
 __all__ = [
+    "Size",
+    "agree_on_padding_",
+    "at_most",
     "check_causal",
     "check_length",
     "check_vocabulary",
     "load_model",
     "load_tokenizer",
     "new_head",
+    "num_embeddings",
+    "pad_",
+    "read_object",
+    "tokenise",
+    "trust",
     "without_weights",
 ]

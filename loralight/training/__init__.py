@@ -4,4 +4,9 @@ from loralight.training.checkpoint import verify, write_folder
 from loralight.training.step import Step
 from loralight.training.task import AdapterTask
 
-__all__ = ["AdapterTask", "Step", "verify", "write_folder"]
+__all__ = [
+    "AdapterTask",
+    "Step",
+    "verify",
+    "write_folder",
+]

@@ -25,10 +25,7 @@ from timm.models import (
 from torch import nn
 
 from loralight.errors import InputError, did_you_mean
-from loralight.models.budget import Size, at_most
-from loralight.models.shapes import without_weights
-from loralight.models.strangers import read_object
-from loralight.models.trust import trust
+from loralight.models import Size, at_most, read_object, trust, without_weights
 from loralight.resources import resolve
 
 from .images import MODES

@@ -15,11 +15,21 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import default_collate
 
-from loralight.data import TaskData
-from loralight.data.classes import find_classes
-from loralight.data.labels import are_lists, encode_labels, label_name, leave_out_hidden_test, read_labels
-from loralight.data.origin import Origin
-from loralight.data.splits import FORMATS, Splits, check_columns, column_name, read_file
+from loralight.data import (
+    FORMATS,
+    Origin,
+    Splits,
+    TaskData,
+    are_lists,
+    check_columns,
+    column_name,
+    encode_labels,
+    find_classes,
+    label_name,
+    leave_out_hidden_test,
+    read_file,
+    read_labels,
+)
 from loralight.errors import InputError
 
 from .backbone import find_backbone

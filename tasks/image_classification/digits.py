@@ -23,7 +23,7 @@ from torch import Tensor
 from loralight.errors import InputError
 from loralight.logs import logger
 from loralight.resources import resolve
-from loralight.training.checkpoint import verify, write_folder
+from loralight.training import verify, write_folder
 
 from .backbone import find_backbone
 from .data import ImageClassificationData, Images

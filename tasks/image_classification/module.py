@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from loralight.data.labels import check_smoothing
-from loralight.data.splits import FORMATS, read_file
+from loralight import AdapterTask, Step
+from loralight.data import FORMATS, check_smoothing, read_file
 from loralight.errors import InputError
 from loralight.logs import logger
-from loralight.training.task import AdapterTask, Step
 
 from .backbone import classifiers, find_backbone, load_backbone, save_backbone
 from .confusion import MOST_DRAWN, draw, write_table

@@ -10,11 +10,7 @@ import torch
 from datasets import Dataset, Features, List, Value
 from torch import Tensor
 
-from loralight.data import TaskData
-from loralight.data.classes import check_spelling
-from loralight.data.labels import leave_out_hidden_test
-from loralight.data.origin import Origin
-from loralight.data.splits import Splits, check_columns
+from loralight.data import Origin, Splits, TaskData, check_columns, check_spelling, leave_out_hidden_test
 from loralight.errors import InputError, did_you_mean
 from loralight.resources import resolve
 

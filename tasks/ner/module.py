@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from transformers import AutoModelForTokenClassification, PreTrainedModel
 
-from loralight.data.labels import check_smoothing, weights_of_labels
+from loralight import AdapterTask, Step
+from loralight.data import check_smoothing, weights_of_labels
 from loralight.errors import InputError
-from loralight.models.pretrained import check_vocabulary, load_model, new_head
-from loralight.training.task import AdapterTask, Step
+from loralight.models import check_vocabulary, load_model, new_head
 
 from .decoding import by_sentence, decode
 from .metrics import entity_metrics

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from datasets import ClassLabel, Dataset
 from tokenizers import Regex, pre_tokenizers
 
-from loralight.data.origin import Origin
+from loralight.data import Origin
 from loralight.errors import InputError
 
 from .tags import Span, check_tag, detect, spans_of

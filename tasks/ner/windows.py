@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from loralight.errors import InputError
-from loralight.models.pretrained import check_length, load_tokenizer, tokenise
+from loralight.models import check_length, load_tokenizer, tokenise
 
 
 class Windows(TypedDict):

@@ -9,14 +9,22 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import DataCollatorWithPadding
 
-from loralight.data import TaskData
-from loralight.data.classes import find_classes
-from loralight.data.encoding import encode_rows
-from loralight.data.labels import are_lists, encode_labels, label_name, leave_out_hidden_test, read_labels, split_labels
-from loralight.data.origin import Origin
-from loralight.data.splits import check_columns, column_name
+from loralight.data import (
+    Origin,
+    TaskData,
+    are_lists,
+    check_columns,
+    column_name,
+    encode_labels,
+    encode_rows,
+    find_classes,
+    label_name,
+    leave_out_hidden_test,
+    read_labels,
+    split_labels,
+)
 from loralight.errors import InputError
-from loralight.models.pretrained import check_length, load_tokenizer, pad_
+from loralight.models import check_length, load_tokenizer, pad_
 
 from .metrics import classification_metrics
 

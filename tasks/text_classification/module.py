@@ -8,18 +8,10 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from loralight.data.labels import check_smoothing, weights_of_labels
+from loralight import AdapterTask, Step
+from loralight.data import check_smoothing, weights_of_labels
 from loralight.errors import InputError
-from loralight.models.pretrained import (
-    agree_on_padding_,
-    check_vocabulary,
-    load_model,
-    load_tokenizer,
-    new_head,
-    pad_,
-    tokenise,
-)
-from loralight.training.task import AdapterTask, Step
+from loralight.models import agree_on_padding_, check_vocabulary, load_model, load_tokenizer, new_head, pad_, tokenise
 
 from .metrics import classification_metrics
 

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from loralight.errors import InputError
-from loralight.models.pretrained import tokenise
+from loralight.models import tokenise
 
 from .form import Form
 from .rendering import bounded, check_template

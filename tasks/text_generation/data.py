@@ -13,13 +13,9 @@ from datasets import List as Items
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from loralight.data import TaskData
-from loralight.data.csv_files import header_hint
-from loralight.data.encoding import encode_rows
-from loralight.data.origin import Origin
-from loralight.data.splits import Readers, column_name
+from loralight.data import Origin, Readers, TaskData, column_name, encode_rows, header_hint
 from loralight.errors import InputError
-from loralight.models.pretrained import check_causal, check_length, load_tokenizer
+from loralight.models import check_causal, check_length, load_tokenizer
 
 from .chats import Chat, read_template
 from .form import Form

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from loralight.acceleration.packed_documents import Line, attends_within_
+from loralight import AdapterTask, Step
+from loralight.acceleration import Line, attends_within_
 from loralight.errors import InputError
 from loralight.logs import show
-from loralight.models.pretrained import check_vocabulary, load_model, load_tokenizer, num_embeddings
-from loralight.training.task import AdapterTask, Step
+from loralight.models import check_vocabulary, load_model, load_tokenizer, num_embeddings
 
 from . import samples
 from .data import IGNORED, TextGenerationData, form_of

@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import DataCollatorWithPadding
 
 from loralight import TaskData
-from loralight.data.splits import check_columns
-from loralight.models.pretrained import load_tokenizer
+from loralight.data import check_columns
+from loralight.models import load_tokenizer
 
 
 class SentencePairsData(TaskData):

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from loralight import AdapterTask, Step
 from loralight.errors import InputError
-from loralight.models.pretrained import load_model, load_tokenizer, new_head, tokenise
+from loralight.models import load_model, load_tokenizer, new_head, tokenise
 
 
 class SentencePairs(AdapterTask):

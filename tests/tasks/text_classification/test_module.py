@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 import loralight
+from loralight.acceleration import Facts
 from loralight.acceleration.unpadding import Unpadding, is_unpadded, outputs_of_short_rows
 from loralight.adapters import Lora, merge
 from loralight.adapters.base import trainable
@@ -434,6 +435,6 @@ def test_a_model_without_a_vocabulary_takes_any_tokenizer() -> None:
     del sizes["vocab_size"]
     model = transformers.CanineForSequenceClassification(transformers.CanineConfig(**sizes))
     check_vocabulary(model, make_tokenizer(), "canine")
-    assert not unpad_(model)
+    assert Unpadding().attach_(Facts(model=model)) is not None
     states, logits = outputs_of_short_rows(model)
     assert states.isfinite().all() and logits.shape == (3, 2)
