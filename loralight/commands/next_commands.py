@@ -9,7 +9,7 @@ from typing import Any
 
 from loralight.artifacts.run_folder import read_overrides
 from loralight.config.overrides import quoted
-from loralight.config.plugins import VARIABLE
+from loralight.config.local_packages import VARIABLE
 from loralight.errors import InputError
 from loralight.training.checkpoint import newest
 from loralight.training.launch import process_rank

@@ -14,7 +14,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
 
 from loralight.adapters.base import Adapter
-from loralight.config.check import check, find_target, mismatch
+from loralight.annotations import mismatch
+from loralight.config.check import check, find_target
 from loralight.config.composition import trusted_packages
 from loralight.config.plugins import conf_folders, discover, task_file
 from loralight.config.retired import ARGUMENTS_OF_TASKS

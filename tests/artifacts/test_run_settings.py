@@ -11,7 +11,7 @@ import yaml
 from loralight.artifacts.run_folder import CONFIG, OVERRIDES, take
 from loralight.artifacts.run_settings import RunSettings, with_those_of_a_run
 from loralight.config.composition import settings_of
-from loralight.config.plugins import VARIABLE
+from loralight.config.local_packages import VARIABLE
 from loralight.errors import InputError
 
 MAKE = Callable[..., Path]

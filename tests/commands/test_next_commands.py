@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from loralight.commands import new_task
-from loralight.config.plugins import VARIABLE
+from loralight.config.local_packages import VARIABLE
 
 InProcess = Callable[..., int]
 
