@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from loralight.artifacts.run_folder import read_overrides
-from loralight.config.overrides import quoted
 from loralight.config.local_packages import VARIABLE
+from loralight.config.overrides import quoted
 from loralight.errors import InputError
 from loralight.training.checkpoint import newest
 from loralight.training.launch import process_rank
@@ -23,7 +23,7 @@ def next_commands(config: Mapping[str, Any], output_dir: Path) -> list[str]:
         output_dir: the run's folder.
     """
     said = read_overrides(output_dir)
-    plugins = [f"--plugin-dir={folder}" for folder in os.environ.get(VARIABLE, "").split(os.pathsep) if folder]
+    plugins = _plugin_flags()
     flags = [word for word in said if word.startswith("--")]
     run = _named("run", output_dir)
     commands = [
@@ -47,14 +47,18 @@ def how_to_go_on(runs: Path | Mapping[str, Path]) -> str:
     saved = {name: _newest(folder) for name, folder in folders.items() if not (folder / "summary.json").exists()}
     if not any(saved.values()):
         return "nothing is saved yet: the same command starts again"
-    words = {name: _resume(folders[name]) for name, checkpoint in saved.items() if checkpoint}
+    words = {name: _named("resume", folders[name]) for name, checkpoint in saved.items() if checkpoint}
     line = (
         ["train", words[""]] if "" in words else ["together", *(f"runs.{name}={word}" for name, word in words.items())]
     )
-    plugins = [f"--plugin-dir={path}" for path in os.environ.get(VARIABLE, "").split(os.pathsep) if path]
     under = "" if process_rank() is None else ", under the same launcher,"
     found = ", ".join(_short(checkpoint) for checkpoint in saved.values() if checkpoint)
-    return f"saved {found}; go on{under} with: {shlex.join(['loralight', *plugins, *line])}"
+    return f"saved {found}; go on{under} with: {shlex.join(['loralight', *_plugin_flags(), *line])}"
+
+
+def _plugin_flags() -> list[str]:
+    """The words that name the plugin folders in use."""
+    return [f"--plugin-dir={folder}" for folder in os.environ.get(VARIABLE, "").split(os.pathsep) if folder]
 
 
 def _named(key: str, folder: Path) -> str:
@@ -69,11 +73,6 @@ def _newest(run: Path) -> Path | None:
         return newest(run)
     except InputError:
         return None
-
-
-def _resume(run: Path) -> str:
-    word = f"resume={_short(run)}"
-    return word if re.fullmatch(r"[\w./=-]+", word) else quoted(word)
 
 
 def _short(path: Path) -> str:
