@@ -51,7 +51,7 @@ class GradientWatch:
     def __init__(self) -> None:
         self._largest: Tensor | None = None  # norms over the finite steps so far; the last element counts these
         self._num_steps = LOOKED_AT
-        self._unsettled: Callable[[], None] = lambda: None
+        self._unsettled: Callable[[], None] | None = None
         self._in_a_row: list[SeenStep] = []
 
     def begin(self) -> None:
@@ -88,8 +88,9 @@ class GradientWatch:
 
     def settle(self) -> None:
         """Tell of the last step, if it is not told yet; raises as `look_`."""
-        unsettled, self._unsettled = self._unsettled, lambda: None
-        unsettled()
+        unsettled, self._unsettled = self._unsettled, None
+        if unsettled is not None:
+            unsettled()
 
     def _tell(self, step: "SeenStep") -> None:
         self._in_a_row.append(step)
