@@ -14,7 +14,7 @@ from pathlib import Path
 
 from loralight.errors import InputError
 
-LOCK = ".hydra/lock"
+LOCK = ".hydra/lock.json"
 _files: dict[Path, int] = {}
 
 

@@ -149,7 +149,7 @@ def verify(folder: Path, names: Collection[str] | None = None) -> None:
     try:
         digests = read_json(folder / MANIFEST)["sha256"]
         names = digests.keys() if names is None else names
-        if strange := [name for name in names if not _is_file_inside(folder, name)]:
+        if strange := [name for name in names if _leads_elsewhere(folder, name)]:
             raise ValueError(f"{strange[0]!r} is no file in it")
         broken = [name for name in names if _sha256(folder / name) != digests[name]]
     except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -208,10 +208,10 @@ def _read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def _is_file_inside(folder: Path, name: str) -> bool:
-    """Whether a manifest's name is that of a regular file, which no link leads to."""
+def _leads_elsewhere(folder: Path, name: str) -> bool:
+    """Whether a manifest's name is a link, that of something outside, or of what is no regular file."""
     path = folder / name
-    return path.resolve() == folder.resolve() / name and path.is_file()
+    return path.resolve() != folder.resolve() / name or (path.exists() and not path.is_file())
 
 
 def _encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:

@@ -88,13 +88,13 @@ def test_a_run_that_has_ended_holds_nothing(live: Callable[[], subprocess.Popen[
     assert live().poll() is None
 
 
-@pytest.mark.parametrize("link", [".hydra", ".hydra/lock"])
+@pytest.mark.parametrize("link", [".hydra", ".hydra/lock.json"])
 def test_a_link_in_a_strangers_folder_is_not_written_through(link: str, tmp_path: Path) -> None:
     (precious := tmp_path / "precious").mkdir()
-    (precious / "lock").write_text("precious")
+    (precious / "lock.json").write_text("precious")
     (run := tmp_path / "run").mkdir()
     (run / link).parent.mkdir(exist_ok=True)
-    (run / link).symlink_to(precious if link == ".hydra" else precious / "lock")
+    (run / link).symlink_to(precious if link == ".hydra" else precious / "lock.json")
     with pytest.raises(InputError, match="E-RUN: "):
         hold(run)
-    assert (precious / "lock").read_text() == "precious"
+    assert (precious / "lock.json").read_text() == "precious"
