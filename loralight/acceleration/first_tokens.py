@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from loralight.acceleration.base import Acceleration, Facts
 from loralight.acceleration.prefix_cache import is_cached
 from loralight.acceleration.ragged import ALL_TOKENS, AllTokens, Ragged
-from loralight.acceleration.unpadding import encoder_of, is_same, is_unpadded, outputs_of_short_rows
+from loralight.acceleration.unpadding import SHORT_ROWS, encoder_of, is_same, is_unpadded, outputs_of_short_rows
 from loralight.models.blocks import blocks
 
 _OF_ALL = {"key", "value", "k_lin", "v_lin", "k_proj", "v_proj"}  # what transformers calls layers of keys and values
@@ -33,6 +33,9 @@ class FirstTokens(Acceleration):
         model = facts.model
         if not isinstance(model, PreTrainedModel) or not is_unpadded(model):
             return "it needs a model that leaves out padding"
+        _, expected = outputs_of_short_rows(model, whole=True)
+        if len(expected) != SHORT_ROWS:  # known by the shape alone: a model without weights gives no other answer
+            return "the head reads every token"
         encoder = encoder_of(model)
         assert encoder is not None
         block = list(blocks(dict(encoder.named_modules())).values())[-1]
@@ -42,7 +45,6 @@ class FirstTokens(Acceleration):
         ]
         for layer in _layers_of_all(block):
             self._hooks += [layer.register_forward_pre_hook(_take_all), layer.register_forward_hook(_keep_all)]
-        _, expected = outputs_of_short_rows(model, whole=True)
         try:
             if is_same(outputs_of_short_rows(model)[1], expected):
                 return None

@@ -26,6 +26,7 @@ from loralight.models.blocks import blocks
 from loralight.models.pretrained import num_embeddings
 
 _NAME = "loralight_unpadded"  # of our attention function, as transformers calls its own `sdpa`
+SHORT_ROWS = 3  # that a model is tried on
 _IS_OFF: ContextVar[bool] = ContextVar("unpadding_is_off", default=False)
 
 
@@ -250,7 +251,7 @@ def _passing_through(encoder: nn.Module) -> Iterator[list[Ragged]]:
 @torch.no_grad()
 def outputs_of_short_rows(model: PreTrainedModel, *, whole: bool = False) -> tuple[Tensor, Tensor]:
     """States and logits of three short rows in evaluation mode, but none of padding; with padding if ``whole``."""
-    ids = torch.arange(5, 26, device=model.device).view(3, 7) % (num_embeddings(model) or 26)
+    ids = torch.arange(5, 26, device=model.device).view(SHORT_ROWS, 7) % (num_embeddings(model) or 26)
     mask = torch.arange(7, device=model.device) < torch.tensor([[4], [7], [2]], device=model.device)
     padding = getattr(model.config.get_text_config(), "pad_token_id", None) or 0
     kept: list[Tensor] = []

@@ -159,7 +159,7 @@ def test_runs_that_are_cut_leave_no_thread_that_trains() -> None:
             finally:
                 turns.wait_for_all(name)  # as Lightning's teardown has it
 
-        return SimpleNamespace(train=steps)
+        return SimpleNamespace(train=steps, output_dir=Path(), config={})
 
     turns = Turns(dict.fromkeys("abc"))
     with pytest.raises(KeyboardInterrupt):
@@ -179,7 +179,7 @@ def test_a_run_that_fails_leaves_the_others_to_end() -> None:
             turns.wait_for_all(name)
             ended.append(name)
 
-        return SimpleNamespace(train=steps)
+        return SimpleNamespace(train=steps, output_dir=Path(), config={})
 
     turns = Turns(dict.fromkeys("abc"))
     with pytest.raises(ValueError, match="it cannot"):
