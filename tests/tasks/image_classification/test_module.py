@@ -19,6 +19,7 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 
 import loralight
+from loralight.acceleration import ChannelsLast, FrozenBatchNorms
 from loralight.adapters import Adapter, FullFineTuning, LinearProbe, Lora, merge
 from loralight.adapters.base import trainable
 from loralight.adapters.layers.lora import LoraConv2d
@@ -36,7 +37,9 @@ def make(checkpoint: str, *, seed: int = 0, learnt: bool = True, **arguments: An
     """A task whose adapter does something."""
     torch.manual_seed(seed)
     adapter: Adapter = arguments.pop("adapter", None) or Lora(targets="all", rank=2)
-    task = ImageClassification(checkpoint=checkpoint, adapter=adapter, **{"labels": LABELS, **arguments})
+    accelerations = {"channels_last": ChannelsLast(), "batch_norm": FrozenBatchNorms()}
+    settings = {"labels": LABELS, "accelerations": accelerations, **arguments}
+    task = ImageClassification(checkpoint=checkpoint, adapter=adapter, **settings)
     task.configure_model()
     if learnt:
         with torch.no_grad():
