@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import loralight
+from loralight.acceleration import FusedRMSNorms
 from loralight.adapters import FullFineTuning, Lora, merge
 from loralight.adapters.base import trainable
 from loralight.artifacts.export import save_adapter
@@ -118,7 +119,7 @@ def test_norms_are_one_kernel_on_a_gpu_in_training_alone(
     language_model: Callable[..., str], family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "_PROCESSORS", ())  # a GPU's way, computed here
-    task = make(language_model(family))
+    task = make(language_model(family), accelerations={"rms_norm": FusedRMSNorms()})
     found = {}
     for mode in (False, True):
         task.train(mode).zero_grad()
