@@ -60,7 +60,7 @@ def with_peft(run: Path) -> dict[str, float]:
         modules_to_save=heads or None,
     )
     task.model = get_peft_model(base, lora).get_base_model()
-    task._set_batch_norm()  # the run's policy, on PEFT's model too: get_peft_model leaves BatchNorm to train()
+    task.choose_modes_()  # the run's policy, on PEFT's model too: get_peft_model leaves BatchNorm to train()
     task.train()
     trained = list(trainable(task.model).values())
     groups = [

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from threading import Lock
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import lightning
 import torch
@@ -21,11 +21,14 @@ from torchmetrics import MeanMetric, MetricCollection
 from loralight.acceleration.base import Acceleration, Accelerations, Facts
 from loralight.adapters.base import Adapter, trainable
 from loralight.adapters.inject import inject
+from loralight.data import TaskData
+from loralight.data.inputs import read_inputs
 from loralight.errors import InputError
 from loralight.models.dtypes import cast_inputs_, computed_buffers, not_narrowed, single_by_default, tensors_of
 from loralight.models.pretrained import save_model
 from loralight.models.quantisation import quantised_
-from loralight.training.frozen import FrozenWatch
+from loralight.training.frozen_modes import BatchNormMode, FrozenModes, choose_modes_
+from loralight.training.frozen_watch import FrozenWatch
 from loralight.training.gradients import GradientWatch, SeenStep, layer_of
 from loralight.training.optim import (
     by_name,
@@ -42,7 +45,6 @@ from loralight.training.whereabouts import place_of_step
 
 __all__ = ["AdapterTask", "Step"]
 
-_BATCH_NORM = (nn.modules.batchnorm._BatchNorm,)
 _SWITCHING = Lock()  # held while a model's mode is switched, and not while it computes
 
 
@@ -105,7 +107,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         head_weight_decay: float | None = None,
         base_dropout: bool = True,
         quantize: str | None = None,
-        batch_norm: Literal["frozen", "statistics", "affine"] = "frozen",
+        batch_norm: BatchNormMode = "frozen",
         accelerations: Mapping[str, Acceleration] = MappingProxyType({}),
         seed: int = 0,
     ) -> None:
@@ -124,10 +126,8 @@ class AdapterTask(lightning.LightningModule, ABC):
         self._built = False
         self._num_evaluating = 0  # contexts of `evaluating` that are open, in all threads
         self._was_training = False  # before the first of them
-        self._still: list[nn.Module] = []
         self._added: set[str] = set()  # names of the tensors that are the adapter's and not the base's
-        self._fixed: list[nn.Module] = []  # BatchNorm layers of which nothing changes
-        self.adapted_norms: list[str] = []  # BatchNorm layers that `batch_norm` lets change
+        self._modes = FrozenModes()
         self._window = Window()
         self._gradients = GradientWatch()
         self._frozen: FrozenWatch | None = None
@@ -171,8 +171,6 @@ class AdapterTask(lightning.LightningModule, ABC):
     @classmethod
     def read_inputs(cls, source: str) -> list[Any]:
         """The inputs that ``loralight predict input=...`` names, by default as `loralight.data.inputs` reads them."""
-        from loralight.data.inputs import read_inputs  # brings datasets, which training by a script may not need
-
         return read_inputs(source)
 
     @torch.inference_mode()
@@ -243,7 +241,7 @@ class AdapterTask(lightning.LightningModule, ABC):
                 base = {id(tensor) for tensor in tensors_of(self.model).values()}
                 self.adapted = inject(self.model, self.adapter, head=head)
         self._added = {name for name, tensor in tensors_of(self.model).items() if id(tensor) not in base}
-        self._set_batch_norm()
+        self.choose_modes_()
         if stuck := self.fresh(self.model) - set(trainable(self.model)):
             raise InputError(
                 "E-FRESH-FROZEN",
@@ -318,7 +316,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         self.accelerations.start_(self._facts())
 
     def _facts(self) -> Facts:
-        return Facts(model=self.model, still=self._still, fixed=self._fixed)
+        return Facts(model=self.model, still=self._modes.still, fixed=self._modes.fixed)
 
     def configure_optimizers(self) -> Any:
         if not self.automatic_optimization:
@@ -374,41 +372,25 @@ class AdapterTask(lightning.LightningModule, ABC):
         """Training mode, in which frozen BatchNorm keeps its statistics and frozen dropout obeys ``base_dropout``."""
         super().train(mode)
         if mode and self._built:
-            self._keep_still()
+            self._modes.keep_()
         self.accelerations.switch_(mode)
         return self
 
-    def _set_batch_norm(self) -> None:
-        """Choose what stays in evaluation mode: frozen BatchNorm, and without ``base_dropout`` all that is frozen."""
-        learns = {name.rpartition(".")[0] for name in trainable(self.model)}
-        in_head = {id(module) for part in self.head(self.model) for module in part.modules()}
-        base = {name: module for name, module in self.model.named_modules() if id(module) not in in_head}
-        frozen = {name: module for name, module in base.items() if name not in learns}
-        norms = {name: module for name, module in frozen.items() if isinstance(module, _BATCH_NORM)}
-        if self.batch_norm != "frozen" and not any(isinstance(module, _BATCH_NORM) for module in base.values()):
-            raise InputError(
-                "E-BATCH-NORM", f"task.batch_norm={self.batch_norm}: the model has no BatchNorm; leave it frozen"
-            )
-        if self.batch_norm != "frozen" and norms:  # those that learn as a whole, in full fine-tuning say, do both
-            self.adapted_norms = self.adapted[f"(BatchNorm {self.batch_norm})"] = list(norms)
-        if self.batch_norm == "affine":
-            for norm in norms.values():
-                norm.requires_grad_(True)
-        following = norms if self.batch_norm == "statistics" else {}
-        self._still = [
-            module
-            for name, module in frozen.items()
-            if (name in norms or not self.base_dropout) and name not in following
-        ]
-        self._fixed = list(norms.values()) if self.batch_norm == "frozen" else []
+    def choose_modes_(self) -> None:
+        """Choose which modules training leaves in evaluation mode."""
+        head = self.head(self.model)
+        self._modes = choose_modes_(self.model, head, base_dropout=self.base_dropout, batch_norm=self.batch_norm)
+        if self._modes.adapted_norms:
+            self.adapted[f"(BatchNorm {self.batch_norm})"] = self.adapted_norms
 
-    def _keep_still(self) -> None:
-        for module in self._still:
-            module.training = False
+    @property
+    def adapted_norms(self) -> list[str]:
+        """Names of the BatchNorm layers that `batch_norm` lets change."""
+        return list(self._modes.adapted_norms)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         _seed(hash((self.seed, self.global_rank, self.current_epoch, batch_idx)) % 2**63, self.device)
-        self._keep_still()  # a part's own train() passes ours by
+        self._modes.keep_()  # a part's own train() passes ours by
         self.accelerations.switch_(True)
         with self.accelerations.step(self.model):
             step = self.step(batch)
@@ -424,8 +406,6 @@ class AdapterTask(lightning.LightningModule, ABC):
         return (step.loss + penalty) * weight
 
     def _stands_in(self, batch_idx: int) -> bool:
-        from loralight.data import TaskData  # brings datasets, which training by a script may not need
-
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         return isinstance(data, TaskData) and data.stands_in(self.current_epoch, batch_idx)
 
