@@ -9,7 +9,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CO
 
 # Two workers, one thread each: small CI machines have two cores, and PyTorch's own threads on top of the
 # workers would only wait for one another.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
 
 .PHONY: help demo test test-all check bench bench-start clean
 

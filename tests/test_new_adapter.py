@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("test_new_adapter")  # what all its tests share is made once
+
 RunCommand = Callable[..., subprocess.CompletedProcess[str]]
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "add-an-adapter.md"
 FILE = re.compile(r"^`([\w/.]+)`[^\n]*(?:\n[^\n`]+)*\n\n```(?:python|yaml|toml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
