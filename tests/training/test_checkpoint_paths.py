@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from copy import deepcopy
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -86,12 +87,11 @@ def test_what_was_best_and_is_gone_is_chosen_anew(tmp_path: Path) -> None:
     assert (found.best_model_path, found.best_k_models) == ("", {})
 
 
-@pytest.mark.parametrize(
-    "key", ["best_k_models", "best_model_path", "kth_best_model_path", "last_model_path", "dirpath"]
-)
-@pytest.mark.parametrize(
-    "path", ["../victim", "checkpoints/../../victim", "/etc", ".", "checkpoints/best/link", "adapter"]
-)
+KEYS = ["best_k_models", "best_model_path", "kth_best_model_path", "last_model_path", "dirpath"]
+OUT = ["../victim", "checkpoints/../../victim", "/etc", ".", "checkpoints/best/link", "adapter"]
+
+
+@pytest.mark.parametrize(("key", "path"), sorted({*product(KEYS, OUT)} - {("dirpath", "/etc")}))
 def test_a_path_out_of_the_checkpoints_is_refused(key: str, path: str, tmp_path: Path) -> None:
     best = tmp_path / "run" / "checkpoints" / "best"
     checkpoint = saved(tmp_path / "run", best, "a")
@@ -101,6 +101,14 @@ def test_a_path_out_of_the_checkpoints_is_refused(key: str, path: str, tmp_path:
     state[key] = {path: 1} if key == "best_k_models" else path
     with pytest.raises(InputError, match="E-CKPT-PATH"):
         loaded(tmp_path / "run", best, checkpoint)
+
+
+def test_where_the_checkpoints_lay_before_is_where_they_lie_now(tmp_path: Path) -> None:
+    best = tmp_path / "run" / "checkpoints" / "best"
+    checkpoint = saved(tmp_path / "run", best, "a")
+    (state,) = checkpoint["callbacks"].values()
+    state["dirpath"] = "/etc"  # absolute, as all were once
+    assert loaded(tmp_path / "run", best, checkpoint).dirpath == str(best)
 
 
 @pytest.mark.parametrize("change", [{"best_k_models": 3}, {"best_model_path": 3}, {"dirpath": None}, {"dirpath": "\0"}])
