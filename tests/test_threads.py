@@ -25,6 +25,7 @@ from loralight.artifacts.bank import AdapterBank
 from loralight.artifacts.export import save_adapter
 from loralight.errors import InputError
 from loralight.kernels import linear as kernels
+from loralight.models import tokenise
 from loralight.tasks.image_classification import ImageClassification
 from loralight.tasks.ner import Ner
 from loralight.tasks.text_classification import TextClassification
@@ -210,7 +211,7 @@ def test_adapters_of_a_bank_and_rows_that_mix_them_are_used_at_once(bank: Adapte
     def of_rows(number: int) -> Tensor:
         rows = [names[(number + place) % 4] for place in range(2 + number % 4)]
         inputs = (texts(4) + texts(9))[: len(rows)]
-        encoded = task.tokenizer(inputs, padding=True, return_tensors="pt")
+        encoded = tokenise(task.tokenizer, inputs, padding=True, return_tensors="pt")
         with bank.rows(rows) as model:
             return torch.as_tensor(model(**encoded).logits)
 

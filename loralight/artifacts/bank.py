@@ -115,7 +115,8 @@ class AdapterBank(Mapping[str, AdapterTask]):
             with bank.rows(["a", "b", None, "a"]) as model:
                 logits = model(**batch).logits  # (4, ...)
 
-        See `loralight.adapters.multi.rows.by_rows`.
+        See `loralight.adapters.multi.rows.by_rows`. A tokenizer that other threads predict with is to be called by
+        `loralight.models.tokenise`: a call with other settings would change theirs.
 
         Args:
             names: each row's adapter; None for the base alone.

@@ -62,6 +62,7 @@ class Position(Callback):
         self._interval = trainer.val_check_batch
         if self._resumed is None:
             return
+        trainer.ckpt_path = None  # else Lightning would never remove what it went on from, when better ones come
         trainer.callback_metrics.update(self._resumed["metrics"])
         for config in trainer.lr_scheduler_configs:
             follow(config.scheduler)

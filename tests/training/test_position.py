@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from loralight.errors import InputError
+from loralight.training.checkpoint import newest
 from loralight.training.position import Position
 
 pytestmark = [
@@ -243,7 +244,9 @@ def rows(run: Path) -> set[tuple[str, str, str, str]]:
 
 def best(run: Path) -> tuple[str, dict[str, bytes]]:
     """The name of the best checkpoint, and what it holds of the model and the optimizer."""
-    (folder,) = (run / "checkpoints/best").iterdir()
+    state = json.loads((newest(run) / "state.json").read_text())
+    paths = [saved["best_model_path"] for saved in state["callbacks"].values() if "best_model_path" in saved]
+    (folder,) = (run / path for path in paths if Path(path).parent.name == "best")
     tensors = load_file(folder / "tensors.safetensors")
     kept = ("checkpoint.state_dict.", "checkpoint.optimizer_states.")
     return folder.name, {name: t.numpy().tobytes() for name, t in tensors.items() if name.startswith(kept)}
