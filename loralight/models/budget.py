@@ -43,10 +43,10 @@ def _values(operator: Any, args: Sequence[Any]) -> int | None:
     """How many values an operator makes; None if it makes a tensor of others."""
     if operator in _SIZED:
         sizes: Sequence[int] = next((a for a in args if isinstance(a, list | tuple)), ())  # behind randint's `high`
-        return math.prod(sizes)
+        return int(math.prod(sizes))
     if operator is _aten.arange:
         start, end, step = ((0, *args, 1) if len(args) == 1 else (*args, 1))[:3]
-        return max(0, math.ceil((end - start) / step))
+        return int(max(0, math.ceil((end - start) / step)))
     return None
 
 
