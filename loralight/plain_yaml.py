@@ -1,8 +1,6 @@
 """YAML that a stranger may have written: plain data, read in bounded time."""
 
 import math
-import os
-import stat
 import unicodedata
 from collections.abc import Hashable
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 import yaml
 
 from loralight.errors import InputError
+from loralight.regular_file import read_regular
 
 MAX_BYTES = 128 * 1024
 """A run's config has a few kilobytes; so much is read in two seconds."""
@@ -53,23 +52,6 @@ def parse_yaml(text: str) -> Any:
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
     _check_plain(content)
-    return content
-
-
-def read_regular(file: Path, limit: int) -> bytes:
-    """The bytes of a regular file, which has no more than ``limit``.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is a link, a pipe or a device, or has more bytes.
-    """
-    if not stat.S_ISREG(os.lstat(file).st_mode):  # opening a pipe or a device may never return
-        raise ValueError("it is not a regular file (links are not followed: copy what they lead to)")
-    handle = os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
-    with os.fdopen(handle, "rb") as opened:
-        content = opened.read(limit + 1)
-    if len(content) > limit:
-        raise ValueError(f"it has more than {limit // 1024} kB")
     return content
 
 

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-import stat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from loralight.errors import InputError
+from loralight.regular_file import read_beginning, read_regular
 
 MAX_JSON = 64 * 1024
 """An adapter's config is a few kilobytes."""
@@ -45,7 +45,7 @@ def read_json(file: Path, limit: int = MAX_JSON) -> dict[str, Any]:
         InputError: it is something else (``E-ADAPTER``).
     """
     try:
-        content = _parse(_read(file, limit, whole=True))
+        content = _parse(read_regular(file, limit))
         if not isinstance(content, dict):
             raise ValueError("it is not an object")
         _check_depth(content)
@@ -61,10 +61,10 @@ def read_shapes(file: Path) -> dict[str, Shape]:
         InputError: the file is something else, or has what no adapter has (``E-ADAPTER``).
     """
     try:
-        length, size = int.from_bytes(_read(file, 8), "little"), os.stat(file).st_size - 8
+        length, size = int.from_bytes(read_beginning(file, 8), "little"), os.stat(file).st_size - 8
         if length > min(MAX_HEADER, size):
             raise ValueError(f"its header has {length:,} bytes, more than the file, or than the {MAX_HEADER:,} allowed")
-        header = _parse(_read(file, 8 + length)[8:])
+        header = _parse(read_beginning(file, 8 + length)[8:])
         if not isinstance(header, dict):
             raise ValueError("its header is not an object")
         header.pop("__metadata__", None)
@@ -90,18 +90,6 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     if not_finite := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
         raise InputError("E-ADAPTER", f"{file}: {', '.join(not_finite[:3])} holds values that are not finite")
     return tensors
-
-
-def _read(file: Path, limit: int, *, whole: bool = False) -> bytes:
-    """The first ``limit`` bytes of a regular file; ``whole``: it has no more."""
-    if not stat.S_ISREG(os.lstat(file).st_mode):  # opening a pipe or a device may never return
-        raise ValueError("it is not a regular file (links are not followed: copy what they lead to)")
-    handle = os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
-    with os.fdopen(handle, "rb") as opened:
-        content = opened.read(limit + 1)
-    if whole and len(content) > limit:
-        raise ValueError(f"it has more than {limit // 1024} kB")
-    return content[:limit]
 
 
 def _parse(content: bytes) -> Any:

@@ -20,7 +20,7 @@ from torch import Tensor
 from loralight.disk import refuse_taken_away, telling_of_disk
 from loralight.errors import InputError
 from loralight.logs import logger
-from loralight.plain_yaml import read_regular
+from loralight.regular_file import read_regular
 from loralight.untrusted import read_json
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
