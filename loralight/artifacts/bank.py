@@ -1,13 +1,12 @@
 """Several trained adapters on one base model, which is in memory once."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from loralight.acceleration.unpadding import padded
 from loralight.adapters.multi.parts import Parts, parts_of
 from loralight.adapters.multi.rows import by_rows
 from loralight.adapters.multi.sharing import share_
@@ -133,7 +132,7 @@ class AdapterBank(Mapping[str, AdapterTask]):
                     f"{name!r} is a {kind.__name__} and the base a {type(self.base).__name__}, but rows of one batch "
                     "need models of one class; run each adapter by itself",
                 )
-        return _on_padding_too(by_rows(self.base, parts, names))
+        return by_rows(self.base, parts, names)  # a plain model: no acceleration has taken hold of it
 
     def combine(self, weights: Mapping[str, float], *, output: str | Path, rank: int | None = None) -> dict[str, float]:
         """Write the weighted sum of adapters' updates as an adapter's folder of its own.
@@ -162,9 +161,3 @@ class AdapterBank(Mapping[str, AdapterTask]):
             known = ", ".join(map(repr, self))
             raise InputError("E-NAME", f"no adapter is called {name!r}.{did_you_mean(name, self)} There are: {known}")
         return parts_of(self[name].model, whole_modules(self[name]))
-
-
-@contextmanager
-def _on_padding_too(rows: AbstractContextManager[nn.Module]) -> Iterator[nn.Module]:
-    with padded(), rows as model:  # in a line of tokens the rows could not be told apart
-        yield model

@@ -1,4 +1,4 @@
-"""The fast path of LoRA on convolutions, equal to the plain formula in `lora_layers`.
+"""The fast path of LoRA on convolutions, equal to the plain formula in `loralight.adapters.layers.lora`.
 
 W + scaling B A is made anew in every pass and the input is convolved once; the gradients of A and B come through the
 rank's few channels and never form one of W, which costs as much as a forward pass.

@@ -1,4 +1,4 @@
-"""Fast paths of the layers in `lora_layers`, each equal to the plain formula there, to which it also falls back.
+"""Fast paths of `loralight.adapters.layers.lora`, each equal to the plain formula there, to which it also falls back.
 
 A LoRA step needs the frozen forward, the gradient with respect to the layer's input, and a few products with the rank
 as one side. What is gained is the order of operands in those (a product of rank 8 can cost a tenth of the frozen one,
