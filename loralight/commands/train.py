@@ -27,6 +27,7 @@ from loralight.disk import refuse_taken_away, telling_of_disk
 from loralight.errors import InputError, did_you_mean
 from loralight.stopping import Stopped
 from loralight.training.checkpoint import FolderCheckpointIO, newest
+from loralight.training.epochs import AUTO, set_epochs_
 from loralight.training.launch import launch, process_rank
 from loralight.training.out_of_memory import telling_of_memory
 from loralight.training.preflight import (
@@ -114,14 +115,23 @@ class Run:
         self.throughput, progress = progress_callbacks(self.data.batch_size, bar=bar)
         # the first, so that none has done half of what a step's end asks for when it stops
         self.trainer = build_trainer(self.config, output_dir, [StopAtStep(output_dir), *progress, *callbacks])
+        length = self._set_epochs_()
         _check_monitors(self.config["monitor"]["metric"], self.trainer, self.task)
         if process_rank() in (None, 0):
             logs.logger.info("run folder: %s", output_dir)
             padding = padding_line(self.task, self.data)
             memory = memory_table(*before_activations(self.task), title="memory before activations")
             logs.show(*self.data.report(), *padding, targets_table(self.task), accelerations_table(self.task), memory)
+            for line in length:
+                logs.logger.info(line)
             if self.resumed:
                 logs.logger.info("going on from %s", self.resumed)
+
+    def _set_epochs_(self) -> list[str]:
+        settings = self.config["trainer"]
+        if settings["max_epochs"] != AUTO or settings["max_steps"] != -1 or settings.get("fast_dev_run"):
+            return []
+        return [set_epochs_(self.trainer, self.task, self.data)]
 
     def train(self) -> float | None:
         """Fit, test the best checkpoint, save its adapter, and report; returns the best value of what is monitored."""

@@ -25,6 +25,7 @@ from loralight.models.quantisation import find_quantiser
 from loralight.models.trust import trust_of, trusting
 from loralight.training.checkpoint import FolderCheckpointIO
 from loralight.training.checkpoint_paths import CheckpointPaths
+from loralight.training.epochs import AUTO
 from loralight.training.optim import check_optimizer
 from loralight.training.position import Position
 from loralight.training.task import AdapterTask
@@ -43,8 +44,9 @@ def check_config(config: Mapping[str, Any]) -> None:
     trusted = trusted_packages()
     if expected := mismatch(config.get("seed", 0), int):
         raise InputError("E-CONFIG", f"seed: {config['seed']!r} is not {expected}")
-    for part in ("adapter", "data", "trainer", "optimizer"):
+    for part in ("adapter", "data", "optimizer"):
         check(config.get(part), part, trusted)
+    check(trainer_node(config), "trainer", trusted)
     make(config["adapter"])  # values of the right type that make no sense, such as rank 0
     check_optimizer(make(config["optimizer"]))
     clip = config["trainer"].get("gradient_clip_val")
@@ -113,6 +115,12 @@ def build_task(config: Mapping[str, Any], data_arguments: Mapping[str, Any]) -> 
     return task
 
 
+def trainer_node(config: Mapping[str, Any]) -> Any:
+    """The trainer's settings as Lightning takes them: without an end where the data is to say how many epochs."""
+    node = config.get("trainer")
+    return {**node, "max_epochs": -1} if isinstance(node, Mapping) and node.get("max_epochs") == AUTO else node
+
+
 def build_trainer(
     config: Mapping[str, Any], output_dir: Path, callbacks: list[lightning.Callback]
 ) -> lightning.Trainer:
@@ -137,7 +145,7 @@ def build_trainer(
             f"trainer.{taken[0]} is loralight's to set; choose callbacks=, logger= and a folder (hydra.run.dir=)",
         )
     try:
-        trainer = make(config["trainer"], **supplied)
+        trainer = make(trainer_node(config), **supplied)
     except (ValueError, MisconfigurationException) as error:
         raise InputError("E-TRAINER", " ".join(str(error).split())) from error
     assert isinstance(trainer, lightning.Trainer)

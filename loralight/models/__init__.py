@@ -1,6 +1,7 @@
 """Pretrained models: loading them, their structure, their number formats, packing them into few bits."""
 
 from loralight.models.budget import Size, at_most
+from loralight.models.pooling import PooledClassifier, PoolingChoice, check_pooling, find_pooling, load_pooled
 from loralight.models.pretrained import (
     agree_on_padding_,
     check_causal,
@@ -18,13 +19,18 @@ from loralight.models.strangers import read_object
 from loralight.models.trust import trust
 
 __all__ = [
+    "PooledClassifier",
+    "PoolingChoice",
     "Size",
     "agree_on_padding_",
     "at_most",
     "check_causal",
     "check_length",
+    "check_pooling",
     "check_vocabulary",
+    "find_pooling",
     "load_model",
+    "load_pooled",
     "load_tokenizer",
     "new_head",
     "num_embeddings",

@@ -170,6 +170,11 @@ def check_length(max_length: int, checkpoint: str, tokenizer: PreTrainedTokenize
         )
 
 
+def labels_of(checkpoint: str) -> dict[int, str]:
+    """The names of a classifier's outputs, as the model's config has them."""
+    return {int(number): name for number, name in (_config(checkpoint).id2label or {}).items()}
+
+
 def check_causal(checkpoint: str) -> None:
     """Raise ``E-MODEL`` if a model's tokens see the ones after them, which it would copy instead of predicting them.
 

@@ -11,7 +11,19 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from loralight import AdapterTask, Step
 from loralight.data import check_smoothing, weights_of_labels
 from loralight.errors import InputError
-from loralight.models import agree_on_padding_, check_vocabulary, load_model, load_tokenizer, new_head, pad_, tokenise
+from loralight.models import (
+    PoolingChoice,
+    agree_on_padding_,
+    check_pooling,
+    check_vocabulary,
+    find_pooling,
+    load_model,
+    load_pooled,
+    load_tokenizer,
+    new_head,
+    pad_,
+    tokenise,
+)
 
 from .metrics import classification_metrics
 
@@ -22,12 +34,15 @@ class TextClassification(AdapterTask):
     Batch: input_ids, attention_mask (batch, tokens); labels (batch,), or (batch, labels) if ``multi_label``.
 
     Args:
-        checkpoint: a model that ``AutoModelForSequenceClassification`` loads.
+        checkpoint: a model that ``AutoModelForSequenceClassification`` loads, or ``AutoModel`` if there is a pooling.
         labels: label names, in the order of the head's outputs.
         label_counts: rows of each label in training; only needed for balanced class weights.
         multi_label: a row may have any number of the labels, not just one.
         text_columns: where records given to `predict` have their text, or pair of texts.
         max_length: tokens of a text that are read.
+        pooling: what the classifier reads of a text's tokens: their ``mean`` or ``max``, the ``first`` or the ``last``;
+            ``model`` for the classifier of the model's own class; ``auto`` for what the checkpoint was trained with
+            (sentence-transformers' ``1_Pooling/config.json``), and ``model`` if it does not say.
         class_weights: a weight per label in the loss, or ``balanced``: in inverse proportion to ``label_counts``.
         label_smoothing: share of the target that is spread over all labels.
         training: adapter, optimizer, scheduler, ...: see `AdapterTask`.
@@ -44,6 +59,7 @@ class TextClassification(AdapterTask):
         multi_label: bool = False,
         text_columns: Sequence[str] = ("text",),
         max_length: int = 128,
+        pooling: PoolingChoice = "model",
         class_weights: Sequence[float] | str | None = None,
         label_smoothing: float = 0.0,
         **training: Any,
@@ -52,26 +68,42 @@ class TextClassification(AdapterTask):
         self.checkpoint, self.labels, self.multi_label = checkpoint, list(labels), multi_label
         self.text_columns, self.max_length, self.label_smoothing = list(text_columns), max_length, label_smoothing
         check_smoothing(label_smoothing)
+        check_pooling(pooling)
+        self.pooling: PoolingChoice = pooling
         weights = weights_of_labels(class_weights, self.labels, label_counts)
         self.register_buffer("class_weights", weights, persistent=False)
         self.class_weights: Tensor | None
 
     def build_model(self) -> PreTrainedModel:
-        names = dict(enumerate(self.labels))
-        model = load_model(
-            AutoModelForSequenceClassification,
-            self.checkpoint,
-            num_labels=len(names),
-            id2label=names,
-            label2id={name: number for number, name in names.items()},
-            problem_type="multi_label_classification" if self.multi_label else "single_label_classification",
-            ignore_mismatched_sizes=True,  # another number of labels: the head is new, and trained
-        )
+        model = self._load()
         self.tokenizer = load_tokenizer(self.checkpoint)
         pad_(self.tokenizer, self.checkpoint)
         agree_on_padding_(model, self.tokenizer)
         check_vocabulary(model, self.tokenizer, self.checkpoint)
         return model
+
+    def _load(self) -> PreTrainedModel:
+        if self.pooling == "auto":
+            self.pooling = find_pooling(self.checkpoint) or "model"
+        kind = "multi_label_classification" if self.multi_label else "single_label_classification"
+        if self.pooling != "model":
+            return load_pooled(
+                self.checkpoint,
+                pooling=self.pooling,
+                labels=self.labels,
+                max_length=self.max_length,
+                problem_type=kind,
+            )
+        names = dict(enumerate(self.labels))
+        return load_model(
+            AutoModelForSequenceClassification,
+            self.checkpoint,
+            num_labels=len(names),
+            id2label=names,
+            label2id={name: number for number, name in names.items()},
+            problem_type=kind,
+            ignore_mismatched_sizes=True,  # another number of labels: the head is new, and trained
+        )
 
     def head(self, model: nn.Module) -> list[nn.Module]:
         assert isinstance(model, PreTrainedModel)
