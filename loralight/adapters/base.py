@@ -26,6 +26,9 @@ class Adapter(ABC):
     keeps_keys: ClassVar[bool] = True
     """Whether the base model's tensors have the names in the adapted model that they had before."""
 
+    is_probe: ClassVar[bool] = False
+    """Whether the head alone learns, so that a linear head's best numbers can be solved for."""
+
     @abstractmethod
     def apply_(self, model: nn.Module, candidates: Mapping[str, nn.Module]) -> dict[str, list[str]]:
         """Make the method's parameters learn, in place.

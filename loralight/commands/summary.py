@@ -30,6 +30,7 @@ def summarise(
     data: TaskData,
     metrics: dict[str, float],
     seconds_per_step: float | None,
+    probe: dict[str, float],
 ) -> dict[str, Any]:
     """Collect a run's results and write them to ``summary.json``.
 
@@ -43,6 +44,7 @@ def summarise(
         "adapter": config["names"]["adapter"],
         "metrics": metrics,
         "baseline": {f"{split}/{name}": value for split in splits for name, value in data.baseline(split).items()},
+        "linear_probe": probe,
         "parameters": {
             "trainable": sum(p.numel() for p in learns.values()),
             "total": sum(p.numel() for p in as_before(task.model)),
@@ -69,7 +71,7 @@ def final_report(
     summary: dict[str, Any], task: AdapterTask, data: TaskData, output_dir: Path, commands: Sequence[str]
 ) -> None:
     """Print the results, a few predictions on rows that training did not see, and the commands to go on with."""
-    show(metrics_table(summary["metrics"], summary["baseline"]), _cost_table(summary))
+    show(metrics_table(summary["metrics"], summary["baseline"], summary["linear_probe"]), _cost_table(summary))
     if examples := data.examples(3):
         show(_predictions_table(task, examples))
     run = os.path.relpath(output_dir)
@@ -82,16 +84,20 @@ def final_report(
     )
 
 
-def metrics_table(metrics: dict[str, float], baseline: dict[str, float]) -> Table:
-    """Scores, each beside what a trivial answer scores."""
+def metrics_table(
+    metrics: dict[str, float], baseline: dict[str, float], probe: dict[str, float] | None = None
+) -> Table:
+    """Scores, each beside what a linear probe and a trivial answer score."""
+    beside = ([("linear probe", probe)] if probe else []) + [("trivial answer", baseline)]
     table = Table(title="results", title_justify="left")
-    for column in ("metric", "this run", "trivial answer"):
+    for column in ("metric", "this run", *(column for column, _ in beside)):
         table.add_column(column, justify="left" if column == "metric" else "right")
     # test before validation, scores before losses
     for name, value in sorted(
         metrics.items(), key=lambda item: (item[0][:4] != "test", item[0].endswith("loss"), item)
     ):
-        table.add_row(name, f"{value:.4f}", f"{baseline[name]:.4f}" if name in baseline else "")
+        others = (f"{scores[name]:.4f}" if name in scores else "" for _, scores in beside)
+        table.add_row(name, f"{value:.4f}", *others)
     return table
 
 

@@ -37,6 +37,7 @@ from loralight.training.preflight import (
     padding_line,
     targets_table,
 )
+from loralight.training.probe import NoProbe, fit_probe, start_head_
 from loralight.training.progress import Throughput, progress_callbacks
 from loralight.training.stop_at_step import StopAtStep
 from loralight.training.task import AdapterTask
@@ -115,38 +116,57 @@ class Run:
         self.throughput, progress = progress_callbacks(self.data.batch_size, bar=bar)
         # the first, so that none has done half of what a step's end asks for when it stops
         self.trainer = build_trainer(self.config, output_dir, [StopAtStep(output_dir), *progress, *callbacks])
-        length = self._set_epochs_()
         _check_monitors(self.config["monitor"]["metric"], self.trainer, self.task)
         if process_rank() in (None, 0):
             logs.logger.info("run folder: %s", output_dir)
             padding = padding_line(self.task, self.data)
             memory = memory_table(*before_activations(self.task), title="memory before activations")
             logs.show(*self.data.report(), *padding, targets_table(self.task), accelerations_table(self.task), memory)
-            for line in length:
-                logs.logger.info(line)
             if self.resumed:
                 logs.logger.info("going on from %s", self.resumed)
-
-    def _set_epochs_(self) -> list[str]:
-        settings = self.config["trainer"]
-        if settings["max_epochs"] != AUTO or settings["max_steps"] != -1 or settings.get("fast_dev_run"):
-            return []
-        return [set_epochs_(self.trainer, self.task, self.data)]
 
     def train(self) -> float | None:
         """Fit, test the best checkpoint, save its adapter, and report; returns the best value of what is monitored."""
         task, data, trainer, metric = self.task, self.data, self.trainer, self.config["monitor"]["metric"]
+        probe = None if self.resumed else self._probe_()
         if not self.resumed:
             initialise_(task, data, trainer, self.output_dir, self.config["names"]["adapter"])
+        is_solved = probe is not None and task.adapter.is_probe and self._is_auto
+        if self._is_auto and not is_solved:
+            logs.logger.info(set_epochs_(trainer, task, data))
         with stopping.held():
-            trainer.fit(task, datamodule=data, ckpt_path=self.resumed)
+            if not is_solved:
+                trainer.fit(task, datamodule=data, ckpt_path=self.resumed)
             score = _load_best(metric, trainer, task)
             metrics = _measure(trainer, task, data)
             if trainer.is_global_zero:
                 stopping.check()  # for the last time: a run told to stop while it saves ends as one that was not
-                _save(self.config, self.output_dir, task, data, metrics, self.throughput)
+                _save(self.config, self.output_dir, task, data, metrics, self.throughput, probe or {})
         # a run that ends before its first validation has no best checkpoint
         return metrics.get(metric) if score is None else score
+
+    @property
+    def _is_auto(self) -> bool:
+        """Whether the data says how many epochs there are."""
+        settings = self.config["trainer"]
+        return bool(settings["max_epochs"] == AUTO and settings["max_steps"] == -1 and not settings.get("fast_dev_run"))
+
+    def _probe_(self) -> dict[str, float] | None:
+        """Fit a linear probe, let the head begin there if it is to, and return its scores; None if there is none."""
+        task = self.task
+        if not (self.config["probe"] or task.adapter.is_probe or task.head_start == "probe"):
+            return None
+        try:
+            probe = fit_probe(task, self.data, self.trainer.strategy.root_device)
+        except NoProbe as reason:
+            logs.logger.info("no linear probe: %s", reason)
+            return None
+        metric = self.config["monitor"]["metric"]
+        if metric in probe.scores:
+            logs.logger.info("linear probe, before the first step: %s %.4f", metric, probe.scores[metric])
+        if task.adapter.is_probe or task.head_start == "probe":
+            start_head_(task, probe.classifier)
+        return probe.scores
 
 
 def _compile_(task: AdapterTask, backend: bool | str) -> None:
@@ -198,12 +218,14 @@ def _save(
     data: TaskData,
     metrics: dict[str, float],
     throughput: Throughput,
+    probe: dict[str, float],
 ) -> None:
     refuse_taken_away(output_dir)
     folder = output_dir / "adapter"
     task.adapter = task.adapter.finish_(task.model)
     made = recipe(config, data.model_arguments())
+    made["task"]["arguments"] |= task.found_arguments()
     made["adapter"] = adapter_recipe(task.adapter, config["names"]["adapter"])
     save_adapter(task, folder, recipe=made, metrics=metrics)
-    summary = summarise(config, output_dir, task, data, metrics, throughput.seconds_per_step())
+    summary = summarise(config, output_dir, task, data, metrics, throughput.seconds_per_step(), probe)
     final_report(summary, task, data, output_dir, next_commands(config, output_dir))

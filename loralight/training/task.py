@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from threading import Lock
 from types import MappingProxyType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import lightning
 import torch
@@ -60,6 +60,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         optimizer: makes an optimizer from parameter groups; a `functools.partial` whose keywords hold ``lr``. Only
             needed to train.
         scheduler: makes a learning-rate schedule from (optimizer, number of steps); constant if None.
+        head_start: where the head begins: ``random``, or at the linear ``probe`` of the training rows, if it has one.
         head_lr: learning rate of the head per step; the optimizer's if None.
         head_weight_decay: weight decay of the head; the optimizer's if None.
         base_dropout: whether the frozen layers' own dropout stays on in training.
@@ -103,6 +104,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         adapter: Adapter,
         optimizer: partial[Optimizer] | None = None,
         scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
+        head_start: Literal["random", "probe"] = "random",
         head_lr: float | None = None,
         head_weight_decay: float | None = None,
         base_dropout: bool = True,
@@ -117,6 +119,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         if head_weight_decay is not None:
             check_weight_decay("task.head_weight_decay", head_weight_decay)
         self.adapter, self.optimizer, self.scheduler = adapter, optimizer, scheduler
+        self.head_start = head_start
         self.head_lr, self.head_weight_decay = head_lr, head_weight_decay
         self.base_dropout, self.batch_norm, self.seed = base_dropout, batch_norm, seed
         self.accelerations = Accelerations(accelerations)
@@ -223,6 +226,25 @@ class AdapterTask(lightning.LightningModule, ABC):
     def head(self, model: nn.Module) -> list[nn.Module]:
         """The parts of the model that are trained in full because they are new; none by default."""
         return []
+
+    def probed(self, features: Tensor, batch: Any) -> tuple[Tensor, Tensor] | None:
+        """What a linear probe in place of the head is fitted to, or None where there is nothing of the kind.
+
+        By default the batch's ``labels``, if they are classes or 0 and 1 for each label.
+
+        Args:
+            features: what the head's linear layer read of a batch, (items, ..., width).
+            batch: as `step` takes it.
+
+        Returns:
+            Features (items, width); class numbers (items,), or 0.0 and 1.0 (items, labels).
+        """
+        labels = batch.get("labels") if isinstance(batch, Mapping) else None
+        return (features, labels) if isinstance(labels, Tensor) else None
+
+    def found_arguments(self) -> dict[str, Any]:
+        """Arguments that the built task chose for itself, in plain values: who loads the adapter is given these."""
+        return {}
 
     def fresh(self, model: nn.Module) -> set[str]:
         """Names of the parameters that were initialised anew because the pretrained weights have no such tensor."""

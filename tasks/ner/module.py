@@ -114,6 +114,9 @@ class Ner(AdapterTask):
         tags = decode(logits.log_softmax(-1), batch["lengths"])
         return Step(loss, tags, by_sentence(labels, batch["lengths"]), total)
 
+    def probed(self, features: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return features[batch["window"], batch["position"]], batch["labels"]
+
     def _logits(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Of each word, (words, tags), in float32."""
         size = len(batch["input_ids"]) if torch.is_grad_enabled() else _WINDOWS

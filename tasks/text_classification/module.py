@@ -109,6 +109,9 @@ class TextClassification(AdapterTask):
         assert isinstance(model, PreTrainedModel)
         return new_head(model, self.fresh(model))
 
+    def found_arguments(self) -> dict[str, Any]:
+        return {"pooling": self.pooling}
+
     def metrics(self) -> MetricCollection:
         return classification_metrics(len(self.labels), multi_label=self.multi_label)
 

@@ -1,0 +1,217 @@
+"""A linear probe: the best linear classifier on what a frozen model makes of the data.
+
+One pass over the training rows and a convex problem give it, in seconds. It tells what a base knows before anything
+is learned inside it (Alain and Bengio, 2016, https://arxiv.org/abs/1610.01644). It is the score to beat, it is
+``adapter=linear_probe``, and it is a place from which a head may begin (Kumar et al., 2022,
+https://arxiv.org/abs/2202.10054).
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.fabric.utilities import move_data_to_device
+from torch import Tensor, nn
+
+from loralight.data import TaskData
+from loralight.training.task import AdapterTask
+
+_MOST_NUMBERS = 20_000_000  # of features that are fitted: 52,000 items of 384; more move the third digit
+_LEAST_ITEMS = 2_000  # that are taken whatever their width
+_DECAYS = (10.0, 1.0, 1e-1, 1e-2, 1e-3)  # of standardised features; the validation rows choose
+_ITERATIONS = 50  # of L-BFGS for each
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A linear layer's numbers: weight (labels, width) and bias (labels,)."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(items, labels) of features (items, width)."""
+        return F.linear(features, self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear probe that was fitted.
+
+    Args:
+        classifier: in place of the head's linear layer.
+        scores: the task's metrics with it, such as ``validation/accuracy``.
+    """
+
+    classifier: Classifier
+    scores: dict[str, float]
+
+
+class NoProbe(Exception):  # noqa: N818  # nothing went wrong
+    """Why a task's head has no probe."""
+
+
+def fit_probe(task: AdapterTask, data: TaskData, device: torch.device) -> Probe:
+    """Fit a probe to the training rows, choose its weight decay by the validation rows, and measure it.
+
+    The model is left as it was, in training mode.
+
+    Raises:
+        NoProbe: the head is not one linear layer, or its targets are no classes, or are all of one.
+    """
+    layer = linear_head(task)
+    task.to(device).eval()
+    try:
+        features, targets = _collect(task, layer, data.train_dataloader(), device)
+        if targets.ndim == 1 and bool((targets == targets[0]).all()):
+            raise NoProbe("all training rows are of one class")
+        held_out = _collect(task, layer, data.val_dataloader(), device)
+        best = _best(fit(features, targets, num_labels=layer.out_features), *held_out)
+        with _in_place(layer, best):
+            splits = {"validation": data.val_dataloader}
+            if "test" in data.splits:
+                splits["test"] = data.test_dataloader
+            scores = {
+                name: score for split, load in splits.items() for name, score in _score(task, split, load(), device)
+            }
+    finally:
+        task.train()
+    return Probe(best, scores)
+
+
+def linear_head(task: AdapterTask) -> nn.Linear:
+    """The linear layer that is all of a task's head.
+
+    Raises:
+        NoProbe: there is more to the head, or no head.
+    """
+    owners = {
+        id(module): module
+        for part in task.head(task.model)
+        for module in part.modules()
+        if any(True for _ in module.parameters(recurse=False))
+    }
+    match list(owners.values()):
+        case [nn.Linear() as layer]:
+            return layer
+        case []:
+            raise NoProbe("the task has no head")
+    raise NoProbe("the head is more than one linear layer")
+
+
+def start_head_(task: AdapterTask, classifier: Classifier) -> None:
+    """Have the head begin as ``classifier``."""
+    _fill_(linear_head(task), classifier)
+
+
+def fit(features: Tensor, targets: Tensor, *, num_labels: int) -> Iterator[Classifier]:
+    """Logistic regressions from strong to weak weight decay, each begun at the one before.
+
+    The features are standardised meanwhile, so that a decay means the same for every model.
+
+    Args:
+        features: (items, width).
+        targets: class numbers (items,), or 0 and 1 (items, labels).
+        num_labels: outputs.
+    """
+    mean, spread = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
+    standard = (features - mean) / spread
+    weight = torch.zeros(num_labels, features.shape[1], requires_grad=True)
+    bias = torch.zeros(num_labels, requires_grad=True)
+    for decay in _DECAYS:
+        optimizer = torch.optim.LBFGS([weight, bias], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
+
+        def closure(decay: float = decay, optimizer: torch.optim.LBFGS = optimizer) -> Tensor:
+            optimizer.zero_grad()
+            loss = _loss(F.linear(standard, weight, bias), targets) + decay / 2 * weight.square().sum() / num_labels
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+
+        with torch.enable_grad():
+            optimizer.step(closure)  # type: ignore[no-untyped-call]
+        plain = weight.detach() / spread
+        yield Classifier(plain, bias.detach() - plain @ mean)
+
+
+def _best(candidates: Iterable[Classifier], features: Tensor, targets: Tensor) -> Classifier:
+    """The last classifier before the loss on held-out rows rises: weaker decay would fit the training rows alone."""
+    best, least = None, float("inf")
+    for candidate in candidates:
+        loss = float(_loss(candidate.logits(features), targets))
+        if best is not None and not loss < least:
+            break
+        best, least = candidate, loss
+    assert best is not None
+    return best
+
+
+def _loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of one class an item, or of each label for itself."""
+    if targets.ndim == 1:
+        return F.cross_entropy(logits, targets)
+    return F.binary_cross_entropy_with_logits(logits, targets)
+
+
+@torch.no_grad()
+def _collect(
+    task: AdapterTask, layer: nn.Linear, batches: Iterable[Any], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """What the head reads of so many rows, (items, width), and the targets; on the CPU, in float32."""
+    seen: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    features: list[Tensor] = []
+    targets: list[Tensor] = []
+    most, items = max(_LEAST_ITEMS, _MOST_NUMBERS // layer.in_features), 0
+    try:
+        for batch in batches:
+            seen.clear()
+            moved = move_data_to_device(batch, device)
+            task.step(moved)
+            given = task.probed(torch.cat(seen), moved)
+            if given is None or not _are_classes(*given, layer.out_features):
+                raise NoProbe("the targets of a step are no classes of the head's outputs")
+            features.append(given[0].float().cpu())
+            targets.append(given[1].cpu())
+            items += len(given[1])
+            if items >= most:
+                break
+    finally:
+        hook.remove()
+    return torch.cat(features)[:most], torch.cat(targets)[:most]
+
+
+def _are_classes(features: Tensor, targets: Tensor, num_labels: int) -> bool:
+    if features.ndim != 2 or len(features) != len(targets):
+        return False
+    if targets.ndim == 1:
+        return not targets.is_floating_point() and (not len(targets) or int(targets.max()) < num_labels)
+    return targets.is_floating_point() and targets.shape[1:] == (num_labels,)
+
+
+@torch.no_grad()
+def _score(task: AdapterTask, split: str, batches: Iterable[Any], device: torch.device) -> list[tuple[str, float]]:
+    metrics = task.metrics().to(device)
+    for batch in batches:
+        step = task.step(move_data_to_device(batch, device))
+        metrics.update(step.predictions, step.targets)
+    return [(f"{split}/{name}", float(value)) for name, value in metrics.compute().items()]
+
+
+@contextmanager
+def _in_place(layer: nn.Linear, classifier: Classifier) -> Iterator[None]:
+    """A context in which ``layer`` is ``classifier``."""
+    before = Classifier(layer.weight.detach().clone(), layer.bias.detach().clone())
+    _fill_(layer, classifier)
+    try:
+        yield
+    finally:
+        _fill_(layer, before)
+
+
+@torch.no_grad()
+def _fill_(layer: nn.Linear, classifier: Classifier) -> None:
+    layer.weight.copy_(classifier.weight)
+    layer.bias.copy_(classifier.bias)

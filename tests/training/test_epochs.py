@@ -1,0 +1,62 @@
+"""How many epochs a run takes when nobody says."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loralight.training.epochs import Epochs, epochs_for
+
+
+@pytest.mark.parametrize(
+    ("steps", "has_head", "expected"),
+    [
+        (16, True, Epochs(20, 4)),  # 500 rows
+        (38, True, Epochs(12, 3)),  # 1,200 rows: 11 would do, but the last is validated
+        (134, True, Epochs(3, 1)),
+        (16, False, Epochs(3, 1)),  # nothing is new: few rows are soon learned by heart
+        (2105, True, Epochs(2, 1)),  # 67,349 rows
+        (50_000, False, Epochs(1, 1)),
+        (1, True, Epochs(20, 4)),
+    ],
+)
+def test_few_rows_are_repeated_and_many_are_not(steps: int, has_head: bool, expected: Epochs) -> None:
+    assert epochs_for(steps, has_head=has_head) == expected
+
+
+@pytest.mark.parametrize("steps", range(1, 200, 7))
+def test_the_last_epoch_is_validated(steps: int) -> None:
+    chosen = epochs_for(steps, has_head=True)
+    assert chosen.number % chosen.validated_every == 0
+    assert chosen.number // chosen.validated_every <= 5
+
+
+def test_the_trainer_is_told_and_so_is_the_user(
+    loralight: Callable[..., Any], tiny_run: list[str], tmp_path: Path
+) -> None:
+    words = [word for word in tiny_run if "max_epochs" not in word]
+    done = loralight("train", *words, "hydra.run.dir=run", "task.pooling=mean", "logger=csv")
+    assert done.returncode == 0, done.stderr
+    assert "trainer.max_epochs=auto: 20 epochs of 5 steps, validated every 4" in done.stdout + done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["steps"] == 100
+    assert summary["linear_probe"]["validation/accuracy"] > 0.5
+
+
+def test_a_linear_probe_is_solved_for_unless_epochs_are_given(
+    loralight: Callable[..., Any], tiny_run: list[str], tmp_path: Path
+) -> None:
+    words = ["adapter=linear_probe", "task.pooling=mean", "logger=csv"]
+    auto = [word for word in tiny_run if "max_epochs" not in word]
+    for folder, settings, steps in (("solved", auto, 0), ("trained", tiny_run, 5)):
+        done = loralight("train", *settings, *words, f"hydra.run.dir={folder}")
+        assert done.returncode == 0, done.stderr
+        summary = json.loads((tmp_path / folder / "summary.json").read_text())
+        assert summary["steps"] == steps
+        scores = {name: value for name, value in summary["metrics"].items() if name in summary["linear_probe"]}
+        assert steps or scores == pytest.approx(summary["linear_probe"])
+    (tmp_path / "texts.txt").write_text("a fine film\n")
+    answer = loralight("predict", "run=solved", "input=texts.txt")
+    assert answer.returncode == 0, answer.stderr

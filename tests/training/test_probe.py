@@ -1,0 +1,142 @@
+"""The linear probe is scikit-learn's logistic regression, and leaves the model as it was."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
+from torch import Tensor, nn
+
+from loralight.adapters import LinearProbe, Lora
+from loralight.data import TaskData
+from loralight.tasks.text_classification import TextClassification, TextClassificationData
+from loralight.training.probe import _DECAYS, NoProbe, fit, fit_probe, linear_head, start_head_
+from loralight.training.task import AdapterTask
+
+CPU = torch.device("cpu")
+
+
+def made_features(num_labels: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(num_labels, 12, generator=generator)
+    targets = torch.arange(300) % num_labels
+    features = centres[targets] + torch.randn(300, 12, generator=generator)
+    return features * torch.linspace(0.1, 30, 12) + 5, targets  # of unlike scales, as a network's are
+
+
+@pytest.mark.parametrize("num_labels", [2, 5])
+def test_each_candidate_is_scikit_learns_logistic_regression(num_labels: int) -> None:
+    features, targets = made_features(num_labels)
+    standard = (features - features.mean(0)) / features.std(0, correction=0)
+    found = list(fit(features, targets, num_labels=num_labels))
+    for decay, ours in list(zip(_DECAYS, found, strict=True))[1:4]:
+        # a sum of losses and half the squared weights against a mean of losses and decay / 2 / labels of them
+        share = decay / num_labels
+        # of two classes scikit-learn has one row of weights, which is the difference of ours: half the penalty
+        strength = 1 / (len(targets) * share * (0.5 if num_labels == 2 else 1.0))
+        theirs = LogisticRegression(C=strength, max_iter=5000, tol=1e-8).fit(standard.double().numpy(), targets.numpy())
+        expected = torch.from_numpy(theirs.predict_proba(standard.double().numpy())).float()
+        assert torch.allclose(ours.logits(features).softmax(-1), expected, atol=5e-3)
+
+
+def test_several_labels_a_row_are_a_regression_each() -> None:
+    features, numbers = made_features(4)
+    targets = torch.stack([(numbers == 0) | (numbers == 1), numbers == 2], dim=1).float()
+    standard = (features - features.mean(0)) / features.std(0, correction=0)
+    ours = list(fit(features, targets, num_labels=2))[2]
+    # the mean over rows and labels, and decay / 2 / labels
+    theirs = OneVsRestClassifier(LogisticRegression(C=1 / (len(targets) * _DECAYS[2]), max_iter=5000, tol=1e-8))
+    expected = theirs.fit(standard.double().numpy(), targets.numpy().astype(np.int64)).predict_proba(standard.numpy())
+    assert torch.allclose(ours.logits(features).sigmoid(), torch.from_numpy(expected).float(), atol=5e-3)
+
+
+@pytest.fixture
+def work(tiny_bert: str, texts: Path) -> Callable[..., tuple[AdapterTask, TaskData]]:
+    def make(adapter: Any = None, pooling: str = "mean", **settings: Any) -> tuple[AdapterTask, TaskData]:
+        columns = {"text": "text", "label": "label"}
+        data = TextClassificationData(checkpoint=tiny_bert, columns=columns, path=str(texts), max_length=16)
+        data.setup()
+        task = TextClassification(
+            checkpoint=tiny_bert,
+            adapter=adapter or Lora(targets="all-linear"),
+            pooling=pooling,
+            optimizer=partial(torch.optim.AdamW, lr=1e-3),
+            **data.model_arguments(),
+            **settings,
+        )
+        task.configure_model()
+        return task, data
+
+    return make
+
+
+def test_a_probe_changes_nothing_of_the_model(work: Callable[..., tuple[AdapterTask, TaskData]]) -> None:
+    task, data = work()
+    before = {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
+    probe = fit_probe(task, data, CPU)
+    assert task.training and task.model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in task.model.state_dict().items())
+    assert {"validation/accuracy", "test/accuracy"} <= probe.scores.keys()
+
+
+def test_a_head_that_starts_at_the_probe_scores_what_was_told(
+    work: Callable[..., tuple[AdapterTask, TaskData]],
+) -> None:
+    task, data = work(adapter=LinearProbe())
+    probe = fit_probe(task, data, CPU)
+    start_head_(task, probe.classifier)
+    rows = [text for text, _ in data.examples(20)]
+    truths = [truth for _, truth in data.examples(20)]
+    right = [answer["label"] == truth for answer, truth in zip(task.predict(rows), truths, strict=True)]
+    assert sum(right) / len(right) == pytest.approx(probe.scores["test/accuracy"])
+    assert probe.scores["test/accuracy"] > 0.7  # the words of the two classes are told apart without training
+
+
+def test_a_probe_has_the_features_that_the_head_reads(work: Callable[..., tuple[AdapterTask, TaskData]]) -> None:
+    task, data = work()
+    layer = linear_head(task)
+    seen: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    task.eval()
+    batches = list(data.train_dataloader())
+    with torch.no_grad():
+        for batch in batches:
+            task.step(batch)
+    hook.remove()
+    features, targets = torch.cat(seen), torch.cat([batch["labels"] for batch in batches])
+    direct = min(
+        fit(features, targets, num_labels=2),
+        key=lambda one: abs(float((one.weight - fit_probe(task, data, CPU).classifier.weight).abs().max())),
+    )
+    assert torch.allclose(direct.weight, fit_probe(task, data, CPU).classifier.weight, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [("class", "one class"), ("none", "no classes"), ("two", "more than one linear layer")],
+)
+def test_where_there_is_no_probe_the_reason_is_told(
+    work: Callable[..., tuple[AdapterTask, TaskData]], change: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, data = work(pooling="model" if change == "two" else "mean")
+    if change == "class":
+        monkeypatch.setattr(task, "probed", lambda features, batch: (features, torch.zeros_like(batch["labels"])))
+    if change == "none":
+        monkeypatch.setattr(task, "probed", lambda features, batch: (features, batch["labels"].float()))
+    with pytest.raises(NoProbe, match=reason):
+        fit_probe(task, data, CPU)
+    assert task.training
+
+
+def test_a_task_without_a_head_has_none(work: Callable[..., tuple[AdapterTask, TaskData]]) -> None:
+    task, _ = work()
+    task.head = lambda model: []  # type: ignore[method-assign]
+    with pytest.raises(NoProbe, match="no head"):
+        linear_head(task)
+    task.head = lambda model: [nn.Sequential(nn.Dropout(), task.model.classifier)]  # type: ignore[method-assign]
+    assert linear_head(task) is task.model.classifier
