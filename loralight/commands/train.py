@@ -35,6 +35,7 @@ from loralight.training.preflight import (
     before_activations,
     memory_table,
     padding_line,
+    rates_line,
     targets_table,
 )
 from loralight.training.probe import NoProbe, fit_probe, start_head_
@@ -121,7 +122,8 @@ class Run:
             logs.logger.info("run folder: %s", output_dir)
             padding = padding_line(self.task, self.data)
             memory = memory_table(*before_activations(self.task), title="memory before activations")
-            logs.show(*self.data.report(), *padding, targets_table(self.task), accelerations_table(self.task), memory)
+            logs.show(*self.data.report(), *padding, targets_table(self.task), *rates_line(self.task))
+            logs.show(accelerations_table(self.task), memory)
             if self.resumed:
                 logs.logger.info("going on from %s", self.resumed)
 

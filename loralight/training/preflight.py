@@ -1,5 +1,6 @@
 """What a run is going to train, told before it starts."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import islice
 
@@ -89,6 +90,15 @@ def memory_table(this: Sizes, everything: Sizes, *, title: str) -> Table:
     table.add_section()
     table.add_row("sum", human(sum(this.values())), human(sum(everything.values())))
     return table
+
+
+def rates_line(task: AdapterTask) -> list[str]:
+    """Which parameters of the adapter learn at another rate than the optimizer's; none if all learn at it."""
+    counts = Counter(factor for factor in task.adapter.lr_factors(task.model).values() if factor != 1)
+    of = len(trainable(task.model))
+    return [
+        f"learning rate: {number} of {of} tensors at {factor:g} x optimizer.lr" for factor, number in counts.items()
+    ]
 
 
 def padding_line(task: AdapterTask, data: TaskData) -> list[str]:

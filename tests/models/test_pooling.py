@@ -97,7 +97,7 @@ def test_a_checkpoint_says_how_it_was_trained(tmp_path: Path, tiny_bert: str) ->
 def test_a_pooling_that_there_is_not_is_an_error_that_says_what_there_is(tmp_path: Path, content: str) -> None:
     (tmp_path / "1_Pooling").mkdir()
     (tmp_path / "1_Pooling" / "config.json").write_text(content)
-    with pytest.raises(InputError, match="E-POOLING.*mean, first, last, max"):
+    with pytest.raises(InputError, match=r"E-POOLING.*mean, first, last, max"):
         find_pooling(str(tmp_path))
 
 
@@ -110,6 +110,6 @@ def test_a_strangers_file_that_is_no_config_is_one_error(tmp_path: Path, content
 
 
 def test_a_mistyped_pooling_is_told_what_was_meant() -> None:
-    with pytest.raises(InputError, match="E-POOLING.*mean"):
+    with pytest.raises(InputError, match=r"E-POOLING.*mean"):
         check_pooling("mena")
     check_pooling("auto")

