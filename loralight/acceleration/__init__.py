@@ -6,6 +6,7 @@ from loralight.acceleration.channels_last import ChannelsLast
 from loralight.acceleration.dropout import DropoutMasks
 from loralight.acceleration.first_tokens import FirstTokens
 from loralight.acceleration.frozen_linear import FrozenProducts
+from loralight.acceleration.given_states import GivenStates
 from loralight.acceleration.gradient_checkpointing import GradientCheckpointing
 from loralight.acceleration.packed_documents import Line, attends_within_
 from loralight.acceleration.rms_norm import FusedRMSNorms
@@ -22,6 +23,7 @@ __all__ = [
     "FrozenBatchNorms",
     "FrozenProducts",
     "FusedRMSNorms",
+    "GivenStates",
     "GradientCheckpointing",
     "Line",
     "SelectiveRecompute",

@@ -3,6 +3,9 @@
 from loralight.data.classes import check_spelling, find_classes
 from loralight.data.csv_files import header_hint
 from loralight.data.encoding import encode_rows
+from loralight.data.forms.chats import Chat, read_template
+from loralight.data.forms.form import Form
+from loralight.data.forms.texts import PlainText, PromptCompletion
 from loralight.data.labels import (
     are_lists,
     check_smoothing,
@@ -17,11 +20,17 @@ from loralight.data.labels import (
 )
 from loralight.data.module import TaskData
 from loralight.data.origin import Origin
+from loralight.data.packing import PackedRows, pack
 from loralight.data.splits import FORMATS, Readers, Splits, check_columns, column_name, read_file
 
 __all__ = [
     "FORMATS",
+    "Chat",
+    "Form",
     "Origin",
+    "PackedRows",
+    "PlainText",
+    "PromptCompletion",
     "Readers",
     "Splits",
     "TaskData",
@@ -38,8 +47,10 @@ __all__ = [
     "label_name",
     "label_names",
     "leave_out_hidden_test",
+    "pack",
     "read_file",
     "read_labels",
+    "read_template",
     "split_labels",
     "weights_of_labels",
 ]

@@ -13,14 +13,23 @@ from datasets import List as Items
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from loralight.data import Origin, Readers, TaskData, column_name, encode_rows, header_hint
+from loralight.data import (
+    Chat,
+    Form,
+    Origin,
+    PackedRows,
+    PlainText,
+    PromptCompletion,
+    Readers,
+    TaskData,
+    column_name,
+    encode_rows,
+    header_hint,
+    pack,
+    read_template,
+)
 from loralight.errors import InputError
 from loralight.models import check_causal, check_length, load_tokenizer
-
-from .chats import Chat, read_template
-from .form import Form
-from .packing import PackedRows, pack
-from .texts import PlainText, PromptCompletion
 
 IGNORED = -100  # the target of a token from which nothing is learnt, as in PyTorch
 _FORMS: tuple[type[Form], ...] = (Chat, PromptCompletion, PlainText)

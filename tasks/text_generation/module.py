@@ -14,16 +14,15 @@ from torchmetrics import MetricCollection
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loralight import AdapterTask, Step
-from loralight.acceleration import Line, attends_within_
+from loralight.acceleration import GivenStates, Line, attends_within_
 from loralight.errors import InputError
+from loralight.kernels import TokenScores, plain_token_scores, token_scores
 from loralight.logs import show
 from loralight.models import check_vocabulary, load_model, load_tokenizer, num_embeddings
 
 from . import samples
 from .data import IGNORED, TextGenerationData, form_of
 from .generation import Decoding, Writer
-from .given_states import GivenStates
-from .loss import TokenScores, plain_token_scores, token_scores
 from .metrics import text_metrics, text_scores, token_metrics
 
 

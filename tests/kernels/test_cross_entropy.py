@@ -7,9 +7,9 @@ from torch._dynamo.testing import CompileCounter
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from loralight.adapters import Lora, inject
+from loralight.kernels import plain_token_scores, token_scores
 from loralight.kernels.onednn import Matrix
 from loralight.tasks.text_generation.data import IGNORED
-from loralight.tasks.text_generation.loss import plain_token_scores, token_scores
 from loralight.tasks.text_generation.module import TextGeneration
 
 SMALL = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8}
