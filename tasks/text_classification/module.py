@@ -11,7 +11,15 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from loralight import AdapterTask, Step
 from loralight.data import check_smoothing, weights_of_labels
 from loralight.errors import InputError
-from loralight.models import agree_on_padding_, check_vocabulary, load_model, load_tokenizer, new_head, pad_, tokenise
+from loralight.models import (
+    agree_on_padding_,
+    check_vocabulary,
+    load_classifier,
+    load_tokenizer,
+    new_head,
+    pad_,
+    tokenise,
+)
 
 from .metrics import classification_metrics
 
@@ -57,16 +65,8 @@ class TextClassification(AdapterTask):
         self.class_weights: Tensor | None
 
     def build_model(self) -> PreTrainedModel:
-        names = dict(enumerate(self.labels))
-        model = load_model(
-            AutoModelForSequenceClassification,
-            self.checkpoint,
-            num_labels=len(names),
-            id2label=names,
-            label2id={name: number for number, name in names.items()},
-            problem_type="multi_label_classification" if self.multi_label else "single_label_classification",
-            ignore_mismatched_sizes=True,  # another number of labels: the head is new, and trained
-        )
+        problem = "multi_label_classification" if self.multi_label else "single_label_classification"
+        model = load_classifier(AutoModelForSequenceClassification, self.checkpoint, self.labels, problem_type=problem)
         self.tokenizer = load_tokenizer(self.checkpoint)
         pad_(self.tokenizer, self.checkpoint)
         agree_on_padding_(model, self.tokenizer)
@@ -74,7 +74,6 @@ class TextClassification(AdapterTask):
         return model
 
     def head(self, model: nn.Module) -> list[nn.Module]:
-        assert isinstance(model, PreTrainedModel)
         return new_head(model, self.fresh(model))
 
     def metrics(self) -> MetricCollection:
