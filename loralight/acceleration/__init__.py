@@ -6,11 +6,11 @@ from loralight.acceleration.channels_last import ChannelsLast
 from loralight.acceleration.dropout import DropoutMasks
 from loralight.acceleration.first_tokens import FirstTokens
 from loralight.acceleration.frozen_linear import FrozenProducts
-from loralight.acceleration.given_states import GivenStates
 from loralight.acceleration.gradient_checkpointing import GradientCheckpointing
-from loralight.acceleration.packed_documents import Line, attends_within_
+from loralight.acceleration.packed_documents import Line, line_of
 from loralight.acceleration.rms_norm import FusedRMSNorms
 from loralight.acceleration.selective_recompute import SelectiveRecompute
+from loralight.acceleration.token_scorer import TokenScorer
 from loralight.acceleration.unpadding import Unpadding
 
 __all__ = [
@@ -23,10 +23,10 @@ __all__ = [
     "FrozenBatchNorms",
     "FrozenProducts",
     "FusedRMSNorms",
-    "GivenStates",
     "GradientCheckpointing",
     "Line",
     "SelectiveRecompute",
+    "TokenScorer",
     "Unpadding",
-    "attends_within_",
+    "line_of",
 ]

@@ -5,6 +5,7 @@ from loralight.data.classes import Classes, check_spelling, read_classes
 from loralight.data.csv_files import header_hint
 from loralight.data.encoding import encode_rows
 from loralight.data.forms.chats import Chat, read_template
+from loralight.data.forms.choosing import columns_of_form, form_of
 from loralight.data.forms.form import Form
 from loralight.data.forms.texts import PlainText, PromptCompletion
 from loralight.data.labels import (
@@ -39,9 +40,11 @@ __all__ = [
     "check_spelling",
     "check_splits",
     "column_name",
+    "columns_of_form",
     "count_classes",
     "counts_line",
     "encode_rows",
+    "form_of",
     "header_hint",
     "label_name",
     "pack",

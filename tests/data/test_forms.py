@@ -7,9 +7,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from loralight.data.forms.chats import read_template
+from loralight.data.forms.choosing import form_of
 from loralight.data.forms.form import Form
 from loralight.errors import InputError
-from loralight.tasks.text_generation.data import form_of
 
 from ..tasks.text_generation.conftest import CHATML, MARKED, make_tokenizer
 
