@@ -14,7 +14,7 @@ from side_by_side import Ratio, Row, in_turns, peak_memory, ratio, show
 from torch import Tensor
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from loralight.tasks.text_generation.loss import token_scores
+from loralight.kernels import token_scores
 
 TOKENS, WIDTH, WORDS = 1024, 576, 49152
 Gradient = Callable[[], tuple[Tensor, Tensor]]

@@ -22,7 +22,7 @@ from loralight.acceleration.gradient_checkpointing import recompute_
 from loralight.acceleration.selective_recompute import selective_recompute
 from loralight.adapters import Lora, inject
 from loralight.adapters.base import trainable
-from loralight.tasks.text_generation.loss import token_scores
+from loralight.kernels import token_scores
 
 Step = Callable[[], Tensor]
 

@@ -1,5 +1,6 @@
 """The config groups, found by listing their folders: everything composes, and passes the check before a run."""
 
+import inspect
 from collections.abc import Iterator
 from functools import cache
 from itertools import combinations, product
@@ -13,6 +14,8 @@ from omegaconf import OmegaConf
 from loralight.config.build import check_config
 from loralight.config.composition import compose
 from loralight.config.plugins import conf_folders
+from loralight.data import TaskData
+from loralight.training import AdapterTask
 
 FOLDERS = conf_folders()
 GROUPS = ("task", "adapter", "optimizer", "scheduler", "trainer", "callbacks", "logger")
@@ -57,6 +60,24 @@ def test_no_config_group_is_empty(folder: Path) -> None:
 @pytest.mark.parametrize("choices", list(covering()), ids=lambda choices: " ".join(choices))
 def test_any_two_choices_go_together(choices: tuple[str, ...], tmp_path: Path) -> None:
     check_config(composed(list(choices), tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("part", "base", "built"),
+    [("task", AdapterTask, {"adapter", "optimizer", "scheduler", "accelerations"}), ("data", TaskData, set())],
+)
+def test_what_every_plugin_can_be_told_stands_in_one_file(part: str, base: type, built: set[str]) -> None:
+    parameters = inspect.signature(base).parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items() if name not in built}
+    settings: Any = OmegaConf.load(FOLDERS[0] / "train.yaml")[part]  # type: ignore[index]
+    assert OmegaConf.to_container(settings) == defaults | {"seed": "${seed}"}
+    files = [file for folder in FOLDERS for file in folder.glob(f"{part}/*.yaml")]
+    for node in map(OmegaConf.load, files):
+        own: Any = node.get(part, {}) if part in node or part == "task" else node
+        assert [f"{name}={own[name]}" for name in defaults if name in own and own[name] == defaults[name]] in (
+            [],
+            ["path=None"],  # says what it may be
+        )
 
 
 @pytest.mark.parametrize("group", ["experiment", "debug"])

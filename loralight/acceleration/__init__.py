@@ -7,9 +7,10 @@ from loralight.acceleration.dropout import DropoutMasks
 from loralight.acceleration.first_tokens import FirstTokens
 from loralight.acceleration.frozen_linear import FrozenProducts
 from loralight.acceleration.gradient_checkpointing import GradientCheckpointing
-from loralight.acceleration.packed_documents import Line, attends_within_
+from loralight.acceleration.packed_documents import Line, line_of
 from loralight.acceleration.rms_norm import FusedRMSNorms
 from loralight.acceleration.selective_recompute import SelectiveRecompute
+from loralight.acceleration.token_scorer import TokenScorer
 from loralight.acceleration.unpadding import Unpadding
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "GradientCheckpointing",
     "Line",
     "SelectiveRecompute",
+    "TokenScorer",
     "Unpadding",
-    "attends_within_",
+    "line_of",
 ]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,13 @@ from transformers.masking_utils import sdpa_mask
 
 from loralight.acceleration.ragged import Ragged
 from loralight.acceleration.unpadding import attend_by_row
+from loralight.errors import InputError
 from loralight.logs import logger
 from loralight.models.pretrained import num_embeddings
 
 _NAME = "loralight_documents"  # of our attention function, as transformers calls its own `sdpa`
 _attends: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # the models that were tried
+_apart: WeakSet[nn.Module] = WeakSet()  # the models that keep documents apart
 _ATTENDED: ContextVar[Ragged | None] = ContextVar("documents_attended_to", default=None)
 
 
@@ -56,6 +58,43 @@ class Line:
             yield
         finally:
             _ATTENDED.reset(token)
+
+
+def line_of(model: PreTrainedModel, position_ids: Tensor) -> Line | None:
+    """The documents of packed rows in a line, if ``model`` attends within each; None if it is to be given rows.
+
+    Args:
+        model: a causal language model.
+        position_ids: (rows, tokens), which begin with 0 in each document.
+
+    Raises:
+        InputError: documents that share a row would see one another (``E-PACKED``).
+    """
+    _check_apart(model)
+    is_compiled = model._compiled_call_impl is not None  # for rows
+    return None if is_compiled or not attends_within_(model) else Line(position_ids)
+
+
+@torch.no_grad()
+def _check_apart(model: PreTrainedModel) -> None:
+    """Raise ``E-PACKED`` if a document's logits depend on its neighbour in the row: it is tried once."""
+    if model in _apart:
+        return
+    ids = torch.tensor([[5, 6, 7, 8, 5, 6, 7]], device=model.device)
+    ids %= num_embeddings(model) or 8
+    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2]], device=model.device)
+    with _evaluated(model):
+        try:
+            together = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 4:]
+            alone = model(input_ids=ids[:, 4:], use_cache=False).logits
+        except TypeError:  # it takes no positions
+            together, alone = torch.zeros(1), torch.ones(1)
+    if not torch.allclose(together.float(), alone.float(), rtol=0.01, atol=0.01 * float(alone.float().abs().max())):
+        raise InputError(
+            "E-PACKED",
+            f"{type(model).__name__} lets documents that share a row see one another; set data.packed=false",
+        )
+    _apart.add(model)
 
 
 def attends_within_(model: PreTrainedModel) -> bool:
@@ -98,14 +137,20 @@ def _logits_of_two_documents(model: PreTrainedModel, *, in_line: bool) -> Tensor
     positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4]], device=model.device)
     ids = torch.arange(5, 13, device=model.device).unsqueeze(0) % (num_embeddings(model) or 13)
     line = Line(positions)
-    was_training = model.training
-    model.train(False)
-    try:
+    with _evaluated(model):
         if in_line:
             ids, positions = line.line_up(ids), line.line_up(positions)
         with line.attended() if in_line else nullcontext():
             logits: Tensor = model(input_ids=ids, position_ids=positions, use_cache=False).logits.squeeze(0)
         return logits if in_line else logits.index_select(0, line.places)
+
+
+@contextmanager
+def _evaluated(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.train(False)
+    try:
+        yield
     finally:
         model.train(was_training)
 

@@ -44,15 +44,16 @@ def check_config(config: Mapping[str, Any]) -> None:
     trusted = trusted_packages()
     if expected := mismatch(config.get("seed", 0), int):
         raise InputError("E-CONFIG", f"seed: {config['seed']!r} is not {expected}")
-    for part in ("adapter", "data", "optimizer"):
+    for part in ("adapter", "optimizer"):
         check(config.get(part), part, trusted)
     check(trainer_node(config), "trainer", trusted)
+    check(config.get("data"), "data", trusted, base=TaskData)
     make(config["adapter"])  # values of the right type that make no sense, such as rank 0
     check_optimizer(make(config["optimizer"]))
     clip = config["trainer"].get("gradient_clip_val")
     if clip is not None and not 0 <= clip < math.inf:  # nan would make every gradient nan
         raise InputError("E-TRAINER", f"trainer.gradient_clip_val is {clip}; give at least 0, which clips nothing")
-    check(config.get("task"), "task", trusted, complete=False)  # the data has a say in the rest
+    check(config.get("task"), "task", trusted, complete=False, base=AdapterTask)  # the data has a say in the rest
     if (method := (config.get("task") or {}).get("quantize")) is not None:
         find_quantiser(method)
     if config.get("scheduler") is not None:

@@ -61,7 +61,7 @@ def _is_in(path: Any, packages: Sequence[str]) -> bool:
     return isinstance(path, str) and path.partition(".")[0] in packages
 
 
-def check(config: Any, where: str, trusted: Sequence[str], *, complete: bool = True) -> None:
+def check(config: Any, where: str, trusted: Sequence[str], *, complete: bool = True, base: type | None = None) -> None:
     """Check a config node with a ``_target_``, and those inside it.
 
     Args:
@@ -69,15 +69,19 @@ def check(config: Any, where: str, trusted: Sequence[str], *, complete: bool = T
         where: its dotted name in the config.
         trusted: packages whose classes may be named.
         complete: nothing is added later, so that all required arguments must be there.
+        base: the class whose arguments `conf/train.yaml` names, so that the target must take them all.
 
     Raises:
-        InputError: unknown, missing or wrongly typed arguments (``E-CONFIG``), or a target of others (``E-TARGET``).
+        InputError: unknown, missing or wrongly typed arguments (``E-CONFIG``), a target of others (``E-TARGET``), or
+            one that does not take all that ``base`` does (``E-PLUGIN``).
     """
     if not isinstance(config, Mapping) or "_target_" not in config:
         raise InputError("E-CONFIG", f"{where}: {config!r} has no _target_, the class to build")
     target = find_target(config["_target_"], where, trusted)
     parameters = _parameters(target)
     hints = _hints(target)
+    if base is not None and parameters is not None:
+        _check_takes_all_of(base, parameters, f"{where}._target_: {target.__qualname__}")
     given = {key: value for key, value in config.items() if key not in _OF_HYDRA}
     for key, value in given.items():
         if parameters is not None and key not in parameters:
@@ -94,6 +98,15 @@ def check(config: Any, where: str, trusted: Sequence[str], *, complete: bool = T
         required = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
         if missing := [name for name in required if name not in given]:
             raise InputError("E-CONFIG", f"{where}: {target.__qualname__} needs {', '.join(missing)}")
+
+
+def _check_takes_all_of(base: type, parameters: Mapping[str, inspect.Parameter], target: str) -> None:
+    if lacking := [name for name in _parameters(base) or () if name not in parameters]:
+        raise InputError(
+            "E-PLUGIN",
+            f"{target} does not take {', '.join(lacking)}, which users can set for each {base.__name__}: have its "
+            f"constructor take **arguments and hand them on to that of {base.__name__}",
+        )
 
 
 def check_keywords(function: Callable[..., Any], given: Mapping[str, Any], where: str) -> None:

@@ -1,45 +1,56 @@
 """From rows to batches: reading splits, labels, encoding, and the data module that plugins build on."""
 
-from loralight.data.classes import check_spelling, find_classes
+from loralight.data.class_counts import always_the_commonest, count_classes, counts_line
+from loralight.data.classes import Classes, check_spelling, read_classes
 from loralight.data.csv_files import header_hint
 from loralight.data.encoding import encode_rows
+from loralight.data.forms.chats import Chat, read_template
+from loralight.data.forms.choosing import columns_of_form, form_of
+from loralight.data.forms.form import Form
+from loralight.data.forms.texts import PlainText, PromptCompletion
 from loralight.data.labels import (
     are_lists,
     check_smoothing,
-    encode_labels,
-    is_hidden,
+    check_splits,
     label_name,
-    label_names,
-    leave_out_hidden_test,
-    read_labels,
     split_labels,
     weights_of_labels,
 )
 from loralight.data.module import TaskData
 from loralight.data.origin import Origin
+from loralight.data.packing import PackedRows, pack
 from loralight.data.splits import FORMATS, Readers, Splits, check_columns, column_name, read_file
 
 __all__ = [
     "FORMATS",
+    "Chat",
+    "Classes",
+    "Form",
     "Origin",
+    "PackedRows",
+    "PlainText",
+    "PromptCompletion",
     "Readers",
     "Splits",
     "TaskData",
+    "always_the_commonest",
     "are_lists",
     "check_columns",
     "check_smoothing",
     "check_spelling",
+    "check_splits",
     "column_name",
-    "encode_labels",
+    "columns_of_form",
+    "count_classes",
+    "counts_line",
     "encode_rows",
-    "find_classes",
+    "form_of",
     "header_hint",
-    "is_hidden",
     "label_name",
-    "label_names",
-    "leave_out_hidden_test",
+    "pack",
+    "read_classes",
     "read_file",
-    "read_labels",
+    "read_template",
     "split_labels",
     "weights_of_labels",
 ]

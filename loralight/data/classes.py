@@ -3,10 +3,11 @@
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from typing import NamedTuple
 
 from datasets import ClassLabel
 
-from loralight.data.labels import are_lists, label_names
+from loralight.data.labels import are_lists, encode_labels, label_names, read_labels
 from loralight.data.origin import Origin
 from loralight.data.splits import Splits
 from loralight.errors import InputError
@@ -14,6 +15,33 @@ from loralight.errors import InputError
 _SEPARATORS = ",;|"
 _FEW = 20  # classes that numbers may be of without another look
 _HIDDEN = "-1"
+
+
+class Classes(NamedTuple):
+    """The names of a data set's classes in order and, by split, the numbers of each row's: of one, or of several."""
+
+    names: list[str]
+    of_rows: dict[str, list[list[int]]]
+
+
+def read_classes(
+    rows: Splits, columns: Sequence[str], *, given: Sequence[str] | None, limited: bool, several: str
+) -> Classes:
+    """The classes of all rows, once it is sure that what the columns hold are classes.
+
+    Args:
+        rows: the splits.
+        columns: of their labels: one, or several of 0 and 1.
+        given: the user's names, after which nothing is asked.
+        limited: rows of train were left out, so that it may lack some.
+        several: what to do where a row has several labels.
+
+    Raises:
+        InputError: see `find_classes`, `read_labels` and `encode_labels`.
+    """
+    labels = {split: read_labels(part, columns, rows.origins[split], given) for split, part in rows.items()}
+    names = find_classes(rows, columns, labels, given=given, limited=limited, several=several)
+    return Classes(names, {split: encode_labels(part, names, rows.origins[split]) for split, part in labels.items()})
 
 
 def find_classes(

@@ -44,6 +44,27 @@ def leave_out_hidden_test(splits: Splits, columns: Sequence[str]) -> list[str]:
     return []
 
 
+def check_splits(splits: Splits, columns: Sequence[str], *, labels: Sequence[str]) -> list[str]:
+    """Check that each split has its columns, once a test split without labels is taken out of ``splits``.
+
+    Args:
+        splits: as they were read.
+        columns: that each needs, those of the labels included.
+        labels: the columns of the labels.
+
+    Returns:
+        What there is to say of a split that was left out.
+
+    Raises:
+        InputError: a column is not there (``E-COLUMN``).
+    """
+    check_columns(splits["train"], columns, "train")  # what is wrong there is told first
+    notes = leave_out_hidden_test(splits, labels)
+    for split, rows in splits.items():
+        check_columns(rows, columns, split)
+    return notes
+
+
 def split_labels(rows: Dataset, column: str, separator: str) -> Dataset:
     """The rows with the labels in ``column``, joined by ``separator``, as a list each; an empty cell has none.
 

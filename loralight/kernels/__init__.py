@@ -1,9 +1,9 @@
 """Arithmetic: the results of the plain formulas in fewer passes over memory; torch alone."""
 
-from loralight.kernels.onednn import Matrices, matrices_of, multiply
+from loralight.kernels.cross_entropy import TokenScores, plain_token_scores, token_scores
 
 __all__ = [
-    "Matrices",
-    "matrices_of",
-    "multiply",
+    "TokenScores",
+    "plain_token_scores",
+    "token_scores",
 ]

@@ -2,7 +2,7 @@
 
 import io
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from functools import cache
 from pathlib import Path
@@ -69,6 +69,23 @@ def load_model(auto_class: Any, checkpoint: str, **arguments: Any) -> PreTrained
         quantizer.remove_quantization_config(model)  # type: ignore[no-untyped-call]
     model.__dict__["fresh_parameters"] = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
     return model
+
+
+def load_classifier(auto_class: Any, checkpoint: str, labels: Sequence[str], **arguments: Any) -> PreTrainedModel:
+    """What `load_model` returns, with an output for each label; where the checkpoint has others, its head is new.
+
+    Raises:
+        InputError: see `load_model`.
+    """
+    return load_model(
+        auto_class,
+        checkpoint,
+        num_labels=len(labels),
+        id2label=dict(enumerate(labels)),
+        label2id={label: number for number, label in enumerate(labels)},
+        ignore_mismatched_sizes=True,
+        **arguments,
+    )
 
 
 def _skeleton(
@@ -234,13 +251,14 @@ def agree_on_padding_(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
         config.pad_token_id = tokenizer.pad_token_id
 
 
-def new_head(model: PreTrainedModel, fresh: set[str]) -> list[nn.Module]:
+def new_head(model: nn.Module, fresh: set[str]) -> list[nn.Module]:
     """What a transformers model has beside its pretrained base, and whatever else was initialised anew.
 
     Args:
         model: such as ``AutoModelForTokenClassification`` gives.
         fresh: names of the parameters that the checkpoint did not hold.
     """
+    assert isinstance(model, PreTrainedModel)
     parts = outside_base_model(model)
     inside = {id(module) for part in parts for module in part.modules()}
     owners = {name.rpartition(".")[0] for name in fresh}

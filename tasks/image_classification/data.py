@@ -20,21 +20,21 @@ from loralight.data import (
     Origin,
     Splits,
     TaskData,
+    always_the_commonest,
     are_lists,
-    check_columns,
+    check_splits,
     column_name,
-    encode_labels,
-    find_classes,
+    count_classes,
+    counts_line,
     label_name,
-    leave_out_hidden_test,
+    read_classes,
     read_file,
-    read_labels,
 )
 from loralight.errors import InputError
 
 from .backbone import find_backbone
 from .images import MODES, convert, list_images, open_image
-from .metrics import always_the_commonest
+from .metrics import image_metrics
 from .transforms import Transform, evaluation_transform, seeded, training_transform
 
 _NAMES, _BYTES = ("string", "large_string"), ("binary", "large_binary")
@@ -155,10 +155,7 @@ class ImageClassificationData(TaskData):
         self.preparation = self.find_backbone().preparation(image_size=self.image_size, crop_pct=self.crop_pct)
         self.transforms = {"train": self.training_transform(self.preparation)}
         rows = self.read_splits()
-        check_columns(rows["train"], [self.image_column, self.label_column], "train")
-        self.notes = leave_out_hidden_test(rows, [self.label_column])
-        for split, part in rows.items():
-            check_columns(part, [self.image_column, self.label_column], split)
+        self.notes = check_splits(rows, [self.image_column, self.label_column], labels=[self.label_column])
         labels = self._labels(rows)
         splits = {split: self._images(rows.origins[split], part, labels[split]) for split, part in rows.items()}
         decoded = sum(map(len, splits.values())) <= _DECODED
@@ -170,18 +167,8 @@ class ImageClassificationData(TaskData):
         column = [self.label_column]
         if are_lists(rows["train"], column):
             raise InputError("E-LABELS", f"column {self.label_column!r} holds lists; an image has one label")
-        labels = {
-            split: read_labels(part, column, rows.origins[split], self.given_labels) for split, part in rows.items()
-        }
-        self.names = find_classes(
-            rows,
-            column,
-            labels,
-            given=self.given_labels,
-            limited=self.limit_rows is not None,
-            several="An image has one label",
-        )
-        numbers = {split: encode_labels(names, self.names, rows.origins[split]) for split, names in labels.items()}
+        limited, several = self.limit_rows is not None, "An image has one label"
+        self.names, numbers = read_classes(rows, column, given=self.given_labels, limited=limited, several=several)
         return {split: [number for (number,) in found] for split, found in numbers.items()}
 
     def _images(self, origin: Origin, rows: Dataset, labels: list[int]) -> Images:
@@ -217,7 +204,9 @@ class ImageClassificationData(TaskData):
 
     def baseline(self, split: str) -> dict[str, float]:
         """The scores of always answering the commonest training label, or labels."""
-        return always_the_commonest(self._counts(), torch.tensor(self.splits[split].labels))
+        return always_the_commonest(
+            image_metrics(len(self.names)), self._counts(), torch.tensor(self.splits[split].labels)
+        )
 
     def report(self) -> list[str]:
         channels, height, width = self.preparation["input_size"]
@@ -226,12 +215,10 @@ class ImageClassificationData(TaskData):
             f"the model takes {'grey' if channels == 1 else 'colour'} images of {width} x {height} pixels"
             f" ({self.preparation['interpolation']}, {self.preparation['crop_pct']:.1%} of the side in evaluation)"
         )
-        shown = [f"{name} {count}" for name, count in zip(self.names, self._counts(), strict=True)]
-        return [*lines, f"labels in train: {', '.join(shown[:10])}{', ...' if len(shown) > 10 else ''}", *self.notes]
+        return [*lines, f"labels in train: {counts_line(self.names, self._counts())}", *self.notes]
 
     def _counts(self) -> list[int]:
-        counts = Counter(self.splits["train"].labels)
-        return [counts[number] for number in range(len(self.names))]
+        return count_classes(self.splits["train"].labels, len(self.names))
 
 
 def read_image_folder(folder: str) -> Dataset:

@@ -1,7 +1,5 @@
 """How good a classification of images is."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
@@ -32,14 +30,3 @@ class MacroF1(MulticlassConfusionMatrix):
         hits = self.confmat.diag()
         both = self.confmat.sum(0) + self.confmat.sum(1)
         return torch.where(both > 0, 2 * hits / both, 0).sum() / (both > 0).sum().clamp(min=1)
-
-
-def always_the_commonest(counts: Sequence[int], targets: Tensor) -> dict[str, float]:
-    """The scores of ranking the labels by how common they are in training, whatever the image.
-
-    Args:
-        counts: rows of each label in training.
-        targets: right labels, (rows,).
-    """
-    ranking = torch.tensor(counts, dtype=torch.float32).expand(len(targets), -1)
-    return {name: float(value) for name, value in image_metrics(len(counts))(ranking, targets).items()}

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from datasets import Dataset, Features, List, Value
 from torch import Tensor
 
-from loralight.data import Origin, Splits, TaskData, check_columns, check_spelling, leave_out_hidden_test
+from loralight.data import Origin, Splits, TaskData, check_spelling, check_splits, count_classes, counts_line
 from loralight.errors import InputError, did_you_mean
 from loralight.resources import resolve
 
@@ -70,9 +71,8 @@ class NerData(TaskData):
     def load(self) -> dict[str, Dataset]:
         self.rows = self.read_splits()
         self._as_text = self._is_text(self.rows["train"])
-        left_out = leave_out_hidden_test(self.rows, self._used_columns()[1:])
-        for split, rows in self.rows.items():
-            check_columns(rows, self._used_columns(), split)
+        columns = self._used_columns()
+        left_out = check_splits(self.rows, columns, labels=columns[1:])
         sentences = {split: self._read(rows, self.rows.origins[split]) for split, rows in self.rows.items()}
         self.spans = {split: read.spans for split, read in sentences.items()}
         self.notes = [*left_out, *(note for read in sentences.values() for note in read.notes)]
@@ -170,10 +170,9 @@ class NerData(TaskData):
         return [sum(map(len, windows)) for windows in self.splits[split]["input_ids"]]
 
     def model_arguments(self) -> dict[str, Any]:
-        counts = Counter(label for labels in self.splits["train"]["labels"] for label in labels)
         return {
             "labels": self.types,
-            "label_counts": [counts[number] for number in range(len(tag_names(self.types)))],
+            "label_counts": count_classes(chain(*self.splits["train"]["labels"]), len(tag_names(self.types))),
             "text_column": self.columns["text"],
             "words_column": self.columns["words"],
         }
@@ -196,8 +195,8 @@ class NerData(TaskData):
     def report(self) -> list[str]:
         lines = [self._describe(split) for split in self.splits]
         counts = Counter(span.label for spans in self.spans["train"] for span in spans)
-        shown = [f"{label} {counts[label]}" for label in self.types]
-        return [*lines, f"entities in train: {', '.join(shown[:10])}{', ...' if len(shown) > 10 else ''}", *self.notes]
+        shown = counts_line(self.types, [counts[label] for label in self.types])
+        return [*lines, f"entities in train: {shown}", *self.notes]
 
     def _describe(self, split: str) -> str:
         rows, lengths = self.splits[split], self.lengths(split)

@@ -13,7 +13,7 @@ from transformers import AutoModelForTokenClassification, PreTrainedModel
 from loralight import AdapterTask, Step
 from loralight.data import check_smoothing, weights_of_labels
 from loralight.errors import InputError
-from loralight.models import check_vocabulary, load_model, new_head
+from loralight.models import check_vocabulary, load_classifier, new_head
 
 from .decoding import by_sentence, decode
 from .metrics import entity_metrics
@@ -78,14 +78,7 @@ class Ner(AdapterTask):
         self.class_weights: Tensor | None
 
     def build_model(self) -> PreTrainedModel:
-        model = load_model(
-            AutoModelForTokenClassification,
-            self.checkpoint,
-            num_labels=len(self.tags),
-            id2label=dict(enumerate(self.tags)),
-            label2id={tag: number for number, tag in enumerate(self.tags)},
-            ignore_mismatched_sizes=True,  # another number of tags: the head is new, and trained
-        )
+        model = load_classifier(AutoModelForTokenClassification, self.checkpoint, self.tags)
         self.encoder = Encoder(checkpoint=self.checkpoint, max_length=self.max_length, stride=self.stride)
         check_vocabulary(model, self.encoder.tokenizer, self.checkpoint)
         return model
@@ -95,7 +88,6 @@ class Ner(AdapterTask):
         self.encoder.tokenizer.save_pretrained(folder)
 
     def head(self, model: nn.Module) -> list[nn.Module]:
-        assert isinstance(model, PreTrainedModel)
         return new_head(model, self.fresh(model))
 
     def metrics(self) -> MetricCollection:

@@ -1,7 +1,7 @@
 """Texts or pairs of texts with their labels, tokenised."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,15 +12,15 @@ from transformers import DataCollatorWithPadding
 from loralight.data import (
     Origin,
     TaskData,
+    always_the_commonest,
     are_lists,
-    check_columns,
+    check_splits,
     column_name,
-    encode_labels,
+    count_classes,
+    counts_line,
     encode_rows,
-    find_classes,
     label_name,
-    leave_out_hidden_test,
-    read_labels,
+    read_classes,
     split_labels,
 )
 from loralight.errors import InputError
@@ -77,28 +77,15 @@ class TextClassificationData(TaskData):
 
     def load(self) -> dict[str, Dataset]:
         rows = self.read_splits()
-        check_columns(rows["train"], [*self.text_columns, *self.label_columns], "train")
-        self.notes = leave_out_hidden_test(rows, self.label_columns)
-        for split, part in rows.items():
-            check_columns(part, [*self.text_columns, *self.label_columns], split)
-            if self.label_separator is not None:
+        self.notes = check_splits(rows, [*self.text_columns, *self.label_columns], labels=self.label_columns)
+        if self.label_separator is not None:
+            for split, part in rows.items():
                 rows[split] = split_labels(part, self.label_columns[0], self.label_separator)
         self.multi_label = are_lists(rows["train"], self.label_columns)
-        labels = {
-            split: read_labels(part, self.label_columns, rows.origins[split], self.given_labels)
-            for split, part in rows.items()
-        }
-        self.names = find_classes(
-            rows,
-            self.label_columns,
-            labels,
-            given=self.given_labels,
-            limited=self.limit_rows is not None,
-            several=_SEVERAL,
+        limited = self.limit_rows is not None
+        self.names, self.label_lists = read_classes(
+            rows, self.label_columns, given=self.given_labels, limited=limited, several=_SEVERAL
         )
-        self.label_lists = {
-            split: encode_labels(part, self.names, rows.origins[split]) for split, part in labels.items()
-        }
         self.tokenizer = load_tokenizer(self.checkpoint)
         pad_(self.tokenizer, self.checkpoint)
         check_length(self.max_length, self.checkpoint, self.tokenizer, pair=len(self.text_columns) > 1)
@@ -134,10 +121,9 @@ class TextClassificationData(TaskData):
         return [len(ids) for ids in self.splits[split]["input_ids"]]
 
     def model_arguments(self) -> dict[str, Any]:
-        counts = Counter(number for row in self.label_lists["train"] for number in row)
         return {
             "labels": self.names,
-            "label_counts": [counts[number] for number in range(len(self.names))],
+            "label_counts": count_classes(chain(*self.label_lists["train"]), len(self.names)),
             "multi_label": self.multi_label,
             "text_columns": self.text_columns,
         }
@@ -153,14 +139,7 @@ class TextClassificationData(TaskData):
         if self.multi_label:
             return {}
         metrics = classification_metrics(len(self.names), multi_label=False)
-        targets = torch.tensor(self._targets(split))
-        counts = self.model_arguments()["label_counts"]
-        scores = metrics(torch.full_like(targets, counts.index(max(counts))), targets)
-        return {
-            "accuracy": float(scores["accuracy"]),
-            "f1": float(scores["f1"]),
-            "mcc": 0.0,
-        }  # no correlation with a constant
+        return always_the_commonest(metrics, self.model_arguments()["label_counts"], torch.tensor(self._targets(split)))
 
     def report(self) -> list[str]:
         lines = []
@@ -170,9 +149,8 @@ class TextClassificationData(TaskData):
             lines.append(
                 f"{split}: {len(rows)} rows, {sum(self.lengths(split)) / len(rows):.0f} tokens on average{truncated}"
             )
-        counts = self.model_arguments()["label_counts"]
-        shown = [f"{name} {count}" for name, count in zip(self.names, counts, strict=True)]
-        return [*lines, f"labels in train: {', '.join(shown[:10])}{', ...' if len(shown) > 10 else ''}", *self.notes]
+        counts = counts_line(self.names, self.model_arguments()["label_counts"])
+        return [*lines, f"labels in train: {counts}", *self.notes]
 
 
 def _tokenize(

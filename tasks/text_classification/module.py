@@ -17,7 +17,7 @@ from loralight.models import (
     check_pooling,
     check_vocabulary,
     find_pooling,
-    load_model,
+    load_classifier,
     load_pooled,
     load_tokenizer,
     new_head,
@@ -94,19 +94,9 @@ class TextClassification(AdapterTask):
                 max_length=self.max_length,
                 problem_type=kind,
             )
-        names = dict(enumerate(self.labels))
-        return load_model(
-            AutoModelForSequenceClassification,
-            self.checkpoint,
-            num_labels=len(names),
-            id2label=names,
-            label2id={name: number for number, name in names.items()},
-            problem_type=kind,
-            ignore_mismatched_sizes=True,  # another number of labels: the head is new, and trained
-        )
+        return load_classifier(AutoModelForSequenceClassification, self.checkpoint, self.labels, problem_type=kind)
 
     def head(self, model: nn.Module) -> list[nn.Module]:
-        assert isinstance(model, PreTrainedModel)
         return new_head(model, self.fresh(model))
 
     def found_arguments(self) -> dict[str, Any]:

@@ -11,19 +11,24 @@ import torch
 from datasets import Dataset, Features, Value
 from datasets import List as Items
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from loralight.data import Origin, Readers, TaskData, column_name, encode_rows, header_hint
+from loralight.data import (
+    Form,
+    Origin,
+    PackedRows,
+    Readers,
+    TaskData,
+    column_name,
+    columns_of_form,
+    encode_rows,
+    form_of,
+    pack,
+    read_template,
+)
 from loralight.errors import InputError
 from loralight.models import check_causal, check_length, load_tokenizer
 
-from .chats import Chat, read_template
-from .form import Form
-from .packing import PackedRows, pack
-from .texts import PlainText, PromptCompletion
-
 IGNORED = -100  # the target of a token from which nothing is learnt, as in PyTorch
-_FORMS: tuple[type[Form], ...] = (Chat, PromptCompletion, PlainText)
 _PART = 4000  # characters
 _TEXT = Features({"text": Value("string")})
 _ENCODED = Features(  # told, as there may be no row to see them from
@@ -53,15 +58,6 @@ def read_text(file: str) -> Dataset:
             parts.append("")
         parts[-1] += f"\n{paragraph}" if parts[-1] else paragraph
     return Dataset.from_dict({"text": [part for part in parts if part.strip()]}, features=_TEXT)
-
-
-def form_of(
-    tokenizer: PreTrainedTokenizerBase, columns: Mapping[str, str], *, join: str = "\n", template: str | None = None
-) -> Form:
-    """The form whose columns these are."""
-    if "messages" in columns:
-        return Chat(tokenizer, columns, template=template)
-    return PromptCompletion(tokenizer, columns, join=join) if "prompt" in columns else PlainText(tokenizer, columns)
 
 
 class TextGenerationData(TaskData):
@@ -110,7 +106,7 @@ class TextGenerationData(TaskData):
 
     def load(self) -> dict[str, PackedRows]:
         rows = self.read_splits()
-        columns = self._found_columns(rows)
+        columns = columns_of_form(rows, self.columns)
         check_causal(self.checkpoint)
         self.tokenizer = load_tokenizer(self.checkpoint)
         check_length(self.max_length, self.checkpoint, self.tokenizer)
@@ -119,27 +115,6 @@ class TextGenerationData(TaskData):
         self.form = form_of(self.tokenizer, columns, join=self.join, template=self.chat_template)
         self.rows = {split: part.select_columns(list(columns.values())) for split, part in rows.items()}
         return {split: self._pack(split, rows.origins[split]) for split in rows}
-
-    def _found_columns(self, rows: Mapping[str, Dataset]) -> dict[str, str]:
-        """The columns of the form that the data has."""
-        has = rows["train"].column_names
-        for form in _FORMS:
-            if all(self.columns.get(role) in has for role in form.roles):
-                columns = {role: self.columns[role] for role in form.roles}
-                for split, part in rows.items():
-                    if missing := [column for column in columns.values() if column not in part.column_names]:
-                        raise InputError("E-COLUMN", f"the {split} split has no column {missing[0]!r}, which train has")
-                return columns
-        wanted = "; or ".join(
-            " and ".join(f"{role} ({self.columns[role]!r})" for role in form.roles if role in self.columns)
-            for form in _FORMS
-            if form.roles[0] in self.columns
-        )
-        raise InputError(
-            "E-COLUMN",
-            f"the train split has columns {', '.join(map(repr, has))}; needed are {wanted}. Say which with "
-            f"data.columns.<role>=<name>.{header_hint(rows['train'])}",
-        )
 
     def _pack(self, split: str, origin: Origin) -> PackedRows:
         encoded = encode_rows(

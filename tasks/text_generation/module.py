@@ -9,21 +9,21 @@ from typing import Any
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import MetricCollection
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loralight import AdapterTask, Step
-from loralight.acceleration import Line, attends_within_
+from loralight.acceleration import TokenScorer, line_of
+from loralight.data import form_of
 from loralight.errors import InputError
+from loralight.kernels import TokenScores
 from loralight.logs import show
-from loralight.models import check_vocabulary, load_model, load_tokenizer, num_embeddings
+from loralight.models import check_vocabulary, load_model, load_tokenizer
 
 from . import samples
-from .data import IGNORED, TextGenerationData, form_of
+from .data import IGNORED, TextGenerationData
 from .generation import Decoding, Writer
-from .given_states import GivenStates
-from .loss import TokenScores, plain_token_scores, token_scores
 from .metrics import text_metrics, text_scores, token_metrics
 
 
@@ -73,9 +73,7 @@ class TextGeneration(AdapterTask):
         _check_text_metrics(self.text_metrics, self.columns)
         _check_counts(samples=(samples, 0), sample_tokens=(sample_tokens, 1))
         _check_counts(text_metrics_rows=(text_metrics_rows, 1), text_metrics_tokens=(text_metrics_tokens, 1))
-        self._keeps_documents_apart = False  # not known before the first packed batch
-        self._logits_are_plain: bool | None = None  # what the output layer gives; not known before the first batch
-        self._states = GivenStates()
+        self._scores_of = TokenScorer()
 
     def build_model(self) -> PreTrainedModel:
         model = load_model(AutoModelForCausalLM, self.checkpoint)
@@ -95,68 +93,18 @@ class TextGeneration(AdapterTask):
         return token_metrics()
 
     def step(self, batch: Mapping[str, Tensor]) -> Step:
-        line = self._line_of(batch)
+        line = line_of(self.model, batch["position_ids"]) if "position_ids" in batch else None
         if line is not None:
             batch = {name: line.line_up(tensor) for name, tensor in batch.items()}
         inputs = {name: tensor for name, tensor in batch.items() if name != "targets"}
         learnt = batch["targets"] != IGNORED  # (batch, tokens)
         targets = batch["targets"][learnt]  # (learnt,)
         with nullcontext() if line is None else line.attended():
-            scores = self._scores(learnt, targets, inputs)
+            scores = self._scores_of(self.model, inputs, learnt, targets)
         if line is not None:  # in the order of the rows
             order = line.places[learnt.squeeze(0)].argsort()
             scores = TokenScores(*(part[order] for part in scores))
         return Step(scores.losses.sum() / max(len(targets), 1), scores.losses.detach(), scores.hits)
-
-    def _line_of(self, batch: Mapping[str, Tensor]) -> Line | None:
-        """The documents of packed rows in a line, if the model attends within each."""
-        if "position_ids" not in batch:
-            return None
-        if not self._keeps_documents_apart:
-            self._check_that_documents_are_kept_apart()
-        is_compiled = self.model._compiled_call_impl is not None  # for rows
-        return None if is_compiled or not attends_within_(self.model) else Line(batch["position_ids"])
-
-    def _scores(self, learnt: Tensor, targets: Tensor, inputs: Mapping[str, Tensor]) -> TokenScores:
-        """The scores of the tokens in ``learnt``; the output layer is handed nothing else.
-
-        Where logits are its output and it is frozen, they are made by parts: the model itself makes those of one token.
-        """
-        output = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        by_parts = self._logits_are_plain is not False and type(output) is nn.Linear and not output.weight.requires_grad
-        with self._states.of(output, learnt, one=by_parts) as given:
-            # with a cache, transformers would let packed documents see one another
-            logits = self.model(**inputs, use_cache=False).logits.squeeze(0)
-        if not by_parts:
-            return plain_token_scores(logits, targets)
-        if self._logits_are_plain is None and len(targets):
-            # Gemma caps its logits, Granite scales them
-            self._logits_are_plain = torch.allclose(logits, output(given[0][:1]))
-            if not self._logits_are_plain:
-                return self._scores(learnt, targets, inputs)
-        return token_scores(given[0], targets, output.weight, output.bias)
-
-    @torch.no_grad()
-    def _check_that_documents_are_kept_apart(self) -> None:
-        """Raise ``E-PACKED`` if a document's logits depend on its neighbour in the row: it is tried once."""
-        ids = torch.tensor([[5, 6, 7, 8, 5, 6, 7]], device=self.device)
-        ids %= num_embeddings(self.model) or 8
-        positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2]], device=self.device)
-        was_training = self.training
-        self.eval()
-        try:
-            together = self.model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 4:]
-            alone = self.model(input_ids=ids[:, 4:], use_cache=False).logits
-        except TypeError:  # it takes no positions
-            together, alone = torch.zeros(1), torch.ones(1)
-        finally:
-            self.train(was_training)
-        if not torch.allclose(together.float(), alone.float(), rtol=0.01, atol=0.01 * float(alone.float().abs().max())):
-            raise InputError(
-                "E-PACKED",
-                f"{type(self.model).__name__} lets documents that share a row see one another; set data.packed=false",
-            )
-        self._keeps_documents_apart = True
 
     def predict_batch(
         self,

@@ -68,6 +68,17 @@ def test_a_run_is_composed_again_as_it_was(name: str, earlier: bool, made: MAKE)
     assert found["names"]["task"] == yaml.safe_load((folder / CONFIG).read_text())["names"]["task"]
 
 
+def test_a_run_that_knew_less_settings_of_all_tasks_and_data_has_their_defaults(made: MAKE) -> None:
+    folder = made(["task.head_lr=0.1", "data.batch_size=3"])
+    config = yaml.safe_load((folder / CONFIG).read_text())
+    for part, name in (("task", "batch_norm"), ("task", "quantize"), ("data", "header"), ("data", "length_grouped")):
+        del config[part][name]
+    (folder / CONFIG).write_text(yaml.safe_dump(config))
+    found = settings_of("evaluate", with_those_of_a_run("evaluate", [f"run={folder}"]), folder)
+    assert (found["task"]["head_lr"], found["task"]["batch_norm"], found["task"]["quantize"]) == (0.1, "frozen", None)
+    assert (found["data"]["batch_size"], found["data"]["header"], found["data"]["length_grouped"]) == (3, None, True)
+
+
 def test_a_run_that_was_gone_on_with_is_composed_again(made: MAKE) -> None:
     folder = made([*WORDS["a callback and an argument less"], *WORDS["several callbacks"]])
     overrides = with_those_of_a_run("train", [f"resume={folder}", "trainer.max_epochs=9"])

@@ -305,7 +305,7 @@ class _Plugin(AdapterTask):
         self.checkpoint = checkpoint
 
     def head(self, model: nn.Module) -> list[nn.Module]:
-        return new_head(model, self.fresh(model))  # type: ignore[arg-type]
+        return new_head(model, self.fresh(model))
 
     def step(self, batch: Any) -> Step: ...
 

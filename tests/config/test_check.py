@@ -95,6 +95,18 @@ def test_a_right_setting_passes(config: dict[str, Any]) -> None:
     check(config, "part", TRUSTED)
 
 
+class Sized:
+    def __init__(self, *, width: int = 3, height: int = 4) -> None: ...
+
+
+def test_a_plugin_s_class_that_does_not_take_what_all_do_is_refused(child: dict[str, Any]) -> None:
+    check(child, "data", TRUSTED, base=Sized)
+    with pytest.raises(
+        InputError, match=r"^E-PLUGIN: data\._target_: Leaf does not take height, .* each Sized: .*\*\*"
+    ):
+        check({"_target_": "loralight.Leaf", "height": 2}, "data", TRUSTED, base=Sized)
+
+
 def test_what_comes_later_need_not_be_there() -> None:
     check({"_target_": "loralight.adapters.Lora"}, "part", TRUSTED, complete=False)
     check({"_target_": "torch.optim.AdamW", "_partial_": True}, "part", TRUSTED)

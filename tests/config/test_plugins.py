@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hydra.errors import ConfigCompositionException
 
+from loralight.commands.new_task import write
+from loralight.config.build import check_config
 from loralight.config.check import find_target
-from loralight.config.composition import compose, trusted_packages
+from loralight.config.composition import compose, explain, plain, trusted_packages
 from loralight.config.plugins import VARIABLE, Plugin, add_folder, conf_folders, discover, task_file
 from loralight.errors import InputError
 
@@ -80,6 +83,19 @@ def test_a_local_folder_composes_and_its_class_is_found(tmp_path: Path, monkeypa
     assert "made_local.module" not in sys.modules  # found without being run
     config = compose("train", ["task=made_local"])
     assert find_target(config.task._target_, "task", trusted_packages()).__module__ == "made_local.module"
+
+
+def test_a_stranger_s_task_and_data_take_what_all_do_without_a_line_for_it(tmp_path: Path) -> None:
+    write("made_pairs", tmp_path / "made_pairs")
+    add_folder(str(tmp_path / "made_pairs" / "made_pairs"))
+    said = ["task=made_pairs", "task.head_lr=0.1", "task.base_dropout=false", "data.train=my.csv", "data.num_workers=2"]
+    config = plain(compose("train", ["trainer=cpu", "~callbacks", "~logger", *said]))
+    check_config(config)
+    assert (config["task"]["head_lr"], config["data"]["train"], config["data"]["batch_size"]) == (0.1, "my.csv", 16)
+    with pytest.raises(ConfigCompositionException) as caught:
+        compose("train", ["task=made_pairs", "task.head_rate=0.1"])
+    message = explain(caught.value, "train", ["task=made_pairs", "task.head_rate=0.1"])
+    assert message and "there is no setting 'task.head_rate'. Did you mean 'task.head_lr'?" in message
 
 
 def test_folders_add_up_without_repeating(tmp_path: Path) -> None:

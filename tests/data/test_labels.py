@@ -7,9 +7,17 @@ import pyarrow as pa
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 
-from loralight.data.labels import are_lists, check_smoothing, encode_labels, is_hidden, label_names, read_labels
+from loralight.data.labels import (
+    are_lists,
+    check_smoothing,
+    check_splits,
+    encode_labels,
+    is_hidden,
+    label_names,
+    read_labels,
+)
 from loralight.data.origin import Origin
-from loralight.data.splits import read_file
+from loralight.data.splits import Splits, read_file
 from loralight.errors import InputError
 
 TRAIN, VALIDATION = (Origin(split=split, source="rows.csv") for split in ("train", "validation"))
@@ -145,3 +153,15 @@ def test_given_names_name_integer_labels_by_number_unless_they_are_the_names() -
 def test_smoothing_that_makes_no_sense_is_an_error(smoothing: float) -> None:
     with pytest.raises(InputError, match=r"^E-SMOOTHING: task\.label_smoothing is"):
         check_smoothing(smoothing)
+
+
+def test_a_test_split_without_labels_is_left_out_before_columns_are_looked_for() -> None:
+    labelled, bare = column([0, 1]).add_column("text", ["a", "b"]), Dataset.from_dict({"text": ["c"]})
+    splits = Splits({"train": labelled, "test": bare}, {"train": TRAIN})
+    assert check_splits(splits, ["text", "label"], labels=["label"]) == [
+        "test: left out, it has no labels (no column 'label')"
+    ]
+    assert list(splits) == ["train"]
+    splits["validation"] = bare
+    with pytest.raises(InputError, match=r"^E-COLUMN: the validation split has no column 'label'"):
+        check_splits(splits, ["text", "label"], labels=["label"])

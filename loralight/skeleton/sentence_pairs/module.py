@@ -26,7 +26,6 @@ class SentencePairs(AdapterTask):
         return load_model(AutoModelForSequenceClassification, self.checkpoint, num_labels=1)
 
     def head(self, model: nn.Module) -> list[nn.Module]:
-        assert isinstance(model, PreTrainedModel)
         return new_head(model, self.fresh(model))  # trained in full, never adapted
 
     def metrics(self) -> MetricCollection:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from loralight.acceleration import packed_documents as documents
 from loralight.acceleration import unpadding
 from loralight.acceleration.gradient_checkpointing import recompute_
-from loralight.acceleration.packed_documents import Line, attends_within_
+from loralight.acceleration.packed_documents import Line, attends_within_, line_of
 from loralight.acceleration.prefix_cache import Prefix
 from loralight.acceleration.ragged import Ragged
 from loralight.adapters import Lora
@@ -151,7 +151,7 @@ def test_what_is_written_and_saved_is_what_it_was(tiny_llama: str, tmp_path: Pat
 def test_frozen_blocks_know_a_document_wherever_it_lies(tiny_llama: str, tmp_path: Path) -> None:
     task = make(tiny_llama, adapter=Lora(targets=["*.layers.1.*"], rank=2)).train()
     expected = steps(in_rows(task), batch_of([[1, 0], [3, 2]]))[0]  # rows without padding
-    task._line_of(batch_of(ROWS))  # which tries what the model does
+    line_of(task.model, batch_of(ROWS)["position_ids"])  # which tries what the model does
     prefix = Prefix([next(iter(blocks(dict(task.model.named_modules())).values()))], tmp_path / "rows.sqlite")
     try:
         found = [steps(task, batch_of(rows))[0] for rows in ([[0, 1]], [[2, 3]], [[1, 0], [3, 2]])]

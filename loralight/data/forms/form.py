@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedTokenizerBase
 
 from loralight.errors import InputError
-from loralight.models import tokenise
+from loralight.models.pretrained import tokenise
 
 
 class Form(ABC):

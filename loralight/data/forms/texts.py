@@ -5,9 +5,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from loralight.data.forms.form import Form
 from loralight.errors import InputError
-
-from .form import Form
 
 _SHOWN = 300  # characters
 

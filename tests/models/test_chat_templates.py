@@ -6,12 +6,12 @@ import threading
 import pytest
 from jinja2 import TemplateError
 
+from loralight.data.forms.chats import Chat
 from loralight.errors import InputError
-from loralight.tasks.text_generation import rendering
-from loralight.tasks.text_generation.chats import Chat
-from loralight.tasks.text_generation.rendering import EndlessError, bounded, check_template
+from loralight.models import chat_templates
+from loralight.models.chat_templates import EndlessError, bounded, check_template
 
-from .conftest import CHATML, MARKED, make_tokenizer
+from ..tasks.text_generation.conftest import CHATML, MARKED, make_tokenizer
 
 CHAT = [{"role": "user", "content": "what is it"}, {"role": "assistant", "content": "a fine day"}]
 LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
@@ -79,7 +79,7 @@ def test_whatever_a_template_raises_is_one_message(template: str) -> None:
 
 
 def test_a_template_that_takes_more_and_more_memory_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rendering, "_GIGABYTE", rendering._GIGABYTE // 16)
+    monkeypatch.setattr(chat_templates, "_GIGABYTE", chat_templates._GIGABYTE // 16)
     doubling = "{% set all = namespace(x='a') %}{% for n in range(60) %}{% set all.x = all.x ~ all.x %}{% endfor %}"
     with pytest.raises(EndlessError, match="it takes more and more memory"), bounded(seconds=60):
         make_tokenizer(doubling).apply_chat_template(CHAT, tokenize=False)

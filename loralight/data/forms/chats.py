@@ -8,11 +8,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from loralight.data.forms.form import Form
 from loralight.errors import InputError
-from loralight.models import tokenise
-
-from .form import Form
-from .rendering import bounded, check_template
+from loralight.models.chat_templates import bounded, check_template
+from loralight.models.pretrained import tokenise
 
 Message = Mapping[str, str]
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # marks in a chat template what the assistant says

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from loralight.kernels import Matrices, matrices_of, multiply
+from loralight.kernels.onednn import Matrices, matrices_of, multiply
 
 _ROWS = 128  # tokens whose logits are held at a time: fewer cost time, more cost memory
 _ROWS_ON_GPU = 256  # of 8,160 tokens and 128,256 words: 23 ms and 0.4 GB on an H200; with 2,048, 21 ms and 2.7 GB

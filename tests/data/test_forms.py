@@ -6,12 +6,12 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from loralight.data.forms.chats import read_template
+from loralight.data.forms.choosing import form_of
+from loralight.data.forms.form import Form
 from loralight.errors import InputError
-from loralight.tasks.text_generation.chats import read_template
-from loralight.tasks.text_generation.data import form_of
-from loralight.tasks.text_generation.form import Form
 
-from .conftest import CHATML, MARKED, make_tokenizer
+from ..tasks.text_generation.conftest import CHATML, MARKED, make_tokenizer
 
 CHAT = [
     {"role": "system", "content": "it is a fine day"},

@@ -5,7 +5,7 @@ from random import Random
 import pytest
 from datasets import Dataset
 
-from loralight.tasks.text_generation.packing import PackedRows, pack
+from loralight.data.packing import PackedRows, pack
 
 
 def naive_loads(lengths: list[int], capacity: int) -> list[int]:

@@ -1,0 +1,56 @@
+"""Which form the rows of language data have."""
+
+from collections.abc import Mapping
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from loralight.data.csv_files import header_hint
+from loralight.data.forms.chats import Chat
+from loralight.data.forms.form import Form
+from loralight.data.forms.texts import PlainText, PromptCompletion
+from loralight.errors import InputError
+
+_FORMS: tuple[type[Form], ...] = (Chat, PromptCompletion, PlainText)
+
+
+def form_of(
+    tokenizer: PreTrainedTokenizerBase, columns: Mapping[str, str], *, join: str = "\n", template: str | None = None
+) -> Form:
+    """The form whose columns these are.
+
+    Args:
+        tokenizer: of the model.
+        columns: ``messages``; ``prompt`` and ``completion``; or ``text``, each with its name in the data.
+        join: what stands between a prompt and its completion.
+        template: a chat template (Jinja) in place of the tokenizer's.
+    """
+    if "messages" in columns:
+        return Chat(tokenizer, columns, template=template)
+    return PromptCompletion(tokenizer, columns, join=join) if "prompt" in columns else PlainText(tokenizer, columns)
+
+
+def columns_of_form(rows: Mapping[str, Dataset], named: Mapping[str, str]) -> dict[str, str]:
+    """Of the columns that the user named, those of the first form that the train split has.
+
+    Raises:
+        InputError: it has none, or another split has it not (``E-COLUMN``).
+    """
+    has = rows["train"].column_names
+    for form in _FORMS:
+        if all(named.get(role) in has for role in form.roles):
+            columns = {role: named[role] for role in form.roles}
+            for split, part in rows.items():
+                if missing := [column for column in columns.values() if column not in part.column_names]:
+                    raise InputError("E-COLUMN", f"the {split} split has no column {missing[0]!r}, which train has")
+            return columns
+    wanted = "; or ".join(
+        " and ".join(f"{role} ({named[role]!r})" for role in form.roles if role in named)
+        for form in _FORMS
+        if form.roles[0] in named
+    )
+    raise InputError(
+        "E-COLUMN",
+        f"the train split has columns {', '.join(map(repr, has))}; needed are {wanted}. Say which with "
+        f"data.columns.<role>=<name>.{header_hint(rows['train'])}",
+    )
