@@ -11,7 +11,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CO
 # workers would only wait for one another.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
 
-.PHONY: help demo test test-all check bench bench-start clean
+.PHONY: help demo test test-all check docs bench bench-start clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -40,6 +40,9 @@ check: .venv/dev.stamp ## lint, check the format, the walls between rooms and th
 	@$(BIN)/python -m build --no-isolation --outdir build/check . > build/check/log 2>&1 || { cat build/check/log; exit 1; }
 	@$(BIN)/python -m pip install --quiet --no-deps --no-index --target build/check/installed build/check/*.whl
 	cd build/check/installed && ../../../$(BIN)/mypy --config-file ../../../pyproject.toml --cache-dir ../../../.mypy_cache -p loralight
+
+docs: .venv/test.stamp ## write pages on the public classes and functions into build/api
+	$(BIN)/python docs/api.py build/api
 
 # One thread: it can be timed by the processor time it gets, whatever else the machine does.
 bench: .venv/bench.stamp ## measure time and memory beside PEFT and others: a table of ratios, pass or short

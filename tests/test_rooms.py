@@ -5,12 +5,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+PACKAGE = DOCS.parent / "loralight"
 HEAVY = ("datasets", "hydra", "lightning", "omegaconf", "timm", "torch", "torchmetrics", "transformers")
 OF_A_RUN = ("datasets", "hydra", "lightning", "omegaconf")
 
@@ -62,3 +64,37 @@ def test_a_plugin_imports_what_rooms_show_and_nothing_behind_it(file: Path) -> N
     imported = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
     of_ours = [node.module for node in imported if node.module and node.module.split(".")[0] == "loralight"]
     assert {*of_ours} <= {"loralight", *(f"loralight.{face}" for face in FACES)}
+
+
+SHOWN = ["loralight", *(f"loralight.{face}" for face in sorted(FACES - {"errors", "logs", "resources"}))]
+
+
+def documented(file: Path) -> set[str]:
+    """The names of a file that are defined with a docstring; a constant's stands under it."""
+    body = ast.parse(file.read_text(encoding="utf-8")).body
+    found = {node.name for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node)}
+    for node, after in pairwise(body):
+        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return found
+
+
+@pytest.mark.parametrize("face", SHOWN)
+def test_every_name_that_a_room_shows_has_a_docstring(face: str) -> None:
+    shown = import_module(face)
+    names = [name for name in shown.__all__ if name != "__version__"]
+    known = {name for file in PACKAGE.rglob("*.py") for name in documented(file)}
+    assert names and [name for name in names if name not in known] == []
+
+
+def test_pages_on_what_rooms_show_are_written_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("pdoc", reason="the extra docs is not installed")
+    done = subprocess.run([sys.executable, DOCS / "api.py", tmp_path], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0 and not done.stderr, done.stdout + done.stderr
+    pages = {f"{name.replace('.', '/')}.html": import_module(name) for name in SHOWN}
+    found = {file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*.html")}
+    assert found == {"index.html", *pages}
+    for page, face in pages.items():
+        text = (tmp_path / page).read_text(encoding="utf-8")
+        assert [name for name in face.__all__ if f'id="{name}"' not in text] == [], page

@@ -2,7 +2,6 @@
 
 from loralight.data.class_counts import always_the_commonest, count_classes, counts_line
 from loralight.data.classes import Classes, check_spelling, read_classes
-from loralight.data.csv_files import header_hint
 from loralight.data.encoding import encode_rows
 from loralight.data.forms.chats import Chat, read_template
 from loralight.data.forms.choosing import columns_of_form, form_of
@@ -45,7 +44,6 @@ __all__ = [
     "counts_line",
     "encode_rows",
     "form_of",
-    "header_hint",
     "label_name",
     "pack",
     "read_classes",

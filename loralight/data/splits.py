@@ -20,6 +20,8 @@ Readers = Mapping[str, Callable[[str], Dataset]]
 """What reads a file, by its suffix; what stands under ``/`` reads a folder that is one split, such as one of images."""
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+"""The kinds of files that data may come in, by suffix: what `datasets` calls each."""
+
 _SAID_OF_NO_ROWS = ("No columns to parse from file", "corresponds to no data")  # by pandas and datasets
 _ALIASES = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 

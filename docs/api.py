@@ -1,0 +1,26 @@
+"""Writes what the rooms show as pages, from the docstrings: `make docs`, or `python docs/api.py [FOLDER]`."""
+
+import sys
+import warnings
+from pathlib import Path
+
+import pdoc
+
+import loralight
+
+ROOMS = ("acceleration", "adapters", "data", "kernels", "models", "testing", "training")
+HIDDEN = ("!loralight.adapters.inject", "!loralight.models.trust")  # modules called like a function that the room shows
+
+
+def write(folder: Path) -> None:
+    """Write ``index.html``, and a page for the package and for each room; what pdoc would warn of is an error."""
+    warnings.filterwarnings("error", module="pdoc")
+    for name in loralight.__all__:
+        setattr(loralight, name, getattr(loralight, name))  # imported on first use, of which pdoc knows nothing
+    loralight.__all__ += ROOMS  # pdoc goes to those modules inside a package that it names
+    pdoc.render.configure(docformat="google", footer_text=f"loralight {loralight.__version__}")
+    pdoc.pdoc("loralight", *HIDDEN, output_directory=folder)
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1] if len(sys.argv) > 1 else "build/api"))
