@@ -1,5 +1,6 @@
 """From rows to batches: reading splits, labels, encoding, and the data module that plugins build on."""
 
+from loralight.data.cautions import few_rows, repeated_rows
 from loralight.data.class_counts import always_the_commonest, count_classes, counts_line
 from loralight.data.classes import Classes, check_spelling, read_classes
 from loralight.data.encoding import encode_rows
@@ -43,12 +44,14 @@ __all__ = [
     "count_classes",
     "counts_line",
     "encode_rows",
+    "few_rows",
     "form_of",
     "label_name",
     "pack",
     "read_classes",
     "read_file",
     "read_template",
+    "repeated_rows",
     "split_labels",
     "weights_of_labels",
 ]

@@ -26,6 +26,7 @@ from loralight.data import (
     column_name,
     count_classes,
     counts_line,
+    few_rows,
     label_name,
     read_classes,
     read_file,
@@ -215,7 +216,8 @@ class ImageClassificationData(TaskData):
             f"the model takes {'grey' if channels == 1 else 'colour'} images of {width} x {height} pixels"
             f" ({self.preparation['interpolation']}, {self.preparation['crop_pct']:.1%} of the side in evaluation)"
         )
-        return [*lines, f"labels in train: {counts_line(self.names, self._counts())}", *self.notes]
+        lines.append(f"labels in train: {counts_line(self.names, self._counts())}")
+        return [*lines, *self.notes, *few_rows(self.names, self._counts())]
 
     def _counts(self) -> list[int]:
         return count_classes(self.splits["train"].labels, len(self.names))

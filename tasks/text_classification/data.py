@@ -19,8 +19,10 @@ from loralight.data import (
     count_classes,
     counts_line,
     encode_rows,
+    few_rows,
     label_name,
     read_classes,
+    repeated_rows,
     split_labels,
 )
 from loralight.errors import InputError
@@ -149,8 +151,10 @@ class TextClassificationData(TaskData):
             lines.append(
                 f"{split}: {len(rows)} rows, {sum(self.lengths(split)) / len(rows):.0f} tokens on average{truncated}"
             )
-        counts = counts_line(self.names, self.model_arguments()["label_counts"])
-        return [*lines, f"labels in train: {counts}", *self.notes]
+        counts = self.model_arguments()["label_counts"]
+        lines += [f"labels in train: {counts_line(self.names, counts)}", *self.notes, *few_rows(self.names, counts)]
+        columns = {split: [rows[column] for column in self.text_columns] for split, rows in self.texts.items()}
+        return [*lines, *repeated_rows({split: list(zip(*texts, strict=True)) for split, texts in columns.items()})]
 
 
 def _tokenize(
