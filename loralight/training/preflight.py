@@ -11,6 +11,7 @@ from loralight.acceleration.unpadding import is_unpadded
 from loralight.adapters.base import trainable
 from loralight.data import TaskData
 from loralight.models.quantisation import as_before
+from loralight.training.heads import head_rate
 from loralight.training.task import AdapterTask
 
 Sizes = dict[str, int]
@@ -93,12 +94,13 @@ def memory_table(this: Sizes, everything: Sizes, *, title: str) -> Table:
 
 
 def rates_line(task: AdapterTask) -> list[str]:
-    """Which parameters of the adapter learn at another rate than the optimizer's; none if all learn at it."""
+    """Which parameters learn at another rate than the optimizer's; none if all learn at it."""
     counts = Counter(factor for factor in task.adapter.lr_factors(task.model).values() if factor != 1)
-    of = len(trainable(task.model))
-    return [
-        f"learning rate: {number} of {of} tensors at {factor:g} x optimizer.lr" for factor, number in counts.items()
-    ]
+    every = len(trainable(task.model))
+    lines = [f"learning rate: {n} of {every} tensors at {factor:g} x optimizer.lr" for factor, n in counts.items()]
+    if (rate := head_rate(task.head_lr, task.head(task.model))) is not None:
+        lines.append(f"learning rate of the head: {rate:g}")
+    return lines
 
 
 def padding_line(task: AdapterTask, data: TaskData) -> list[str]:

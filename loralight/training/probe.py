@@ -17,6 +17,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
 from loralight.data import TaskData
+from loralight.training.heads import linear_layer
 from loralight.training.task import AdapterTask
 
 _MOST_NUMBERS = 20_000_000  # of features that are fitted: 52,000 items of 384; more move the third digit
@@ -88,18 +89,12 @@ def linear_head(task: AdapterTask) -> nn.Linear:
     Raises:
         NoProbe: there is more to the head, or no head.
     """
-    owners = {
-        id(module): module
-        for part in task.head(task.model)
-        for module in part.modules()
-        if any(True for _ in module.parameters(recurse=False))
-    }
-    match list(owners.values()):
-        case [nn.Linear() as layer]:
-            return layer
-        case []:
-            raise NoProbe("the task has no head")
-    raise NoProbe("the head is more than one linear layer")
+    head = task.head(task.model)
+    if not head:
+        raise NoProbe("the task has no head")
+    if (layer := linear_layer(head)) is None:
+        raise NoProbe("the head is more than one linear layer")
+    return layer
 
 
 def start_head_(task: AdapterTask, classifier: Classifier) -> None:

@@ -30,6 +30,7 @@ from loralight.models.quantisation import quantised_
 from loralight.training.frozen_modes import BatchNormMode, FrozenModes, choose_modes_
 from loralight.training.frozen_watch import FrozenWatch
 from loralight.training.gradients import GradientWatch, SeenStep, layer_of
+from loralight.training.heads import head_rate
 from loralight.training.optim import (
     by_name,
     by_position,
@@ -61,7 +62,8 @@ class AdapterTask(lightning.LightningModule, ABC):
             needed to train.
         scheduler: makes a learning-rate schedule from (optimizer, number of steps); constant if None.
         head_start: where the head begins: ``random``, or at the linear ``probe`` of the training rows, if it has one.
-        head_lr: learning rate of the head per step; the optimizer's if None.
+        head_lr: learning rate of the head per step; the optimizer's if None; ``auto`` for one that suits a linear
+            layer, and the optimizer's for any other head.
         head_weight_decay: weight decay of the head; the optimizer's if None.
         base_dropout: whether the frozen layers' own dropout stays on in training.
         quantize: how the base's linear layers keep their frozen weights, in 8 or 4 bits: a name in
@@ -105,7 +107,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         optimizer: partial[Optimizer] | None = None,
         scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
         head_start: Literal["random", "probe"] = "random",
-        head_lr: float | None = None,
+        head_lr: float | Literal["auto"] | None = None,
         head_weight_decay: float | None = None,
         base_dropout: bool = True,
         quantize: str | None = None,
@@ -114,7 +116,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if head_lr is not None:
+        if isinstance(head_lr, int | float):
             check_rate("task.head_lr", head_lr)
         if head_weight_decay is not None:
             check_weight_decay("task.head_weight_decay", head_weight_decay)
@@ -327,8 +329,8 @@ class AdapterTask(lightning.LightningModule, ABC):
             self.model,
             self.adapter,
             lr=self.optimizer.keywords["lr"],
-            head=self.head(self.model),
-            head_lr=self.head_lr,
+            head=(head := self.head(self.model)),
+            head_lr=head_rate(self.head_lr, head),
             head_weight_decay=self.head_weight_decay,
         )
         return self.optimizer(groups)

@@ -1,0 +1,34 @@
+"""What a head is made of: one linear layer learns at a rate of its own, and has a best place to be."""
+
+from collections.abc import Iterable
+
+from torch import nn
+
+LINEAR_HEAD_LR = 1e-2  # docs/recipes.md
+
+
+def linear_layer(head: Iterable[nn.Module]) -> nn.Linear | None:
+    """The linear layer that is all of a head; None if there is more to it, or nothing."""
+    owners = {
+        id(module): module
+        for part in head
+        for module in part.modules()
+        if any(True for _ in module.parameters(recurse=False))
+    }
+    match list(owners.values()):
+        case [nn.Linear() as layer]:
+            return layer
+    return None
+
+
+def head_rate(given: float | str | None, head: Iterable[nn.Module]) -> float | None:
+    """The head's learning rate; None for the optimizer's own.
+
+    Args:
+        given: a rate, None, or ``auto``: a linear layer begins anew on features that are good already, and at LoRA's
+            rate would not arrive in the steps that a run has.
+        head: its parts.
+    """
+    if not isinstance(given, str):
+        return given
+    return LINEAR_HEAD_LR if linear_layer(head) is not None else None
