@@ -37,8 +37,8 @@ class DoraLayer(LoraLayer):
         dora.lora_magnitude_vector = nn.Parameter(dora.as_output(dora.norm.clone()))
         return dora
 
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = super().forward(x)
+    def adapted_forward(self, x: Tensor) -> Tensor:
+        y = super().adapted_forward(x)
         scale = self.as_output(self.scale())
         scale = scale.view(scale.shape[-y.ndim :])  # an input of a convolution may have no batch
         bias = self._parameters.get("bias")  # an embedding has none

@@ -31,7 +31,7 @@ class LoraEmbedding(LoraLayer, nn.Embedding):
     def factor_shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (rank, self.num_embeddings), (self.embedding_dim, rank)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def adapted_forward(self, x: Tensor) -> Tensor:
         y = nn.Embedding.forward(self, x)
         return y + (self.update(x) * self.scaling).to(y.dtype)
 

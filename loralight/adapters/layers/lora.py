@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from loralight.adapters.disabled import Switchable, is_off
 from loralight.kernels.batch_norm import Follower
 from loralight.kernels.convolution import Geometry, lora_convolution
 from loralight.kernels.linear import can_be_fused, is_on_accelerator, linear_can_be_fused, lora_linear
 from loralight.kernels.onednn import forget_, matrices_of
 
 
-class LoraLayer(nn.Module):
+class LoraLayer(Switchable):
     """A frozen layer whose weight W has a low-rank update: it computes with ``W + scaling B A``.
 
     A plain layer becomes one in place, so its weight, its name in the model and every reference to it stay what they
@@ -122,7 +123,14 @@ class LoraLayer(nn.Module):
         return F.dropout(ones, self.rank_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = super().forward(x)  # of the plain layer, which comes next in every subclass
+        if is_off(self):
+            plain: Tensor = self.plain.forward(self, x)
+            return plain
+        return self.adapted_forward(x)
+
+    def adapted_forward(self, x: Tensor) -> Tensor:
+        """What the layer computes with its update."""
+        y: Tensor = self.plain.forward(self, x)
         x = self.cast(F.dropout(x, self.lora_dropout, self.training))
         return y + (self.update(x) * self.scaling).to(y.dtype)
 
@@ -182,9 +190,9 @@ class LoraProduct(LoraLayer):
 
     bias: Any
 
-    def forward(self, x: Tensor) -> Tensor:
+    def adapted_forward(self, x: Tensor) -> Tensor:
         if self.start is not None or not linear_can_be_fused(x, self.weight, self.lora_A):
-            return super().forward(x)
+            return super().adapted_forward(x)
         dropout = self.lora_dropout if self.training else 0.0
         lora_A = thin(self.lora_A, self.draw_ranks())
         matrix = self.as_matrix(self.weight)
@@ -258,10 +266,10 @@ class _LoraConv(LoraLayer, nn.modules.conv._ConvNd):
         ones = (1,) * len(self.kernel_size)
         return (rank, *self.weight.shape[1:]), (self.out_channels, rank, *ones)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def adapted_forward(self, x: Tensor) -> Tensor:
         has_batch = x.ndim == self.weight.ndim
         if not (has_batch and self._is_simple and can_be_fused(x, self.weight, self.lora_A)):
-            return super().forward(x)
+            return super().adapted_forward(x)
         bias, gain = self.bias, None
         learns = bias is not None and bias.requires_grad
         norm = self.follower.of(self, self.weight.dtype) if self.follower and self.training and not learns else None

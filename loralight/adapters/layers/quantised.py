@@ -15,8 +15,8 @@ class LoraQuantisedLinear(LoraLinear, QuantisedLinear):
 
     plain = QuantisedLinear
 
-    def forward(self, x: Tensor) -> Tensor:
-        return LoraLayer.forward(self, x)  # the fast path would keep the unpacked weight
+    def adapted_forward(self, x: Tensor) -> Tensor:
+        return LoraLayer.adapted_forward(self, x)  # the fast path would keep the unpacked weight
 
     @torch.no_grad()
     def merge_(self) -> None:
