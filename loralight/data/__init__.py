@@ -17,6 +17,7 @@ from loralight.data.labels import (
 )
 from loralight.data.module import TaskData
 from loralight.data.origin import Origin
+from loralight.data.seeds import seed_of
 from loralight.data.splits import FORMATS, Readers, Splits, check_columns, column_name, read_file
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "leave_out_hidden_test",
     "read_file",
     "read_labels",
+    "seed_of",
     "split_labels",
     "weights_of_labels",
 ]
