@@ -81,6 +81,8 @@ class LoraEncoderLinear(LoraLinear):
     So to others the weight reads as ``W + (alpha / rank) B A``; the layer itself, if it is called, adds ``B A x``.
     """
 
+    has_peft_form = True
+
     def __getattr__(self, name: str) -> Any:
         value: Any = super().__getattr__(name)
         if name != "weight" or is_off(self) or (not torch.compiler.is_compiling() and _CALLED.get() is self):

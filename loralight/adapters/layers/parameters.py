@@ -67,6 +67,9 @@ class LoraParameters(Switchable):
     plain: ClassVar[type[nn.Module]]
     """The class of modules that is upgraded."""
 
+    has_peft_form: ClassVar[bool] = False
+    """Whether PEFT adapts such a module's parameters alike."""
+
     lora: nn.ModuleDict
 
     def __getattr__(self, name: str) -> Any:

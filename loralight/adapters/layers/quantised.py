@@ -14,6 +14,7 @@ class LoraQuantisedLinear(LoraLinear, QuantisedLinear):
     """
 
     plain = QuantisedLinear
+    is_additive = has_peft_form = True
 
     def adapted_forward(self, x: Tensor) -> Tensor:
         return LoraLayer.adapted_forward(self, x)  # the fast path would keep the unpacked weight
