@@ -9,11 +9,10 @@ from timm.models import get_notrace_functions, get_notrace_modules
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from loralight.adapters.layers.lora import LoraConv1d, LoraConv2d, LoraConv3d
+from loralight.adapters.layers.lora import LoraLayer
 from loralight.errors import InputError
 from loralight.kernels.batch_norm import FROZEN, Follower
 
-_ADAPTED = (LoraConv1d, LoraConv2d, LoraConv3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2dSame)
 _NORMS = (*FROZEN, *FROZEN.values())
 """Exact classes: a subclass may compute something else, as one that standardises its weight does."""
@@ -49,33 +48,38 @@ def link_(model: nn.Module) -> None:
     starts anew.
     """
     unlink_(model)
-    if not any(isinstance(module, _ADAPTED) for module in model.modules()):
+    adapted = {type(module) for module in model.modules() if _follows_norm(module)}
+    if not adapted:
         return
     try:
-        pairs = list(_pairs(model, (*_CONVOLUTIONS, *_ADAPTED)))
+        pairs = list(_pairs(model, (*_CONVOLUTIONS, *adapted)))
     except InputError:  # then each computes by itself, which is the same
         return
     for name, norm in pairs:
         convolution = model.get_submodule(name)
         vars(model.get_submodule(norm))["source"] = convolution
-        if isinstance(convolution, _ADAPTED):
+        if _follows_norm(convolution):
             parent, _, own = norm.rpartition(".")
-            convolution.follower = Follower(parent=model.get_submodule(parent), name=own)
+            vars(convolution)["follower"] = Follower(parent=model.get_submodule(parent), name=own)
 
 
 def unlink_(model: nn.Module) -> None:
     """Undo `link_`."""
     for module in model.modules():
-        if isinstance(module, (*_ADAPTED, *_NORMS)):
-            vars(module).pop("follower" if isinstance(module, _ADAPTED) else "source", None)
+        if _follows_norm(module) or isinstance(module, _NORMS):
+            vars(module).pop("follower" if _follows_norm(module) else "source", None)
+
+
+def _follows_norm(module: nn.Module) -> bool:
+    return isinstance(module, LoraLayer) and module.follows_norm
 
 
 class _Tracer(fx.Tracer):
     """Looks no further into the layers that are folded, nor where timm says that nothing can be traced."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        whole = (*_CONVOLUTIONS, *_ADAPTED, *_NORMS, *get_notrace_modules())  # type: ignore[no-untyped-call]
-        return type(m) in whole or super().is_leaf_module(m, module_qualified_name)
+        whole = (*_CONVOLUTIONS, *_NORMS, *get_notrace_modules())  # type: ignore[no-untyped-call]
+        return type(m) in whole or _follows_norm(m) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _pairs(model: nn.Module, convolutions: Collection[type[nn.Module]]) -> Iterator[tuple[str, str]]:

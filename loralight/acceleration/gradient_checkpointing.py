@@ -3,10 +3,12 @@
 from collections.abc import Collection
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from loralight.acceleration.base import Acceleration, Facts
+from loralight.adapters.disabled import as_computed, is_off
 from loralight.errors import InputError
 
 
@@ -69,6 +71,8 @@ def _parts(model: nn.Module) -> list[Any]:
 def _switch_off_(part: Any) -> None:
     if not isinstance(part, PreTrainedModel):
         part.set_grad_checkpointing(False)
+        for number in [number for number, hook in part._forward_pre_hooks.items() if hook is _refuse_without_adapter]:
+            del part._forward_pre_hooks[number]
         return
     switch: Any = getattr(part, "activation_checkpointing_disable", None) or part.gradient_checkpointing_disable
     switch()
@@ -77,11 +81,22 @@ def _switch_off_(part: Any) -> None:
 def _switch_on_(part: Any) -> None:
     if not isinstance(part, PreTrainedModel):
         part.set_grad_checkpointing(True)
+        part.register_forward_pre_hook(_refuse_without_adapter)
         return
     switch: Any = getattr(part, "activation_checkpointing_enable", None) or part.gradient_checkpointing_enable
-    switch({"use_reentrant": False})
+    switch({"use_reentrant": False, "context_fn": as_computed})
     # newer versions have the embeddings' output require gradients, for which all below the lowest adapter would pay
     part.disable_input_require_grads()  # type: ignore[no-untyped-call]
+
+
+def _refuse_without_adapter(part: nn.Module, _: Any) -> None:
+    """Refuse what would be computed again with the adapter: timm takes nothing that tells its checkpoints."""
+    if torch.is_grad_enabled() and is_off(part):
+        raise InputError(
+            "E-DISABLED",
+            "acceleration=gradient_checkpointing computes a model of timm again with its adapter; switch the adapter "
+            "off within torch.no_grad(), or leave the acceleration out",
+        )
 
 
 def _refused(why: str) -> InputError:

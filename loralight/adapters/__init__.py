@@ -1,6 +1,7 @@
 """Adapters: the few parameters that learn beside a frozen model."""
 
 from loralight.adapters.base import Adapter, Added, trainable
+from loralight.adapters.disabled import Switchable, as_computed, disabled, is_off
 from loralight.adapters.inject import inject, merge
 from loralight.adapters.layers.lora import LoraLayer, LoraLinear
 from loralight.adapters.methods.adalora import AdaLora
@@ -41,9 +42,13 @@ __all__ = [
     "Pfeiffer",
     "PrefixTuning",
     "PromptTuning",
+    "Switchable",
     "Vera",
+    "as_computed",
     "choose",
+    "disabled",
     "inject",
+    "is_off",
     "merge",
     "trainable",
 ]

@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 from torch import nn
 
 from loralight.adapters.base import Adapter, Added
+from loralight.adapters.disabled import forget_, trains_
 from loralight.adapters.layers.torch_encoder import call_parts_, may_fuse_
 from loralight.errors import InputError
 from loralight.models.budget import within_what_may_be_added
@@ -38,6 +39,8 @@ def inject(model: nn.Module, adapter: Adapter, *, head: Sequence[nn.Module] = ()
     candidates = {name: module for name, module in model.named_modules() if id(module) not in in_head}
     with within_what_may_be_added():
         adapted = adapter.apply_(model, candidates)
+    outside = [module for module in model.modules() if id(module) not in in_head]
+    trains_([module for module in outside if _learns(module)], by=type(adapter).__name__)
     call_parts_(model)
     for part in head:
         part.requires_grad_(True)
@@ -61,6 +64,11 @@ def merge(model: nn.Module) -> None:
         if isinstance(layer, Mergeable):  # else the module around it has merged it already
             layer.merge_()
     may_fuse_(model)
+    forget_(model)
+
+
+def _learns(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters(recurse=False))
 
 
 def mergeable(model: nn.Module) -> dict[str, Mergeable]:

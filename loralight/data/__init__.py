@@ -19,6 +19,7 @@ from loralight.data.labels import (
 from loralight.data.module import TaskData
 from loralight.data.origin import Origin
 from loralight.data.packing import PackedRows, pack
+from loralight.data.seeds import seed_of
 from loralight.data.splits import FORMATS, Readers, Splits, check_columns, column_name, read_file
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "read_file",
     "read_template",
     "repeated_rows",
+    "seed_of",
     "split_labels",
     "weights_of_labels",
 ]

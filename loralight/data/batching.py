@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
+from loralight.data.seeds import seed_of
+
 _POOL = 50  # batches sorted together: long enough to cut padding, short enough that epochs differ
 
 
@@ -62,7 +64,7 @@ class BatchSampler(Sampler[list[Any]]):
             if self.grouped:
                 order.sort(key=self.lengths.__getitem__)
             return [order[start : start + size] for start in range(0, len(order), size)]
-        generator = torch.Generator().manual_seed(hash((self.seed, epoch)) % 2**63)
+        generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
         order = torch.randperm(len(order), generator=generator).tolist()
         if self.grouped:
             pool = size * _POOL

@@ -18,6 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from transformers import BertConfig, BertForSequenceClassification
 
 from loralight.adapters.base import Added, trainable
+from loralight.adapters.disabled import disabled
 from loralight.adapters.inject import inject, merge
 from loralight.config.build import adapter_classes, build_task
 from loralight.config.composition import compose, plain
@@ -107,6 +108,25 @@ class AdapterContract:
         _disturb(other.model)
         other.load_trainable(trained.checkpoint["state_dict"], "the checkpoint")
         assert torch.equal(_logits(other.eval().model), _logits(trained.task.eval().model))
+
+    @pytest.mark.parametrize("mode", [True, False], ids=["train", "eval"])
+    def test_with_the_adapter_disabled_the_base_computes_bit_for_bit_or_it_is_refused(
+        self, task: AdapterTask, mode: bool
+    ) -> None:
+        base = task.build_model()
+        adapted = copy.deepcopy(base)
+        inject(adapted, task.adapter, head=task.head(adapted))
+        _disturb(adapted)
+        for ours, theirs in zip(task.head(base), task.head(adapted), strict=True):
+            ours.load_state_dict(theirs.state_dict())  # a head learns as a whole, and is no part of the adapter
+        base.train(mode), adapted.train(mode)
+        before = _drawn_alike(adapted)
+        try:
+            with disabled(adapted):
+                assert torch.equal(_drawn_alike(adapted), _drawn_alike(base))
+        except InputError as error:
+            assert str(error).startswith(f"E-DISABLED: {type(task.adapter).__name__} trains ")
+        assert torch.equal(_drawn_alike(adapted), before)
 
     def test_merging_gives_a_plain_model_with_the_old_keys_and_equal_outputs_or_is_refused(
         self, task: AdapterTask
@@ -254,6 +274,12 @@ def _logits(model: nn.Module) -> Tensor:
     batch = batch_of(5)
     logits: Tensor = model(batch["input_ids"], batch["attention_mask"]).logits
     return logits
+
+
+def _drawn_alike(model: nn.Module) -> Tensor:
+    """Logits with the same random numbers for dropout at each call."""
+    torch.manual_seed(0)
+    return _logits(model)
 
 
 def _everything(model: nn.Module) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from typing import Literal
 from torch import nn
 
 from loralight.adapters.base import trainable
+from loralight.adapters.disabled import trains_
 from loralight.errors import InputError
 
 BatchNormMode = Literal["frozen", "statistics", "affine"]
@@ -57,6 +58,8 @@ def choose_modes_(
     if batch_norm == "affine":
         for norm in norms.values():
             norm.requires_grad_(True)
+    if batch_norm != "frozen":
+        trains_(norms.values(), by=f"batch_norm={batch_norm}")
     following = norms if batch_norm == "statistics" else {}
     still = [module for name, module in frozen.items() if (name in norms or not base_dropout) and name not in following]
     return FrozenModes(

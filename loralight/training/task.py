@@ -23,6 +23,7 @@ from loralight.adapters.base import Adapter, trainable
 from loralight.adapters.inject import inject
 from loralight.data import TaskData
 from loralight.data.inputs import read_inputs
+from loralight.data.seeds import seed_of
 from loralight.errors import InputError
 from loralight.models.dtypes import cast_inputs_, computed_buffers, not_narrowed, single_by_default, tensors_of
 from loralight.models.pretrained import save_model
@@ -413,7 +414,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         return list(self._modes.adapted_norms)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        _seed(hash((self.seed, self.global_rank, self.current_epoch, batch_idx)) % 2**63, self.device)
+        _seed(seed_of(self.seed, self.global_rank, self.current_epoch, batch_idx), self.device)
         self._modes.keep_()  # a part's own train() passes ours by
         self.accelerations.switch_(True)
         with self.accelerations.step(self.model):

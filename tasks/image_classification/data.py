@@ -30,6 +30,7 @@ from loralight.data import (
     label_name,
     read_classes,
     read_file,
+    seed_of,
 )
 from loralight.errors import InputError
 
@@ -79,7 +80,7 @@ class Images(TorchDataset[dict[str, Any]]):
         image, label = convert(opened, self.mode, where), self.labels[row]
         if self.seed is None:
             return {"images": self.transform(image), "labels": label}
-        with seeded(hash((self.seed, epoch, row)) % 2**63):
+        with seeded(seed_of(self.seed, epoch, row)):
             return {"images": self.transform(image), "labels": label}
 
     def opened(self, row: int) -> tuple[Any, str]:

@@ -21,6 +21,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from loralight.data import seed_of
 from loralight.errors import InputError
 
 
@@ -184,7 +185,7 @@ class _Draw(LogitsProcessor):
     """Adds Gumbel noise, so that the highest is a draw from the softmax: for each row by a generator of its own."""
 
     def __init__(self, prompts: Sequence[Sequence[int]], seed: int) -> None:
-        seeds = (hash((seed, *prompt)) % 2**63 for prompt in prompts)
+        seeds = (seed_of(seed, *prompt) for prompt in prompts)
         self.generators = [torch.Generator().manual_seed(number) for number in seeds]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from loralight.adapters.disabled import is_off
 from loralight.adapters.layers.lora import LoraLinear, wide
 from loralight.adapters.layers.parameters import LoraParameters, LowRank, read_once, read_with_
 from loralight.adapters.layers.slices import SLICES
@@ -80,20 +81,22 @@ class LoraEncoderLinear(LoraLinear):
     So to others the weight reads as ``W + (alpha / rank) B A``; the layer itself, if it is called, adds ``B A x``.
     """
 
+    has_peft_form = True
+
     def __getattr__(self, name: str) -> Any:
         value: Any = super().__getattr__(name)
-        if name != "weight" or (not torch.compiler.is_compiling() and _CALLED.get() is self):
+        if name != "weight" or is_off(self) or (not torch.compiler.is_compiling() and _CALLED.get() is self):
             return value
         a, b = (factor.to(wide(value.dtype)) for factor in self.update_factors())
         return (value.to(a.dtype) + self.scaling * (b @ a)).to(value.dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def adapted_forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
             y = F.linear(x, self._parameters["weight"], self.bias)  # type: ignore[arg-type]  # it is there
             return y + self.update(F.dropout(x, self.lora_dropout, self.training)) * self.scaling
         token = _CALLED.set(self)
         try:
-            return super().forward(x)
+            return super().adapted_forward(x)
         finally:
             _CALLED.reset(token)
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from loralight.adapters.base import Added
+from loralight.adapters.disabled import Switchable, is_off
 from loralight.models.blocks import widths
 
 
@@ -44,7 +45,7 @@ def width_of(layer: nn.Module) -> int:
     return int(layer.out_channels) if isinstance(layer, nn.Conv2d) else widths(layer)[1]
 
 
-class SerialLayer(nn.Module):
+class SerialLayer(Switchable):
     """A frozen layer that a bottleneck with a residual connection follows: ``y + bottleneck(y)``."""
 
     bottleneck: Bottleneck
@@ -63,8 +64,7 @@ class SerialLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = super().forward(x)  # of the plain layer, which comes next in every subclass
-        added: Tensor = self.bottleneck(y)
-        return y + added
+        return y if is_off(self) else y + self.bottleneck(y)
 
 
 class SerialLinear(SerialLayer, nn.Linear):
@@ -96,7 +96,7 @@ SERIAL: dict[type[nn.Module], type[SerialLayer]] = {
 """What each class of layer becomes."""
 
 
-class ReadLayer(nn.Module):
+class ReadLayer(Switchable):
     """The first layer of a network with a bottleneck beside it, which reads the same input.
 
     The bottleneck belongs to the network's last layer, which adds the result to its own.
@@ -105,20 +105,24 @@ class ReadLayer(nn.Module):
     last: tuple["AddingLayer"]  # in a tuple, so that it is no part of this layer
 
     def forward(self, x: Tensor) -> Tensor:
-        self.last[0].beside = self.last[0].bottleneck(x)
+        if not is_off(self):
+            self.last[0].beside = self.last[0].bottleneck(x)
         y: Tensor = super().forward(x)
         return y
 
 
-class AddingLayer(nn.Module):
+class AddingLayer(Switchable):
     """The last layer of such a network."""
 
     bottleneck: Bottleneck
     beside: Tensor | None
 
     def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = super().forward(x)
+        if is_off(self):
+            return y
         assert self.beside is not None, "the network's first layer comes first"
-        y: Tensor = super().forward(x) + self.beside
+        y = y + self.beside
         self.beside = None  # no activation outlives a step, or is in a copy
         return y
 

@@ -37,8 +37,8 @@ class DoraLayer(LoraLayer):
         dora.lora_magnitude_vector = nn.Parameter(dora.as_output(dora.norm.clone()))
         return dora
 
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = super().forward(x)
+    def adapted_forward(self, x: Tensor) -> Tensor:
+        y = super().adapted_forward(x)
         scale = self.as_output(self.scale())
         scale = scale.view(scale.shape[-y.ndim :])  # an input of a convolution may have no batch
         bias = self._parameters.get("bias")  # an embedding has none
@@ -69,29 +69,43 @@ class DoraLayer(LoraLayer):
 class DoraLinear(DoraLayer, LoraLinear):
     """See `DoraLayer`."""
 
+    has_peft_form = True
+
 
 class DoraConv1D(DoraLayer, LoraConv1D):
     """See `DoraLayer`."""
+
+    has_peft_form = True
 
 
 class DoraConv1d(DoraLayer, LoraConv1d):
     """See `DoraLayer`."""
 
+    has_peft_form = True
+
 
 class DoraConv2d(DoraLayer, LoraConv2d):
     """See `DoraLayer`."""
+
+    has_peft_form = True
 
 
 class DoraConv3d(DoraLayer, LoraConv3d):
     """See `DoraLayer`."""
 
+    has_peft_form = True
+
 
 class DoraEmbedding(DoraLayer, LoraEmbedding):
     """See `DoraLayer`; an output is one number of all tokens' rows, so that a magnitude moves unseen tokens too."""
 
+    has_peft_form = True
+
 
 class DoraQuantisedLinear(DoraLayer, LoraQuantisedLinear):
     """See `DoraLayer`; the weight is unpacked once more in each pass, for the norm."""
+
+    has_peft_form = True
 
 
 DORA_LAYERS: dict[type[nn.Module], type[DoraLayer]] = {

@@ -1,6 +1,7 @@
 """LoRA on embeddings (Hu et al., 2021, https://arxiv.org/abs/2106.09685, in the authors' loralib)."""
 
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ class LoraEmbedding(LoraLayer, nn.Embedding):
     """
 
     plain = nn.Embedding
+    has_peft_form = True
+    peft_parts: ClassVar[Mapping[str, str]] = {"lora_A": "lora_embedding_A", "lora_B": "lora_embedding_B"}
 
     @classmethod
     def upgrade_(cls, layer: nn.Module, **settings: Any) -> Self:
@@ -31,7 +34,7 @@ class LoraEmbedding(LoraLayer, nn.Embedding):
     def factor_shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (rank, self.num_embeddings), (self.embedding_dim, rank)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def adapted_forward(self, x: Tensor) -> Tensor:
         y = nn.Embedding.forward(self, x)
         return y + (self.update(x) * self.scaling).to(y.dtype)
 

@@ -12,6 +12,8 @@ from loralight.adapters.layers.parameters import LoraParameters, LowRank, read_w
 class LoraExperts(LoraParameters):
     """Experts of any class, of which each weight (experts, out, in) has A and B for every expert."""
 
+    has_peft_form = True
+
     def __reduce__(self) -> Any:
         return _blank, (self.plain,), self.__dict__
 

@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 import torch
@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from loralight.adapters.disabled import Switchable, is_off
 from loralight.kernels.batch_norm import Follower
 from loralight.kernels.convolution import Geometry, lora_convolution
 from loralight.kernels.linear import can_be_fused, is_on_accelerator, linear_can_be_fused, lora_linear
 from loralight.kernels.onednn import forget_, matrices_of
 
 
-class LoraLayer(nn.Module):
+class LoraLayer(Switchable):
     """A frozen layer whose weight W has a low-rank update: it computes with ``W + scaling B A``.
 
     A plain layer becomes one in place, so its weight, its name in the model and every reference to it stay what they
@@ -35,6 +36,18 @@ class LoraLayer(nn.Module):
     )
     """What the layer may have beyond a plain one; `merge_` takes it off."""
 
+    is_additive: ClassVar[bool] = False
+    """Whether it computes what the plain layer does, plus ``scaling * low_rank(dropout(x))``, each row by itself."""
+
+    has_peft_form: ClassVar[bool] = False
+    """Whether PEFT has a layer that computes the same, given A and B as they are."""
+
+    follows_norm: ClassVar[bool] = False
+    """Whether it can do the work of a frozen BatchNorm that reads its output, as its `Follower`."""
+
+    peft_parts: ClassVar[Mapping[str, str]] = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
+    """PEFT's names of what learns."""
+
     weight: Any  # a frozen parameter; each plain class types it in its own way
     lora_A: Tensor
     lora_B: Tensor
@@ -45,6 +58,17 @@ class LoraLayer(nn.Module):
     lora_dropout: float
     rank_dropout: float = 0.0
     use_rslora: bool = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let each kind of layer say for itself what it can: one that derives from another computes something else."""
+        super().__init_subclass__(**kwargs)
+        for capability in ("is_additive", "has_peft_form", "follows_norm"):
+            setattr(cls, capability, vars(cls).get(capability, False))
+
+    @property
+    def is_known_to_peft(self) -> bool:
+        """Whether PEFT's layer computes what this one does with its settings."""
+        return self.has_peft_form and self.start is None
 
     @classmethod
     def upgrade_(cls, layer: nn.Module, *, rank: int, alpha: float, dropout: float = 0.0) -> Self:
@@ -122,7 +146,14 @@ class LoraLayer(nn.Module):
         return F.dropout(ones, self.rank_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = super().forward(x)  # of the plain layer, which comes next in every subclass
+        if is_off(self):
+            plain: Tensor = self.plain.forward(self, x)
+            return plain
+        return self.adapted_forward(x)
+
+    def adapted_forward(self, x: Tensor) -> Tensor:
+        """What the layer computes with its update."""
+        y: Tensor = self.plain.forward(self, x)
         x = self.cast(F.dropout(x, self.lora_dropout, self.training))
         return y + (self.update(x) * self.scaling).to(y.dtype)
 
@@ -182,9 +213,9 @@ class LoraProduct(LoraLayer):
 
     bias: Any
 
-    def forward(self, x: Tensor) -> Tensor:
+    def adapted_forward(self, x: Tensor) -> Tensor:
         if self.start is not None or not linear_can_be_fused(x, self.weight, self.lora_A):
-            return super().forward(x)
+            return super().adapted_forward(x)
         dropout = self.lora_dropout if self.training else 0.0
         lora_A = thin(self.lora_A, self.draw_ranks())
         matrix = self.as_matrix(self.weight)
@@ -215,6 +246,7 @@ class LoraLinear(LoraProduct, nn.Linear):
     """See `LoraProduct`."""
 
     plain = nn.Linear
+    is_additive = has_peft_form = True
 
     def factor_shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (rank, self.in_features), (self.out_features, rank)
@@ -224,6 +256,7 @@ class LoraConv1D(LoraProduct, Conv1D):
     """GPT-2's linear layer, whose weight is (in, out); see `LoraProduct`."""
 
     plain = Conv1D
+    is_additive = has_peft_form = True
     weight_is_transposed = True
 
     def factor_shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -258,10 +291,10 @@ class _LoraConv(LoraLayer, nn.modules.conv._ConvNd):
         ones = (1,) * len(self.kernel_size)
         return (rank, *self.weight.shape[1:]), (self.out_channels, rank, *ones)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def adapted_forward(self, x: Tensor) -> Tensor:
         has_batch = x.ndim == self.weight.ndim
         if not (has_batch and self._is_simple and can_be_fused(x, self.weight, self.lora_A)):
-            return super().forward(x)
+            return super().adapted_forward(x)
         bias, gain = self.bias, None
         learns = bias is not None and bias.requires_grad
         norm = self.follower.of(self, self.weight.dtype) if self.follower and self.training and not learns else None
@@ -274,6 +307,12 @@ class _LoraConv(LoraLayer, nn.modules.conv._ConvNd):
         if norm is not None:
             norm.done = y
         return y
+
+    @property
+    def is_known_to_peft(self) -> bool:
+        """PEFT's A is a convolution of its own, without the layer's dilation, groups and padding mode."""
+        is_plain = self.groups == 1 and set(self.dilation) == {1} and self.padding_mode == "zeros"
+        return super().is_known_to_peft and is_plain
 
     def as_output(self, vector: Tensor) -> Tensor:
         return vector.view(1, -1, *(1,) * len(self.kernel_size))
@@ -293,6 +332,7 @@ class LoraConv1d(_LoraConv, nn.Conv1d):
     """See `_LoraConv`."""
 
     plain = nn.Conv1d
+    is_additive = has_peft_form = follows_norm = True
     _convolve = staticmethod(F.conv1d)
 
 
@@ -300,6 +340,7 @@ class LoraConv2d(_LoraConv, nn.Conv2d):
     """See `_LoraConv`."""
 
     plain = nn.Conv2d
+    is_additive = has_peft_form = follows_norm = True
     _convolve = staticmethod(F.conv2d)
 
 
@@ -307,6 +348,7 @@ class LoraConv3d(_LoraConv, nn.Conv3d):
     """See `_LoraConv`."""
 
     plain = nn.Conv3d
+    is_additive = has_peft_form = follows_norm = True
     _convolve = staticmethod(F.conv3d)
 
 
@@ -314,13 +356,3 @@ LAYERS: dict[type[nn.Module], type[LoraLayer]] = {
     layer.plain: layer for layer in (LoraLinear, LoraConv1D, LoraConv1d, LoraConv2d, LoraConv3d)
 }
 """What each class of layer becomes that multiplies its input with a weight."""
-
-
-def peft_computes_the_same(layer: LoraLayer) -> bool:
-    """Whether PEFT's layer of this kind computes what ours does.
-
-    PEFT's A is a convolution of its own, without the layer's dilation, groups and padding mode.
-    """
-    if not isinstance(layer, nn.modules.conv._ConvNd):
-        return True
-    return layer.groups == 1 and set(layer.dilation) == {1} and layer.padding_mode == "zeros"

@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from loralight.adapters.disabled import Switchable, is_off
+
 # the sums that this thread has made for the modules it is in, by weight
 _MADE: ContextVar[Mapping[nn.Module, dict[str, Tensor]]] = ContextVar("made", default=MappingProxyType({}))
 
@@ -55,7 +57,7 @@ class LowRank(nn.Module):
         return f"rank={self.rank}, alpha={self.alpha:g}"
 
 
-class LoraParameters(nn.Module):
+class LoraParameters(Switchable):
     """A module that reads each parameter named in ``lora`` as its weight with the update.
 
     ``state_dict`` and ``parameters`` have the frozen weight. A reading costs the product of A and B; within one
@@ -65,12 +67,15 @@ class LoraParameters(nn.Module):
     plain: ClassVar[type[nn.Module]]
     """The class of modules that is upgraded."""
 
+    has_peft_form: ClassVar[bool] = False
+    """Whether PEFT adapts such a module's parameters alike."""
+
     lora: nn.ModuleDict
 
     def __getattr__(self, name: str) -> Any:
         value = super().__getattr__(name)
         updates = self.__dict__["_modules"].get("lora")
-        if updates is None or not isinstance(value, nn.Parameter) or name not in updates:
+        if updates is None or not isinstance(value, nn.Parameter) or name not in updates or is_off(self):
             return value
         made = {} if torch.compiler.is_compiling() else _MADE.get().get(self, {})  # a compiler finds what is equal
         if name not in made:

@@ -14,9 +14,10 @@ class LoraQuantisedLinear(LoraLinear, QuantisedLinear):
     """
 
     plain = QuantisedLinear
+    is_additive = has_peft_form = True
 
-    def forward(self, x: Tensor) -> Tensor:
-        return LoraLayer.forward(self, x)  # the fast path would keep the unpacked weight
+    def adapted_forward(self, x: Tensor) -> Tensor:
+        return LoraLayer.adapted_forward(self, x)  # the fast path would keep the unpacked weight
 
     @torch.no_grad()
     def merge_(self) -> None:

@@ -46,8 +46,8 @@ class VeraLayer(LoraLayer):
     def lora_B(self) -> Tensor:  # type: ignore[override]
         return self.vera_lambda_b[:, None] * self.projections[1]
 
-    def forward(self, x: Tensor) -> Tensor:
-        return LoraLayer.forward(self, x)  # a fast path would compute gradients of A and B
+    def adapted_forward(self, x: Tensor) -> Tensor:
+        return LoraLayer.adapted_forward(self, x)  # a fast path would compute gradients of A and B
 
     def update(self, x: Tensor) -> Tensor:
         a, b = self.projections

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from loralight.adapters.base import Adapter
+from loralight.adapters.disabled import Switchable, is_off
 from loralight.adapters.peft.config import targeting
 from loralight.errors import InputError
 from loralight.models.blocks import blocks, sublayers, widths
@@ -62,7 +63,7 @@ class IA3(Adapter):
         }
 
 
-class IA3Layer(nn.Module):
+class IA3Layer(Switchable):
     """A frozen linear layer with a learned factor for each of its outputs or inputs, all 1 at first."""
 
     ia3_l: nn.Parameter  # a column for outputs, a row for inputs: PEFT's name and shapes
@@ -71,7 +72,7 @@ class IA3Layer(nn.Module):
 
     def scaled(self, x: Tensor) -> Tensor:
         """``x`` (..., channels) with each channel times its factor."""
-        return (x * self.ia3_l.flatten()).to(x.dtype)
+        return x if is_off(self) else (x * self.ia3_l.flatten()).to(x.dtype)
 
     @torch.no_grad()
     def merge_(self) -> None:

@@ -14,6 +14,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from loralight.adapters.base import Adapter, Added
+from loralight.adapters.disabled import Switchable, is_off
 from loralight.errors import InputError
 from loralight.models.text_models import check_num_tokens, hidden_states, random_tokens, text_base
 
@@ -45,9 +46,10 @@ class PrefixTuning(Adapter):
     def apply_(self, model: nn.Module, candidates: Mapping[str, nn.Module]) -> dict[str, list[str]]:
         base = text_base(model, "prefix_tuning")
         assert isinstance(model, PreTrainedModel)
+        implementation = str(model.config._attn_implementation)
         found = _keys_and_values(model, base, random_tokens(base, self.num_tokens))
         for attention, (key, value) in found.items():
-            attention.add_module("prefix", Prefix(key[0], value[0]))
+            attention.add_module("prefix", Prefix(key[0], value[0], instead_of=implementation))
         model.set_attn_implementation(_NAME)
         return {"(prefix)": [name for name, module in candidates.items() if module in found]}
 
@@ -55,14 +57,30 @@ class PrefixTuning(Adapter):
         return {p for module in model.modules() if isinstance(module, Prefix) for p in module.parameters()}
 
 
-class Prefix(Added):
-    """An attention's learned keys and values, (heads, tokens, width of a head)."""
+class Prefix(Added, Switchable):
+    """An attention's learned keys and values, (heads, tokens, width of a head).
 
-    def __init__(self, key: Tensor, value: Tensor) -> None:
+    Args:
+        key: what the keys start at.
+        value: what the values start at.
+        instead_of: the attention function of the base, as transformers calls it.
+    """
+
+    def __init__(self, key: Tensor, value: Tensor, *, instead_of: str) -> None:
         super().__init__()
         dtype = torch.promote_types(key.dtype, torch.float32)  # half precision would round small steps away
         self.key = nn.Parameter(key.to(dtype, copy=True))
         self.value = nn.Parameter(value.to(dtype, copy=True))
+        self.instead_of = instead_of
+
+    def check_base(self) -> None:
+        """Raise ``E-DISABLED`` if the base attends by another function than the one that is called in its place."""
+        if self.instead_of != "sdpa":
+            raise InputError(
+                "E-DISABLED",
+                f"the base attends by {self.instead_of!r}, which PrefixTuning has taken the place of: load it with "
+                "attn_implementation='sdpa'",
+            )
 
     def before(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """The text's keys and values (batch, heads, tokens, width of a head) with the learned ones before them."""
@@ -79,12 +97,15 @@ def prefix_attention(
     Shapes: query (batch, heads, queries, width), key and value (batch, heads, keys, width), attention_mask (batch, 1,
     queries, keys), True or 0 where a query sees a key.
     """
+    prefix = module.prefix
+    assert isinstance(prefix, Prefix)
+    if is_off(prefix):
+        prefix.check_base()
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
     is_causal = settings.pop("is_causal", None)
     if attention_mask is None and query.shape[2] > 1 and (module.is_causal if is_causal is None else is_causal):
         shape = (1, 1, query.shape[2], key.shape[2])
         attention_mask = torch.ones(shape, dtype=torch.bool, device=key.device).tril(key.shape[2] - query.shape[2])
-    prefix = module.prefix
-    assert isinstance(prefix, Prefix)
     if attention_mask is not None:
         seen = True if attention_mask.dtype == torch.bool else 0.0
         attention_mask = F.pad(attention_mask, (prefix.key.shape[1], 0), value=seen)

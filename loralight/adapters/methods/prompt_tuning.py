@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loralight.adapters.base import Adapter, Added
+from loralight.adapters.disabled import Switchable, is_off
 from loralight.errors import InputError
 from loralight.models.text_models import check_num_tokens, looks_ahead, random_tokens, text_base
 
@@ -78,7 +79,7 @@ class PromptTuning(Adapter):
         return {f"{name}.embeddings": "prompt_embeddings" for name in names}
 
 
-class Prompt(Added):
+class Prompt(Added, Switchable):
     """Soft tokens that ``base`` reads with every text, and no trace of them in what it returns.
 
     What comes with the text (masks, positions, types) is extended on the way in, and states are cut on the way out, so
@@ -99,6 +100,8 @@ class Prompt(Added):
         base.register_forward_hook(self._cut, with_kwargs=True)
 
     def _insert(self, base: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if is_off(self):
+            return None
         names = list(inspect.signature(base.forward).parameters)
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         cache = given.get("past_key_values")
@@ -147,7 +150,7 @@ class Prompt(Added):
             )
 
     def _cut(self, base: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if kwargs.get("inputs_embeds") is None:  # the cache has the prompt
+        if is_off(self) or kwargs.get("inputs_embeds") is None:  # the cache has the prompt
             return output
         count = len(self.embeddings)
 

@@ -5,15 +5,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from loralight.adapters.layers.lora import LoraConv1D, LoraConv1d, LoraConv2d, LoraConv3d, LoraLayer, LoraLinear
-from loralight.adapters.layers.quantised import LoraQuantisedLinear
+from loralight.adapters.layers.lora import LoraLayer
 from loralight.errors import InputError
-
-ADDITIVE: tuple[type[LoraLayer], ...] = (
-    *(LoraLinear, LoraConv1D, LoraConv1d, LoraConv2d, LoraConv3d),
-    LoraQuantisedLinear,
-)
-"""The layers that compute what the plain layer does, plus ``scaling * low_rank(dropout(x))``, each row by itself."""
 
 
 class Parts(NamedTuple):
@@ -45,13 +38,12 @@ def parts_of(model: nn.Module, whole: Collection[str]) -> Parts:
         learns = {key for key, parameter in module.named_parameters(recurse=False) if parameter.requires_grad}
         if not learns or id(module) in inside:
             continue
-        if type(module) not in ADDITIVE or learns != {"lora_A", "lora_B"}:
-            kinds = ", ".join(kind.__name__ for kind in ADDITIVE)
+        if not (isinstance(module, LoraLayer) and module.is_additive and learns == {"lora_A", "lora_B"}):
             raise InputError(
                 "E-KIND",
                 f"{name} is a {type(module).__name__} in which {', '.join(sorted(learns))} learn; mixing rows and "
-                f"combining adapters are defined for {kinds}. Each adapter still works by itself",
+                "combining adapters are defined for linear layers and convolutions in which A and B alone learn. Each "
+                "adapter still works by itself",
             )
-        assert isinstance(module, LoraLayer)
         updates[name] = module
     return Parts(updates, modules)

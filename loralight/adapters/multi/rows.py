@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from loralight.adapters.disabled import is_off
 from loralight.adapters.layers.lora import LoraLayer
 from loralight.adapters.multi.parts import Parts
 from loralight.errors import InputError
@@ -74,7 +75,7 @@ def _attend_to_rows_(module: nn.Module) -> None:
 def _by_thread(module: nn.Module, given: Any, *others: Any) -> Any:
     """Apply this thread's hooks; ``others`` are keywords and output, but for one who comes while it is registered."""
     hooks = _HOOKS.get().get(module, ())
-    if not hooks:
+    if not hooks or is_off(module):
         return None
     named, y = others
     for hook in hooks:

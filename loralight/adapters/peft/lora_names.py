@@ -4,12 +4,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-from loralight.adapters.layers.attention import LoraAttention
-from loralight.adapters.layers.embedding import LoraEmbedding
 from loralight.adapters.layers.experts import ExpertLowRank, LoraExperts
-from loralight.adapters.layers.lora import LoraConv1D, LoraLayer, LoraLinear, peft_computes_the_same
-from loralight.adapters.layers.slices import SlicedLayer
-from loralight.adapters.layers.tied import LoraTwin
+from loralight.adapters.layers.lora import LoraLayer, LoraLinear, LoraProduct
+from loralight.adapters.layers.parameters import LoraParameters
 
 _PARTS = ("lora_A", "lora_B")
 _OF_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")  # what PEFT takes for parts of experts
@@ -23,13 +20,12 @@ def peft_has_a_form(model: nn.Module) -> bool:
     are those of linear layers, without dropout.
     """
     modules = list(model.modules())
-    unknown: list[type[nn.Module]] = [LoraAttention, SlicedLayer, LoraTwin]
-    if any(isinstance(module, LoraExperts) for module in modules):
-        unknown.append(LoraConv1D)
     layers = [module for module in modules if isinstance(module, LoraLayer)]
-    plain = all(layer.start is None and peft_computes_the_same(layer) for layer in layers)
+    parameters = [module for module in modules if isinstance(module, LoraParameters)]
+    transposed = any(isinstance(layer, LoraProduct) and layer.weight_is_transposed for layer in layers)
     named = all(type(layer) is LoraLinear and not layer.lora_dropout for layer in peft_by_weight(model).values())
-    return plain and named and not any(isinstance(m, tuple(unknown)) for m in modules)
+    known = all(layer.is_known_to_peft for layer in layers) and all(module.has_peft_form for module in parameters)
+    return known and named and not (transposed and any(isinstance(module, LoraExperts) for module in parameters))
 
 
 def peft_by_weight(model: nn.Module) -> dict[str, LoraLayer]:
@@ -67,10 +63,8 @@ def peft_tensor_names(model: nn.Module) -> dict[str, str]:
     """PEFT's names for those tensors that it calls otherwise."""
     found: dict[str, str] = {}
     for name, module in model.named_modules():
-        if isinstance(module, LoraEmbedding):
-            found |= {f"{name}.{part}": f"{name}.{part.replace('lora', 'lora_embedding')}" for part in _PARTS}
-        elif isinstance(module, LoraLayer):
-            found |= {f"{name}.{part}": f"{name}.{part}.weight" for part in _PARTS}
+        if isinstance(module, LoraLayer):
+            found |= {f"{name}.{part}": f"{name}.{theirs}" for part, theirs in module.peft_parts.items()}
         elif isinstance(module, LoraExperts):
             found |= _of_experts(name, module)
     return found

@@ -13,13 +13,13 @@ from transformers import BertConfig, BertForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
 from loralight.adapters import Lora, LoraLayer, inject
-from loralight.adapters.layers.quantised import LoraQuantisedLinear
-from loralight.adapters.multi.parts import ADDITIVE, Parts, parts_of
+from loralight.adapters.layers.lora import LAYERS
+from loralight.adapters.multi.parts import Parts, parts_of
 from loralight.adapters.multi.rows import by_rows
 from loralight.errors import InputError
 
 # quantised layers are put to it in tests/test_quantisation.py
-KINDS = [kind.plain for kind in ADDITIVE if kind is not LoraQuantisedLinear]
+KINDS = [plain for plain, kind in LAYERS.items() if kind.is_additive]
 ROWS = ["a", None, "b", "a", "c", "b"]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
 

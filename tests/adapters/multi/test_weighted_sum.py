@@ -7,13 +7,11 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from loralight.adapters.layers.lora import LoraLayer
-from loralight.adapters.layers.quantised import LoraQuantisedLinear
-from loralight.adapters.multi.parts import ADDITIVE
+from loralight.adapters.layers.lora import LAYERS, LoraLayer
 from loralight.adapters.multi.weighted_sum import truncated, weighted_sum
 
 # a quantised layer has the update of a linear one
-KINDS = [kind for kind in ADDITIVE if kind is not LoraQuantisedLinear]
+KINDS = [kind for kind in LAYERS.values() if kind.is_additive]
 BUILD = {
     nn.Linear: lambda: nn.Linear(12, 9),
     Conv1D: lambda: Conv1D(9, 12),
@@ -49,7 +47,7 @@ def test_a_weighted_sum_is_that_of_the_dense_updates(kind: type[LoraLayer]) -> N
 
 @torch.no_grad()
 def test_an_adapter_minus_itself_is_nothing() -> None:
-    layer = trained(ADDITIVE[0], 3, 6)
+    layer = trained(KINDS[0], 3, 6)
     lora_A, lora_B = weighted_sum([(1.0, layer), (-1.0, layer)])
     assert (lora_B @ lora_A).abs().max() < 1e-14
     for rank in (1, 6):
@@ -76,7 +74,7 @@ def test_a_truncation_is_the_dense_one_and_tells_its_error(kind: type[LoraLayer]
 @torch.no_grad()
 def test_factors_keep_their_precision_and_only_a_lossless_truncation_has_no_error() -> None:
     torch.manual_seed(0)
-    one, other = (trained(ADDITIVE[0], 2, 4).float() for _ in range(2))
+    one, other = (trained(KINDS[0], 2, 4).float() for _ in range(2))
     new_A, new_B, error = truncated(*weighted_sum([(1.0, one), (1.0, other)]), 3)
     assert new_A.dtype == new_B.dtype == torch.float32 and error > 0.01
     lora_A, lora_B = weighted_sum([(1.0, one), (2.0, one)])
