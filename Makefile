@@ -11,7 +11,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CO
 # workers would only wait for one another.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
 
-.PHONY: help demo test test-all check docs bench bench-start clean
+.PHONY: help demo test test-all check docs bench recipes bench-start clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -47,6 +47,9 @@ docs: .venv/test.stamp ## write pages on the public classes and functions into b
 # One thread: it can be timed by the processor time it gets, whatever else the machine does.
 bench: .venv/bench.stamp ## measure time and memory beside PEFT and others: a table of ratios, pass or short
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench.py $(ARGS)
+
+recipes: .venv/bench.stamp ## measure the defaults beside logistic regression; ARGS="--data FOLDER clinc150:1200"
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/defaults.py $(ARGS)
 
 bench-start: .venv/demo.stamp ## measure how fast the command answers
 	$(BIN)/python benchmarks/startup.py $(ARGS)
