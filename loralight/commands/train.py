@@ -159,7 +159,7 @@ class Run:
         if not (self.config["probe"] or task.adapter.is_probe or task.head_start == "probe"):
             return None
         try:
-            probe = fit_probe(task, self.data, self.trainer.strategy.root_device)
+            probe = fit_probe(task, self.data, self.trainer)
         except NoProbe as reason:
             logs.logger.info("no linear probe: %s", reason)
             return None

@@ -6,15 +6,19 @@ is learned inside it (Alain and Bengio, 2016, https://arxiv.org/abs/1610.01644).
 https://arxiv.org/abs/2202.10054).
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
+import lightning
 import torch
 import torch.nn.functional as F
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from loralight.data import TaskData
 from loralight.training.heads import linear_layer
@@ -55,32 +59,44 @@ class NoProbe(Exception):  # noqa: N818  # nothing went wrong
     """Why a task's head has no probe."""
 
 
-def fit_probe(task: AdapterTask, data: TaskData, device: torch.device) -> Probe:
+def fit_probe(task: AdapterTask, data: TaskData, trainer: lightning.Trainer) -> Probe:
     """Fit a probe to the training rows, choose its weight decay by the validation rows, and measure it.
 
     The model is left as it was, in training mode.
 
+    Args:
+        task: with its model built.
+        data: set up.
+        trainer: on whose device it is done, of as many batches of a split as this takes.
+
     Raises:
         NoProbe: the head is not one linear layer, or its targets are no classes, or are all of one.
     """
-    layer = linear_head(task)
+    layer, device = linear_head(task), trainer.strategy.root_device
     task.to(device).eval()
     try:
-        features, targets = _collect(task, layer, data.train_dataloader(), device)
+        train = _some(data.train_dataloader(), trainer.limit_train_batches)
+        features, targets = _collect(task, layer, train, device)
+        if not features.isfinite().all():
+            raise NoProbe("the model's features are not all finite")
         if targets.ndim == 1 and bool((targets == targets[0]).all()):
             raise NoProbe("all training rows are of one class")
-        held_out = _collect(task, layer, data.val_dataloader(), device)
+        splits = {"validation": _some(data.val_dataloader(), trainer.limit_val_batches)}
+        if "test" in data.splits:
+            splits["test"] = _some(data.test_dataloader(), trainer.limit_test_batches)
+        held_out = _collect(task, layer, splits["validation"], device)
         best = _best(fit(features, targets, num_labels=layer.out_features), *held_out)
         with _in_place(layer, best):
-            splits = {"validation": data.val_dataloader}
-            if "test" in data.splits:
-                splits["test"] = data.test_dataloader
-            scores = {
-                name: score for split, load in splits.items() for name, score in _score(task, split, load(), device)
-            }
+            scores = {name: score for split in splits for name, score in _score(task, split, splits[split], device)}
     finally:
         task.train()
     return Probe(best, scores)
+
+
+def _some(loader: DataLoader[Any], limit: int | float) -> Iterable[Any]:
+    """The batches that Lightning would take of a split under ``limit``; can be gone through again."""
+    count = limit if isinstance(limit, int) else math.ceil(len(loader) * limit)
+    return loader if count >= len(loader) else list(islice(loader, count))
 
 
 def linear_head(task: AdapterTask) -> nn.Linear:

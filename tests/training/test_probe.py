@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning
 import numpy as np
 import pytest
 import torch
@@ -18,7 +19,7 @@ from loralight.tasks.text_classification import TextClassification, TextClassifi
 from loralight.training.probe import _DECAYS, NoProbe, fit, fit_probe, linear_head, start_head_
 from loralight.training.task import AdapterTask
 
-CPU = torch.device("cpu")
+CPU = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
 
 
 def made_features(num_labels: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -131,6 +132,27 @@ def test_where_there_is_no_probe_the_reason_is_told(
     with pytest.raises(NoProbe, match=reason):
         fit_probe(task, data, CPU)
     assert task.training
+
+
+def test_a_probe_takes_as_many_batches_as_the_trainer_does(
+    work: Callable[..., tuple[AdapterTask, TaskData]],
+) -> None:
+    task, data = work()
+    seen: list[int] = []
+    task.model.register_forward_pre_hook(lambda *_: seen.append(1))
+    fit_probe(task, data, CPU)
+    every = len(seen)
+    few = lightning.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        limit_train_batches=1,
+        limit_val_batches=1,
+        limit_test_batches=0.5,
+    )
+    seen.clear()
+    fit_probe(task, data, few)
+    assert len(seen) == 4 < every  # train, validation twice, half of the two batches of test
 
 
 def test_a_task_without_a_head_has_none(work: Callable[..., tuple[AdapterTask, TaskData]]) -> None:
