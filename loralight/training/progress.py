@@ -41,13 +41,18 @@ class EpochLines(Callback):
 
     def __init__(self) -> None:
         self._started = perf_counter()
+        self._is_validated = False  # in this epoch: what is measured stays in `callback_metrics` until it is again
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._started = perf_counter()
+        self._started, self._is_validated = perf_counter(), False
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._is_validated = True
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         assert isinstance(pl_module, AdapterTask)
-        scores = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("validation/")}
+        measured = trainer.callback_metrics if self._is_validated else {}
+        scores = {name: value for name, value in measured.items() if name.startswith("validation/")}
         values = [f"{name} {value:.4f}" for name, value in {"train/loss": pl_module.epoch_loss, **scores}.items()]
         of = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
         seconds = perf_counter() - self._started

@@ -40,6 +40,8 @@ def test_the_trainer_is_told_and_so_is_the_user(
     done = loralight("train", *words, "hydra.run.dir=run", "task.pooling=mean", "logger=csv")
     assert done.returncode == 0, done.stderr
     assert "trainer.max_epochs=auto: 20 epochs of 5 steps, validated every 4" in done.stdout + done.stderr
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if " epoch " in line]
+    assert ["validation/accuracy" in line for line in lines] == 5 * [False, False, False, True]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["steps"] == 100
     assert summary["linear_probe"]["validation/accuracy"] > 0.5
