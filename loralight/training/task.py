@@ -76,21 +76,6 @@ class AdapterTask(lightning.LightningModule, ABC):
         TypeError: on defining a subclass that overrides a hook this class owns.
     """
 
-    _OWNED: ClassVar[tuple[str, ...]] = (
-        "automatic_optimization",
-        "configure_model",
-        "configure_optimizers",
-        "on_before_optimizer_step",
-        "on_load_checkpoint",
-        "on_save_checkpoint",
-        "on_train_epoch_end",
-        "optimizer_step",
-        "test_step",
-        "train",
-        "training_step",
-        "validation_step",
-    )
-
     peft_task_type: ClassVar[str | None] = None
     """PEFT's name for this kind of task (``SEQ_CLS``, ...), by which it picks its wrapper class."""
 
@@ -137,7 +122,7 @@ class AdapterTask(lightning.LightningModule, ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if taken := [hook for hook in cls._OWNED if getattr(cls, hook) is not getattr(AdapterTask, hook)]:
+        if taken := [hook for hook in owned_hooks() if getattr(cls, hook) is not getattr(AdapterTask, hook)]:
             raise TypeError(
                 f"{cls.__name__} overrides {', '.join(taken)}, which AdapterTask owns: it would break freezing, "
                 "checkpoints or resuming. Say what your task does in build_model, head, step, metrics and predict"
@@ -505,6 +490,12 @@ class AdapterTask(lightning.LightningModule, ABC):
         self.load_trainable(checkpoint["state_dict"], "the checkpoint")
         self._epoch_sums = checkpoint["epoch_sums"]
         checkpoint["state_dict"] = {}
+
+
+def owned_hooks() -> list[str]:
+    """What Lightning calls and `AdapterTask` has its own way of: no task may override these."""
+    own = {name for name in vars(AdapterTask).keys() & set(dir(lightning.LightningModule)) if not name.startswith("_")}
+    return sorted(own | {"automatic_optimization"})
 
 
 def _seed(number: int, device: torch.device) -> None:
