@@ -218,14 +218,9 @@ class AdapterTask(lightning.LightningModule, ABC):
         """Build the model and inject the adapter; a second call does nothing."""
         if self._built:
             return
-        with single_by_default():
-            self.model = self.build_model()
-            head = check_head(self.model, self.head(self.model), type(self).__name__)
-            if self.optimizer is not None:
-                self.adapter.check_training(self.model)
-            with quantised_(self.model, self.quantize, head=head):
-                base = {id(tensor) for tensor in tensors_of(self.model).values()}
-                self.adapted = inject(self.model, self.adapter, head=head)
+        with self._base() as (self.model, head):
+            base = {id(tensor) for tensor in tensors_of(self.model).values()}
+            self.adapted = inject(self.model, self.adapter, head=head)
         self._added = {name for name, tensor in tensors_of(self.model).items() if id(tensor) not in base}
         self.choose_modes_()
         if stuck := self.fresh(self.model) - set(trainable(self.model)):
@@ -243,6 +238,23 @@ class AdapterTask(lightning.LightningModule, ABC):
         self.train()  # `from_pretrained` returns eval mode, and Lightning keeps the mode it finds
         self.accelerations.attach_(self._facts())  # in training mode, as it will run
         self.accelerations.switch_(True)
+
+    @contextmanager
+    def _base(self) -> Iterator[tuple[nn.Module, Sequence[nn.Module]]]:
+        """The model that is adapted and its head, in the context in which an adapter is injected."""
+        with single_by_default():
+            model = self.build_model()
+            head = check_head(model, self.head(model), type(self).__name__)
+            if self.optimizer is not None:
+                self.adapter.check_training(model)
+            with quantised_(model, self.quantize, head=head):
+                yield model, head
+
+    def build_base(self) -> nn.Module:
+        """Another model like the one that is adapted, without the adapter: frozen, in evaluation mode."""
+        with self._base() as (model, _):
+            pass
+        return model.requires_grad_(False).eval()
 
     def trainable_tensors(self) -> dict[str, Tensor]:
         """What learns, by name in ``self.model``: trained parameters, and saved buffers of the modules they are in."""
