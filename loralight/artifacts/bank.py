@@ -14,7 +14,6 @@ from loralight.artifacts.combination import save_combination
 from loralight.artifacts.export import whole_modules
 from loralight.artifacts.loading import build, find_device, find_recipe
 from loralight.errors import InputError, did_you_mean
-from loralight.models.quantisation import quantised_
 from loralight.models.trust import trusting
 from loralight.training.task import AdapterTask
 
@@ -100,10 +99,7 @@ class AdapterBank(Mapping[str, AdapterTask]):
         with trusting(**self._allowed):
             task = build(path, made, "cpu")
             if not self:
-                base = task.build_model().requires_grad_(False).eval()
-                with quantised_(base, task.quantize, head=task.head(base)):
-                    self.base = base
-                self.base.to(self._device)
+                self.base = task.build_base().to(self._device)
         share_(task.model, self.base, learns=task.trainable_tensors(), origin=str(folder))
         self._tasks[name], self._recipes[name] = task.to(self._device), made
         return task

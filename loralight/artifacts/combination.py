@@ -14,6 +14,7 @@ from loralight.adapters.multi.parts import Parts
 from loralight.adapters.multi.weighted_sum import truncated, weighted_sum
 from loralight.adapters.targets import PRESETS
 from loralight.artifacts.export import save_adapter
+from loralight.artifacts.output import refuse_existing
 from loralight.config.build import from_recipe
 from loralight.errors import InputError
 from loralight.training.task import AdapterTask
@@ -66,8 +67,7 @@ def _check(weights: Sequence[float], output: Path, rank: int | None) -> None:
         raise InputError("E-WEIGHTS", f"the weights are {list(weights)}; give finite numbers, not all of them 0")
     if rank is not None and rank < 1:
         raise InputError("E-RANK", f"rank is {rank}; give at least 1, or null for the sum of the adapters' ranks")
-    if output.exists():
-        raise InputError("E-OUTPUT", f"output={output}: it exists, and nothing is overwritten; choose another name")
+    refuse_existing(output)
 
 
 def _sum(

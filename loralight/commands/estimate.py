@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 from loralight import logs
 from loralight.adapters import FullFineTuning
 from loralight.adapters.base import trainable
+from loralight.artifacts.output import refuse_existing
 from loralight.commands.evaluate import measuring
 from loralight.config.build import build_data, build_task, build_trainer, check_config
 from loralight.config.composition import plain
@@ -37,8 +38,7 @@ def main(config: DictConfig) -> dict[str, Any]:
     check_config(settings)
     limit = None if settings["memory"] is None else parse_memory(settings["memory"])
     output = settings["output"]
-    if output and Path(output).exists():
-        raise InputError("E-OUTPUT", f"output={output}: the file exists, and nothing is overwritten; choose another")
+    refuse_existing(output)
     run = Estimate(settings)
     size = run.data.batch_size
     this = run.sizes(size)

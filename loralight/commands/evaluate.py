@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from loralight import logs
 from loralight.artifacts.export import load_adapter, no_larger_than_saved, read_recipe
+from loralight.artifacts.output import refuse_existing
 from loralight.artifacts.peft_format import is_of_peft, peft_adapter
 from loralight.artifacts.run_folder import read_config
 from loralight.commands.summary import metrics_table
@@ -25,8 +26,7 @@ def main(config: DictConfig) -> dict[str, float]:
     logs.configure()
     settings = plain(config)
     output = settings["output"]
-    if output and Path(output).exists():
-        raise InputError("E-OUTPUT", f"output={output}: the file exists, and nothing is overwritten; choose another")
+    refuse_existing(output)
     metrics = work(settings)
     if output:
         Path(output).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")

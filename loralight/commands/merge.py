@@ -23,6 +23,7 @@ from loralight.artifacts.certificate import (
 )
 from loralight.artifacts.export import adapter_folder, read_recipe
 from loralight.artifacts.loading import load
+from loralight.artifacts.output import refuse_existing
 from loralight.commands.evaluate import check_split, measure, measuring, read_data
 from loralight.config.build import check_config
 from loralight.config.composition import plain
@@ -81,8 +82,7 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
 def _checked(config: dict[str, Any]) -> tuple[torch.dtype, float, Path]:
     """The dtype, tolerance and output folder, all of which make sense."""
     output, dtype = Path(config["output"]), find_dtype(config["dtype"])
-    if output.exists():
-        raise InputError("E-OUTPUT", f"output={output}: exists, and nothing is overwritten; choose another name")
+    refuse_existing(output)
     tolerance = TOLERANCES[dtype] if config["tolerance"] is None else config["tolerance"]
     if not isinstance(tolerance, int | float) or isinstance(tolerance, bool) or not 0 <= tolerance < math.inf:
         raise InputError("E-TOLERANCE", f"tolerance={tolerance}: give a relative error, such as 1e-3, or null")

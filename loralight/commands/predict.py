@@ -14,6 +14,7 @@ from rich.progress import track
 from loralight import logs
 from loralight.artifacts.bank import load_many
 from loralight.artifacts.loading import build, find_recipe
+from loralight.artifacts.output import refuse_existing
 from loralight.config.build import task_class
 from loralight.config.check import check_keywords
 from loralight.config.composition import plain
@@ -27,10 +28,7 @@ def main(config: DictConfig) -> None:
     logs.configure()
     settings = plain(config)
     output, options, size = settings["output"], settings["options"], settings["batch_size"]
-    if output and Path(output).exists():
-        raise InputError(
-            "E-OUTPUT", f"output={output}: the file exists, and nothing is overwritten; choose another name"
-        )
+    refuse_existing(output)
     if output and settings["stream"]:
         raise InputError("E-STREAM", "stream=true writes to the terminal; leave out output, or stream")
     if size < 1:

@@ -9,6 +9,7 @@ from rich.table import Table
 from loralight import logs
 from loralight.adapters.spectrum import LayerSpectrum, proposed_overrides, spectrum
 from loralight.artifacts.loading import load
+from loralight.artifacts.output import refuse_existing
 from loralight.config.composition import plain
 from loralight.errors import InputError
 from loralight.models.trust import trust_of
@@ -23,8 +24,7 @@ def main(config: DictConfig) -> list[LayerSpectrum]:
     output, energy = settings["output"], settings["energy"]
     if not isinstance(energy, int | float) or not 0 < energy <= 1:
         raise InputError("E-ENERGY", f"energy is {energy!r}; give a share of the updates' squared norm, such as 0.9")
-    if output and Path(output).exists():
-        raise InputError("E-OUTPUT", f"output={output}: the file exists, and nothing is overwritten; choose another")
+    refuse_existing(output)
     task = load(settings["run"], base=settings["checkpoint"], device="cpu", **trust_of(settings))
     layers = spectrum(task.model)
     if not layers:

@@ -20,7 +20,7 @@ from loralight.commands.auto_batch import with_largest_batch
 from loralight.commands.initialising import initialise_, with_initialised
 from loralight.commands.next_commands import how_to_go_on, next_commands
 from loralight.commands.summary import final_report, summarise
-from loralight.config.build import adapter_recipe, build_data, build_task, build_trainer, check_config, recipe
+from loralight.config.build import build_data, build_task, build_trainer, check_config, recipe
 from loralight.config.composition import plain
 from loralight.data import TaskData
 from loralight.disk import refuse_taken_away, telling_of_disk
@@ -225,9 +225,8 @@ def _save(
     refuse_taken_away(output_dir)
     folder = output_dir / "adapter"
     task.adapter = task.adapter.finish_(task.model)
-    made = recipe(config, data.model_arguments())
+    made = recipe(config, data.model_arguments(), task.adapter)
     made["task"]["arguments"] |= task.found_arguments()
-    made["adapter"] = adapter_recipe(task.adapter, config["names"]["adapter"])
     save_adapter(task, folder, recipe=made, metrics=metrics)
     summary = summarise(config, output_dir, task, data, metrics, throughput.seconds_per_step(), probe)
     final_report(summary, task, data, output_dir, next_commands(config, output_dir))

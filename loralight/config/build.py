@@ -153,12 +153,19 @@ def build_trainer(
     return trainer
 
 
-def recipe(config: Mapping[str, Any], data_arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What an adapter's folder says of how it was made: names and arguments, never a ``_target_``."""
-    parts = {"task": {**config["task"], **data_arguments}, "adapter": config["adapter"]}
+def recipe(config: Mapping[str, Any], data_arguments: Mapping[str, Any], adapter: Adapter) -> dict[str, Any]:
+    """What an adapter's folder says of how it was made: names and arguments, never a ``_target_``.
+
+    Args:
+        config: that of the training.
+        data_arguments: arguments of the task that the data knows.
+        adapter: what builds the form that is kept, see `Adapter.finish_`.
+    """
+    arguments = {key: value for key, value in {**config["task"], **data_arguments}.items() if key != "_target_"}
+    names = config["names"]
     return {
-        part: {"name": config["names"][part], "arguments": {k: v for k, v in node.items() if k != "_target_"}}
-        for part, node in parts.items()
+        "task": {"name": names["task"], "arguments": arguments},
+        "adapter": adapter_recipe(adapter, names["adapter"]),
     }
 
 

@@ -4,23 +4,25 @@ import copy
 import dataclasses
 import pickle
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import lightning
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from loralight.adapters.base import Added, trainable
 from loralight.adapters.disabled import disabled
 from loralight.adapters.inject import inject, merge
-from loralight.config.build import adapter_classes, build_task
+from loralight.config.build import adapter_classes, build_task, make
 from loralight.config.composition import compose, plain
 from loralight.config.plugins import use_folder
 from loralight.errors import InputError
@@ -75,7 +77,9 @@ class AdapterContract:
         base = task.build_model().to(dtype).eval()
         adapted = copy.deepcopy(base)
         inject(adapted, task.adapter, head=task.head(adapted))
-        assert torch.equal(_logits(adapted), _logits(base)) or not task.adapter.starts_at_base
+        if not task.adapter.starts_at_base:
+            pytest.skip(f"{type(task.adapter).__name__} says that it starts elsewhere")
+        assert torch.equal(_logits(adapted), _logits(base))
 
     def test_the_base_s_tensors_stay_themselves_and_keep_their_keys(self, task: AdapterTask) -> None:
         model = task.build_model()
@@ -84,6 +88,31 @@ class AdapterContract:
         assert {id(parameter) for parameter in base.values()} <= {id(parameter) for parameter in model.parameters()}
         if task.adapter.keeps_keys:
             assert base.keys() <= model.state_dict().keys()
+
+    @pytest.mark.parametrize("kind", ["convolutions", "Conv1D", "tied weights"])
+    def test_on_layers_of_other_kinds_it_promises_the_same_or_refuses_them(self, method: str, kind: str) -> None:
+        base, adapter = _OTHERS[kind]().eval().requires_grad_(False), _adapter(method, _TARGETS[kind])
+        tied = len(list(base.parameters())) < len(list(base.named_parameters(remove_duplicate=False)))
+        assert tied == (kind != "convolutions")
+        model, expected = copy.deepcopy(base), _output(base)
+        try:
+            inject(model, adapter)
+        except InputError as error:
+            pytest.skip(f"refused: {error}")
+        assert torch.equal(_output(model), expected) or not adapter.starts_at_base
+        assert base.state_dict().keys() <= model.state_dict().keys() or not adapter.keeps_keys
+        _disturb(model)
+        adapted = _output(model)
+        assert not torch.equal(adapted, expected)
+        with suppress(InputError), disabled(model):
+            assert torch.equal(_output(model), expected)
+        assert torch.equal(_output(model), adapted)
+        if _can_merge(model):
+            merge(model)
+            assert [type(module) for module in model.modules()] == [type(module) for module in base.modules()]
+            assert model.state_dict().keys() == base.state_dict().keys()
+            assert (_output(model) - adapted).norm() <= 1e-5 * adapted.norm()
+            assert len(list(model.parameters())) == len(list(base.parameters())), "what was tied still is"
 
     def test_what_requires_gradients_is_in_the_optimizer_once_and_in_the_checkpoint(self, trained: "Trained") -> None:
         learns = {name: p for name, p in trained.task.named_parameters() if p.requires_grad}
@@ -184,6 +213,33 @@ class AdapterContract:
             default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
             if default is not dataclasses.MISSING and not (isinstance(value, str) and "${" in value):
                 assert (tuple(value) if isinstance(value, list) else value) == default, name
+
+
+def _decoder() -> nn.Module:
+    """GPT-2: `Conv1D` layers, and an output layer that shares its weight with the embeddings."""
+    ends: Any = {"bos_token_id": None, "eos_token_id": None}
+    return GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=_WORDS, **ends))
+
+
+_OTHERS: dict[str, Callable[[], nn.Module]] = {
+    "convolutions": lambda: timm.create_model("test_resnet", zero_init_last=False),
+    "Conv1D": _decoder,
+    "tied weights": _decoder,
+}
+_TARGETS = {"convolutions": "all", "Conv1D": "all-linear", "tied weights": "all"}
+
+
+def _adapter(method: str, targets: str) -> Any:
+    """The method by its defaults, with these targets if it has any."""
+    settings = dict(plain(compose("train", [f"adapter={method}"]).adapter))
+    return make({**settings, "targets": targets} if "targets" in settings else settings)
+
+
+@torch.no_grad()
+def _output(model: nn.Module) -> Tensor:
+    if isinstance(model, GPT2LMHeadModel):
+        return torch.as_tensor(model(batch_of(5)["input_ids"]).logits)
+    return torch.as_tensor(model(torch.linspace(-1, 1, 2 * 3 * 32 * 32).sin().view(2, 3, 32, 32)))
 
 
 class TinyBert(AdapterTask):

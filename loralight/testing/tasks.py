@@ -124,8 +124,15 @@ class TaskContract:
         assert len(optimized) == len(learns) and set(optimized) == {id(p) for p in learns.values()}
         assert learns.keys() <= trained.task.trainable_tensors().keys()
 
-    def test_a_new_head_learns(self, task: AdapterTask) -> None:
-        assert task.fresh(task.model) <= trainable(task.model).keys()
+    def test_what_starts_at_random_learns(self, task: AdapterTask) -> None:
+        """Whether `fresh` knows of it or not, as where ``build_model`` loads by means of its own."""
+        models = []
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            models.append(dict(task.build_model().named_parameters()))
+        random = {name for name, parameter in models[0].items() if not torch.equal(parameter, models[1][name])}
+        stuck = random - trainable(task.model).keys()
+        assert not stuck, f"{sorted(stuck)} start at random and are frozen: have head() return their modules"
 
     def test_training_changes_all_that_learns_and_nothing_that_is_frozen(self, trained: "Trained") -> None:
         after = trained.task.model.state_dict()
@@ -173,7 +180,9 @@ class TaskContract:
     def test_a_saved_adapter_predicts_what_the_trained_one_does(self, trained: "Trained", tmp_path: Path) -> None:
         task, data = trained.task, trained.data
         saved = tmp_path / "adapter"
-        save_adapter(task, saved, recipe=recipe(trained.config, data.model_arguments()), metrics={})
+        save_adapter(
+            task, saved, recipe=recipe(trained.config, data.model_arguments(), trained.task.adapter), metrics={}
+        )
         loaded = load(saved, device="cpu")
         task.eval()
         batch = _batch(data, "validation")

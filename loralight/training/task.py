@@ -79,21 +79,6 @@ class AdapterTask(lightning.LightningModule, ABC):
         TypeError: on defining a subclass that overrides a hook this class owns.
     """
 
-    _OWNED: ClassVar[tuple[str, ...]] = (
-        "automatic_optimization",
-        "configure_model",
-        "configure_optimizers",
-        "on_before_optimizer_step",
-        "on_load_checkpoint",
-        "on_save_checkpoint",
-        "on_train_epoch_end",
-        "optimizer_step",
-        "test_step",
-        "train",
-        "training_step",
-        "validation_step",
-    )
-
     peft_task_type: ClassVar[str | None] = None
     """PEFT's name for this kind of task (``SEQ_CLS``, ...), by which it picks its wrapper class."""
 
@@ -142,7 +127,7 @@ class AdapterTask(lightning.LightningModule, ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if taken := [hook for hook in cls._OWNED if getattr(cls, hook) is not getattr(AdapterTask, hook)]:
+        if taken := [hook for hook in owned_hooks() if getattr(cls, hook) is not getattr(AdapterTask, hook)]:
             raise TypeError(
                 f"{cls.__name__} overrides {', '.join(taken)}, which AdapterTask owns: it would break freezing, "
                 "checkpoints or resuming. Say what your task does in build_model, head, step, metrics and predict"
@@ -257,14 +242,9 @@ class AdapterTask(lightning.LightningModule, ABC):
         """Build the model and inject the adapter; a second call does nothing."""
         if self._built:
             return
-        with single_by_default():
-            self.model = self.build_model()
-            head = check_head(self.model, self.head(self.model), type(self).__name__)
-            if self.optimizer is not None:
-                self.adapter.check_training(self.model)
-            with quantised_(self.model, self.quantize, head=head):
-                base = {id(tensor) for tensor in tensors_of(self.model).values()}
-                self.adapted = inject(self.model, self.adapter, head=head)
+        with self._base() as (self.model, head):
+            base = {id(tensor) for tensor in tensors_of(self.model).values()}
+            self.adapted = inject(self.model, self.adapter, head=head)
         self._added = {name for name, tensor in tensors_of(self.model).items() if id(tensor) not in base}
         self.choose_modes_()
         if stuck := self.fresh(self.model) - set(trainable(self.model)):
@@ -282,6 +262,23 @@ class AdapterTask(lightning.LightningModule, ABC):
         self.train()  # `from_pretrained` returns eval mode, and Lightning keeps the mode it finds
         self.accelerations.attach_(self._facts())  # in training mode, as it will run
         self.accelerations.switch_(True)
+
+    @contextmanager
+    def _base(self) -> Iterator[tuple[nn.Module, Sequence[nn.Module]]]:
+        """The model that is adapted and its head, in the context in which an adapter is injected."""
+        with single_by_default():
+            model = self.build_model()
+            head = check_head(model, self.head(model), type(self).__name__)
+            if self.optimizer is not None:
+                self.adapter.check_training(model)
+            with quantised_(model, self.quantize, head=head):
+                yield model, head
+
+    def build_base(self) -> nn.Module:
+        """Another model like the one that is adapted, without the adapter: frozen, in evaluation mode."""
+        with self._base() as (model, _):
+            pass
+        return model.requires_grad_(False).eval()
 
     def trainable_tensors(self) -> dict[str, Tensor]:
         """What learns, by name in ``self.model``: trained parameters, and saved buffers of the modules they are in."""
@@ -529,6 +526,12 @@ class AdapterTask(lightning.LightningModule, ABC):
         self.load_trainable(checkpoint["state_dict"], "the checkpoint")
         self._epoch_sums = checkpoint["epoch_sums"]
         checkpoint["state_dict"] = {}
+
+
+def owned_hooks() -> list[str]:
+    """What Lightning calls and `AdapterTask` has its own way of: no task may override these."""
+    own = {name for name in vars(AdapterTask).keys() & set(dir(lightning.LightningModule)) if not name.startswith("_")}
+    return sorted(own | {"automatic_optimization"})
 
 
 def _seed(number: int, device: torch.device) -> None:

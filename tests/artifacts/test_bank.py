@@ -93,6 +93,18 @@ def own_bytes(task: AdapterTask) -> int:
     return sum(tensor.nbytes for tensor in task.trainable_tensors().values())
 
 
+def test_the_base_is_built_as_the_models_are_that_share_it(tmp_path: Path) -> None:
+    save_for_hf(timm.create_model("test_resnet", num_classes=7), str(tmp_path / "resnet"), safe_serialization=True)
+    own = {"checkpoint": str(tmp_path / "resnet"), "labels": ["a", "b", "c"]}
+    folder = write(tmp_path / "1", "image_classification", "lora", own, {"targets": "all-conv", "rank": 2}, 1)
+    torch.set_default_dtype(torch.bfloat16)  # as within Lightning's half precision
+    try:
+        bank = loralight.load_many({"one": folder}, device="cpu")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {parameter.dtype for parameter in bank.base.parameters()} == {torch.float32}
+
+
 def test_each_adapter_predicts_what_it_does_when_loaded_alone(bank: AdapterBank, folders: dict[str, Path]) -> None:
     assert list(bank) == list(folders) and len(bank) == 3
     alone = {name: loralight.load(folder, device="cpu").predict(TEXTS) for name, folder in folders.items()}

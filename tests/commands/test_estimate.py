@@ -170,7 +170,7 @@ def test_the_command_shows_where_memory_goes(
     [
         ("memory=abc", "E-MEMORY: memory=abc: give an amount such as 8GB"),
         ("memory=1MB", "E-MEMORY: not even a batch of one row fits 1.0 MB"),
-        ("output=there.json", "E-OUTPUT: output=there.json: the file exists"),
+        ("output=there.json", "E-OUTPUT: output=there.json: it exists"),
     ],
 )
 def test_what_cannot_be_is_told(

@@ -274,7 +274,7 @@ def test_a_base_in_half_precision_is_merged_in_float32(
         (["fold_batch_norm=true"], "E-FOLD: BertForSequenceClassification has no BatchNorm"),
         (["checkpoint=nowhere"], "E-MODEL"),
         (["run=nowhere"], "E-RUN: run=nowhere"),
-        (["output=kept"], "E-OUTPUT: output=kept: exists"),
+        (["output=kept"], "E-OUTPUT: output=kept: it exists"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -18,8 +18,9 @@ from loralight.adapters import AdaLora, Dora, FullFineTuning, Lora
 from loralight.adapters.base import trainable
 from loralight.errors import InputError
 from loralight.kernels import onednn
+from loralight.testing import TaskContract
 from loralight.training.optim import schedule
-from loralight.training.task import AdapterTask, Step
+from loralight.training.task import AdapterTask, Step, owned_hooks
 
 Batch = tuple[Tensor, Tensor]
 OWNED = (
@@ -29,8 +30,10 @@ OWNED = (
     "on_before_optimizer_step",
     "on_load_checkpoint",
     "on_save_checkpoint",
+    "on_train_epoch_end",
     "optimizer_step",
     "test_step",
+    "to",
     "train",
     "training_step",
     "validation_step",
@@ -103,6 +106,21 @@ def learned(task: AdapterTask) -> dict[str, Tensor]:
 
 def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_the_base_class_owns_these_hooks_of_lightning() -> None:
+    assert owned_hooks() == sorted(OWNED)
+
+
+def test_the_contract_of_tasks_finds_a_frozen_part_that_starts_at_random() -> None:
+    class Anew(Toy):
+        def build_model(self) -> nn.Module:
+            return Net()
+
+    task = Anew()
+    task.configure_model()
+    with pytest.raises(AssertionError, match=r"body\.0\.bias"):
+        TaskContract.test_what_starts_at_random_learns(TaskContract(), task)
 
 
 @pytest.mark.parametrize("hook", OWNED)

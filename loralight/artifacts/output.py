@@ -1,0 +1,11 @@
+"""Where a command writes what it was asked for."""
+
+from pathlib import Path
+
+from loralight.errors import InputError
+
+
+def refuse_existing(output: str | Path | None) -> None:
+    """Raise ``E-OUTPUT`` if what is to be written is there already, so that nothing is overwritten."""
+    if output and Path(output).exists():
+        raise InputError("E-OUTPUT", f"output={output}: it exists, and nothing is overwritten; choose another name")
