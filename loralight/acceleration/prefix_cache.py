@@ -108,7 +108,9 @@ class Prefix:
         states, is_last = args[0] if args else kwargs["hidden_states"], number == len(self._blocks) - 1
         ragged = next((given for given in (*args, *kwargs.values()) if isinstance(given, Ragged)), None)
         if number == 0:
-            self._keys = list(_keys(states, ragged, (args, kwargs)))
+            # transformers 5.3 also says where a token stands in the line, and that is no part of its document
+            known = {name: value for name, value in kwargs.items() if name != "cache_position"}
+            self._keys = list(_keys(states, ragged, (args, known)))
             self._found = self._read() if self._returns_tuple is not None else None
         if self._found is None:
             output = compute(*args, **kwargs)

@@ -107,6 +107,7 @@ class Prompt(Added, Switchable):
         cache = given.get("past_key_values")
         is_begun = cache is not None and cache.get_seq_length() > 0
         mask, positions, count = given.get("attention_mask"), given.get("position_ids"), len(self.embeddings)
+        given.pop("cache_position", None)  # transformers 5.3 counts the text alone; without it the model asks the cache
         if not is_begun:
             self._check(base, given)
             if given.get("inputs_embeds") is None:

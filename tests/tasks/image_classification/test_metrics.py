@@ -10,6 +10,7 @@ from loralight.tasks.image_classification.metrics import MacroF1, image_metrics
 RANDOM = np.random.default_rng(0)
 
 
+@pytest.mark.filterwarnings("ignore:The number of unique classes is greater:UserWarning")  # scikit-learn 1.7, at 1200
 @pytest.mark.parametrize("num_labels", [2, 5, 6, 12, 1200])
 def test_scores_are_those_of_scikit_learn_over_several_batches(num_labels: int) -> None:
     scores = RANDOM.normal(size=(60, num_labels)).astype(np.float32)

@@ -131,6 +131,7 @@ def test_a_stop_text_ends_it_and_is_left_out(writer: Writer, start: int) -> None
 
 def test_an_answer_stays_within_the_model_s_positions(language_model: Callable[..., str]) -> None:
     writer = make(language_model("GPT2"))
+    writer.model.generation_config.suppress_tokens = writer.ends  # random weights differ by transformers' version
     prompts = [[5] * 120, [6] * 3, [7] * 127]
     texts = writer.write(prompts, decoding(max_new_tokens=20))
     assert [finish for _, finish in texts] == ["length"] * 3
