@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from loralight.acceleration.base import Acceleration, Facts
@@ -84,9 +85,18 @@ def _switch_on_(part: Any) -> None:
         part.register_forward_pre_hook(_refuse_without_adapter)
         return
     switch: Any = getattr(part, "activation_checkpointing_enable", None) or part.gradient_checkpointing_enable
-    switch({"use_reentrant": False, "context_fn": as_computed})
+    switch({"use_reentrant": False})
+    for module in part.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            vars(module)["_gradient_checkpointing_func"] = _checkpoint
     # newer versions have the embeddings' output require gradients, for which all below the lowest adapter would pay
     part.disable_input_require_grads()  # type: ignore[no-untyped-call]
+
+
+def _checkpoint(function: Any, *args: Any) -> Any:
+    """What is computed again is computed with the adapter on or off as it was; a compiler takes no such context."""
+    told: Any = {} if torch.compiler.is_compiling() else {"context_fn": as_computed}
+    return checkpoint(function, *args, use_reentrant=False, **told)
 
 
 def _refuse_without_adapter(part: nn.Module, _: Any) -> None:

@@ -368,6 +368,17 @@ def test_a_compiled_model_computes_its_base_too(backend: str) -> None:
     assert torch.equal(outputs(compiled, batch(model)), adapted)
 
 
+def test_a_compiled_model_that_recomputes_its_blocks_computes_its_base_too() -> None:
+    base, model = pair(*ADDING["IA3 on Llama"])
+    recompute_(model.train(), [])
+    given = {"input_ids": batch(model)["input_ids"], "use_cache": False}
+    compiled: Any = torch.compile(model, backend="aot_eager")
+    outputs(compiled, given).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in trainable(model).values())
+    with torch.no_grad(), disabled(compiled):
+        assert torch.equal(outputs(compiled, given), outputs(base.train(), given))
+
+
 def test_compiled_code_that_would_disable_an_adapter_is_refused() -> None:
     base, model = pair(*ADDING["LoRA on Conv1D"])
 
