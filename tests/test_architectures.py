@@ -19,6 +19,7 @@ from loralight.kernels.rms_norm import fusible, set_fused_
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*Model config"),
+    pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning"),  # in DeBERTa, before 5.23
 ]
 
 
@@ -69,6 +70,8 @@ CASES = {
 
 def twins(case: Case) -> tuple[PreTrainedModel, nn.Module]:
     """A model as it is trained here, and its like with PEFT's layers of the same numbers."""
+    if case.model not in dir(transformers):
+        pytest.skip(f"this version of transformers has no {case.model}")
     torch.manual_seed(0)
     plain: PreTrainedModel = getattr(transformers, case.model)(getattr(transformers, case.config)(**case.arguments))
     ours = copy.deepcopy(plain)
@@ -122,13 +125,13 @@ def test_a_step_and_a_prediction_are_those_of_peft(
         torch.testing.assert_close(logits_of(ours.eval()), logits_of(theirs.eval()), rtol=1e-4, atol=1e-4)
 
 
-def test_the_norms_that_are_fused_are_the_models_own_in_all_else() -> None:
-    for case in NORMS_OF_SEVERAL_METHODS.values():
-        ours, _ = twins(case)
-        norms = fusible(ours)
-        kinds = [type(norm) for norm in norms]
-        assert norms, case.model
-        set_fused_(norms, True)
-        assert all(isinstance(norm, kind) for norm, kind in zip(norms, kinds, strict=True))
-        set_fused_(norms, False)
-        assert [type(norm) for norm in norms] == kinds
+@pytest.mark.parametrize("case", NORMS_OF_SEVERAL_METHODS.values(), ids=NORMS_OF_SEVERAL_METHODS)
+def test_the_norms_that_are_fused_are_the_models_own_in_all_else(case: Case) -> None:
+    ours, _ = twins(case)
+    norms = fusible(ours)
+    kinds = [type(norm) for norm in norms]
+    assert norms
+    set_fused_(norms, True)
+    assert all(isinstance(norm, kind) for norm, kind in zip(norms, kinds, strict=True))
+    set_fused_(norms, False)
+    assert [type(norm) for norm in norms] == kinds
