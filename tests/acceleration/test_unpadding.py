@@ -1,6 +1,7 @@
 """An encoder that leaves out padding computes what transformers' own does with it, or is left as it is."""
 
 import copy
+import inspect
 import pickle
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import transformers
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import BertForSequenceClassification, PreTrainedModel
+from transformers.models.esm.modeling_esm import EsmSelfAttention
 
 from loralight.acceleration import DropoutMasks, Facts, FirstTokens, Unpadding, unpadding
 from loralight.acceleration.gradient_checkpointing import recompute_
@@ -261,10 +263,13 @@ UNFIT = {
 
 
 @pytest.mark.filterwarnings("ignore:.*Model config")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # transformers 5.3: DeBERTa
 @pytest.mark.parametrize(("family", "changed", "reason"), UNFIT.values(), ids=UNFIT)
 def test_a_model_of_another_form_is_left_as_it_is_and_that_is_told(
     family: str, changed: dict[str, Any], reason: str
 ) -> None:
+    if family == "Esm" and "position_embeddings" not in inspect.signature(EsmSelfAttention.forward).parameters:
+        pytest.skip("this version's Esm turns by places in the line, whose differences are those of the rows: it fits")
     model = model_of(family, "SequenceClassification", **changed).eval()
     batch = batch_of(model)
     expected, attention = model(**batch).logits, model.config._attn_implementation

@@ -129,6 +129,8 @@ def _keys_and_values(
 
     def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *given: Any, **settings: Any) -> Any:
         found[module] = key, value
+        if settings.get("softcap") is not None:
+            raise ValueError  # which transformers 5.3 does not: it would compute without the cap
         return sdpa_attention_forward(module, query, key, value, *given, **settings)
 
     with _attention_function(model, attend):
