@@ -59,7 +59,7 @@ def child(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         (LORA | {"targets": ["query", 3]}, "a list with each element a text"),
         (LORA | {"rank_pattern": ["query"]}, "part.rank_pattern: ['query'] is not a mapping"),
         (LORA | {"rank_pattern": {"query": "x"}}, "a mapping to an integer"),
-        (LORA | {"rnk": 16}, "Lora takes no argument 'rnk'. Did you mean 'rank'?"),
+        (LORA | {"rnk": 16}, "Lora takes no argument 'rnk'. Did you mean 'rank' or 'lr_rank'?"),
         (LORA | {"zzz": 16}, "targets, rank, alpha, dropout"),
         (ADAMW | {"weight_decy": 0}, "AdamW takes no argument 'weight_decy'. Did you mean 'weight_decay'?"),
         (ADAMW | {"lr": "fast"}, "part.lr: 'fast' is not a number"),

@@ -28,7 +28,7 @@ def test_every_verb_with_settings_has_its_config(verb: str) -> None:
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("adapter.rnk=4", "there is no setting 'adapter.rnk'. Did you mean 'adapter.rank'?"),
+        ("adapter.rnk=4", "there is no setting 'adapter.rnk'. Did you mean 'rank' or 'lr_rank'?"),
         ("lr=1", "Did you mean 'adapter.lr' or 'optimizer.lr'?"),
         ("trainer.qqqqq=1", "trainer has: _target_, accelerator"),
         ("scheduler=cosin", "scheduler=cosin: there is no such choice. Did you mean 'cosine'? Possible: constant, "),

@@ -95,7 +95,7 @@ def test_a_stranger_s_task_and_data_take_what_all_do_without_a_line_for_it(tmp_p
     with pytest.raises(ConfigCompositionException) as caught:
         compose("train", ["task=made_pairs", "task.head_rate=0.1"])
     message = explain(caught.value, "train", ["task=made_pairs", "task.head_rate=0.1"])
-    assert message and "there is no setting 'task.head_rate'. Did you mean 'task.head_lr'?" in message
+    assert message and "there is no setting 'task.head_rate'. Did you mean 'head_lr' or 'head_start'?" in message
 
 
 def test_folders_add_up_without_repeating(tmp_path: Path) -> None:
