@@ -34,7 +34,7 @@ sys.exit(run(sys.argv[1:]))
         (["tasks"], 0, "text_classification"),
         (["train", "--cfg", "job"], 0, "rank: 8"),
         (["train", "--help"], 0, "== Choices"),
-        (["train", "adapter.rnk=4"], 2, "'adapter.rank'"),
+        (["train", "adapter.rnk=4"], 2, "'rank'"),
         (["train", "adapter=lroa"], 2, "'lora'"),
         (["trian"], 2, "'train'"),
         (["-sc", "query=bash"], 0, "adapter=lora"),
