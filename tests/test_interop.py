@@ -283,6 +283,8 @@ def test_training_computes_what_peft_in_a_plain_loop_does_from_the_same_start(
     overrides = [
         *tiny_run,
         "adapter.rank=4",
+        "adapter.lr_rank=null",
+        "task.head_lr=null",
         "task.base_dropout=false",
         "trainer.max_epochs=3",
         "~callbacks",

@@ -26,6 +26,8 @@ from loralight.untrusted import read_json, read_shapes
 
 Pooling = Literal["mean", "first", "last", "max"]
 PoolingChoice = Pooling | Literal["auto", "model"]
+"""What a task can be told: a pooling, the checkpoint's own, or the classifier of the model's class."""
+
 
 _CONFIG = "1_Pooling/config.json"  # of sentence-transformers
 _DENSE = "2_Dense"  # the folder of the classifier
@@ -42,6 +44,9 @@ _MODES = {"mean": "mean", "cls": "first", "lasttoken": "last", "max": "max"}  # 
 class PooledClassifier(PreTrainedModel):  # type: ignore[no-untyped-call]  # its __init_subclass__
     """A linear layer on the pooled states of any encoder or decoder of transformers.
 
+    The base has the name that transformers' own classes give it, so that tasks share it. The classifier has not: PEFT
+    is to refuse a pooled model's adapter on a class with a classifier that reads something else.
+
     Args:
         base: gives ``last_hidden_state`` (batch, tokens, width).
         pooling: ``mean`` of a text's tokens, their ``max``, or the ``first`` or ``last`` of them.
@@ -50,7 +55,6 @@ class PooledClassifier(PreTrainedModel):  # type: ignore[no-untyped-call]  # its
         dropout: of the pooled state.
     """
 
-    base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
@@ -59,26 +63,29 @@ class PooledClassifier(PreTrainedModel):  # type: ignore[no-untyped-call]  # its
         self, base: PreTrainedModel, *, pooling: Pooling, num_labels: int, max_length: int, dropout: float = 0.1
     ) -> None:
         super().__init__(base.config)
-        self.model, self.pooling, self.max_length = base, pooling, max_length
+        self.base_model_prefix = base.base_model_prefix or "model"  # where other tasks on the same base have it, too
+        self.pooling, self.max_length = pooling, max_length
         self._unread: dict[str, Tensor] = {}  # goes back into the files: without it a loader would warn of its lack
         if isinstance(pooler := getattr(base, "pooler", None), nn.Module):
             self._unread = {f"pooler.{name}": tensor for name, tensor in pooler.state_dict().items()}
             base.pooler = None  # type: ignore[assignment]
+        setattr(self, self.base_model_prefix, base)
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(base.config.get_text_config().hidden_size, num_labels)
-        nn.init.normal_(self.classifier.weight, std=0.02)
-        nn.init.zeros_(self.classifier.bias)
+        self.pooled_classifier = nn.Linear(base.config.get_text_config().hidden_size, num_labels)
+        nn.init.normal_(self.pooled_classifier.weight, std=0.02)
+        nn.init.zeros_(self.pooled_classifier.bias)
 
     def forward(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **inputs: Any
     ) -> SequenceClassifierOutput:
         """Logits (batch, labels) of token numbers and their mask, (batch, tokens)."""
         inputs.pop("labels", None)  # the loss is the task's
-        states = self.model(input_ids=input_ids, attention_mask=attention_mask, **inputs).last_hidden_state
+        base: Any = self.base_model
+        states = base(input_ids=input_ids, attention_mask=attention_mask, **inputs).last_hidden_state
         if attention_mask is None:
             attention_mask = torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
         return SequenceClassifierOutput(
-            logits=self.classifier(self.dropout(pool(states, attention_mask, self.pooling)))
+            logits=self.pooled_classifier(self.dropout(pool(states, attention_mask, self.pooling)))
         )
 
     def save_pretrained(self, save_directory: str | PathLike[Any], *_: Any, **__: Any) -> None:
@@ -87,19 +94,21 @@ class PooledClassifier(PreTrainedModel):  # type: ignore[no-untyped-call]  # its
         ``AutoModel`` loads the encoder that is in it, with the labels in its config.
         """
         folder = Path(save_directory)
-        dtype = self.classifier.weight.dtype
+        dtype = self.pooled_classifier.weight.dtype
         unread = {name: tensor.to(dtype) for name, tensor in self._unread.items()}
-        self.model.save_pretrained(folder, state_dict={**self.model.state_dict(), **unread})
+        self.base_model.save_pretrained(folder, state_dict={**self.base_model.state_dict(), **unread})
         for path, content in _sentence_transformers(self).items():
             (folder / path).parent.mkdir(exist_ok=True)
             (folder / path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        tensors = {f"linear.{name}": tensor.contiguous() for name, tensor in self.classifier.state_dict().items()}
+        tensors = {
+            f"linear.{name}": tensor.contiguous() for name, tensor in self.pooled_classifier.state_dict().items()
+        }
         save_file(tensors, folder / _DENSE / "model.safetensors")
 
 
 def _sentence_transformers(model: PooledClassifier) -> dict[str, Any]:
     """The JSON files of sentence-transformers: encoder, pooling and classifier, one after another."""
-    width, num_labels = model.classifier.in_features, model.classifier.out_features
+    width, num_labels = model.pooled_classifier.in_features, model.pooled_classifier.out_features
     modules = [("", "Transformer"), ("1_Pooling", "Pooling"), (_DENSE, "Dense")]
     return {
         "modules.json": [
@@ -159,9 +168,9 @@ def load_pooled(
             "task.pooling=model, which is the classifier of its own",
         )
     model = PooledClassifier(base, pooling=pooling, num_labels=len(names), max_length=max_length)
-    fresh = {f"model.{name}" for name in base.__dict__["fresh_parameters"]}
+    fresh = {f"{model.base_model_prefix}.{name}" for name in base.__dict__["fresh_parameters"]}
     if not _load_classifier_(model, checkpoint, names):
-        fresh |= {f"classifier.{name}" for name, _ in model.classifier.named_parameters()}
+        fresh |= {f"pooled_classifier.{name}" for name, _ in model.pooled_classifier.named_parameters()}
     model.__dict__["fresh_parameters"] = fresh & {name for name, _ in model.named_parameters()}
     return model
 
@@ -176,10 +185,10 @@ def _load_classifier_(model: PooledClassifier, checkpoint: str, names: Mapping[i
     if not same or without_weights() or labels_of(checkpoint) != dict(names):
         return False
     found = {name: tensor.shape for name, tensor in read_shapes(weights).items()}
-    if found != {f"linear.{name}": tensor.shape for name, tensor in model.classifier.state_dict().items()}:
+    if found != {f"linear.{name}": tensor.shape for name, tensor in model.pooled_classifier.state_dict().items()}:
         return False
     tensors = load_file(weights)
-    model.classifier.load_state_dict({name.removeprefix("linear."): tensor for name, tensor in tensors.items()})
+    model.pooled_classifier.load_state_dict({name.removeprefix("linear."): tensor for name, tensor in tensors.items()})
     return True
 
 

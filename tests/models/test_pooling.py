@@ -64,11 +64,11 @@ def test_a_saved_classifier_is_gone_on_with_for_the_same_labels_alone(tmp_path: 
     saved.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(resolve(MINILM)).save_pretrained(tmp_path)
     again = load_pooled(str(tmp_path), pooling="mean", labels=LABELS, max_length=32)
-    assert torch.equal(again.classifier.weight, saved.classifier.weight)
+    assert torch.equal(again.pooled_classifier.weight, saved.pooled_classifier.weight)
     assert not again.fresh_parameters
     for labels in (["good", "bad"], LABELS[::-1]):
         other = load_pooled(str(tmp_path), pooling="mean", labels=labels, max_length=32)
-        assert other.fresh_parameters == {"classifier.weight", "classifier.bias"}
+        assert other.fresh_parameters == {"pooled_classifier.weight", "pooled_classifier.bias"}
 
 
 def test_a_checkpoint_says_how_it_was_trained(tmp_path: Path, tiny_bert: str) -> None:

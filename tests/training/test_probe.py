@@ -160,5 +160,5 @@ def test_a_task_without_a_head_has_none(work: Callable[..., tuple[AdapterTask, T
     task.head = lambda model: []  # type: ignore[method-assign]
     with pytest.raises(NoProbe, match="no head"):
         linear_head(task)
-    task.head = lambda model: [nn.Sequential(nn.Dropout(), task.model.classifier)]  # type: ignore[method-assign]
-    assert linear_head(task) is task.model.classifier
+    task.head = lambda model: [nn.Sequential(nn.Dropout(), task.model.pooled_classifier)]  # type: ignore[method-assign]
+    assert linear_head(task) is task.model.pooled_classifier

@@ -36,7 +36,7 @@ def trained(adapter: Adapter, *, steps: int = 5) -> Tensor:
 @pytest.mark.parametrize("rank", [2, 16])
 def test_a_rate_does_what_it_does_with_a_fixed_alpha(method: Any, rank: int) -> None:
     """The reparametrisation is exact: twice the rank at 8 / rank of the rate, or 16 at all of it."""
-    adapter = partial(method, targets="*", rank=rank)
+    adapter = partial(method, targets="*", rank=rank, lr_rank=8)
     assert torch.allclose(trained(adapter()), trained(adapter(alpha=16)), atol=2e-6)
     assert not torch.allclose(trained(adapter(lr_rank=None)), trained(adapter(alpha=16)), atol=1e-4)
 
@@ -53,7 +53,7 @@ def test_the_default_rank_and_a_given_alpha_learn_at_the_rate_itself(method: Any
 
 
 def test_each_layer_goes_by_its_own_rank() -> None:
-    adapter = Lora(targets="*", rank=4, rank_pattern={"2": 2}, lr_ratio_B=3)
+    adapter = Lora(targets="*", rank=4, rank_pattern={"2": 2}, lr_ratio_B=3, lr_rank=8)
     inject(model := copy.deepcopy(BASE), adapter)
     factors = adapter.lr_factors(model)
     assert factors == {model[0].lora_B: 3 * 8 / 4, model[2].lora_B: 3 * 8 / 2}
@@ -61,7 +61,7 @@ def test_each_layer_goes_by_its_own_rank() -> None:
 
 @pytest.mark.parametrize("settings", [{"use_rslora": True}, {"init": "pissa"}, {"init": "olora"}])
 def test_what_scales_by_itself_is_left_alone(settings: dict[str, Any]) -> None:
-    adapter = Lora(targets="*", rank=2, **settings)
+    adapter = Lora(targets="*", rank=2, lr_rank=8, **settings)
     inject(model := copy.deepcopy(BASE), adapter)
     assert set(adapter.lr_factors(model).values()) == {1.0}
 

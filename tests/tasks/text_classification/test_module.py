@@ -467,11 +467,12 @@ def test_a_pooled_model_goes_to_peft_and_to_sentence_transformers(tmp_path: Path
     assert torch.allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks transformers
 def test_a_plain_bert_does_not_take_a_pooled_models_adapter(tmp_path: Path) -> None:
     """Its own pooler would compute something else, and nobody would be told."""
     save_adapter(make_pooled(), tmp_path / "adapter", recipe=RECIPE, metrics={})
     base = AutoModelForSequenceClassification.from_pretrained(resolve(MINILM), num_labels=2)
-    with pytest.raises(ValueError, match="No modules were targeted"):
+    with pytest.raises(KeyError, match="classifier"):
         PeftModel.from_pretrained(base, tmp_path / "adapter")
 
 
