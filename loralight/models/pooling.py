@@ -96,7 +96,8 @@ class PooledClassifier(PreTrainedModel):  # type: ignore[no-untyped-call]  # its
         folder = Path(save_directory)
         dtype = self.pooled_classifier.weight.dtype
         unread = {name: tensor.to(dtype) for name, tensor in self._unread.items()}
-        self.base_model.save_pretrained(folder, state_dict={**self.base_model.state_dict(), **unread})
+        base: Any = self.base_model
+        base.save_pretrained(folder, state_dict={**base.state_dict(), **unread})
         for path, content in _sentence_transformers(self).items():
             (folder / path).parent.mkdir(exist_ok=True)
             (folder / path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
