@@ -9,7 +9,8 @@ import pdoc
 import loralight
 
 ROOMS = ("acceleration", "adapters", "data", "kernels", "models", "testing", "training")
-HIDDEN = ("!loralight.adapters.inject", "!loralight.models.trust")  # modules called like a function that the room shows
+# Modules called like a function that the room shows; pdoc would write a page for each.
+HIDDEN = ("!loralight.adapters.disabled", "!loralight.adapters.inject", "!loralight.models.trust")
 
 
 def write(folder: Path) -> None:

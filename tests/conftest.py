@@ -22,6 +22,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
+from loralight.config.local_packages import VARIABLE
 from loralight.resources import resolve
 from loralight.training.checkpoint import write_folder
 
@@ -151,6 +152,9 @@ def command_line(folder: Path) -> Iterator[Callable[..., int]]:
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["loralight"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv(VARIABLE, os.environ.get(VARIABLE, ""))
+    imported = set(sys.modules)
     handlers = list(logging.getLogger().handlers)
 
     def command(*arguments: str) -> int:
@@ -163,6 +167,9 @@ def command_line(folder: Path) -> Iterator[Callable[..., int]]:
         GlobalHydra.instance().clear()
         logging.captureWarnings(False)
         logging.getLogger().handlers = handlers
+        for name in set(sys.modules) - imported:  # a plugin in the folder, whose name another test's may have
+            if (getattr(sys.modules[name], "__file__", None) or "").startswith(f"{folder}/"):
+                del sys.modules[name]
         monkeypatch.undo()
 
 

@@ -48,7 +48,7 @@ class LowRankAdapter(Adapter):
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     lr: float = 1e-3
-    lr_rank: int | None = None
+    lr_rank: int | None = 8
 
     layers: ClassVar[Mapping[type[nn.Module], type[Any]]]
     """What each class of layer becomes."""
