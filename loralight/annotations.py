@@ -9,7 +9,7 @@ _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a t
 
 
 def mismatch(value: Any, hint: Any) -> str:
-    """What ``value`` should have been, or an empty string where it fits (or the hint is beyond plain values)."""
+    """The type that ``value`` should have, or an empty string where it fits (or the hint is beyond plain values)."""
     origin, inner = get_origin(hint), get_args(hint)
     if hint is Any or isinstance(hint, typing.TypeVar):
         return ""
@@ -40,7 +40,7 @@ def mismatch(value: Any, hint: Any) -> str:
 
 
 def _is_foreign(value: Any, hint: Any) -> bool:
-    """Whether ``hint`` is a class that ``value`` is no instance of: ``float | Tensor`` takes no text."""
+    """Whether ``hint`` is a class of which ``value`` is not an instance: ``float | Tensor`` takes no text."""
     if not isinstance(hint, type) or hint in (*_WORDS, type(None), Any) or getattr(hint, "_is_protocol", False):
         return False
     return not isinstance(value, hint)

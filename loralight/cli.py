@@ -1,4 +1,4 @@
-"""The command ``loralight``: its verbs, and how what goes wrong is told. Answers without importing torch."""
+"""The command ``loralight``: its verbs and its error messages. It answers without importing torch."""
 
 import os
 import sys
@@ -16,14 +16,14 @@ from loralight.version import __version__
 VERBS = {
     "train": "fine-tune a model: check, fit, test, save",
     "evaluate": "the metrics of a finished run, on any split or other data",
-    "predict": "what a trained adapter says of new inputs, a line of JSON each",
+    "predict": "predictions of a trained adapter for new inputs, a line of JSON each",
     "merge": "a plain model with the adapter in its weights, and how true it is to the adapted one",
-    "spectrum": "what a trained low-rank adapter has learned in each layer",
+    "spectrum": "size and rank of a trained low-rank update, layer by layer",
     "combine": "a weighted sum of trained adapters, as an adapter of its own",
     "estimate": "the memory that training would take, and the largest batch that fits; loads no weights",
     "sweep": "train once for each of several values (train --multirun)",
     "together": "several trainings on one base model, which is in memory once",
-    "tasks": "the task plugins found, and what each needs",
+    "tasks": "the task plugins found, and their required settings",
     "new-task": "write a small working task plugin, to be changed into yours",
 }
 
@@ -61,7 +61,7 @@ _FLAGS_WITH_VALUE = {
 def main() -> None:
     """Entry point of the console script.
 
-    Exits with 0, or 2 for what the user can mend, or 1 for a bug of ours, or, told to stop, 143 (130 by Ctrl-C).
+    Exits with 0, 2 for an error that the user can mend, 1 for a bug of ours, or, told to stop, 143 (130 by Ctrl-C).
     """
     code = run(sys.argv[1:])
     if code in (130, 143):
@@ -146,7 +146,7 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     from loralight.config.overrides import quoted
 
     overrides = with_those_of_a_run(verb, overrides, conf=_config_folders(flags))
-    if verb == "together":  # what stands behind a run's name is a command line, which Hydra is to take for a text
+    if verb == "together":  # a run's name is followed by a command line, which Hydra is to take for a text
         overrides = [f"++{quoted(o)}" if o.startswith(("runs.", "each=")) else o for o in overrides]
     if verb == "predict":  # a task's own names, checked once the task is known
         overrides = [f"++{o}" if o.startswith(("options.", "arguments.")) else o for o in overrides]

@@ -8,7 +8,7 @@ from pathlib import Path
 from loralight.errors import InputError
 
 REFUSED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
-"""What a system says that will not write."""
+"""The error numbers of a system that cannot write."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend, and how a near miss is told."""
+"""The one exception for errors that a user can mend, and the hint at a near miss."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -9,7 +9,7 @@ class InputError(Exception):
 
     Args:
         code: a stable name for the kind of mistake, such as ``E-COLUMN``.
-        message: what was given, what is possible, what to change.
+        message: the value given, the possible ones, and the setting to change.
     """
 
     def __init__(self, code: str, message: str) -> None:

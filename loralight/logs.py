@@ -13,7 +13,7 @@ from rich.logging import RichHandler
 logger = logging.getLogger("loralight")
 _reports = logging.getLogger("loralight.reports")  # tables, which the terminal has seen already
 
-# Warnings on which a user of loralight cannot act: what they warn of is taken care of, or meant.
+# Warnings on which a user of loralight cannot act: their cause is handled already, or intended.
 _UNHELPFUL = (
     r".*does not have many workers",  # tokenised rows need none
     r".*logs directory .* exists and is not empty",  # the run's own folder
@@ -33,7 +33,7 @@ def configure(log_file: Path | None = None, *, rank: int = 0, line: str = "%(mes
     Args:
         log_file: where.
         rank: the process's.
-        line: what of a record is told beside the time, in the names of `logging`.
+        line: the fields of a record that follow the time, in the names of `logging`.
     """
     root = logging.getLogger()
     for handler in (*root.handlers, *_reports.handlers):
@@ -64,7 +64,7 @@ def configure(log_file: Path | None = None, *, rank: int = 0, line: str = "%(mes
 
 
 class _LogFile(logging.FileHandler):
-    """A line that the disk does not take is lost without a word: what must be written, a checkpoint say, tells it."""
+    """A line that the disk refuses is dropped in silence: writing a checkpoint reports a full disk."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):

@@ -29,7 +29,7 @@ class _Plain(yaml.SafeLoader):
 
 
 def read_yaml(file: Path) -> Any:
-    """What `parse_yaml` makes of a regular file of at most 128 kB.
+    """`parse_yaml` of a regular file of at most 128 kB.
 
     Raises:
         InputError: it is something else (``E-RUN``).
@@ -56,7 +56,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def _check_events(text: str) -> None:
-    """The parser keeps its place in a list, where what builds the data would go down with every level."""
+    """The parser keeps its place in a list, while PyYAML's constructor recurses with every level."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) or getattr(event, "tag", None):

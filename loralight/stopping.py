@@ -23,7 +23,7 @@ class Stopped(SystemExit):
 
     Args:
         by: the signal.
-        message: what is saved, and how to go on; None if another process says so.
+        message: the checkpoint that is saved and the command that resumes; None if another process prints it.
     """
 
     code: int
@@ -56,7 +56,7 @@ _ears = _Ears()
 
 @contextmanager
 def listen(*, ends_at_once: bool = True) -> Iterator[None]:
-    """Have the signals heard, in the main thread; what the process ignores, as a job in the background does, stays so.
+    """Listen for the signals in the main thread; a signal that the process ignores (a background job's) stays ignored.
 
     Args:
         ends_at_once: whether a second signal ends the process as it stands.

@@ -28,7 +28,7 @@ _COUNTS = {"I64": torch.int64}
 
 
 class Shape(NamedTuple):
-    """What the header of a file says of a tensor."""
+    """A tensor's entry in the header of a file."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]

@@ -111,7 +111,7 @@ def test_a_config_dir_brings_experiments_of_ones_own(
         (["train", "+optimizer.weight_decy=1"], "Did you mean 'weight_decay'?"),
         (["train", "adapter.rank=[1"], "E-OVERRIDE"),
         (["train", "adapter.rank=${nowhere}"], "Interpolation key 'nowhere' not found"),
-        (["train", "logger=null"], "null is no choice"),
+        (["train", "logger=null"], "null is not a choice"),
         (["train", "~optimizer"], "optimizer"),
         (["train", "--no-such-flag"], "--no-such-flag"),
         (["train", "options.rank=3"], "E-OVERRIDE: there is no setting 'options"),

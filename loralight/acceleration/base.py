@@ -1,4 +1,4 @@
-"""What every acceleration promises: the same results in less time or memory."""
+"""The contract of every acceleration: the same results in less time or memory."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -10,7 +10,7 @@ from torch import nn
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What an acceleration may have to know before it can tell whether it applies.
+    """The facts from which an acceleration tells whether it applies.
 
     Args:
         model: built and adapted.
@@ -38,10 +38,10 @@ class Acceleration:
         return None
 
     def start_(self, facts: Facts) -> str | None:
-        """Take hold of a model that is to be trained: its device and dtypes are final. Returns what `attach_` does.
+        """Take hold of a model that is to be trained: its device and dtypes are final. Returns the same as `attach_`.
 
         Raises:
-            InputError: the user asked for what cannot be done here.
+            InputError: the user asked for something that cannot be done here.
         """
         return None
 

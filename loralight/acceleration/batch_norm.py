@@ -10,7 +10,7 @@ from loralight.kernels.batch_norm import freeze_, thaw_
 
 
 class FrozenBatchNorms(Acceleration):
-    """Half of what a ResNet keeps for the backward pass of LoRA's step is not kept."""
+    """Saves half of the activations that a ResNet keeps for the backward pass of LoRA's step."""
 
     def __init__(self) -> None:
         self._norms: Sequence[nn.Module] = ()

@@ -27,7 +27,7 @@ def refuse_without_batch_norm(model: nn.Module) -> None:
 def fold_batch_norm_(model: nn.Module) -> int:
     """Put each BatchNorm into the convolution whose output it alone reads, in place; returns how many.
 
-    The layer stays, so that the model keeps its architecture and its keys, and only adds what is left of it, a bias:
+    The layer stays, so that the model keeps its architecture and its keys, and adds only its remaining bias:
     its weight is 1, its mean 0, its variance ``1 - eps``.
 
     Raises:

@@ -1,6 +1,6 @@
-"""A text classifier's last block, computed of what its head reads: the first token of each row.
+"""A text classifier's last block, computed for the first token of each row alone, which its head reads.
 
-Keys and values need all tokens; the query and what comes after attention, five sixths of the block's products, need the
+Keys and values need all tokens; the query and the layers after attention, five sixths of the block's products, need the
 first.
 """
 
@@ -17,13 +17,13 @@ from loralight.acceleration.ragged import ALL_TOKENS, AllTokens, Ragged
 from loralight.acceleration.unpadding import SHORT_ROWS, encoder_of, is_same, is_unpadded, outputs_of_short_rows
 from loralight.models.blocks import blocks
 
-_OF_ALL = {"key", "value", "k_lin", "v_lin", "k_proj", "v_proj"}  # what transformers calls layers of keys and values
+_OF_ALL = {"key", "value", "k_lin", "v_lin", "k_proj", "v_proj"}  # transformers' names of key and value layers
 
 
 class FirstTokens(Acceleration):
     """The last block of an unpadded model computes first tokens alone, if its head reads no others.
 
-    All else in what the encoder returns is NaN: whoever reads it is to notice.
+    All else in the encoder's output is NaN, so that code that reads it notices.
     """
 
     def __init__(self) -> None:
@@ -78,13 +78,13 @@ def _layers_of_all(block: nn.Module) -> set[nn.Module]:
 
 
 def _take_all(layer: nn.Module, _: Any) -> Any:
-    """Find by thread what there is to do: others may be in the same layer."""
+    """Look up this thread's work: other threads may be in the same layer."""
     all_tokens = _all_tokens_of(layer)
     return None if all_tokens is None else (all_tokens.states,)
 
 
 def _keep_all(layer: nn.Module, _: Any, made: Tensor) -> Tensor | None:
-    """Keep what attention needs, and give the block's code a tensor of the shape that it expects."""
+    """Keep the tokens that attention needs, and give the block's code a tensor of the shape that it expects."""
     all_tokens = _all_tokens_of(layer)
     if all_tokens is None:
         return None

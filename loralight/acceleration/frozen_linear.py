@@ -1,4 +1,4 @@
-"""Having a model's frozen linear layers multiply by oneDNN in training; what that is: `onednn`."""
+"""Have a model's frozen linear layers multiply by oneDNN in training, see `loralight.kernels.onednn`."""
 
 from typing import Any, ClassVar
 
@@ -56,7 +56,7 @@ class FrozenLayer(nn.Module):
         return frozen_linear(x, weight, self.bias, matrices)
 
     def merge_(self) -> None:
-        """Be the plain layer again; there is no update to put into its weight."""
+        """Become the plain layer again; there is no update to add to its weight."""
         forget_(self.weight)
         self.__class__ = self.plain  # type: ignore[assignment]  # the way back
 

@@ -21,7 +21,7 @@ class _OfTimm(Protocol):
 class GradientCheckpointing(Acceleration):
     """A fraction of the memory, a third more time; see `recompute_`."""
 
-    excludes = frozenset({"selective_recompute"})  # nothing is left of what that would make again
+    excludes = frozenset({"selective_recompute"})  # checkpointing leaves nothing for it to recompute
 
     def __init__(self) -> None:
         self._is_on = False
@@ -44,7 +44,7 @@ def recompute_(model: nn.Module, still: Collection[nn.Module]) -> None:
         still: modules that training leaves in evaluation mode.
 
     Raises:
-        InputError: its class has no such switch, or it would do nothing or change what is computed (``E-RECOMPUTE``).
+        InputError: its class has no such switch, or it would do nothing or change the results (``E-RECOMPUTE``).
     """
     parts = _parts(model)
     if not parts:
@@ -94,13 +94,13 @@ def _switch_on_(part: Any) -> None:
 
 
 def _checkpoint(function: Any, *args: Any) -> Any:
-    """What is computed again is computed with the adapter on or off as it was; a compiler takes no such context."""
+    """Recompute with the adapter on or off as it was; a compiler takes no such context."""
     told: Any = {} if torch.compiler.is_compiling() else {"context_fn": as_computed}
     return checkpoint(function, *args, use_reentrant=False, **told)
 
 
 def _refuse_without_adapter(part: nn.Module, _: Any) -> None:
-    """Refuse what would be computed again with the adapter: timm takes nothing that tells its checkpoints."""
+    """Refuse a pass that would be recomputed with the adapter on: timm's checkpoints take no context."""
     if torch.is_grad_enabled() and is_off(part):
         raise InputError(
             "E-DISABLED",

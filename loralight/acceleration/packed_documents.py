@@ -1,4 +1,4 @@
-"""Language models that attend within each document of a row, in place of masking what is outside it.
+"""Language models that attend within each document of a row, in place of masking the other documents.
 
 A mask of packed rows has attention compare all tokens of a row, though most lie in other documents. So the tokens of
 all rows go through the model in one line, document after document, of which only attention has to know: it learns it
@@ -124,7 +124,7 @@ def _why_not(model: PreTrainedModel) -> str | None:
         difference = (_logits_of_two_documents(model, in_line=True) - expected).abs().max()
         if difference <= (0.03 if expected.dtype.itemsize < 4 else 1e-3) * expected.abs().max():
             return None
-        reason = "its outputs would be others"
+        reason = "its outputs would differ"
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
     model.set_attn_implementation("sdpa")
@@ -156,7 +156,7 @@ def _evaluated(model: nn.Module) -> Iterator[None]:
 
 
 def _mask(**settings: Any) -> Any:
-    """What is known of a line's documents in the mask's place, else the mask of `sdpa`."""
+    """The documents of a line, passed in the place of the mask, else the mask of `sdpa`."""
     documents = None if torch.compiler.is_compiling() else _ATTENDED.get()
     return sdpa_mask(**settings) if documents is None else documents
 

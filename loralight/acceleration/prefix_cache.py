@@ -1,4 +1,4 @@
-"""What enters the lowest block that learns is computed once for each row, and read from a file from then on.
+"""The inputs of the lowest trainable block are computed once for each row, and read from a file from then on.
 
 The blocks below are frozen, so without dropout a row leaves them the same in every epoch. A row is known by what enters
 the first block: nothing need be known of the data, and a row that comes in another way is another row.
@@ -39,7 +39,7 @@ class PrefixCache(lightning.Callback):
     all rows times the model's width, and is deleted at the end.
 
     Raises:
-        InputError: nothing is frozen below what learns, or what is would differ by epoch (``E-PREFIX``).
+        InputError: no block below the trainable ones is frozen, or its output would differ by epoch (``E-PREFIX``).
     """
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
@@ -62,7 +62,7 @@ def _frozen_blocks(task: Any, data: Any) -> list[nn.Module]:
     depth_of, _ = depths(task.model)
     lowest = min(depth_of[parameter] for parameter in trainable(task.model).values())
     reasons = {
-        "what learns begins in the first block, or before it; choose adapter.targets in upper blocks, such as "
+        "the first trainable block is the model's first; choose adapter.targets in upper blocks, such as "
         "'[*.layer.4.*,*.layer.5.*]'": lowest < 2,
         "dropout changes what the frozen blocks give; set task.base_dropout=false": task.base_dropout,
         f"task.batch_norm={task.batch_norm} changes the frozen blocks": bool(task.adapted_norms),
@@ -75,7 +75,7 @@ def _frozen_blocks(task: Any, data: Any) -> list[nn.Module]:
 
 
 class Prefix:
-    """Blocks that are skipped where what they would give is in a file.
+    """Blocks that are skipped for rows whose outputs are in a file.
 
     Args:
         frozen: in the order in which they are computed; each takes the states, with rows first, as its first argument,
@@ -108,7 +108,7 @@ class Prefix:
         states, is_last = args[0] if args else kwargs["hidden_states"], number == len(self._blocks) - 1
         ragged = next((given for given in (*args, *kwargs.values()) if isinstance(given, Ragged)), None)
         if number == 0:
-            # transformers 5.3 also says where a token stands in the line, and that is no part of its document
+            # transformers 5.3 also passes a token's position in the line, which does not belong to its document
             known = {name: value for name, value in kwargs.items() if name != "cache_position"}
             self._keys = list(_keys(states, ragged, (args, known)))
             self._found = self._read() if self._returns_tuple is not None else None
@@ -147,7 +147,7 @@ def _split(states: Tensor, ragged: Ragged | None) -> Sequence[Tensor]:
 
 
 def _keys(states: Tensor, ragged: Ragged | None, arguments: Any) -> Iterator[bytes]:
-    """What a row is known by: its states, and its share of all else that the block is given."""
+    """The key of a row: its states, and its share of the block's other inputs."""
     others = [tensor for tensor in _tensors(arguments) if tensor is not states]
     by_row = 1 if ragged is None else 2  # dimensions that say rows, or that there is one line of so many tokens
     shares = [_split(other, ragged) if other.shape[:by_row] == states.shape[:by_row] else None for other in others]

@@ -67,8 +67,8 @@ class Ragged:
     def groups(self) -> list[Group]:
         """Rows of like length, for an attention that takes rectangles.
 
-        On a CPU they cut what it spends on padding to a half or less; elsewhere all rows of a padded batch are one, as
-        a call costs more there than what it saves. Documents that shared a row were never padded to the longest.
+        On a CPU they cut its cost of padding to a half or less; elsewhere all rows of a padded batch are one group, as
+        a call costs more there than it saves. Documents that shared a row were never padded to the longest.
         """
         counts = self.lengths
         is_one = self._lengths.device.type != "cpu" and not self.is_causal
@@ -96,7 +96,7 @@ class Ragged:
 
 
 class AllTokens(NamedTuple):
-    """What keys and values are made of in a block that is given the first token of each row alone.
+    """The tokens from which keys and values are made in a block that is given the first token of each row alone.
 
     Args:
         rows: in which the tokens lie.

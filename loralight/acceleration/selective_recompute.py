@@ -2,7 +2,7 @@
 
 A matrix product with an adapter keeps its input, for the gradient of A. Often that is the output of a norm or of an
 activation function, which keeps an input of its own: from that the output is made again by the same operation, bit for
-bit, in little time beside a product. It is a third or more of what blocks of transformers keep. (Selective
+bit, in little time beside a product. Blocks of transformers keep a third or more of their memory for it. (Selective
 recomputation: Korthikanti et al., 2022, https://arxiv.org/abs/2205.05198, section 5, where it is attention's.)
 """
 
@@ -41,12 +41,12 @@ class SelectiveRecompute(Acceleration):
 def selective_recompute(model: nn.Module) -> Iterator[None]:
     """A context of ``model``'s forward pass, in training, that keeps less for the backward pass.
 
-    Gradients are the same bit for bit. A compiled model chooses for itself what to keep.
+    Gradients are the same bit for bit. A compiled model chooses by itself which tensors to keep.
     """
     if model._compiled_call_impl is not None:
         yield
         return
-    recipes: dict[int, _Recipe] = {}  # by the storage of what they make
+    recipes: dict[int, _Recipe] = {}  # by the storage of their result
 
     def note(function: Callable[..., Tensor], inputs: tuple[Any, ...], output: Any) -> None:
         are_tensors = bool(inputs) and all(isinstance(part, Tensor) for part in (*inputs, output))
@@ -117,7 +117,7 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _unchanged(tensor: Tensor, version: int) -> Tensor:
-    """What autograd itself looks after, where no hooks are."""
+    """Tensors that autograd itself keeps, where there are no hooks."""
     if tensor._version != version:
         raise RuntimeError(
             f"a tensor of shape {tuple(tensor.shape)} that is needed for the gradients was written to in place after "
@@ -127,7 +127,7 @@ def _unchanged(tensor: Tensor, version: int) -> Tensor:
 
 
 def _watch(module: Any, note: _Note) -> list[RemovableHandle]:
-    """Hooks that note what of ``module`` can be made again."""
+    """Hooks that note which results of ``module`` can be recomputed."""
     if isinstance(module, _CHEAP) or type(module).__module__ == _CHEAP_OF_TRANSFORMERS or is_rms_norm(module):
         return [module.register_forward_hook(lambda module, args, output: note(module.forward, args, output))]
     # down_proj(act_fn(gate_proj(x)) * up_proj(x)), as Llama and its kin compute it
@@ -137,7 +137,7 @@ def _watch(module: Any, note: _Note) -> list[RemovableHandle]:
 
 def _watch_product(module: Any, note: _Note) -> list[RemovableHandle]:
     act_fn, up_proj = module.act_fn, module.up_proj
-    parts: dict[Any, tuple[tuple[Any, ...], Tensor]] = {}  # what a part was last given, and what it made of it
+    parts: dict[Any, tuple[tuple[Any, ...], Tensor]] = {}  # a part's last inputs and its result
 
     def note_part(part: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         parts[part] = args, output

@@ -13,7 +13,7 @@ from loralight.kernels import TokenScores, plain_token_scores, token_scores
 class TokenScorer:
     """Scores the tokens that a causal language model learns; for one model, as a hook stays on its output layer.
 
-    Where its logits are what the output layer gives, and that is frozen, they are made by parts (`token_scores`): the
+    Where its logits come straight from a frozen output layer, they are computed in parts (`token_scores`): the
     model itself makes those of one token.
     """
 
@@ -48,7 +48,7 @@ class TokenScorer:
 
 
 class _GivenStates:
-    """What an output layer is given of the tokens that are wanted, of which it is handed all, or only one.
+    """The inputs of an output layer at the wanted tokens; the layer itself is handed all tokens, or only one.
 
     The hook stays on the layer: a compiled model would be compiled anew for each new one.
     """
@@ -61,7 +61,7 @@ class _GivenStates:
 
     @contextmanager
     def of(self, layer: nn.Module, wanted: Tensor, *, one: bool) -> Iterator[list[Tensor]]:
-        """A context of passes through ``layer``, which fill a list with what they find, each (wanted, width)."""
+        """A context in which passes through ``layer`` append its wanted inputs to a list, each (wanted, width)."""
         if layer is not self._layer:
             layer.register_forward_pre_hook(self._find)
             self._layer = layer

@@ -33,7 +33,7 @@ _IS_OFF: ContextVar[bool] = ContextVar("unpadding_is_off", default=False)
 class Unpadding(Acceleration):
     """No computing on padding, where a model's encoder then gives the same: it is tried on three short rows.
 
-    What the encoder returns is 0 at padding, where it had no meaning before.
+    The encoder returns 0 at padding, where its output had no meaning before.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Unpadding(Acceleration):
 
 @contextmanager
 def padded() -> Iterator[None]:
-    """A context in which no padding is left out, for what has to tell a batch's rows apart inside the model."""
+    """A context in which no padding is left out, for code that has to tell a batch's rows apart inside the model."""
     token = _IS_OFF.set(True)
     try:
         yield
@@ -96,7 +96,7 @@ def _unpad_(model: PreTrainedModel, hooks: list[RemovableHandle]) -> str | None:
             found = outputs_of_short_rows(model)
             if lines and all(is_same(*pair) for pair in zip(found, expected, strict=True)):
                 return None
-            reason = "its outputs would be others"
+            reason = "its outputs would differ"
         except (
             RuntimeError,
             ValueError,
@@ -122,7 +122,7 @@ def encoder_of(model: PreTrainedModel) -> nn.Module | None:
 
 
 def _line_up(encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Give the encoder tokens in a line, and in the mask's place what attention needs to know."""
+    """Give the encoder tokens in a line, and in the mask's place the rows that attention needs to know."""
     if _IS_OFF.get() or torch.compiler.is_compiling():  # a compiled encoder has a rectangle
         return None
     names = list(inspect.signature(encoder.forward).parameters)
@@ -175,7 +175,7 @@ def attend_by_row(
         rectangle = group.pad(q) if is_whole else q.unsqueeze(2), group.pad(k), group.pad(v)
         if is_plain and not mask.is_causal and can_be_cheap(q, dropout):
             rows = attend(*rectangle, group.mask, dropout, scaling).transpose(1, 2)
-        else:  # what comes after a token is not looked at if it is causal, padding neither
+        else:  # causal attention does not look at later tokens, and so not at padding
             of_group = None if mask.is_causal else group.mask
             rows = sdpa_attention_forward(module, *rectangle, of_group, **settings)[0]
         attended.append(group.line_up(rows) if is_whole else rows.flatten(0, 1))

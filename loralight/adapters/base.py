@@ -1,4 +1,4 @@
-"""What every adapter method promises."""
+"""The contract of every adapter method."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ class Adapter(ABC):
     lr: float
 
     starts_at_base: ClassVar[bool] = True
-    """Whether the adapted model computes at step 0 exactly what the base does."""
+    """Whether the adapted model computes exactly as the base does at step 0."""
 
     keeps_keys: ClassVar[bool] = True
     """Whether the base model's tensors have the names in the adapted model that they had before."""
@@ -44,7 +44,7 @@ class Adapter(ABC):
     def check_training(self, model: nn.Module) -> None:
         """Raise if to train ``model`` with these settings makes no sense; nothing by default.
 
-        What is refused here may still be injected, loaded and merged: a sum of adapters has a rank that nobody trains.
+        A refused adapter may still be injected, loaded and merged: a sum of adapters has a rank that nobody trains.
 
         Args:
             model: the pretrained model.
@@ -83,7 +83,7 @@ class Adapter(ABC):
     def after_step_(self, model: nn.Module, *, step: int, num_steps: float) -> None:
         """Change ``model`` after an optimizer step, whose gradients are still there; nothing by default.
 
-        What the method has to remember lies in buffers of the modules that learn: checkpoints hold these.
+        A method keeps its state in buffers of the modules that learn: checkpoints hold these buffers.
 
         Args:
             model: the adapted model.
@@ -93,7 +93,7 @@ class Adapter(ABC):
         return None
 
     def finish_(self, model: nn.Module) -> "Adapter":
-        """Give what was trained the form in which it is kept, in place, and return the adapter that builds this form.
+        """Bring the trained layers into the form that is saved, in place, and return the adapter that builds it.
 
         By default nothing changes.
         """

@@ -1,4 +1,4 @@
-"""Computing with the base alone, for as long as a context lasts: what preference losses compare with."""
+"""A context in which a model computes with its base alone: preference losses compare with the base."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -14,14 +14,14 @@ from loralight.errors import InputError
 
 
 class Switchable(nn.Module):
-    """A module that an adapter has changed, and that computes what it did before wherever `is_off` says so.
+    """A module that an adapter has changed. Where `is_off` says so, it computes as it did before the change.
 
     That holds for all that is in it, too.
     """
 
 
 class _Off(NamedTuple):
-    """What is switched off.
+    """Names the adapted modules that are switched off.
 
     Args:
         modules: all modules of the models.
@@ -38,7 +38,7 @@ _OFF: ContextVar[_Off] = ContextVar("off", default=_NOTHING)
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
-    """Let ``model`` compute what its base does, bit for bit, as long as the context lasts.
+    """Let ``model`` compute as its base does, bit for bit, while the context lasts.
 
         with torch.no_grad(), disabled(model):
             reference = model(**batch).logits
@@ -49,7 +49,7 @@ def disabled(model: nn.Module) -> Iterator[None]:
     that learns is as it is by then, and accelerations stay on: what they round otherwise in training, with gradients,
     they do here. Only PyTorch's own encoder layers are computed part by part wherever the adapter has them so.
 
-    What is computed again in the backward pass is computed as it was, if the checkpoint is told: by
+    Gradient checkpointing recomputes each pass with the adapter on or off as it was, if the checkpoint is told: by
     ``acceleration=gradient_checkpointing`` for models of transformers, by ``context_fn=as_computed`` elsewhere.
 
     Args:
@@ -73,7 +73,7 @@ def is_off(module: nn.Module) -> bool:
 
 
 def as_computed() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """What `torch.utils.checkpoint.checkpoint` takes as ``context_fn``: adapters are on or off again as now."""
+    """The ``context_fn`` of `torch.utils.checkpoint.checkpoint`: the recomputation has adapters on or off as now."""
     return nullcontext(), _SwitchedOff(_modules_off())
 
 

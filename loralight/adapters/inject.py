@@ -21,12 +21,12 @@ class Mergeable(Protocol):
 
 
 def inject(model: nn.Module, adapter: Adapter, *, head: Sequence[nn.Module] = ()) -> dict[str, list[str]]:
-    """Freeze ``model``, let ``adapter`` add what learns, and let ``head`` learn as a whole; in place.
+    """Freeze ``model``, let ``adapter`` add its trainable parameters, and train ``head`` in full; in place.
 
     Args:
         model: a model whose pretrained weights are already loaded.
         adapter: the method.
-        head: parts of ``model`` that are new (a classifier, say): trained in full, never adapted.
+        head: parts of ``model`` that are new, such as a classifier: trained in full, never adapted.
 
     Returns:
         The adapted layers' names by the target pattern that chose them.

@@ -1,4 +1,4 @@
-"""What an adapter has learned, layer by layer: how large its update is, and in how many directions it goes."""
+"""The trained updates of an adapter, layer by layer: how large they are, and in how many directions they go."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

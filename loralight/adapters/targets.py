@@ -12,7 +12,7 @@ from loralight.errors import InputError
 from loralight.models.quantisation import QuantisedLinear, refuse_packed
 
 Modules = Mapping[str, nn.Module | nn.Parameter]
-"""What can be adapted by name: layers, and weights of experts, which are no layers."""
+"""Modules that can be adapted by name: layers, and the weights of experts, which are parameters without a layer."""
 
 
 def _in_attention(modules: Modules, name: str) -> bool:

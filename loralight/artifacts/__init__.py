@@ -1,1 +1,1 @@
-"""What a run leaves behind, and the way back from it to a model."""
+"""The files that a run leaves behind, and the way back from them to a model."""

@@ -51,7 +51,7 @@ class AdapterBank(Mapping[str, AdapterTask]):
     """Tasks by name, each with its own adapter, head and labels, whose frozen tensors are those of one base model.
 
     Nothing is switched: ``bank["a"]`` and ``bank["b"]`` are models of their own that share every frozen tensor, so
-    both can be used at once, and ``bank.base`` computes what it always did.
+    both can be used at once, and the outputs of ``bank.base`` stay the base's.
 
     Args:
         base: the base model's name or folder, if it is another than in training.

@@ -1,4 +1,4 @@
-"""How true a merged model is to the adapted one: what ``merge_certificate.json`` says, a public format.
+"""How close a merged model is to the adapted one: ``merge_certificate.json``, a public format.
 
 Its keys are explained in ``docs/merging.md``.
 """
@@ -31,9 +31,9 @@ def probe_rows(data: TaskData) -> list[int]:
 
 @torch.no_grad()
 def outputs(task: AdapterTask, data: TaskData, rows: Sequence[int]) -> list[list[Tensor]]:
-    """What the model itself gives in a step on each row: floating-point tensors, flat, evenly thinned if they are long.
+    """The model's own outputs in a step on each row: floating-point tensors, flat, evenly thinned if they are long.
 
-    If the task never calls the model as a whole, it is what the step gives.
+    If the task never calls the model as a whole, they are the step's outputs.
 
     Args:
         task: in evaluation mode.
@@ -78,14 +78,14 @@ def difference(adapted: list[list[Tensor]], merged: list[list[Tensor]]) -> dict[
 
 
 def merge_(model: nn.Module, dtype: torch.dtype) -> dict[str, float]:
-    """Merge a model of float32 weights in place, and tell what of each layer's update a dtype would lose.
+    """Merge a model of float32 weights in place, and tell the share of each layer's update that a dtype would lose.
 
     Returns:
         ``||cast(W + D) - (W + D)|| / ||D||`` by the layer's name, in the Frobenius norm, for each layer whose update D
         is not zero. It is above 1 where rounding, W's own included, is larger than the update.
 
     Raises:
-        InputError: the adapter is no change of weights (``E-MERGE``).
+        InputError: the adapter is not a change of weights (``E-MERGE``).
     """
     lost = {}
     for name, layer in mergeable(model).items():
@@ -100,7 +100,7 @@ def merge_(model: nn.Module, dtype: torch.dtype) -> dict[str, float]:
         update = _norm([tensor - before[key] for key, tensor in after.items()])
         if update > 0:
             lost[name] = _norm([tensor.to(dtype).to(tensor.dtype) - tensor for tensor in after.values()]) / update
-    merge(model)  # what is left: layers of PEFT's, which are plain ones only in another place
+    merge(model)  # the remaining layers are PEFT's, which keep the plain layer as a submodule
     return lost
 
 
@@ -109,7 +109,7 @@ def _norm(tensors: list[Tensor]) -> float:
 
 
 def lost_in_short(lost: dict[str, float]) -> dict[str, Any] | None:
-    """The most and the mean of what layers lose of their updates, and which loses most; None if none was merged."""
+    """The largest and the mean loss of the layers' updates, and the layer with the largest; None if none was merged."""
     if not lost:
         return None
     worst = max(lost, key=lost.__getitem__)

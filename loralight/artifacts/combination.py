@@ -33,7 +33,7 @@ def save_combination(
     Args:
         tasks: by the adapter's name.
         recipes: how each is made.
-        terms: of each adapter to be combined its weight, and what it changes.
+        terms: for each adapter its weight and its changes.
         output: the folder.
         rank: the most that a layer keeps.
 

@@ -1,4 +1,4 @@
-"""The adapter's folder: PEFT's format, so that PEFT loads it, and beside it what loralight needs to predict."""
+"""The adapter's folder: PEFT's format, so that PEFT loads it, and the files that loralight needs to predict."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def save_adapter(task: AdapterTask, folder: Path, *, recipe: dict[str, Any], met
         task: a task whose model is built.
         folder: written in one step; replaced if it exists.
         recipe: the task's and the adapter's names and arguments, from which `loralight.load` builds them again.
-        metrics: what the card tells.
+        metrics: those that the model card shows.
     """
     names = _peft_names(task)
     tensors = {names[name]: tensor.cpu().contiguous() for name, tensor in task.trainable_tensors().items()}
@@ -134,14 +134,14 @@ def load_adapter(task: AdapterTask, folder: Path, recipe: dict[str, Any]) -> Non
 
 
 def _peft_names(task: AdapterTask) -> dict[str, str]:
-    """What PEFT calls each tensor that learns."""
+    """PEFT's name of each trainable tensor."""
     renamed = task.adapter.peft_names(task.model)
     prefixed = {name: PREFIX + theirs if "." in theirs else theirs for name, theirs in renamed.items()}
     return {name: prefixed.get(name, PREFIX + name) for name in task.trainable_tensors()}
 
 
 def whole_modules(task: AdapterTask) -> list[str]:
-    """What PEFT is to load as a whole: the head, and BatchNorm layers that learn beside the adapter."""
+    """Modules that PEFT is to load in full: the head, and BatchNorm layers that learn beside the adapter."""
     names = {id(module): name for name, module in task.model.named_modules()}
     return [names[id(part)] for part in task.head(task.model)] + task.adapted_norms
 

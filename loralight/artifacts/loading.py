@@ -32,7 +32,7 @@ def load(
         folder: a run's folder or an adapter's.
         base: the base model's name or folder; of an adapter of ours only if it is another than in training.
         task: for a folder of PEFT's the task plugin, if not the one for its task type.
-        arguments: for a folder of PEFT's what it does not say of the task, such as ``{"labels": ["bad", "good"]}``.
+        arguments: the task's arguments that a folder of PEFT's lacks, such as ``{"labels": ["bad", "good"]}``.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``mps``.
         trust_remote_code: whether code that the base model brings may run, see `loralight.models.trust.Trust`.
         allow_pickle: whether its weights may be a pickle.

@@ -1,4 +1,4 @@
-"""Where a command writes what it was asked for."""
+"""The file or folder that a command writes."""
 
 from pathlib import Path
 
@@ -6,6 +6,6 @@ from loralight.errors import InputError
 
 
 def refuse_existing(output: str | Path | None) -> None:
-    """Raise ``E-OUTPUT`` if what is to be written is there already, so that nothing is overwritten."""
+    """Raise ``E-OUTPUT`` if the file or folder is there already, so that nothing is overwritten."""
     if output and Path(output).exists():
         raise InputError("E-OUTPUT", f"output={output}: it exists, and nothing is overwritten; choose another name")

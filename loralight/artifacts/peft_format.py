@@ -1,4 +1,4 @@
-"""Folders that PEFT wrote: what loralight's recipe of such an adapter would say."""
+"""Folders that PEFT wrote, and loralight's recipe of such an adapter."""
 
 import inspect
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ def peft_recipe(
 ) -> dict[str, Any]:
     """The recipe from which `loralight.config.build.from_recipe` builds the task that a PEFT adapter belongs to.
 
-    The user's words decide on what is loaded: the base model and the task. The folder's are compared with these.
+    The user's words decide what is loaded: the base model and the task. The folder's are compared with these.
 
     Args:
         folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
@@ -64,7 +64,7 @@ def _tensors(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _adapter(config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]) -> tuple[str, Adapter]:
-    """What an installed method makes of it, or else PEFT's own layers."""
+    """The adapter that an installed method makes of it, or else PEFT's own layers."""
     classes = adapter_classes()
     for name, kind in classes.items():
         if "from_peft" in vars(kind) and (adapter := kind.from_peft(config, tensors)) is not None:

@@ -26,7 +26,7 @@ _MAY_CHANGE = (
     *("trainer.limit_test_batches", "trainer.num_sanity_val_steps", "trainer.log_every_n_steps", "trainer.profiler*"),
     *("callbacks.last*", "callbacks.recent*", "callbacks.*.dirpath"),  # they save, and a folder may be moved
 )
-"""Settings that a resumed run may have changed: where things lie, how long it trains, what it tells."""
+"""Settings that may differ in a resumed run: paths, the length of training, the output."""
 
 
 def share_name() -> None:
@@ -97,7 +97,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_overrides(folder: Path) -> list[str]:
-    """What the command line of a run said: of a stranger's, words to look at and not to run.
+    """The command line of a run. A stranger's is to be looked at and not to be run.
 
     Raises:
         InputError: they are something else (``E-RUN``).
@@ -152,7 +152,7 @@ def _check_free(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _check_same(folder: Path, config: dict[str, Any]) -> None:
-    """All that decides what is computed must be as it was: it would be ignored, break on loading, or mix two runs."""
+    """Refuse changed settings that decide the results: they would be ignored, break on loading, or mix two runs."""
     before, now = dict(_flat(read_config(folder))), dict(_flat(config))
     changed = [
         f"{name}: {before.get(name)!r}, now {now.get(name)!r}"

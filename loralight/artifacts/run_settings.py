@@ -1,7 +1,7 @@
 """A run's settings as its folder tells them: names of installed choices, and plain values of known keys.
 
-A folder may be a stranger's. So its words never reach Hydra as they are: what they come to is said anew, and whatever
-names code, a place to write or the environment is left to the user and to what is installed.
+A folder may be a stranger's. So its words never reach Hydra as they are: their plain values are said anew, and whatever
+names code, a place to write or the environment is left to the user and to the installed choices.
 """
 
 import os
@@ -56,9 +56,9 @@ class RunSettings:
 
     Args:
         folder: the run's.
-        given: the user's own overrides, which win: what they name is not looked at.
+        given: the user's own overrides, which win: settings that they name are not looked at.
         conf: folders of configs beside those of plugins.
-        trains: whether the run is gone on with; else only what measuring needs is taken.
+        trains: whether the run is resumed; else only the settings that measuring needs are taken.
     """
 
     def __init__(self, folder: Path, given: Sequence[str], *, conf: Sequence[str] = (), trains: bool) -> None:
@@ -73,7 +73,7 @@ class RunSettings:
         self._gone = self._find_gone(said)
 
     def overrides(self) -> list[str]:
-        """What makes the installed configs say what the run's does.
+        """The overrides by which the installed configs come to the run's.
 
         Raises:
             InputError: the folder names what is not installed or not known (``E-RUN``), or code that its choices do
@@ -95,7 +95,7 @@ class RunSettings:
         return any((folder / name).is_dir() for folder in self._folders)
 
     def _wanted(self, name: str, value: Any = None) -> bool:
-        """Whether what the command does has a use for a part; measuring has none for a profiler, say."""
+        """Whether the command has a use for a part; measuring has none for a profiler, for example."""
         inside_trainer = name.startswith("trainer.") and isinstance(value, dict)
         return self._trains or not (name in _ONLY_TO_TRAIN or inside_trainer)
 
@@ -122,7 +122,7 @@ class RunSettings:
             )
 
     def _find_gone(self, said: Iterable[str]) -> list[str]:
-        """What the run went without: a whole optional part, or something inside a part."""
+        """The parts that the run was without: a whole optional part, or something inside a part."""
         names = [found[1] for o in said if (found := _GONE.fullmatch(o))]
         inside = [
             name for name in names if name in _OPTIONAL or ("." in name and self._is_group(name.partition(".")[0]))
@@ -157,14 +157,14 @@ class RunSettings:
         raise self._refused(name, "is no setting", did_you_mean(str(key), base))
 
     def _part(self, name: str, base: Mapping[str, Any], key: Any) -> Mapping[str, Any] | None:
-        """What has settings of its own; None for one value, such as an argument that is a mapping."""
+        """A node with settings of its own; None for one value, such as an argument that is a mapping."""
         if self._is_named(f"{name}._target_"):
             return {"_target_": "the user's"} | (base.get(key) or {})
         node = base.get(key)
         return node if isinstance(node, dict) and ("_target_" in node or "_target_" not in base) else None
 
     def _is_said(self, name: str, value: Any, given: Any) -> bool:
-        """Whether ``given`` is the same: itself, or by what it refers to in the run's own settings."""
+        """Whether ``given`` is the same: itself, or the value that it refers to in the run's own settings."""
         if _FROM_HERE.search(str(given)):  # of this machine, or of this command
             literal = ".*".join(map(re.escape, _FROM_HERE.split(str(given))))
             if not name.startswith("data.") and not re.fullmatch(literal, str(value)):

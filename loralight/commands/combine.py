@@ -34,7 +34,7 @@ def main(config: DictConfig) -> None:
 
 
 def _are(values: Any, kind: Any) -> bool:
-    """Whether ``values`` is a list of such values; a bool is no number."""
+    """Whether ``values`` is a list of such values; a bool is not a number."""
     if not isinstance(values, Sequence) or isinstance(values, str):
         return False
     return all(isinstance(value, kind) and not isinstance(value, bool) for value in values)

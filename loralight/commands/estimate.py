@@ -27,12 +27,12 @@ from loralight.training.launch import num_processes
 from loralight.training.memory import at_hand, in_use, parse_memory
 from loralight.training.preflight import Sizes, human, memory_table
 
-_SPARE = 0.1  # share of the memory that is left: what an estimate may be wrong by
-_HOLES = 0.8  # of the pieces: what glibc's allocator holds beside them, 0.5 to 1 on the four tasks' demos
+_SPARE = 0.1  # share of the memory that is left free: the error of an estimate
+_HOLES = 0.8  # share of the pieces that glibc's allocator holds beside them, 0.5 to 1 on the four tasks' demos
 
 
 def main(config: DictConfig) -> dict[str, Any]:
-    """The job that Hydra runs. Returns what it writes to ``output``."""
+    """The job that Hydra runs. Returns the estimate that it writes to ``output``."""
     logs.configure()
     settings = plain(config)
     check_config(settings)
@@ -93,7 +93,7 @@ class Estimate:
         self.num_learning = sum(parameter.numel() for parameter in trainable(self.task.model).values())
 
     def footprint(self, batch_size: int) -> Footprint:
-        """What a step on the longest rows keeps."""
+        """The bytes that a step on the longest rows keeps."""
         if batch_size not in self._found:
             batch = self._precision.convert_input(longest_batch(self.data, batch_size))
             batch = move_data_to_device(batch, self.device)
@@ -122,7 +122,7 @@ class Estimate:
         return sizes
 
     def limit(self, given: int | None = None) -> int:
-        """The bytes that one process may take: its share of ``given``, else of what is free."""
+        """The bytes that one process may take: its share of ``given``, else of the free memory."""
         whole = at_hand(self.device) if given is None else given
         return whole // self.num_processes if self.device.type == "cpu" else whole
 

@@ -61,7 +61,7 @@ def measuring(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_data(config: dict[str, Any], made: dict[str, Any]) -> TaskData:
-    """The data, encoded as in training: what it told the task then (label names in their order) it is told now.
+    """The data, encoded as in training: the task's arguments of then (label names in their order) are the data's now.
 
     Raises:
         InputError: it cannot be read, or lacks the split that ``config`` names (``E-SPLIT``).

@@ -1,4 +1,4 @@
-"""Adapters that look at data before the first step: what they made of it is kept in the run's folder."""
+"""Adapters that look at data before the first step: their result is kept in the run's folder."""
 
 import json
 import os

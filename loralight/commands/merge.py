@@ -43,14 +43,14 @@ def main(config: DictConfig) -> dict[str, Any]:
 
 
 def work(config: dict[str, Any]) -> dict[str, Any]:
-    """Merge, measure, and write what is within the tolerance."""
+    """Merge, measure, and write the model if it is within the tolerance."""
     dtype, tolerance, output = _checked(config)
     config = measuring(config)
     check_config(config)
     made = read_recipe(adapter_folder(config["run"]))
     task = load(config["run"], base=config["checkpoint"], device=config["device"], **trust_of(config))
     _refuse_early(task, config)
-    task.accelerations.detach_(task.model)  # what is compared are the two models themselves
+    task.accelerations.detach_(task.model)  # the two models themselves are compared
     config["trainer"] |= _trainer(task.device)
     cast_(task.model, torch.float32)
     data = _data(config, made)
@@ -95,14 +95,14 @@ def _checked(config: dict[str, Any]) -> tuple[torch.dtype, float, Path]:
 
 
 def _refuse_early(task: AdapterTask, config: dict[str, Any]) -> None:
-    """Raise ``E-MERGE`` or ``E-FOLD`` before any long work, if the model cannot be what is asked for."""
+    """Raise ``E-MERGE`` or ``E-FOLD`` before any long work, if the model cannot be merged or folded as asked."""
     mergeable(task.model)
     if config["fold_batch_norm"]:
         refuse_without_batch_norm(task.model)
 
 
 def _trainer(device: torch.device) -> dict[str, Any]:
-    """The trainer's settings for measuring where the model is, in float32 but for what the model itself does."""
+    """The trainer's settings for measuring where the model is, in float32 save for the model's own casts."""
     devices = 1 if device.index is None else [device.index]
     return {"accelerator": device.type, "devices": devices, "precision": "32-true"}
 
@@ -163,7 +163,7 @@ def _write(task: AdapterTask, output: Path, certificate: dict[str, Any]) -> None
 
 
 def _finite(value: Any) -> Any:
-    """What JSON can say: numbers that are not finite become null."""
+    """Values that JSON has: numbers that are not finite become null."""
     if isinstance(value, dict):
         return {key: _finite(one) for key, one in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

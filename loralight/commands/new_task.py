@@ -12,7 +12,7 @@ _MODEL = "sentence_pairs"  # the plugin in skeleton/ that every new one begins a
 
 
 def main(arguments: list[str]) -> None:
-    """Write the plugin NAME into the folder NAME, and say what to do with it.
+    """Write the plugin NAME into the folder NAME, and print the next commands.
 
     Raises:
         InputError: the name cannot be a package's, or is taken (``E-NAME``), or the folder exists (``E-OUTPUT``).

@@ -16,7 +16,7 @@ from loralight.training.launch import process_rank
 
 
 def next_commands(config: Mapping[str, Any], output_dir: Path) -> list[str]:
-    """What to do after a training: predict, evaluate, and train again at other rates.
+    """The commands to print after a training: predict, evaluate, and train again at other rates.
 
     Args:
         config: of the run, in plain values.
@@ -38,7 +38,7 @@ def next_commands(config: Mapping[str, Any], output_dir: Path) -> list[str]:
 
 
 def how_to_go_on(runs: Path | Mapping[str, Path]) -> str:
-    """What is saved, and the command that goes on with it.
+    """The message after a stop: the checkpoint that is saved, and the command that resumes from it.
 
     Args:
         runs: the run's folder, or those of runs that train together by their names.

@@ -1,4 +1,4 @@
-"""``loralight spectrum``: what a trained low-rank adapter has learned, and the ranks that would have been enough."""
+"""``loralight spectrum``: the updates of a trained low-rank adapter, and the ranks that would have been enough."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -87,7 +87,7 @@ def final_report(
 def metrics_table(
     metrics: dict[str, float], baseline: dict[str, float], probe: dict[str, float] | None = None
 ) -> Table:
-    """Scores, each beside what a linear probe and a trivial answer score."""
+    """Scores, each beside those of a linear probe and of a trivial answer."""
     beside = ([("linear probe", probe)] if probe else []) + [("trivial answer", baseline)]
     table = Table(title="results", title_justify="left")
     for column in ("metric", "this run", *(column for column, _ in beside)):
@@ -104,7 +104,7 @@ def metrics_table(
 def _cost_table(summary: dict[str, Any]) -> Table:
     trained, total = summary["parameters"]["trainable"], summary["parameters"]["total"]
     size = summary["bytes"]
-    table = Table(title="what it took", title_justify="left", show_header=False)
+    table = Table(title="cost", title_justify="left", show_header=False)
     table.add_row("trainable parameters", f"{trained:,} of {total:,} ({trained / total:.2%})")
     table.add_row(
         "adapter on disk",

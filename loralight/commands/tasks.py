@@ -1,4 +1,4 @@
-"""``loralight tasks``: the plugins found, from where, and what each needs."""
+"""``loralight tasks``: the plugins found, their origins, and their required settings."""
 
 import sys
 from contextlib import redirect_stdout
@@ -12,7 +12,7 @@ from loralight.config.plugins import OWN, discover
 
 
 def main() -> None:
-    """Print what each plugin does and needs, and below it what is wrong with the broken ones."""
+    """Print each plugin's purpose and required settings, and below them the faults of the broken ones."""
     console = Console()
     plugins = discover()
     broken = [(plugin, plugin.fault) for plugin in plugins if plugin.fault]
@@ -33,14 +33,14 @@ def main() -> None:
 
 
 def _show(console: Console, task: str, summary: str, facts: dict[str, str]) -> None:
-    """A task's name and what there is to say of it; what people copy, such as a path, stays on one line."""
+    """A task's name and description; text that people copy, such as a path, stays on one line."""
     console.print(task, style="bold", markup=False, highlight=False)
     summary = fill(summary, console.width, initial_indent="  ", subsequent_indent="  ")
     print(summary, *(f"  {name}: {value}" for name, value in facts.items()), "", sep="\n", file=console.file)
 
 
 def _import_fault(package: str) -> str:
-    """What importing a stranger's package raises; it is only listed, so that harms no other."""
+    """The error of importing a plugin, caught because a listing goes on with the others."""
     try:
         with redirect_stdout(sys.stderr):
             import_module(package)

@@ -103,7 +103,7 @@ class Turns:
         self.has_stopped = False
 
     def train(self, runs: Mapping[str, Run]) -> None:
-        """Train all runs, then raise what the first that failed did.
+        """Train all runs, then raise the error of the first that failed.
 
         Raises:
             Stopped: the process was told to stop; the runs have by then, each after a step.
@@ -146,7 +146,7 @@ class Turns:
                 self._waiting[0][1].release()
 
     def of(self, name: str) -> lightning.Callback:
-        """What has a run take part."""
+        """The callback by which a run takes part."""
         return _Turn(self, name)
 
     def next(self) -> None:
@@ -167,7 +167,7 @@ class Turns:
 
 
 class _Cut(BaseException):
-    """Ends a run whose command is no more."""
+    """Ends a run whose command has ended."""
 
 
 class _Turn(lightning.Callback):

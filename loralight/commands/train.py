@@ -83,7 +83,7 @@ def main(config: DictConfig) -> float | None:
 
 
 def work(config: dict[str, Any], output_dir: Path) -> float | None:
-    """What each process does."""
+    """The work of each process."""
     rank = process_rank() or 0
     with telling_of_disk(output_dir), telling_of_memory(config, output_dir):
         logs.configure(output_dir / ("train.log" if rank == 0 else f"train.rank{rank}.log"), rank=rank)
@@ -128,7 +128,7 @@ class Run:
                 logs.logger.info("going on from %s", self.resumed)
 
     def train(self) -> float | None:
-        """Fit, test the best checkpoint, save its adapter, and report; returns the best value of what is monitored."""
+        """Fit, test the best checkpoint, save its adapter, report; returns the best value of the monitored metric."""
         task, data, trainer, metric = self.task, self.data, self.trainer, self.config["monitor"]["metric"]
         probe = None if self.resumed else self._probe_()
         if not self.resumed:

@@ -65,7 +65,7 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 
 def make(config: Mapping[str, Any], **supplied: Any) -> Any:
-    """Build what a node with a ``_target_`` describes, nodes inside it first.
+    """Build the object that a node with a ``_target_`` describes, nodes inside it first.
 
     Plain values go in as they are: `hydra.utils.instantiate` would turn a dataclass into a config and lists into
     ``ListConfig``, which the classes built here were not written for.
@@ -80,7 +80,7 @@ def make(config: Mapping[str, Any], **supplied: Any) -> Any:
         return partial(target, **built, **supplied)
     try:
         return target(**built, **supplied)
-    except ModuleNotFoundError as error:  # wandb, say, of which lightning brings only the interface
+    except ModuleNotFoundError as error:  # such as wandb, of which lightning brings only the interface
         raise InputError("E-PACKAGE", f"{config['_target_']} needs another package: {error}") from error
 
 
@@ -154,12 +154,12 @@ def build_trainer(
 
 
 def recipe(config: Mapping[str, Any], data_arguments: Mapping[str, Any], adapter: Adapter) -> dict[str, Any]:
-    """What an adapter's folder says of how it was made: names and arguments, never a ``_target_``.
+    """The recipe in an adapter's folder: names and arguments from which it is built again, never a ``_target_``.
 
     Args:
         config: that of the training.
         data_arguments: arguments of the task that the data knows.
-        adapter: what builds the form that is kept, see `Adapter.finish_`.
+        adapter: builds the form that is saved, see `Adapter.finish_`.
     """
     arguments = {key: value for key, value in {**config["task"], **data_arguments}.items() if key != "_target_"}
     names = config["names"]
@@ -204,7 +204,7 @@ def adapter_node(made: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def adapter_recipe(adapter: Adapter, name: str) -> dict[str, Any]:
-    """What a recipe says of ``adapter``, which goes by ``name`` unless it is of another class than that file's."""
+    """A recipe's entry for ``adapter``: under ``name``, unless its class is not that of the file of this name."""
     files = _adapter_files()
     for known in (name, *files):
         target = _target_in(files[known], "adapter")

@@ -1,4 +1,4 @@
-"""Checks a config against the signatures of what it configures: the constructor is the schema."""
+"""Checks a config against the constructors that it names: their signatures are the schema."""
 
 import inspect
 import re
@@ -127,7 +127,7 @@ def check_keywords(function: Callable[..., Any], given: Mapping[str, Any], where
 
 
 def _parameters(target: Any) -> dict[str, inspect.Parameter] | None:
-    """What a class takes, its parents' arguments included where it passes ``**arguments`` on; None if anything goes."""
+    """A class's arguments, its parents' included where it passes ``**arguments`` on; None if it takes any."""
     found: dict[str, inspect.Parameter] = {}
     for initialiser in _initialisers(target):
         parameters = list(inspect.signature(initialiser).parameters.values())

@@ -84,7 +84,7 @@ def _without_hydra(config: DictConfig) -> DictConfig:
 
 
 def composed(config_name: str, overrides: list[str], folder: Path) -> dict[str, Any]:
-    """The config that ``overrides`` give, which come from a run's folder; what refers to others still does.
+    """The config that ``overrides`` of a run's folder give, with its references unresolved.
 
     Raises:
         InputError: they give none (``E-OVERRIDE``).
@@ -133,7 +133,7 @@ def read_value(override: str) -> Any:
     """The value that Hydra reads in an override.
 
     Raises:
-        InputError: it is no override (``E-OVERRIDE``).
+        InputError: it is not an override (``E-OVERRIDE``).
     """
     try:
         return OverridesParser.create().parse_override(override).value()
@@ -142,7 +142,7 @@ def read_value(override: str) -> Any:
 
 
 def settings_of(config_name: str, overrides: list[str], output_dir: Path) -> dict[str, Any]:
-    """What a command line hands to its job, in plain values, with ``output_dir`` as the job's folder."""
+    """The config that a command line hands to its job, in plain values, with ``output_dir`` as the job's folder."""
     GlobalHydra.instance().clear()
     config = _composed(config_name, overrides)
     current = HydraConfig.instance().cfg
@@ -156,14 +156,14 @@ def settings_of(config_name: str, overrides: list[str], output_dir: Path) -> dic
 
 
 def explain(error: BaseException, config_name: str, overrides: list[str]) -> str | None:
-    """What is wrong with an override or with the machine, in the user's terms; None if it is something else."""
+    """The user's message for a wrong override or an unfit machine; None for any other error."""
     message = str(error).strip()
     if isinstance(error, OSError) and error.errno in REFUSED:
         return f"E-DISK: {error.filename or 'the disk'}: {error.strerror}; make room, or choose another place"
     if "torch" in sys.modules and import_module("loralight.training.out_of_memory").is_out_of_memory(error):
         return "E-MEMORY: there is too little memory; give smaller batches, shorter rows or a smaller model"
     if isinstance(error, ValueError) and message.startswith("Config group override must be"):
-        return "E-OVERRIDE: null is no choice; ~logger, say, goes without one"
+        return "E-OVERRIDE: null is not a choice; write ~logger to use none"
     if isinstance(error, ValueError) and message.startswith(("Only one of --run", "The --resolve flag")):
         return f"E-FLAGS: {message}"
     if not isinstance(error, HydraException | OmegaConfBaseException):
@@ -215,7 +215,7 @@ def _settings(config: DictConfig, prefix: str = "") -> Iterator[str]:
 
 @contextmanager
 def whole_errors() -> Iterator[None]:
-    """Have Hydra raise what goes wrong, in place of printing it and leaving with exit code 1."""
+    """Have Hydra raise its errors, in place of printing them and leaving with exit code 1."""
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:

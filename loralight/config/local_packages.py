@@ -35,7 +35,7 @@ def fault_of(folder: Path) -> str:
 
 
 def taken_by(folder: Path) -> str:
-    """What else goes by a folder's name and has to go on doing so; an empty string if nothing does.
+    """The module that has a folder's name already and must keep it; an empty string if there is none.
 
     An installed plugin has not, as a folder that the user names is meant to stand in for it: unless its code runs here
     already.
@@ -79,7 +79,7 @@ def _found_without_us(name: str) -> ModuleSpec | None:
 
 
 def _place(module: ModuleType) -> Path | str:
-    """The folder of an imported package, or the file of a module, or what there is to say of one without a file."""
+    """The folder of an imported package, or the file of a module, or the description of one without a file."""
     return _folder_of(module.__file__) if getattr(module, "__file__", None) else repr(module)
 
 

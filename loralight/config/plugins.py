@@ -25,7 +25,7 @@ class Plugin:
     Its ``conf`` folder joins Hydra's search path without the package being imported.
 
     Args:
-        name: the entry point's or the folder's; by custom also that of what it brings.
+        name: the entry point's or the folder's; by custom also its task's or method's name.
         package: its import name.
         origin: where it was found, for messages.
         folder: where it lies; None if it cannot be found.
@@ -55,7 +55,7 @@ class Plugin:
 
 
 def discover() -> list[Plugin]:
-    """All plugins, the broken ones with their fault; what two of them provide is the second's fault.
+    """All plugins, the broken ones with their fault. A file that two of them provide is the second's fault.
 
     A folder of the user's stands in for an installed plugin whose package has its name.
     """
@@ -83,7 +83,7 @@ def add_folder(folder: str) -> None:
 
 
 def check_folders() -> None:
-    """See to it that what a folder of the user's brings is not taken from another place in silence.
+    """Check that plugins in the user's folders are imported from these folders and not from another place.
 
     Raises:
         InputError: a folder that `add_folder` was given cannot be used (``E-PLUGIN``).

@@ -1,4 +1,4 @@
 """Settings that folders of earlier versions name, and that are gone."""
 
 ARGUMENTS_OF_TASKS = {"gradient_checkpointing", "prepack", "selective_recompute", "unpadded"}
-"""What are accelerations now: they change no result, so a folder loads without them."""
+"""Settings that are accelerations now: they change no result, so a folder loads without them."""

@@ -50,7 +50,7 @@ class FrozenNorm(nn.modules.batchnorm._BatchNorm):
         )
 
     def gain_and_shift(self) -> tuple[Tensor, Tensor]:
-        """What the layer multiplies with and then adds, each (channels,)."""
+        """The layer's factor and its summand, each (channels,)."""
         assert self.running_mean is not None and self.running_var is not None
         gain = torch.rsqrt(self.running_var + self.eps)
         if self.weight is not None:
@@ -59,7 +59,7 @@ class FrozenNorm(nn.modules.batchnorm._BatchNorm):
         return gain, shift if self.bias is None else shift + self.bias
 
     def after(self, x: Tensor) -> Tensor:
-        """What the layer does to what is normalised."""
+        """The layer's output for inputs that are normalised already."""
         return x
 
 
@@ -89,7 +89,7 @@ FROZEN: dict[type[nn.Module], type[FrozenNorm]] = {
     nn.BatchNorm3d: FrozenBatchNorm3d,
     BatchNormAct2d: FrozenBatchNormAct2d,
 }
-"""What each class becomes; exact classes, for a subclass may compute something else."""
+"""The replacement of each class; exact classes, as a subclass may compute something else."""
 
 _PLAIN: dict[type[nn.Module], type[nn.Module]] = {frozen: plain for plain, frozen in FROZEN.items()}
 
@@ -125,11 +125,11 @@ class Follower:
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether hooks see what goes into a module or comes out."""
+    """Whether hooks see a module's inputs or outputs."""
     return bool(module._forward_pre_hooks) or output_is_watched(module)
 
 
 def output_is_watched(module: nn.Module) -> bool:
-    """Whether hooks see what comes out of a module, or the gradients of that."""
+    """Whether hooks see a module's outputs or their gradients."""
     hooks = (module._forward_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks) or bool(_has_any_global_hook())  # type: ignore[no-untyped-call]

@@ -146,7 +146,7 @@ def _as_input(weight: Tensor, x: Tensor) -> Tensor:
 def _by_outputs(x: Tensor, weight: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ...]]:
     """The weight and others, (out, ...) each, of half of the outputs at a time if the weight is larger than x.
 
-    It is in the last layers of a network, where W + BA and oneDNN's copy of it would be what sets the peak of memory.
+    It is in the last layers of a network, where W + BA and oneDNN's copy of it would set the peak of memory.
     """
     num_parts = 2 if weight.numel() > x.numel() and len(weight) > 1 else 1
     return zip(*(repeat(None) if one is None else one.chunk(num_parts) for one in (weight, *others)), strict=False)

@@ -22,7 +22,7 @@ def set_cheap_dropout_(modules: Iterable[nn.Module], on: bool) -> None:
 class CheapDropout(nn.Dropout):
     """`nn.Dropout` in distribution, by other random numbers: on a CPU half of its time, and a quarter of its memory.
 
-    Elsewhere, and where something traces, it is what it comes from.
+    On other devices, and where something traces, it behaves as its base class.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Fast paths of `loralight.adapters.layers.lora`, each equal to the plain formula there, to which it also falls back.
 
 A LoRA step needs the frozen forward, the gradient with respect to the layer's input, and a few products with the rank
-as one side. What is gained is the order of operands in those (a product of rank 8 can cost a tenth of the frozen one,
+as one side. The gain lies in the order of operands in those (a product of rank 8 can cost a tenth of the frozen one,
 or a fortieth), adding in place, and keeping no second copy of the input.
 """
 
@@ -33,7 +33,7 @@ def can_be_fused(x: Tensor, weight: Tensor, lora_A: Tensor) -> bool:
 
 
 def is_eager() -> bool:
-    """Whether nothing traces or transforms what is computed."""
+    """Whether nothing traces or transforms the computation."""
     return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
 
 
@@ -86,7 +86,7 @@ def in_autocast(x: Tensor, *others: Any) -> tuple[Any, ...]:
 
 
 def keep_mask(like: Tensor, probability: float) -> tuple[Tensor, float]:
-    """Which elements are not dropped, 1 or 0 in a byte, and what those are multiplied with.
+    """Which elements are kept by dropout, 1 or 0 in a byte, and the factor of those that are.
 
     `F.dropout` draws a float for each element and costs half of a frozen product of 768 x 768 on a CPU; 16 bits of an
     integer a sixth of that. To multiply by the mask, in `parts`, costs a fifth of `masked_fill`.
@@ -101,7 +101,7 @@ def keep_mask(like: Tensor, probability: float) -> tuple[Tensor, float]:
 def parts(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Views of so many rows of each tensor at a time that a processor's cache holds them; of all on other devices.
 
-    What is made of a part in between then never reaches memory. Shapes: (rows, ...) each, the first the widest.
+    Results between the functions then stay in the cache. Shapes: (rows, ...) each, the first the widest.
     """
     first = rows[0]
     many = max(1, _NUM_IN_CACHE * len(first) // first.numel()) if first.device.type == "cpu" else len(first)
@@ -173,7 +173,7 @@ def _add_product_(y: Tensor, left: Tensor, right: Tensor, scaling: float) -> Non
         y.add_((left @ right).mul_(scaling).to(y.dtype))
 
 
-# of what, in which version, and what it became: of each thread
+# for each thread: a tensor, its version, and its cast
 _LAST_CAST: ContextVar[tuple[TensorWeakRef, int, TensorWeakRef] | None] = ContextVar("last_cast", default=None)
 
 
@@ -194,7 +194,7 @@ def cast_once(x: Tensor, dtype: torch.dtype) -> Tensor:
 class _LoraLinearOnAccelerator(Function):
     """The same where passes over memory and launches are dear, and products cheap: on a GPU.
 
-    What the low-rank path adds is written first, and the frozen product is added to it as it is made: a pass less than
+    The low-rank term is written first, and the frozen product accumulates onto it: one pass fewer than
     the other way round. All products are made in one dtype, x's own or autocast's, and summed in float32, as GPUs do;
     in half precision A and B learn in float32 all the same. Casts are made here, where autograd records none of them.
     The result is (tokens, out).

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-_MANY = 64  # rows; oneDNN is no faster for fewer, nor in half precision, which `F.linear` has it multiply anyway
+_MANY = 64  # rows; with fewer oneDNN is no faster, nor in half precision, where `F.linear` uses it anyway
 
 
 class Matrix:
@@ -57,7 +57,7 @@ class Matrices(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    """Packed matrices, and of what: the weight's numbers and how often they had been written to."""
+    """Packed matrices, with the weight they were packed from and its version counter at that time."""
 
     matrices: Matrices
     data: Tensor  # held, so that no other tensor comes to lie where it does
@@ -73,7 +73,7 @@ class _Entry(NamedTuple):
         return same and self.version == weight._version
 
 
-# By the parameter itself: layers that share one share its packs, and neither a copy of a layer nor what is saved of it
+# By the parameter itself: layers that share one share its packs, and neither a copy of a layer nor a checkpoint of it
 # has any. None for a weight that is to be packed and has not been used yet.
 _entries: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
@@ -93,7 +93,7 @@ def forget_(weight: Tensor) -> None:
 def matrices_of(weight: Tensor) -> Matrices | None:
     """A frozen weight to multiply with by oneDNN; None where `F.linear` is to.
 
-    That is on other devices than a processor, and without gradients, so that evaluation computes bit for bit what the
+    That is on other devices than a processor, and without gradients, so that evaluation equals bit for bit what the
     plain model does. Packed ones are made anew once the weight was written to, cast, or moved.
     """
     data = weight.data

@@ -1,6 +1,6 @@
 """transformers' RMS norms by PyTorch's kernel on a GPU (Zhang and Sennrich, 2019, https://arxiv.org/abs/1910.07467).
 
-There they are half a dozen operations in float32, whose gradients are a dozen more, and each keeps what it was given: a
+There they are half a dozen operations in float32, whose gradients are a dozen more, and each keeps its inputs: a
 fifth of a step of Llama 3.2 1B on an H200. On a processor a kernel of our own gained nothing in a step. The result is
 rounded to half precision once and not twice, so this is there in training alone.
 """
@@ -27,7 +27,7 @@ class FusedRMSNorm(nn.Module):
 
     weight: Tensor
     plain: ClassVar[type[nn.Module]]
-    """What it was."""
+    """The class before."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not is_on_accelerator(x) or x.dtype != self.weight.dtype or not is_eager():  # a compiler fuses by itself
@@ -40,7 +40,7 @@ class FusedRMSNorm(nn.Module):
 
 
 def fusible(model: nn.Module) -> list[nn.Module]:
-    """The norms that `set_fused_` may turn: one of each class is tried, as some add 1 to their weight, say."""
+    """The norms that `set_fused_` may turn. One of each class is tried, as some classes add 1 to their weight."""
     norms = [module for module in model.modules() if _has_the_form(module)]
     fits = {kind: _computes_the_same(norm) for kind, norm in {type(norm): norm for norm in norms}.items()}
     return [norm for norm in norms if fits[type(norm)]]

@@ -53,7 +53,7 @@ def _is_stack(module: nn.Module) -> bool:
 def depths(model: nn.Module) -> tuple[dict[nn.Parameter, int], int]:
     """How deep each parameter lies, and the greatest depth.
 
-    0 is before the first block (embeddings), then come the blocks, and last what follows them (norm, pooler, head). A
+    0 is before the first block (embeddings), then come the blocks, and last other layers (norm, pooler, head). A
     parameter that several modules share lies where the first of them does.
     """
     found = blocks(dict(model.named_modules()))
@@ -83,7 +83,7 @@ class Sublayers(NamedTuple):
 def sublayers(modules: Mapping[str, nn.Module], block: str) -> Sublayers:
     """A block's attentions and its feed-forward network.
 
-    What lies in a module whose class is called an attention is one: transformers and timm both call them so. Only
+    A layer inside a module whose class is named "...Attention..." is one: transformers and timm both name them so. Only
     exact linear layers count, as in `loralight.adapters.targets.resolve`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""How large what a stranger describes may become: known from a header of weights, before memory is asked for."""
+"""Bounds on the size of a model that a stranger describes, from the header of its weights, before it takes memory."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ class Size(NamedTuple):
 
 
 class _Budget(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts what operators make of nothing, and raises before they make more than is allowed."""
+    """Counts the elements that operators create, and raises before they exceed the bound."""
 
     def __init__(self, size: Size, error: InputError) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -55,7 +55,7 @@ def _memory() -> int:
 
 
 def check_template(template: str) -> None:
-    """Raise `EndlessError` for what would take for ever before, or within, a single line."""
+    """Raise `EndlessError` for a template that would take for ever before, or within, a single line."""
     if len(template) > _LONGEST:
         raise EndlessError(f"it has more than {_LONGEST:,} characters")
     if any((kind, value) == ("operator", "**") for _, kind, value in Environment().lex(template)):

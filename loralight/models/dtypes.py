@@ -32,7 +32,7 @@ def find_dtype(name: str) -> torch.dtype:
 def cast_(model: nn.Module, dtype: torch.dtype) -> None:
     """Bring a model to a dtype in place, as loading its weights in that dtype does.
 
-    What a transformers model computes when it is built and never saves, such as rotary frequencies, keeps its dtype.
+    Buffers that a transformers model computes and never saves, such as rotary frequencies, keep theirs.
     """
     kept = computed_buffers(model)
     model.to(dtype)
@@ -42,7 +42,7 @@ def cast_(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def computed_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """What a transformers model computes when it is built and never saves, by name."""
+    """Buffers that a transformers model computes when it is built and never saves, by name."""
     if not any(isinstance(module, PreTrainedModel) for module in model.modules()):
         return {}
     saved = model.state_dict().keys()

@@ -31,7 +31,7 @@ class Packed(nn.Parameter):
 
 
 class QuantisedLinear(nn.Linear):
-    """A frozen linear layer that keeps its weight packed and computes with what it unpacks to, W' in place of W.
+    """A frozen linear layer that keeps its weight packed and computes with the unpacked W' in place of W.
 
     It unpacks W' in the forward and again in the backward pass and keeps it in neither, nor the input. The packed parts
     are parameters, so that they move, are saved and are compared as the weight was.
@@ -119,7 +119,7 @@ class _Frozen(Function):
 
 @contextmanager
 def quantised_(model: nn.Module, method: str | None, *, head: Sequence[nn.Module] = ()) -> Iterator[None]:
-    """Pack the weights of the linear layers of ``model`` in place; inside the context these know what they were.
+    """Pack the weights of the linear layers of ``model`` in place; inside the context they still know W.
 
     The head stays as it is, and so do output embeddings and layers that share their weights with others.
 

@@ -19,7 +19,7 @@ class Quantiser(ABC):
 
     @abstractmethod
     def pack(self, weight: Tensor) -> tuple[dict[str, Tensor], Any]:
-        """The tensors that stand for a weight (out, in) in float32, and what is to be known beside them."""
+        """The tensors that stand for a weight (out, in) in float32, and the plain values needed to unpack them."""
 
     @abstractmethod
     def unpack(self, tensors: Mapping[str, Tensor], context: Any) -> Tensor:
@@ -100,4 +100,4 @@ QUANTISERS: dict[str, Quantiser] = {
     "bitsandbytes/nf4": BitsandbytesFourBit(kind="nf4"),
     "bitsandbytes/fp4": BitsandbytesFourBit(kind="fp4"),
 }
-"""What ``task.quantize`` may be."""
+"""The choices of ``task.quantize``."""

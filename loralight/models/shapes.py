@@ -1,6 +1,6 @@
 """Running a model by the shapes of its tensors alone: no weights, no numbers, no memory.
 
-What is computed of floating-point numbers is a `FakeTensor`: shape, dtype and device. Integers and booleans (a batch's
+Results from floating-point numbers are `FakeTensor`s: shape, dtype and device. Integers and booleans (a batch's
 tokens, masks and positions) stay real, so whatever depends on them is as in training: how many tokens are learnt, and
 whether a batch has padding.
 """
@@ -47,7 +47,7 @@ def shapes_only() -> Iterator["Shapes"]:
 
 
 class Shapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Makes floating-point tensors fake, and what is computed of a fake one.
+    """Makes floating-point tensors fake, and results that depend on a fake one.
 
     A number that is asked of a fake tensor is 1, a comparison of two holds, and a mask of them chooses every element.
     """
@@ -93,7 +93,7 @@ class Shapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return operator(*args, **kwargs)
 
     def _places(self, index: Tensor | None) -> list[Tensor | None]:
-        """What chooses the same elements as an index, in whole numbers."""
+        """An index of whole numbers that chooses the same elements."""
         if index is None or index.dtype not in (torch.bool, torch.uint8):
             return [index]
         found = self._everywhere(index) if isinstance(index, FakeTensor) else index.nonzero()
@@ -105,7 +105,7 @@ class Shapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _makes_fake(packet: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether what an operator makes of nothing has values that nobody needs."""
+    """Whether an operator creates a tensor whose values nobody needs."""
     if packet in _EMPTY:
         return args[0] not in ([0], (0,))  # of no size: torch makes one to copy storages
     if packet not in _FILLED:

@@ -1,6 +1,6 @@
 """The files of a pretrained model, which a stranger may have written: read before a library acts on them.
 
-What would run code, fetch a kernel or never end is refused by name; the user can allow the first two (`trust`).
+A file that would run code, fetch a kernel or never end is refused by name; the user can allow the first two (`trust`).
 """
 
 import json
@@ -34,7 +34,7 @@ _FILES = (
 _MAX_JSON = 16 * 2**20  # names of 20,000 labels take one
 _MAX_COUNT = 100_000
 _COUNT = re.compile(r"(layers?|labels|blocks|depths?|stages|experts|heads?)$")
-"""Ends of the names of what transformers loops over before it makes a tensor."""
+"""Ends of the names of config values over which transformers loops before it makes a tensor."""
 _PLAIN = {"eager", "sdpa", "flex_attention", "grouped_mm", "batched_mm"}  # in torch, or in transformers itself
 _QUANTISERS = {"bitsandbytes", "torchao"}
 
@@ -46,10 +46,10 @@ def check_files(name: str) -> dict[str, Any]:
         name: a folder, or a name on the hub.
 
     Returns:
-        What its ``config.json`` says; nothing if it has none.
+        Its ``config.json``; empty if it has none.
 
     Raises:
-        InputError: what a file says would run (``E-REMOTE-CODE``) or never end, or it cannot be read (``E-MODEL``).
+        InputError: a file would run code (``E-REMOTE-CODE``) or never end, or it cannot be read (``E-MODEL``).
     """
     if Path(name).is_dir():
         _refuse_endless_files(Path(name))
@@ -100,7 +100,7 @@ def find(name: str, file: str) -> Path | None:
     return None if Path(name).exists() else _on_hub(name, file)
 
 
-@cache  # what lies in the hub's cache does not change, and each look may be a request
+@cache  # files in the hub's cache do not change, and each look may be a request
 def _on_hub(name: str, file: str) -> Path | None:
     quiet = ("gated_repo", "missing_entries", "connection_errors")
     found = cached_file(name, file, **{f"_raise_exceptions_for_{what}": False for what in quiet})
@@ -166,7 +166,7 @@ def _check_entry(said: str, key: str, value: Any) -> None:
 
 
 def _of_others(key: str, value: Any) -> str | None:
-    """What an entry would have fetched or imported, if anything."""
+    """The code that an entry would have fetched or imported, if any."""
     if key.removesuffix("_internal").endswith("_implementation"):
         names = value.values() if isinstance(value, dict) else [value]
         return "a kernel, which would be fetched and run" if any(map(_is_kernel, names)) else None
@@ -211,7 +211,7 @@ def _safetensors(name: str, files: list[str]) -> list[Path]:
 
 
 def _size(file: Path) -> Size:
-    """What a header says; of what is no floating-point number it is taken that eight values are packed in each."""
+    """The number of values by a header; each whole number is taken to hold eight packed values."""
     with safe_open(file, framework="pt") as opened:
         tensors = [opened.get_slice(key) for key in opened.keys()]  # noqa: SIM118  # no mapping
         values = [

@@ -1,4 +1,4 @@
-"""What soft prompts and prefixes have to know of a transformer that reads tokens."""
+"""The facts about a transformer of tokens that soft prompts and prefixes need."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ def random_tokens(base: PreTrainedModel, num_tokens: int) -> Tensor:
 
 @torch.no_grad()
 def hidden_states(base: PreTrainedModel, tokens: Tensor, **arguments: Any) -> Tensor:
-    """What ``base`` computes of tokens without padding in evaluation mode, (batch, tokens, width)."""
+    """The outputs of ``base`` for tokens without padding, in evaluation mode, (batch, tokens, width)."""
     was_training = base.training
     try:
         base.train(False)

@@ -1,4 +1,4 @@
-"""What the user allows a pretrained model to bring beside data: nothing, unless told."""
+"""Permissions for a pretrained model that brings more than data: none, unless the user gives them."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ _TRUST: ContextVar[Trust] = ContextVar("trust", default=_NONE)  # a new thread b
 
 
 def trust() -> Trust:
-    """What is allowed now."""
+    """The permissions in force."""
     return _TRUST.get()
 
 
@@ -49,5 +49,5 @@ def trusting(*, trust_remote_code: bool | None = None, allow_pickle: bool = Fals
 
 
 def trust_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a composed config says in ``model``, as arguments of `trusting`; what is allowed now where it has none."""
+    """A composed config's ``model`` node as arguments of `trusting`; the permissions in force where it has none."""
     return {name: (config.get("model") or {}).get(name, value) for name, value in trust()._asdict().items()}

@@ -1,4 +1,4 @@
-"""Contracts as tests: what every task, every adapter method and every acceleration promises."""
+"""The contracts of tasks, adapter methods and accelerations, as tests."""
 
 from loralight.testing.accelerations import AccelerationContract
 from loralight.testing.adapters import AdapterContract, TinyBert

@@ -1,4 +1,4 @@
-"""What every acceleration promises, as tests: a subclass of `AccelerationContract` names one. Needs pytest."""
+"""The contract of accelerations as tests: a subclass of `AccelerationContract` names one. Needs pytest."""
 
 import copy
 import pickle
@@ -45,7 +45,7 @@ class AccelerationContract:
 
     @pytest.fixture
     def node(self) -> dict[str, Any]:
-        """What the config says of it."""
+        """Its node in the config."""
         if self.plugin is not None and self.plugin.name not in {found.name for found in discover()}:
             add_folder(str(self.plugin))
         config = compose("train", [f"acceleration={self.choice or self.acceleration}"])

@@ -1,4 +1,4 @@
-"""What every adapter method promises, as tests: its author subclasses `AdapterContract` in one line. Needs pytest."""
+"""The contract of adapter methods as tests: an author subclasses `AdapterContract` in one line. Needs pytest."""
 
 import copy
 import dataclasses
@@ -67,7 +67,7 @@ class AdapterContract:
     @pytest.fixture(scope="class")
     @classmethod
     def trained(cls, method: str, tmp_path_factory: pytest.TempPathFactory) -> "Trained":
-        """A task after five steps of training, what its model was before, and its checkpoint."""
+        """A task after five steps of training, a copy of its model before, and its checkpoint."""
         return _train(_build(method), tmp_path_factory.mktemp("trained"))
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -112,7 +112,7 @@ class AdapterContract:
             assert [type(module) for module in model.modules()] == [type(module) for module in base.modules()]
             assert model.state_dict().keys() == base.state_dict().keys()
             assert (_output(model) - adapted).norm() <= 1e-5 * adapted.norm()
-            assert len(list(model.parameters())) == len(list(base.parameters())), "what was tied still is"
+            assert len(list(model.parameters())) == len(list(base.parameters())), "tied weights still are"
 
     def test_what_requires_gradients_is_in_the_optimizer_once_and_in_the_checkpoint(self, trained: "Trained") -> None:
         learns = {name: p for name, p in trained.task.named_parameters() if p.requires_grad}
@@ -147,7 +147,7 @@ class AdapterContract:
         inject(adapted, task.adapter, head=task.head(adapted))
         _disturb(adapted)
         for ours, theirs in zip(task.head(base), task.head(adapted), strict=True):
-            ours.load_state_dict(theirs.state_dict())  # a head learns as a whole, and is no part of the adapter
+            ours.load_state_dict(theirs.state_dict())  # a head is trained in full, and does not belong to the adapter
         base.train(mode), adapted.train(mode)
         before = _drawn_alike(adapted)
         try:
@@ -345,7 +345,7 @@ def _everything(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _disturb(model: nn.Module) -> None:
-    """Move what learns away from where it starts, as far as training could."""
+    """Move the trainable parameters away from their start, as far as training could."""
     for parameter in trainable(model).values():
         parameter.add_(torch.randn_like(parameter), alpha=0.05)
 

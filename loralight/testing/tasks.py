@@ -1,4 +1,4 @@
-"""What every task promises, as tests: a plugin's author subclasses `TaskContract` in one line. Needs pytest.
+"""The contract of tasks as tests: a plugin's author subclasses `TaskContract` in one line. Needs pytest.
 
 An adapter method's promises are in `AdapterContract`.
 """
@@ -79,7 +79,7 @@ class TaskContract:
         return Trained(config, tmp_path_factory.mktemp("trained"))
 
     def inputs(self, data: TaskData) -> list[Any]:
-        """What predictions are made of; where the data gives no examples, a subclass says it."""
+        """Inputs of predictions; a subclass gives them where the data has no examples."""
         inputs = [given for given, _ in data.examples(3)]
         assert inputs, "override TaskData.examples, or inputs in this class"
         return inputs

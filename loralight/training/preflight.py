@@ -37,7 +37,7 @@ def human(count: float) -> str:
 
 def targets_table(task: AdapterTask) -> Table:
     """Each target pattern, the layers it chose, and the parameters it makes learn."""
-    table = Table(title="what learns", title_justify="left")
+    table = Table(title="trainable parameters", title_justify="left")
     for column, justify in (("pattern", "left"), ("layers", "right"), ("for example", "left"), ("parameters", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     seen: set[int] = set()

@@ -91,8 +91,8 @@ def test_training_becomes_what_it_is_without_the_cache(
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["adapter.targets=all-linear"], "what learns begins in the first block"),
-        (["adapter=bitfit", "~adapter.targets"], "what learns begins in the first block"),
+        (["adapter.targets=all-linear"], "the first trainable block is the model's first"),
+        (["adapter=bitfit", "~adapter.targets"], "the first trainable block is the model's first"),
         (["task.base_dropout=true"], "set task.base_dropout=false"),
     ],
 )

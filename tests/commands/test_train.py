@@ -86,7 +86,7 @@ def test_the_log_has_a_line_for_each_epoch_and_no_line_twice(
         assert "train/loss" in lines[0] and "validation/accuracy" in lines[0]
         assert text.count("run folder:") == 1
     assert "WARNING" not in log and "Warning" not in log + printed.err
-    for table in ("what learns", "memory before activations", "results", "what it took", "predictions on rows"):
+    for table in ("trainable parameters", "memory before activations", "results", "cost", "predictions on rows"):
         assert printed.out.count(table) == log.count(table) == 1
 
 

@@ -1,1 +1,1 @@
-"""Layers that hold what a method adds, each made of a plain layer in place."""
+"""Layers with the parameters that a method adds; a plain layer becomes one in place."""

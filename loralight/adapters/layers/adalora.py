@@ -123,4 +123,4 @@ class AdaLoraConv3d(AdaLoraLayer, LoraConv3d):
 ADALORA_LAYERS: dict[type[nn.Module], type[AdaLoraLayer]] = {
     layer.plain: layer for layer in (AdaLoraLinear, AdaLoraConv1D, AdaLoraConv1d, AdaLoraConv2d, AdaLoraConv3d)
 }
-"""What each class of layer becomes."""
+"""The AdaLoRA class of each class of layer."""

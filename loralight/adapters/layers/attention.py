@@ -101,7 +101,7 @@ class LoraEncoderLinear(LoraLinear):
             _CALLED.reset(token)
 
     def merge_(self) -> None:
-        self.__class__ = LoraLinear  # type: ignore[assignment]  # what it was before `show_weights_`
+        self.__class__ = LoraLinear  # type: ignore[assignment]  # its class before `show_weights_`
         self.merge_()
 
 

@@ -18,7 +18,7 @@ class Bottleneck(Added):
     Shapes: x (..., outer), or (batch, outer, height, width) with 1 x 1 convolutions; the result is like x.
 
     Args:
-        outer: width of what goes in and comes out.
+        outer: width of the input and the output.
         inner: width in between.
         scale: a constant factor.
         layer: the class of ``down`` and ``up``.
@@ -31,7 +31,7 @@ class Bottleneck(Added):
         self.down = layer(outer, inner, device=like.device, dtype=dtype)
         self.up = layer(inner, outer, device=like.device, dtype=dtype)
         self.scale = scale
-        nn.init.zeros_(self.down.bias)  # a bias above what comes in would switch units off for good
+        nn.init.zeros_(self.down.bias)  # a bias larger than the inputs would switch units off for good
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
@@ -93,7 +93,7 @@ SERIAL: dict[type[nn.Module], type[SerialLayer]] = {
     Conv1D: SerialConv1D,
     nn.Conv2d: SerialConv2d,
 }
-"""What each class of layer becomes."""
+"""The class of each class of layer to which a bottleneck is added."""
 
 
 class ReadLayer(Switchable):
@@ -102,7 +102,7 @@ class ReadLayer(Switchable):
     The bottleneck belongs to the network's last layer, which adds the result to its own.
     """
 
-    last: tuple["AddingLayer"]  # in a tuple, so that it is no part of this layer
+    last: tuple["AddingLayer"]  # in a tuple, so that it is not registered as a submodule
 
     def forward(self, x: Tensor) -> Tensor:
         if not is_off(self):

@@ -10,7 +10,7 @@ from loralight.adapters.layers.lora import LoraConv1D, LoraConv1d, LoraConv2d, L
 from loralight.adapters.layers.quantised import LoraQuantisedLinear
 
 _LEAST = 1e-6
-"""The norm that a row of zeros (a pruned output, say) is taken to have, so that it can learn."""
+"""The norm that a row of zeros (such as a pruned output) is taken to have, so that it can learn."""
 
 
 class DoraLayer(LoraLayer):
@@ -112,4 +112,4 @@ DORA_LAYERS: dict[type[nn.Module], type[DoraLayer]] = {
     layer.plain: layer
     for layer in (DoraLinear, DoraConv1D, DoraConv1d, DoraConv2d, DoraConv3d, DoraEmbedding, DoraQuantisedLinear)
 }
-"""What each class of layer becomes."""
+"""The DoRA class of each class of layer."""

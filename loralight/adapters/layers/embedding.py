@@ -13,7 +13,7 @@ from loralight.errors import InputError
 class LoraEmbedding(LoraLayer, nn.Embedding):
     """An embedding whose row of token t is ``W[t] + (alpha / rank) B A[:, t]``.
 
-    A is zero at first and B normal, the reverse of a linear layer: what B learns then moves no token that was never
+    A is zero at first and B normal, the reverse of a linear layer: learning B then moves no token that was never
     seen, nor the one of ``padding_idx``, to which no gradient goes. Dropout drops the whole update of a token.
     ``scale_grad_by_freq`` holds for A; gradients are dense whatever ``sparse`` says, as most optimizers want them.
 

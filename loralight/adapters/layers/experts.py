@@ -52,7 +52,7 @@ def adapt_experts_(module: nn.Module, name: str, *, rank: int, alpha: float) -> 
     """Give the weight ``name`` of ``module`` its updates; ``module`` may be adapted already, for another weight."""
     plain: Any = type(module)
     kind = plain if isinstance(module, LoraExperts) else _kind(plain)
-    transposed = bool(getattr(module, "is_transposed", False))  # what transformers says of its experts
+    transposed = bool(getattr(module, "is_transposed", False))  # an attribute of transformers' experts
     weight = module._parameters[name]
     assert weight is not None
     read_with_(kind, module, {name: ExpertLowRank(weight, transposed=transposed, rank=rank, alpha=alpha)})

@@ -1,4 +1,4 @@
-"""How the factors of a LoRA layer start; the layer computes at first what the plain one does.
+"""How the factors of a LoRA layer start; at step 0 the layer's output is the plain layer's.
 
 LoftQ alone starts elsewhere, on purpose.
 """
@@ -54,7 +54,7 @@ def olora_(layer: LoraLayer) -> None:
 
 
 def loftq_(layer: LoraLayer) -> None:
-    """The largest singular directions of what quantising took off the weight (LoftQ, Li et al., 2023, https://arxiv.org/abs/2310.08659).
+    """The largest singular directions of the quantisation error (LoftQ, Li et al., 2023, https://arxiv.org/abs/2310.08659).
 
     The layer starts nearer to the original weight than to the quantised one. It is the first of the paper's alternating
     steps: further ones change the quantised weight, which here is the base's, the same for every adapter.

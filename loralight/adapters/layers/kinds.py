@@ -1,4 +1,4 @@
-"""What each class of layer becomes when LoRA adapts it, and what cannot be adapted so."""
+"""The LoRA class of each class of layer, and the refusal of settings that a layer cannot have."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,19 +20,19 @@ KINDS: dict[type[nn.Module], type[LoraLayer | LoraAttention]] = {
     QuantisedLinear: LoraQuantisedLinear,
     nn.MultiheadAttention: LoraAttention,
 }
-"""What each class of layer becomes."""
+"""The LoRA class of each class of layer."""
 
 
 def kind_of(layer: nn.Module, slices: str | None) -> Any:
-    """What a layer becomes, with A and B for each of ``slices`` if these are told apart."""
+    """The LoRA class of a layer, with A and B for each of ``slices`` if these are adapted apart."""
     return KINDS[type(layer)] if slices is None else SLICED.get(type(layer), LoraAttention)
 
 
 def check_slices(slices: Mapping[str, str]) -> None:
-    """Check what a config says of slices, before there is a model.
+    """Check the slices of a config before there is a model.
 
     Raises:
-        InputError: a value is no choice of q, k, v and o (``E-SLICES``).
+        InputError: a value is not a choice of q, k, v and o (``E-SLICES``).
     """
     for pattern, chosen in slices.items():
         if (

@@ -34,10 +34,10 @@ class LoraLayer(Switchable):
         *("lora_A", "lora_B", "start_A", "start_B"),
         *("rank", "alpha", "lora_dropout", "rank_dropout", "use_rslora"),
     )
-    """What the layer may have beyond a plain one; `merge_` takes it off."""
+    """Attributes that the layer may have beyond a plain one; `merge_` removes them."""
 
     is_additive: ClassVar[bool] = False
-    """Whether it computes what the plain layer does, plus ``scaling * low_rank(dropout(x))``, each row by itself."""
+    """Whether it computes the plain layer's output plus ``scaling * low_rank(dropout(x))``, each row by itself."""
 
     has_peft_form: ClassVar[bool] = False
     """Whether PEFT has a layer that computes the same, given A and B as they are."""
@@ -46,7 +46,7 @@ class LoraLayer(Switchable):
     """Whether it can do the work of a frozen BatchNorm that reads its output, as its `Follower`."""
 
     peft_parts: ClassVar[Mapping[str, str]] = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
-    """PEFT's names of what learns."""
+    """PEFT's names of the trainable parameters."""
 
     weight: Any  # a frozen parameter; each plain class types it in its own way
     lora_A: Tensor
@@ -60,19 +60,19 @@ class LoraLayer(Switchable):
     use_rslora: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Let each kind of layer say for itself what it can: one that derives from another computes something else."""
+        """Have each kind of layer declare its own capabilities: a derived kind computes something else."""
         super().__init_subclass__(**kwargs)
         for capability in ("is_additive", "has_peft_form", "follows_norm"):
             setattr(cls, capability, vars(cls).get(capability, False))
 
     @property
     def is_known_to_peft(self) -> bool:
-        """Whether PEFT's layer computes what this one does with its settings."""
+        """Whether PEFT's layer computes the same as this one with its settings."""
         return self.has_peft_form and self.start is None
 
     @classmethod
     def upgrade_(cls, layer: nn.Module, *, rank: int, alpha: float, dropout: float = 0.0) -> Self:
-        """Turn ``layer`` into a LoRA layer: A Kaiming-uniform, B zero, so that it computes what it computed before."""
+        """Turn ``layer`` into a LoRA layer: A Kaiming-uniform, B zero, so that its output is unchanged at first."""
         layer.__class__ = cls
         assert isinstance(layer, cls)
         down, up = layer.factor_shapes(rank)
@@ -94,7 +94,7 @@ class LoraLayer(Switchable):
         return (self.start_A, self.start_B) if "start_A" in self._buffers else None
 
     def keep_start_(self) -> None:
-        """Make the present factors A_0 and B_0, so that the layer computes what the plain one does."""
+        """Make the present factors A_0 and B_0, so that the layer computes as the plain one does."""
         self.register_buffer("start_A", self.lora_A.detach().clone())
         self.register_buffer("start_B", self.lora_B.detach().clone())
 
@@ -131,7 +131,7 @@ class LoraLayer(Switchable):
         return vector
 
     def update(self, x: Tensor) -> Tensor:
-        """What the low-rank path adds, without the scaling."""
+        """The output of the low-rank path, without the scaling."""
         kept = self.draw_ranks()
         y = self.low_rank(x, thin(self.lora_A, kept), self.lora_B)
         if self.start is None:
@@ -152,7 +152,7 @@ class LoraLayer(Switchable):
         return self.adapted_forward(x)
 
     def adapted_forward(self, x: Tensor) -> Tensor:
-        """What the layer computes with its update."""
+        """The layer's output with its update."""
         y: Tensor = self.plain.forward(self, x)
         x = self.cast(F.dropout(x, self.lora_dropout, self.training))
         return y + (self.update(x) * self.scaling).to(y.dtype)
@@ -355,4 +355,4 @@ class LoraConv3d(_LoraConv, nn.Conv3d):
 LAYERS: dict[type[nn.Module], type[LoraLayer]] = {
     layer.plain: layer for layer in (LoraLinear, LoraConv1D, LoraConv1d, LoraConv2d, LoraConv3d)
 }
-"""What each class of layer becomes that multiplies its input with a weight."""
+"""The LoRA class of each class of layer that multiplies its input by a weight."""

@@ -1,6 +1,6 @@
 """LoRA (Hu et al., 2021, https://arxiv.org/abs/2106.09685) on weights that their module computes with by itself.
 
-There is no layer whose output could be added to, so it is the weight that is read as ``W + (alpha / rank) B A``.
+No layer's output can be added to here, so the weight itself is read as ``W + (alpha / rank) B A``.
 """
 
 import math
@@ -77,7 +77,7 @@ class LoraParameters(Switchable):
         updates = self.__dict__["_modules"].get("lora")
         if updates is None or not isinstance(value, nn.Parameter) or name not in updates or is_off(self):
             return value
-        made = {} if torch.compiler.is_compiling() else _MADE.get().get(self, {})  # a compiler finds what is equal
+        made = {} if torch.compiler.is_compiling() else _MADE.get().get(self, {})  # a compiler finds equal terms itself
         if name not in made:
             made[name] = updates[name](value)
         return made[name]

@@ -57,4 +57,4 @@ class LoraSlicedConv1D(SlicedLayer, LoraConv1D):
 
 
 SLICED: dict[type[nn.Module], type[SlicedLayer]] = {nn.Linear: LoraSlicedLinear, Conv1D: LoraSlicedConv1D}
-"""What each class of fused projection becomes."""
+"""The LoRA class of each class of fused projection."""

@@ -57,7 +57,7 @@ class TwinLinear(LoraTwin, LoraLinear):
 
 
 TWINS: dict[type[nn.Module], type[LoraTwin]] = {nn.Embedding: TwinEmbedding, nn.Linear: TwinLinear}
-"""What each class of layer becomes if it shares its weight with an embedding that is adapted."""
+"""The LoRA class of each class of layer that shares its weight with an adapted embedding."""
 
 
 def tied(
@@ -84,7 +84,7 @@ def tied(
     for name in names:
         groups.setdefault(name, [name])
         for weight in _merged_into(candidates[name]):
-            # a quantised weight is no parameter: it is shared with none
+            # a quantised weight is not a parameter, so no layer shares it
             group = sorted(
                 owners.get(id(weight), [name]), key=lambda member: type(candidates.get(member)) is not nn.Embedding
             )

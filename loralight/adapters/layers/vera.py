@@ -75,7 +75,7 @@ class VeraConv1D(VeraLayer, LoraConv1D):
 
 
 VERA_LAYERS: dict[type[nn.Module], type[VeraLayer]] = {nn.Linear: VeraLinear, Conv1D: VeraConv1D}
-"""What each class of layer becomes."""
+"""The VeRA class of each class of layer."""
 
 
 def upgrade_(layers: Sequence[nn.Module], *, rank: int, dropout: float, d_initial: float) -> None:

@@ -1,1 +1,1 @@
-"""The methods of fine-tuning, one a file: LoRA, its relatives, and what they are compared with."""
+"""The methods of fine-tuning, one per file: LoRA, its relatives, and the methods they are compared with."""

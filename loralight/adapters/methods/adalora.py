@@ -26,7 +26,7 @@ class AdaLora(Adapter):
     """LoRA that starts with more ranks than it may keep, and learns which layers need them.
 
     Training goes through three phases: all ranks learn; every ``interval`` steps the least important ones are set to
-    zero, of which fewer and fewer are left (they may recover); what is left learns on. A trained adapter is kept as
+    zero, of which fewer and fewer are left (they may recover); these learn on. A trained adapter is kept as
     plain LoRA with a rank of its own for each layer.
 
     Args:

@@ -15,7 +15,7 @@ from loralight.models.blocks import Sublayers, blocks, norms, sublayers
 
 @dataclass(frozen=True, kw_only=True)
 class BottleneckAdapter(Adapter):
-    """Adds ``scale * up(relu(down(x)))`` to what sublayers compute; ``up`` starts at 0, and so does what is added.
+    """Adds ``scale * up(relu(down(x)))`` to the output of sublayers; ``up`` starts at 0, and so does the sum's change.
 
     Args:
         reduction_factor: a sublayer's width over the bottleneck's.
@@ -54,11 +54,11 @@ class BottleneckAdapter(Adapter):
     """The kinds of sublayers that a model must have."""
 
     instead: ClassVar[str] = "lora"
-    """What to take for a model without them."""
+    """The method to suggest for a model without them."""
 
     @abstractmethod
     def add_(self, modules: Mapping[str, nn.Module], block: str, parts: Sublayers) -> dict[str, list[str]]:
-        """Add what learns to one block, and return the changed layers' names by kind of sublayer."""
+        """Add bottlenecks to one block, and return the changed layers' names by kind of sublayer."""
 
     def in_series_(self, modules: Mapping[str, nn.Module], names: list[str]) -> list[str]:
         """Let a bottleneck follow each of the layers."""
@@ -129,7 +129,7 @@ class Parallel(BottleneckAdapter):
 
     Args:
         reduction_factor: the paper's best has 1024 / 512.
-        scale: what the bottleneck's output is multiplied with, as in the paper.
+        scale: factor of the bottleneck's output, as in the paper.
         lr: learning rate per step; the paper takes 5e-5 to 1e-4 in longer runs.
     """
 

@@ -1,4 +1,4 @@
-"""Full fine-tuning: every parameter learns. What adapters are measured against."""
+"""Full fine-tuning: every parameter learns. Adapters are measured against it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

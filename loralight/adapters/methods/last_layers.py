@@ -14,11 +14,11 @@ from loralight.models.blocks import blocks, depths
 
 @dataclass(frozen=True, kw_only=True)
 class LastLayers(LayerWise):
-    """Train the last blocks of the stack and what follows them (a final norm, a pooler), but no output embeddings.
+    """Train the last blocks of the stack and the layers after them (a final norm, a pooler), but no output embeddings.
 
     Args:
         num_layers: how many blocks; a quarter of them if None, with which Lee et al., 2019,
-            https://arxiv.org/abs/1911.03090, reach 90 % of what full fine-tuning brings to BERT and RoBERTa.
+            https://arxiv.org/abs/1911.03090, reach 90 % of the gain of full fine-tuning on BERT and RoBERTa.
         lr: learning rate per step, that of full fine-tuning.
     """
 

@@ -1,4 +1,4 @@
-"""Rates and starts by depth: what fine-tuning of whole layers may do to layers near the input."""
+"""Learning rates and first steps by depth, for fine-tuning of whole layers."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ class LayerWise(Adapter):
         layer_decay: a block's learning rate over that of the block above it: ULMFiT (Howard and Ruder, 2018,
             https://arxiv.org/abs/1801.06146) takes 1/2.6, ELECTRA (Clark et al., 2020,
             https://arxiv.org/abs/2003.10555) 0.8 to 0.9, BEiT (Bao et al., 2021, https://arxiv.org/abs/2106.08254)
-            0.65 to 0.85. What follows the blocks has the full rate, the embeddings the least.
+            0.65 to 0.85. Layers after the blocks have the full rate, the embeddings the lowest.
         gradual: fraction of the run by which all layers learn; they begin one after the other from the top (gradual
             unfreezing, Howard and Ruder, 2018). Until its turn a layer has a learning rate of 0 but gradients, which
             fill the optimizer's moments: no time is saved.

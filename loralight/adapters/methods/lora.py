@@ -142,7 +142,7 @@ class Lora(LowRankAdapter):
         return sum(parts[1:], parts[0]) if parts else None
 
     def finish_(self, model: nn.Module) -> Adapter:
-        """Make factors with a start plain ones of twice the rank, which PEFT knows; what LoftQ started is in them."""
+        """Turn factors with a start A_0, B_0 (LoftQ's too) into plain ones of twice the rank, which PEFT knows."""
         layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
         if all(layer.start is None for layer in layers):
             return replace(self, init="kaiming") if self.init == "loftq" else self

@@ -1,4 +1,4 @@
-"""What LoRA and its relatives have in common: which layers, of which rank, and what PEFT calls it."""
+"""The part that LoRA and its relatives share: the choice of layers, their ranks, and their names in PEFT."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -33,10 +33,10 @@ class LowRankAdapter(Adapter):
         exclude: patterns of layers that ``targets`` choose and that stay as they are.
         rank_pattern: ranks of particular layers, by pattern; the last that matches counts.
         alpha_pattern: alphas of particular layers, likewise; else 2 x the layer's rank if ``alpha`` is None.
-        lr: learning rate per step; about ten times what full fine-tuning takes.
+        lr: learning rate per step; about ten times that of full fine-tuning.
         lr_rank: the rank that ``lr`` is meant for. With alpha = 2 x rank an optimizer such as Adam, whose steps are of
             one size, moves the update in proportion to the rank; B therefore learns at ``lr_rank / rank`` of ``lr``,
-            which is what a fixed alpha of ``2 * lr_rank`` would do, and a rate found at one rank holds at others. None
+            exactly as with a fixed alpha of ``2 * lr_rank``, and a rate found at one rank holds at others. None
             leaves the rate alone, and so does an ``alpha`` that is given.
     """
 
@@ -51,7 +51,7 @@ class LowRankAdapter(Adapter):
     lr_rank: int | None = 8
 
     layers: ClassVar[Mapping[type[nn.Module], type[Any]]]
-    """What each class of layer becomes."""
+    """The adapted class of each class of layer."""
 
     def __post_init__(self) -> None:
         check_rank("rank", self.rank)
@@ -89,7 +89,7 @@ class LowRankAdapter(Adapter):
         return sizes
 
     def adapt_(self, layer: nn.Module, *, rank: int, alpha: float) -> LoraLayer:
-        """Turn one of the chosen layers into what learns."""
+        """Turn one of the chosen layers into its adapted class."""
         adapted: LoraLayer = self.layers[type(layer)].upgrade_(layer, rank=rank, alpha=alpha, dropout=self.dropout)
         return adapted
 
@@ -155,7 +155,7 @@ def choose(
 
 
 def patterns(model: nn.Module) -> dict[str, Any]:
-    """The ``rank_pattern`` and ``alpha_pattern`` that say of every LoRA layer of ``model`` what it is now."""
+    """The ``rank_pattern`` and ``alpha_pattern`` that describe every LoRA layer of ``model`` as it is now."""
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
     # a name means the end of longer names too, and the last that matches counts: the longest comes last
     names = sorted(layers, key=lambda name: name.count("."))
@@ -166,7 +166,7 @@ def patterns(model: nn.Module) -> dict[str, Any]:
 
 
 def by_name(values: Mapping[str, T], together: Mapping[str, list[str]], option: str) -> dict[str, T]:
-    """What a mapping from patterns says of each layer; of layers that share a weight, to all or none."""
+    """The value that a mapping from patterns gives each layer; layers that share a weight get it together, or none."""
     return {
         twin: value
         for pattern, value in values.items()
@@ -184,7 +184,7 @@ def check_rank(where: str, rank: Any) -> None:
 def refuse_excess(ranks: Mapping[str, int], model: nn.Module, types: tuple[type[nn.Module], ...]) -> None:
     """Raise ``E-RANK`` if a rank is above the smaller dimension of every layer: no weight has so much to learn.
 
-    Layers narrower than others, such as a router of eight experts, are let be: what they have too much is little.
+    Layers narrower than the others, such as a router of eight experts, are left out: their excess is small.
 
     Args:
         ranks: by the names of the settings.

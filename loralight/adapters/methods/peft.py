@@ -23,7 +23,7 @@ from loralight.models.quantisation import QuantisedLinear
 _PLACED = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"}
 _REFUSED = {
     "modules_to_save": "the task's head learns as a whole by itself",
-    "inference_mode": "what learns is decided by loralight",
+    "inference_mode": "loralight decides which parameters are trainable",
     "megatron_config": "it names modules to import",
     "megatron_core": "it names a module to import",
     **dict.fromkeys(_PLACED, "adapter.targets says which layers"),
@@ -41,7 +41,7 @@ class PeftMethod(Adapter):
         targets: which layers, as in `Lora`; presets mean linear layers and convolutions, other patterns any layer with
             parameters (``*LayerNorm`` for ``LN_TUNING``).
         method: PEFT's ``peft_type``: ``LOHA``, ``LOKR``, ``OFT``, ``BOFT``, ``IA3``, ``LN_TUNING``, ``FOURIERFT``, ...
-        arguments: those of PEFT's config of this method, whose defaults stand for what is left out.
+        arguments: those of PEFT's config of this method; PEFT's defaults stand for the rest.
         lr: learning rate per step.
     """
 
@@ -82,7 +82,7 @@ class PeftMethod(Adapter):
         config = self._config(names)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # PEFT tells what it sets right by itself, such as fan_in_fan_out
+                warnings.simplefilter("ignore")  # PEFT reports what it corrects itself, such as fan_in_fan_out
                 inject_adapter_in_model(config, model)
         except Exception as error:  # PEFT raises what it likes
             raise InputError(

@@ -32,7 +32,7 @@ class PrefixTuning(Adapter):
 
     Args:
         num_tokens: keys and values of each layer.
-        lr: learning rate per step, in the middle of what P-Tuning v2 searched.
+        lr: learning rate per step, in the middle of the range that P-Tuning v2 searched.
     """
 
     num_tokens: int = 20
@@ -61,8 +61,8 @@ class Prefix(Added, Switchable):
     """An attention's learned keys and values, (heads, tokens, width of a head).
 
     Args:
-        key: what the keys start at.
-        value: what the values start at.
+        key: initial value of the keys.
+        value: initial value of the values.
         instead_of: the attention function of the base, as transformers calls it.
     """
 
@@ -92,7 +92,7 @@ class Prefix(Added, Switchable):
 def prefix_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:
-    """Attention to the module's prefix and to what the mask allows, in the form that transformers calls.
+    """Attention to the module's prefix and to the positions that the mask allows, in the form that transformers calls.
 
     Shapes: query (batch, heads, queries, width), key and value (batch, heads, keys, width), attention_mask (batch, 1,
     queries, keys), True or 0 where a query sees a key.

@@ -80,9 +80,9 @@ class PromptTuning(Adapter):
 
 
 class Prompt(Added, Switchable):
-    """Soft tokens that ``base`` reads with every text, and no trace of them in what it returns.
+    """Soft tokens that ``base`` reads before every text; its outputs show no trace of them.
 
-    What comes with the text (masks, positions, types) is extended on the way in, and states are cut on the way out, so
+    Masks, positions and types of the text are extended on the way in, and states are cut on the way out, so
     that a task's code sees the shapes that it knows. In generation the soft tokens stay in the cache.
 
     Args:
@@ -131,7 +131,7 @@ class Prompt(Added, Switchable):
         return torch.cat([positions[:, : self.at], own, positions[:, self.at :] + count], dim=1)
 
     def _check(self, base: PreTrainedModel, given: dict[str, Any]) -> None:
-        """Refuse what would be computed wrongly or could not be computed."""
+        """Refuse inputs that would be computed wrongly or could not be computed."""
         mask, positions = given.get("attention_mask"), given.get("position_ids")
         if mask is not None and mask.ndim != 2:
             raise InputError("E-PROMPT", "prompt_tuning takes attention masks of (batch, tokens) alone")

@@ -22,7 +22,7 @@ class Vera(Adapter):
         targets: which linear layers, as for `Lora`.
         rank: rows of A and columns of B. They do not learn, so it may be large: 256 to 1024 in the paper.
         dropout: probability with which an input of the low-rank path is dropped.
-        d_initial: what each element of d starts at.
+        d_initial: initial value of each element of d.
         exclude: patterns of layers that ``targets`` choose and that stay as they are.
         lr: learning rate per step; several times LoRA's, as vectors this few have further to go.
     """

@@ -1,4 +1,4 @@
-"""What an adapter changes in a model, where that can be told layer by layer."""
+"""The changes that an adapter makes in a model, for methods whose changes can be told layer by layer."""
 
 from collections.abc import Collection
 from typing import NamedTuple
@@ -22,7 +22,7 @@ class Parts(NamedTuple):
 
 
 def parts_of(model: nn.Module, whole: Collection[str]) -> Parts:
-    """What an adapter changes in ``model``.
+    """The changes that an adapter makes in ``model``.
 
     Args:
         model: the adapted model.

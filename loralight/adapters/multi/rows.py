@@ -17,7 +17,7 @@ from loralight.adapters.multi.parts import Parts
 from loralight.errors import InputError
 
 _Hook = Callable[..., Tensor]
-# what this thread's rows have a module do to its output
+# by module: how it changes its output for the rows of this thread
 _HOOKS: ContextVar[Mapping[nn.Module, Sequence[_Hook]]] = ContextVar("hooks", default=MappingProxyType({}))
 _REGISTERING = Lock()
 
@@ -29,14 +29,14 @@ def by_rows(base: nn.Module, adapters: Mapping[str, Parts], rows: Sequence[str |
     That holds in this thread: others may use ``base`` meanwhile, by itself or with rows of their own.
 
     Rows lie in the first dimension of what every adapted module takes, as they do in the models of transformers and
-    timm; a number of rows other than ``len(rows)`` is refused, but a layout with, say, tokens first cannot be noticed
+    timm; a number of rows other than ``len(rows)`` is refused, but a layout with tokens first cannot be noticed
     where there are as many tokens as rows.
 
     Where adapters bring heads of different widths, a row's missing outputs are -inf: a softmax gives them 0.
 
     Args:
         base: the plain model.
-        adapters: what each adapter changes in it, by the adapter's name.
+        adapters: the changes that each adapter makes in it, by the adapter's name.
         rows: each row's adapter; None for the base.
 
     Raises:
@@ -84,7 +84,7 @@ def _by_thread(module: nn.Module, given: Any, *others: Any) -> Any:
 
 
 def _adding(name: str, updates: list[tuple[Tensor, LoraLayer]], num_rows: int) -> _Hook:
-    """A hook that adds each adapter's update to its rows of what the plain layer gives."""
+    """A hook that adds each adapter's update to its rows of the plain layer's output."""
 
     def hook(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], y: Tensor) -> Tensor:
         (x,) = given or named.values()
@@ -99,7 +99,7 @@ def _adding(name: str, updates: list[tuple[Tensor, LoraLayer]], num_rows: int) -
 
 
 def _replacing(name: str, modules: list[tuple[Tensor, nn.Module]], num_rows: int) -> _Hook:
-    """A hook that puts what each adapter's own module gives in place of its rows."""
+    """A hook that replaces each adapter's rows by the output of that adapter's own module."""
 
     def hook(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], y: Tensor) -> Tensor:
         _check(name, y, num_rows)

@@ -24,7 +24,7 @@ def truncated(lora_A: Tensor, lora_B: Tensor, rank: int) -> tuple[Tensor, Tensor
     With ``B = Q_B R_B`` and ``A^T = Q_A R_A`` the singular values of B A are those of the small ``R_B R_A^T``.
 
     Returns:
-        A and B with ``rank`` in place of their rank (or with what they have, if that is less), and the distance as a
+        A and B cut to ``rank`` (or at their own rank, if that is lower), and the distance as a
         share of the Frobenius norm of B A.
     """
     if lora_A.shape[0] <= rank:

@@ -1,1 +1,1 @@
-"""PEFT's format and layers: what it calls things, and what of it loralight takes over."""
+"""PEFT's format and layers: its names, and the layers of its own that loralight trains."""

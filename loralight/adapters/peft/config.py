@@ -23,7 +23,7 @@ ABOUT = {
     "modules_to_save",
     "target_modules",
 }
-"""Keys of every PEFT config that say nothing of what is computed once the tensors are there."""
+"""Keys of every PEFT config that change nothing in the computation once the tensors are there."""
 
 MAX_RANK = 4096
 _PATTERN = re.compile(r"\^?(?:[A-Za-z0-9_-]|\\?\.|\.\*)+\$?")
@@ -107,7 +107,7 @@ def _ends(name: str) -> Iterable[str]:
 
 
 def _fits(pattern: str, name: str) -> bool:
-    """Whether literal pieces, with anything between them, make up ``name`` or what follows one of its dots."""
+    """Whether literal pieces, with anything between them, make up ``name`` or its end after one of its dots."""
     pieces = pattern.removeprefix("^").split(".*")
     starts = [name] if pattern.startswith("^") else _ends(name)
     return any(_in_order(pieces, text) for text in starts)

@@ -53,7 +53,7 @@ def same(before: dict[str, Tensor], after: dict[str, Tensor]) -> bool:
 
 
 def kept(model: nn.Module) -> dict[str, Tensor]:
-    """What PEFT would save of a model's adapter, by the names it would give."""
+    """The tensors that PEFT would save of a model's adapter, by PEFT's names."""
     from peft import get_peft_model_state_dict
 
     kept: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)

@@ -1,4 +1,4 @@
-"""What a PEFT config of type LORA means as arguments of `Lora`."""
+"""A PEFT config of type LORA as arguments of `Lora`."""
 
 import math
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ _UNDERSTOOD = {
     "use_dora",
     "bias",
     "init_lora_weights",
-    "fan_in_fan_out",  # PEFT itself sets it to what the layer is
+    "fan_in_fan_out",  # PEFT itself sets it to suit the layer
     "megatron_core",  # says something only beside megatron_config,
     "qalora_group_size",  # and this beside use_qalora
 }
@@ -33,7 +33,7 @@ def lora_arguments(config: Mapping[str, Any], tensors: Mapping[str, tuple[int, .
         tensors: shapes by name, without PEFT's prefix.
 
     Raises:
-        InputError: a key says what `Lora` cannot do, or contradicts the tensors (``E-PEFT``).
+        InputError: a key asks for something that `Lora` lacks, or contradicts the tensors (``E-PEFT``).
     """
     refuse_others(config, _UNDERSTOOD)
     if config.get("bias", "none") != "none":

@@ -1,4 +1,4 @@
-"""What PEFT calls the tensors of LoRA, and where it has no form for them."""
+"""PEFT's names of LoRA's tensors, and the cases in which it has no form for them."""
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -9,11 +9,11 @@ from loralight.adapters.layers.lora import LoraLayer, LoraLinear, LoraProduct
 from loralight.adapters.layers.parameters import LoraParameters
 
 _PARTS = ("lora_A", "lora_B")
-_OF_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")  # what PEFT takes for parts of experts
+_OF_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")  # parts of experts to PEFT
 
 
 def peft_has_a_form(model: nn.Module) -> bool:
-    """Whether PEFT computes what ``model`` does, given these tensors as they are.
+    """Whether PEFT computes the same as ``model``, given these tensors as they are.
 
     Its attention layers and fused projections have one A for all of q, k and v; of tied layers it ties those of some
     models only; beside experts it takes no layer whose weight is (in, out); and weights that are named by themselves
