@@ -20,7 +20,7 @@ class BatchSampler(Sampler[list[Any]]):
     training, so that all take as many steps; `stands_in` tells, and the row counts for nothing there.
 
     Args:
-        lengths: what a row costs (its number of tokens); used if ``grouped``.
+        lengths: the cost of each row (its number of tokens); used if ``grouped``.
         batch_size: rows per rank and batch.
         shuffle: a new order each epoch; without, the order of the rows and every row exactly once.
         grouped: batches of like lengths.

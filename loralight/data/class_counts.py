@@ -1,4 +1,4 @@
-"""How often each class comes: as numbers, as a line of the report, and what always answering the commonest scores."""
+"""The frequency of each class: as numbers, as a line of the report, and as the score of the commonest answer."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The classes of a data set, once it is sure that what its label column holds are classes."""
+"""The classes of a data set, once it is sure that its label column holds classes."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ class Classes(NamedTuple):
 def read_classes(
     rows: Splits, columns: Sequence[str], *, given: Sequence[str] | None, limited: bool, several: str
 ) -> Classes:
-    """The classes of all rows, once it is sure that what the columns hold are classes.
+    """The classes of all rows, once it is sure that the columns hold classes.
 
     Args:
         rows: the splits.
@@ -84,7 +84,7 @@ def find_classes(
 
 
 def _are_named(rows: Splits, columns: Sequence[str]) -> bool:
-    """Whether the data set says what its classes are: a column for each, or their names."""
+    """Whether the data set names its classes: by a column for each, or by their names."""
     return len(columns) > 1 or isinstance(rows["train"].features[columns[0]], ClassLabel)
 
 

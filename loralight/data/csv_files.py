@@ -1,4 +1,4 @@
-"""CSV and TSV files as people save them: what of their first line decides how the rest is read."""
+"""CSV and TSV files as people save them: their first line decides how the rest is read."""
 
 import csv
 from pathlib import Path
@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from loralight.errors import InputError
 
-_WORDS = 4  # of a cell that is no column's name
+_WORDS = 4  # of a cell that is not a column's name
 
 
 def reading(file: str, *, header: bool | None) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def check_header(rows: Dataset, file: str) -> None:
 
 
 def header_hint(rows: Dataset) -> str:
-    """What else to try where a column is missing: a file's first line may not name its columns."""
+    """A hint where a column is missing: a file's first line may not name its columns."""
     names = rows.column_names
     if rows.info.builder_name != "csv" or names == [str(place) for place in range(len(names))]:
         return ""

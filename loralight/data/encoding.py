@@ -24,7 +24,7 @@ def encode_rows(
     Args:
         rows: a split.
         function: of a module, taking columns of some rows, the rows' numbers, and ``arguments``.
-        features: the new columns; seen from what is made if None.
+        features: the new columns; inferred from the encoded rows if None.
         arguments: a tokenizer and whatever else the result depends on.
     """
     return rows.map(
@@ -54,7 +54,7 @@ class _Encoding:
 
 @cache
 def _digest(*modules: str) -> str:
-    """Of all sources in the folders of some modules, and of the versions of what they encode with: 10 ms."""
+    """A digest of all sources in the folders of some modules and of the versions of their libraries: 10 ms."""
     digest = hashlib.sha256()
     for library in (datasets, tokenizers, transformers):
         digest.update(f"{library.__name__} {library.__version__}\n".encode())

@@ -1,4 +1,4 @@
-"""What ``loralight predict`` is given: lines of text, or records."""
+"""The inputs of ``loralight predict``: lines of text, or records."""
 
 import json
 import sys
@@ -24,7 +24,7 @@ def read_inputs(source: str) -> list[Any]:
             text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError("E-DATA", f"input={source}: cannot be read as text: {error}") from error
-        lines = text.split("\n")  # splitlines() would also split at what a text may hold, such as U+2028
+        lines = text.split("\n")  # splitlines() would also split at characters that a text may hold, such as U+2028
         inputs = [_line(line, number, source) for number, line in enumerate(lines, start=1) if line.strip()]
     if not inputs:
         raise InputError("E-DATA-EMPTY", f"input={source} has no lines")

@@ -1,4 +1,4 @@
-"""Label names, from whatever a data set has in its label column to what a prediction says."""
+"""Label names, from the values of a label column to the words of a prediction."""
 
 import re
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ HIDDEN = -1  # the hub's mark for a test split whose labels are kept back
 
 
 def label_name(value: Any) -> str:
-    """What a label is called: without spaces around it, and 1.0 is 1, as a column with missing values has floats."""
+    """A label's name: without spaces around it, and 1.0 is 1, as a column with missing values has floats."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
 
@@ -30,7 +30,7 @@ def is_hidden(rows: Dataset, column: str) -> bool:
 
 
 def leave_out_hidden_test(splits: Splits, columns: Sequence[str]) -> list[str]:
-    """Take a test split without labels out of ``splits``; returns what there is to say of it."""
+    """Take a test split without labels out of ``splits``; returns a line that says so."""
     if "test" not in splits:
         return []
     has = splits["test"].column_names
@@ -53,12 +53,12 @@ def check_splits(splits: Splits, columns: Sequence[str], *, labels: Sequence[str
         labels: the columns of the labels.
 
     Returns:
-        What there is to say of a split that was left out.
+        A line about a split that was left out.
 
     Raises:
         InputError: a column is not there (``E-COLUMN``).
     """
-    check_columns(splits["train"], columns, "train")  # what is wrong there is told first
+    check_columns(splits["train"], columns, "train")  # its faults are told first
     notes = leave_out_hidden_test(splits, labels)
     for split, rows in splits.items():
         check_columns(rows, columns, split)

@@ -19,7 +19,7 @@ from loralight.stopping import outlive
 class TaskData(lightning.LightningDataModule, ABC):
     """Splits ready for a model, and the loaders over them.
 
-    A plugin encodes in `load` what `read_splits` reads, joins rows to a batch in `collate`, and tells the task what
+    A plugin encodes in `load` the rows of `read_splits`, joins rows to a batch in `collate`, and tells the task what
     only the data knows in `model_arguments`. Batches are a pure function of (seed, epoch, rank): a resumed run goes on
     with the very batch that an uninterrupted one would have seen, whatever the number of workers.
 
@@ -99,11 +99,11 @@ class TaskData(lightning.LightningDataModule, ABC):
         """Join rows to the batch that the task's ``step`` takes."""
 
     def lengths(self, split: str) -> Sequence[int]:
-        """What each row of a split costs, such as its number of tokens; all alike by default."""
+        """The cost of each row of a split, such as its number of tokens; all alike by default."""
         return [1] * len(self.splits[split])
 
     def model_arguments(self) -> dict[str, Any]:
-        """Arguments of the task that only the data knows, as plain values (label names, say)."""
+        """Arguments of the task that only the data knows, as plain values, such as label names."""
         return {}
 
     def examples(self, count: int) -> list[tuple[Any, str]]:
@@ -111,11 +111,11 @@ class TaskData(lightning.LightningDataModule, ABC):
         return []
 
     def baseline(self, split: str) -> dict[str, float]:
-        """What a trivial answer scores on a split, by metric name: the base rate that a score is read beside."""
+        """The score of a trivial answer on a split, by metric name: the base rate of a score."""
         return {}
 
     def report(self) -> list[str]:
-        """Lines about the data for the pre-flight report: rows, labels, what was cut."""
+        """Lines about the data for the pre-flight report: rows, labels, cut texts."""
         return [f"{name}: {len(rows)} rows" for name, rows in self.splits.items()]
 
     def setup(self, stage: str | None = None) -> None:
@@ -184,7 +184,7 @@ class TaskData(lightning.LightningDataModule, ABC):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """What the data is, for a resumed run: where training is in it, the trainer's `Position` keeps."""
+        """The identity of the data, for a resumed run; the trainer's `Position` keeps the place in it."""
         return {"seed": self.seed, "rows": len(self.splits["train"]), "digests": self._digests()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -204,7 +204,7 @@ class TaskData(lightning.LightningDataModule, ABC):
             )
 
     def _digests(self) -> dict[str, str]:
-        """Of what is learned from and of what the best checkpoint is chosen by."""
+        """A digest of the rows to learn from and of those by which the best checkpoint is chosen."""
         if not self._digest_of:
             self._digest_of = {
                 name: digest(

@@ -10,7 +10,7 @@ class Origin:
 
     Args:
         split: its name.
-        source: a file, or what the hub calls the data set.
+        source: a file, or the data set's name on the hub.
         numbers: of the rows in ``source``, from 0; None if they are all its rows, in their order.
     """
 
@@ -19,7 +19,7 @@ class Origin:
     numbers: Sequence[int] | None = None
 
     def row(self, number: int) -> str:
-        """What to call a row of the split, such as ``reviews.csv: train row 7``."""
+        """The name of a row of the split in messages, such as ``reviews.csv: train row 7``."""
         return f"{self.source}: {self.split} row {number if self.numbers is None else self.numbers[number]}"
 
     def select(self, rows: Sequence[int], split: str) -> "Origin":

@@ -11,11 +11,11 @@ _SAMPLE = 64  # rows: reading them takes as long as two batches do
 
 
 def digest(rows: Any, lengths: Sequence[int], *, with_epoch: bool = False) -> str:
-    """sha256 over what all rows cost and what up to 64 of them hold, spread over the split; shortened.
+    """sha256 over the lengths of all rows and the content of up to 64 of them, spread over the split; shortened.
 
     Args:
         rows: sized, and indexable by a number, or by (epoch, number).
-        lengths: what each row costs.
+        lengths: the cost of each row.
         with_epoch: whether it is by both.
     """
     found = hashlib.sha256(",".join(str(int(length)) for length in lengths).encode())

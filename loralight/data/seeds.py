@@ -8,7 +8,7 @@ _WORD = 2**32
 def seed_of(*numbers: int) -> int:
     """A seed in [0, 2**63) for these numbers in this order; other numbers, or other than so many, have another.
 
-    It is what NumPy's `SeedSequence` makes of their count and of the two halves of each, the lower one first; without
+    NumPy's `SeedSequence` makes it of their count and of the two halves of each, the lower one first; without
     the count a 0 at the end would change nothing. NumPy promises its values for good (NEP 19); the algorithm is
     O'Neill's ``seed_seq_fe`` (2015, https://www.pcg-random.org/posts/developing-a-seed_seq-alternative.html).
 

@@ -17,10 +17,10 @@ from loralight.errors import InputError, did_you_mean
 from loralight.resources import resolve
 
 Readers = Mapping[str, Callable[[str], Dataset]]
-"""What reads a file, by its suffix; what stands under ``/`` reads a folder that is one split, such as one of images."""
+"""Readers of files by suffix; the one under ``/`` reads a folder that is one split, such as a folder of images."""
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-"""The kinds of files that data may come in, by suffix: what `datasets` calls each."""
+"""The kinds of data files: suffix and the name of their reader in `datasets`."""
 
 _SAID_OF_NO_ROWS = ("No columns to parse from file", "corresponds to no data")  # by pandas and datasets
 _ALIASES = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
@@ -64,8 +64,8 @@ def load_splits(
     Args:
         path: a hub name, or a folder of files named after their splits (``train.csv``, ``dev.jsonl``, ...).
         name: the hub data set's configuration, if it has several.
-        train: a file, or what ``path`` calls the split (found by itself if None). If a file, ``path`` is not read.
-        validation: likewise; a file here stands in for what ``path`` has.
+        train: a file, or the split's name in ``path`` (found by itself if None). If a file, ``path`` is not read.
+        validation: likewise; a file here replaces the split in ``path``.
         test: likewise.
         validation_fraction: share of the training rows held out where there is no validation split.
         limit_rows: only so many rows of train, chosen at random.
@@ -127,7 +127,7 @@ def _choose(splits: Splits, chosen: Mapping[str, Sequence[int]]) -> None:
 
 
 def _numbers(rows: Dataset) -> Dataset:
-    """A row's number for each: what becomes of these when rows are chosen tells which were."""
+    """The numbers of all rows: they show which rows were chosen."""
     return Dataset.from_dict({"number": range(len(rows))})
 
 
@@ -144,7 +144,7 @@ def check_columns(rows: Dataset, columns: Iterable[str], split: str) -> None:
 
 
 def column_name(given: Any, role: str, *, header: bool | None = None) -> str:
-    """What a column is called for which the user gave a name, or its place in a file without a header line.
+    """The name of a column for which the user gave a name, or its place in a file without a header line.
 
     Raises:
         InputError: neither of the two, or a place though the first line has names (``E-COLUMN``).
@@ -190,7 +190,7 @@ def read_file(file: str, *, header: bool | None = None) -> Dataset:
 
 
 def _kind(source: str) -> str:
-    """By what `Readers` name a reader: a file's suffix, or ``/`` for a folder."""
+    """The key of a reader in `Readers`: a file's suffix, or ``/`` for a folder."""
     return "/" if Path(source).is_dir() else Path(source).suffix.lower()
 
 
@@ -200,7 +200,7 @@ def _expected(reading: Readers) -> str:
 
 
 def _read_path(path: str, name: str | None, reading: Readers) -> Mapping[str, _Found]:
-    """What `path` holds, by the splits' names there."""
+    """The splits in `path`, by their names there."""
     folder = Path(path).expanduser()
     if folder.is_file():
         raise InputError(
@@ -232,7 +232,7 @@ def _as_is(rows: Dataset) -> Dataset:
 
 
 def _split_key(split: str, given: str | None, found: Iterable[str], path: str) -> str | None:
-    """What the data set at ``path`` calls ``split``; None where it has none."""
+    """The name of ``split`` in the data set at ``path``; None where it has none."""
     if given is None:
         return next((alias for alias in _ALIASES[split] if alias in found), None)
     if given not in found:
@@ -242,7 +242,7 @@ def _split_key(split: str, given: str | None, found: Iterable[str], path: str) -
 
 @contextmanager
 def _one_message(source: str) -> Iterator[None]:
-    """Turn what `datasets` raises on data it cannot reach or read into one message; its own stay silent."""
+    """Turn an error of `datasets` on data that it cannot reach or read into one message."""
     datasets.disable_progress_bars()
     verbosity = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)

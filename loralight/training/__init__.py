@@ -1,4 +1,4 @@
-"""The base class of tasks, and what a training run needs: optimizer, checkpoints, processes, memory."""
+"""The base class of tasks, and the parts of a training run: optimizer, checkpoints, processes, memory."""
 
 from loralight.training.checkpoint import verify, write_folder
 from loralight.training.step import Step

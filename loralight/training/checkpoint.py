@@ -88,7 +88,7 @@ class FolderCheckpointIO(CheckpointIO):
 
 
 def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
-    """Make ``target`` a folder with what ``fill`` writes into it and a manifest: in one step, or not at all.
+    """Make ``target`` a folder with the files that ``fill`` writes and a manifest: in one step, or not at all.
 
     Raises:
         InputError: the disk does not take it (``E-DISK``).
@@ -99,7 +99,7 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
 
 @contextmanager
 def _os_errors() -> Iterator[None]:
-    """Has safetensors say in Python's way what the system said to it: its own error holds a text alone."""
+    """Turns safetensors' error of the system, which is a text alone, into Python's `OSError`."""
     try:
         yield
     except SafetensorError as error:
@@ -144,7 +144,7 @@ def verify(folder: Path, names: Collection[str] | None = None) -> None:
         names: files that the manifest must have; all that it has, if None.
 
     Raises:
-        InputError: a file is missing or is not what was written (``E-CKPT-HASH``).
+        InputError: a file is missing or has changed since it was written (``E-CKPT-HASH``).
     """
     try:
         digests = read_json(folder / MANIFEST)["sha256"]
@@ -197,7 +197,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
     """The state of a checkpoint as JSON has it.
 
     Raises:
-        InputError: it is no object of JSON's in a regular file of at most 16 MB (``E-CKPT-STATE``).
+        InputError: it is not a JSON object in a regular file of at most 16 MB (``E-CKPT-STATE``).
     """
     try:
         state = json.loads(read_regular(folder / STATE, MAX_STATE))
@@ -209,7 +209,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
 
 
 def _leads_elsewhere(folder: Path, name: str) -> bool:
-    """Whether a manifest's name is a link, that of something outside, or of what is no regular file."""
+    """Whether a manifest's name is a link, leads outside, or is not a regular file's."""
     path = folder / name
     return path.resolve() != folder.resolve() / name or (path.exists() and not path.is_file())
 

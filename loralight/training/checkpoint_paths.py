@@ -15,7 +15,7 @@ _PATHS = ("dirpath", "best_model_path", "kth_best_model_path", "last_model_path"
 
 
 class CheckpointPaths(lightning.Callback):
-    """Rewrites the paths in the states of ``ModelCheckpoint``, which deletes what they name.
+    """Rewrites the paths in the states of ``ModelCheckpoint``, which deletes the folders that they name.
 
     So a run that was moved keeps its best checkpoint, and a stranger's run names no folder of the user's. A path that
     the user has given for the checkpoints lies where they say.
@@ -39,7 +39,7 @@ class CheckpointPaths(lightning.Callback):
         for callback, states in _states(trainer, checkpoint):
             state = _with_paths(states[callback.state_key], partial(self._inside, callback, states[callback.state_key]))
             if state["best_model_path"] and not Path(state["best_model_path"]).is_dir():
-                del states[callback.state_key]  # what was best is gone: it is chosen anew
+                del states[callback.state_key]  # the best checkpoint is gone, so it is chosen anew
             else:
                 states[callback.state_key] = state
 
@@ -71,7 +71,7 @@ def _with_paths(state: dict[str, Any], place: Callable[[str], str]) -> dict[str,
     """A copy of ``state`` with each path elsewhere; an empty one means that there is none yet.
 
     Raises:
-        InputError: it is no state of ``ModelCheckpoint``'s (``E-CKPT-STATE``).
+        InputError: it is not a state of ``ModelCheckpoint`` (``E-CKPT-STATE``).
     """
     try:
         paths = {key: state[key] and place(state[key]) for key in _PATHS}

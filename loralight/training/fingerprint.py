@@ -1,4 +1,4 @@
-"""What tells base models apart, wherever they came from."""
+"""A digest that tells base models apart, wherever they came from."""
 
 import hashlib
 

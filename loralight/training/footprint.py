@@ -1,4 +1,4 @@
-"""What a training step keeps in memory, counted while it runs: for real, or on shapes (`loralight.models.shapes`)."""
+"""The memory of a training step, counted while it runs: for real, or on shapes (`loralight.models.shapes`)."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +18,7 @@ from loralight.training.task import AdapterTask
 
 Precision = Callable[[], AbstractContextManager[Any]]
 
-_PIECE = 32 * 2**20  # glibc gives what is larger a mapping of its own (M_MMAP_THRESHOLD_MAX)
+_PIECE = 32 * 2**20  # glibc maps larger pieces separately (M_MMAP_THRESHOLD_MAX)
 _WEIGHTS = {torch.ops.aten.convolution: 1, torch.ops.aten.convolution_backward: 2}  # oneDNN copies that argument
 
 
@@ -28,11 +28,11 @@ class Footprint:
 
     Args:
         weights: the model's parameters and buffers.
-        gradients: of what learns.
+        gradients: of the trainable parameters.
         optimizer: its state.
-        activations: what the forward pass keeps for the backward pass, with the loss; without weights and batch.
+        activations: kept by the forward pass for the backward pass, with the loss; without weights and batch.
         peak: the most that is in memory at once.
-        pieces: of the peak, what is in tensors that each step makes anew, and that are small enough for an allocator
+        pieces: of the peak, the bytes in tensors that each step makes anew, and that are small enough for an allocator
             to cut them out of larger blocks.
     """
 
@@ -45,18 +45,18 @@ class Footprint:
 
     @property
     def working(self) -> int:
-        """What comes on top where most is in memory: the batch, and values that are soon forgotten."""
+        """The rest of the peak: the batch, and values that are soon freed."""
         return self.peak - self.weights - self.gradients - self.optimizer - self.activations
 
 
 def footprint(task: AdapterTask, optimizer: Optimizer, batch: Any, *, precision: Precision = nullcontext) -> Footprint:
-    """Take a training step on a batch, as Lightning does, and count what it keeps.
+    """Take a training step on a batch, as Lightning does, and count its bytes.
 
     Of kernels' own scratch memory only oneDNN's copy of a convolution's weight is known.
 
     Args:
         task: in training mode.
-        optimizer: over what learns in it.
+        optimizer: over its trainable parameters.
         batch: as the task's ``step`` takes it.
         precision: the context of a forward pass.
     """

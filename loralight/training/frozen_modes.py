@@ -1,4 +1,4 @@
-"""Which modules training leaves in evaluation mode, so that what is frozen computes what it always did."""
+"""Which modules stay in evaluation mode in training, so that frozen ones keep computing as before."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _BATCH_NORM = (nn.modules.batchnorm._BatchNorm,)
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenModes:
-    """What becomes of frozen modules in training.
+    """The modes of frozen modules in training.
 
     Args:
         still: stay in evaluation mode.
@@ -29,7 +29,7 @@ class FrozenModes:
     adapted_norms: Sequence[str] = ()
 
     def keep_(self) -> None:
-        """Put back what a module's own ``train()`` has switched."""
+        """Restore the modes that a module's own ``train()`` has switched."""
         for module in self.still:
             module.training = False
 
@@ -37,7 +37,7 @@ class FrozenModes:
 def choose_modes_(
     model: nn.Module, head: Sequence[nn.Module], *, base_dropout: bool, batch_norm: BatchNormMode
 ) -> FrozenModes:
-    """Choose what stays in evaluation mode: frozen BatchNorm, and without ``base_dropout`` all that is frozen.
+    """Choose the modules that stay in evaluation mode: frozen BatchNorm, and without ``base_dropout`` all frozen ones.
 
     Args:
         model: adapted; with ``batch_norm="affine"`` its BatchNorm layers learn from here on.

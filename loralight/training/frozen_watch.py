@@ -1,4 +1,4 @@
-"""That what is frozen stays what it was: a sum over the bits of each tensor, before training and after."""
+"""Checks that frozen tensors stay: a sum over the bits of each, before training and after."""
 
 import torch
 from torch import Tensor, nn

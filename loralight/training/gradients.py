@@ -1,4 +1,4 @@
-"""What a run is told of its gradients: steps in which one is not finite, and layers that none ever reaches."""
+"""Checks of gradients: steps in which one is not finite, and layers that none ever reaches."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ class SeenStep(NamedTuple):
     Args:
         loss: its mean loss.
         place: tells where it is.
-        learning: gives what a checkpoint would hold.
+        learning: gives the tensors of a checkpoint.
     """
 
     loss: float
@@ -36,13 +36,13 @@ class SeenStep(NamedTuple):
         return math.isfinite(self.loss)
 
     def told(self) -> str:
-        """What was not finite, and where."""
+        """The value that was not finite, and its place."""
         what = f"a gradient is not finite (the loss is {self.loss:.4g})" if self.loss_is_finite else None
         return f"{what or f'the loss is {self.loss}'} at {self.place()}"
 
 
 class GradientWatch:
-    """Keeps what is not finite from the weights, and remembers the largest gradient of each parameter.
+    """Keeps non-finite gradients from the weights, and remembers the largest gradient of each parameter.
 
     It is the gradient that is about to be applied, so that every rank finds the same. On a GPU nothing waits for it:
     it is set to 0 there, and told of at the next step.
@@ -63,7 +63,7 @@ class GradientWatch:
 
         Args:
             gradients: of each parameter that learns, always in one order; not all None.
-            step: what is known of it.
+            step: the facts about it.
             scaled: whether a `torch.amp.GradScaler` skips such steps, as it does while it looks for its scale.
 
         Raises:
@@ -156,7 +156,7 @@ class GradientWatch:
 
 
 def _norms(gradients: Sequence[Tensor | None], zero: Tensor) -> Tensor:
-    """Their 2-norms in their order, infinite also where a square is, which is what optimizers take."""
+    """Their 2-norms in their order, infinite also where a square is, since optimizers take squares."""
     by_dtype: dict[torch.dtype, dict[int, Tensor]] = {}
     for number, gradient in enumerate(gradients):
         if gradient is not None:

@@ -1,4 +1,4 @@
-"""What a head is made of: one linear layer learns at a rate of its own, and has a best place to be."""
+"""The structure of a head: a single linear layer has a learning rate of its own, and can begin at a solution."""
 
 from collections.abc import Iterable
 

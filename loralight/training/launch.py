@@ -77,10 +77,10 @@ def launch(job: Job, config: dict[str, Any], output_dir: Path) -> Any:
         output_dir: the run's folder.
 
     Returns:
-        What it returns, in the first process.
+        The job's result in the first process.
 
     Raises:
-        InputError: a process found a mistake in what the user gave.
+        InputError: a process found a mistake in the user's input.
         RuntimeError: a process failed; the message ends with the first failure's traceback. All are gone by then.
         Stopped: they were told to stop.
     """

@@ -158,7 +158,7 @@ def delayed(scheduler: LRScheduler, num_steps: int) -> LRScheduler:
 
 
 def follow(scheduler: LRScheduler) -> None:
-    """Set each group's rate to what its schedule gives now: other than was saved, if the run is longer than it was."""
+    """Set each group's rate to its schedule's present value: not the saved one, if the run has become longer."""
     if isinstance(scheduler, LambdaLR):
         groups = zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
         for group, rate, factor in groups:

@@ -1,4 +1,4 @@
-"""Too little memory: told with what the run asked for, and which settings to turn first."""
+"""The message for too little memory: the failed allocation, and the settings to change first."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What of a task may learn: parts of its model, and nothing beside it."""
+"""Checks that only parts of a task's model are trainable."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ def check_head(model: nn.Module, head: Any, where: str) -> list[nn.Module]:
     """The head's parts, once it is known that they are parts of the model.
 
     Args:
-        head: what a task's ``head`` returned.
+        head: the value of a task's ``head``.
         where: whose it is, for the message.
 
     Raises:

@@ -20,7 +20,7 @@ class Position(Callback):
     changes, so batches that were accumulated since are computed again, and no gradient need be kept. Beside it stands
     up to which batch the epoch has been validated; a validation that is due and was not finished is done first.
 
-    What Lightning's loops know of their place differs by the hook in which a checkpoint is written, and some of it
+    The position in Lightning's loops depends on the hook in which a checkpoint is written, and some of it
     makes them leave out a validation or a batch: it is never read, but written anew when a checkpoint is loaded.
 
     Comes before all other callbacks, which may write checkpoints.
@@ -38,7 +38,7 @@ class Position(Callback):
         self._interval: int | float | None = None  # batches from one validation to the next
         self._base = ""
         self._resumed: dict[str, Any] | None = None
-        self._is_unlogged = False  # whether Lightning has yet to log what a step or an epoch gave
+        self._is_unlogged = False  # whether Lightning has yet to log the values of a step or an epoch
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         assert isinstance(pl_module, AdapterTask)
@@ -62,7 +62,7 @@ class Position(Callback):
         self._interval = trainer.val_check_batch
         if self._resumed is None:
             return
-        trainer.ckpt_path = None  # else Lightning would never remove what it went on from, when better ones come
+        trainer.ckpt_path = None  # else Lightning would never remove this checkpoint when better ones come
         trainer.callback_metrics.update(self._resumed["metrics"])
         for config in trainer.lr_scheduler_configs:
             follow(config.scheduler)
@@ -155,7 +155,7 @@ class Position(Callback):
             trainer.val_check_batch = self._interval if batches > self.validated else number + 1
 
     def _row(self, trainer: lightning.Trainer) -> dict[str, float]:
-        """What is logged once all callbacks have had their turn, a checkpoint's among them."""
+        """Values that are logged after all callbacks have had their turn, a checkpoint's among them."""
         metrics = trainer._logger_connector.metrics["log"]
         return {**{name: float(value) for name, value in metrics.items()}, "epoch": trainer.current_epoch}
 

@@ -1,4 +1,4 @@
-"""What a run is going to train, told before it starts."""
+"""The report before training: trainable parameters, accelerations, memory, padding."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ from loralight.training.heads import head_rate
 from loralight.training.task import AdapterTask
 
 Sizes = dict[str, int]
-"""Bytes by what they are of."""
+"""Bytes by kind of tensor."""
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 _BATCHES = 20  # whose padding is counted
@@ -67,7 +67,7 @@ def accelerations_table(task: AdapterTask) -> Table:
 
 
 def before_activations(task: AdapterTask) -> tuple[Sizes, Sizes]:
-    """Bytes of weights, gradients and optimizer state, and what training every parameter would take.
+    """Bytes of weights, gradients and optimizer state, compared with training every parameter.
 
     The optimizer is taken to keep two values a parameter, as Adam does. Activations come on top: they depend on the
     batch; `loralight.commands.estimate` counts them.
@@ -104,7 +104,7 @@ def rates_line(task: AdapterTask) -> list[str]:
 
 
 def padding_line(task: AdapterTask, data: TaskData) -> list[str]:
-    """How much of the first training batches is padding, and what that costs; none where no mask tells padding."""
+    """The share of padding in the first training batches, and its cost; none where no mask tells padding."""
     rows, sampler = data.splits["train"], data.train_dataloader().batch_sampler
     assert sampler is not None
     places = tokens = 0

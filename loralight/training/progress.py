@@ -1,4 +1,4 @@
-"""What a run tells while it trains: a bar with loss and throughput, a line for each epoch, and how long steps take."""
+"""A run's output while it trains: a bar with loss and throughput, a line for each epoch, the duration of steps."""
 
 import sys
 from statistics import median
@@ -41,7 +41,7 @@ class EpochLines(Callback):
 
     def __init__(self) -> None:
         self._started = perf_counter()
-        self._is_validated = False  # in this epoch: what is measured stays in `callback_metrics` until it is again
+        self._is_validated = False  # in this epoch: a metric stays in `callback_metrics` until its next value
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._started, self._is_validated = perf_counter(), False

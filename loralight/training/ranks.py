@@ -1,4 +1,4 @@
-"""Processes that do one job together: waited for as one, and what they end by is what happened first to any."""
+"""Processes that do one job together: they are waited for as one, and the first failure is the one reported."""
 
 import multiprocessing
 import re
@@ -25,13 +25,13 @@ _BROKEN = re.compile(r"gloo|nccl|connection|broken pipe|\bpeer\b|socket", re.IGN
 
 @dataclass(frozen=True)
 class Report:
-    """How a process ended: what its job returned, or one of the others.
+    """How a process ended: its job's result, or one of the other fields.
 
     Args:
-        returned: what the job returned.
+        returned: the job's result.
         stopped: the signal by which it was told to stop.
-        refused: what an `InputError` says.
-        traceback: of any other failure, or what is known of it.
+        refused: the message of an `InputError`.
+        traceback: of any other failure, or a description of it.
         follows: whether that only tells of another process's end.
         at: when, in nanoseconds.
     """
@@ -76,7 +76,7 @@ class Ranks:
     """
 
     def __init__(self, target: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork would share what CUDA has begun
+        context = multiprocessing.get_context("spawn")  # a fork would share CUDA's state
         ends = [context.Pipe(duplex=False) for _ in arguments]
         self._pipes = {rank: here for rank, (here, _) in enumerate(ends)}
         self._theirs = [there for _, there in ends]
@@ -90,10 +90,10 @@ class Ranks:
         """Run until all have ended; when one fails or stops, the others have a few seconds to.
 
         Returns:
-            What the first process's job returned.
+            The result of the first process's job.
 
         Raises:
-            InputError, RuntimeError: what a process failed of: the first, where others failed because it was gone.
+            InputError, RuntimeError: the first process's failure, where others failed because it was gone.
             Stopped: they were told to stop.
         """
         try:
@@ -122,7 +122,7 @@ class Ranks:
                     process.terminate()
 
     def _look(self) -> list[BaseProcess]:
-        """Read what was sent, and return who is running."""
+        """Read the messages that were sent, and return the processes that still run."""
         ready = wait(list(self._pipes.values()), timeout=0.2)
         for rank in [rank for rank, pipe in self._pipes.items() if pipe in ready]:
             self._receive(rank)

@@ -1,4 +1,4 @@
-"""What a task computes from a batch, and the sums over the batches of an optimizer step."""
+"""The result of a task's step on a batch, and the sums over the batches of an optimizer step."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,15 +10,15 @@ from loralight import stopping
 
 
 class Step(NamedTuple):
-    """What a task computes from a batch.
+    """The result of a task's step on a batch.
 
     Args:
         loss: mean loss over the batch's items, a scalar that can be differentiated.
-        predictions: what the metrics take as predictions.
-        targets: what the metrics take as targets.
+        predictions: the first argument of the metrics' update.
+        targets: the second one.
         weight: how many items (sentences, tokens) the mean is over; the batch's number of targets if None. Losses
             are averaged over all items of an optimizer step, on every rank and in every accumulated batch, so that
-            several processes compute what one would.
+            several processes compute the gradient of one.
     """
 
     loss: Tensor

@@ -11,7 +11,7 @@ _SHOWN = 8
 
 
 def place_of_step(trainer: lightning.Trainer, ranks: Sequence[int]) -> Callable[[], str]:
-    """What tells the step that ``trainer`` is about to make, with the rows that ``ranks`` took for it."""
+    """A description of the step that ``trainer`` is about to make, with the rows that ``ranks`` took for it."""
     last = trainer.fit_loop.epoch_loop.batch_idx
     first = last - last % trainer.accumulate_grad_batches
     step, epoch, world = trainer.global_step + 1, trainer.current_epoch, trainer.world_size

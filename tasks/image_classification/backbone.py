@@ -1,4 +1,4 @@
-"""Pretrained models of timm, from its own names, the hub, a folder or a file of weights, and what images they take."""
+"""Pretrained models of timm, from its own names, the hub, a folder or a file of weights, and their kind of images."""
 
 import logging
 import math
@@ -32,7 +32,7 @@ from .images import MODES
 
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 _OF_TIMM = {*signature(timm.create_model).parameters, *signature(build_model_with_cfg).parameters}
-"""Arguments that say where weights come from, or how a model is made, and not what it is."""
+"""Arguments about the source of weights or the building of a model, and not about its structure."""
 _MOST_PIXELS = 4096  # on a side
 _NOWHERE: dict[str, Any] = {
     "url": None,
@@ -43,7 +43,7 @@ _NOWHERE: dict[str, Any] = {
     "file": None,
     "custom_load": False,
 }
-"""What timm's config says of where weights are; in a stranger's it is not to be believed."""
+"""Fields of timm's config on the place of weights; a stranger's are not to be believed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class Backbone:
 
 
 def find_backbone(checkpoint: str, architecture: str | None = None) -> Backbone:
-    """What ``model.checkpoint`` names.
+    """The model that ``model.checkpoint`` names.
 
     Args:
         checkpoint: a name of timm (``resnet18``, ``resnet50.a1_in1k``), ``hf_hub:name``, a folder with ``config.json``
@@ -111,7 +111,7 @@ def find_backbone(checkpoint: str, architecture: str | None = None) -> Backbone:
         source, name = parse_model_name(checkpoint)
         if source == "hf-hub":
             config, name, arguments = load_model_config_from_hf(name)
-            # what timm takes if it is told of no file may be a pickle
+            # the file that timm takes by itself may be a pickle
             file = None if trust().allow_pickle else "model.safetensors"
             found = replace(_config(config), **{**_NOWHERE, "hf_hub_filename": file})
             found = replace(found, hf_hub_id=config["hf_hub_id"], source=config["source"])
@@ -158,7 +158,7 @@ def save_backbone(
 
     Args:
         model: made by `load_backbone`, without adapters.
-        backbone: what it was made of.
+        backbone: the model it was made from.
         folder: exists.
         labels: names of the classes.
         preparation: of the images, see `Backbone.preparation`.
@@ -260,7 +260,7 @@ def _num_classes(shapes: Mapping[str, Sequence[int]], classifier: Any) -> int:
 
 
 def _config(settings: dict[str, Any], **structure: Any) -> PretrainedCfg:
-    """What timm records of a model: of ``settings`` what timm knows, ``structure`` where they do not say."""
+    """timm's record of a model: those ``settings`` that timm knows, else the ``structure``'s."""
     known = {one.name for one in fields(PretrainedCfg)}
     given = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key in known}
     return PretrainedCfg(**{**structure, **given})
@@ -283,7 +283,7 @@ def _error(checkpoint: str, reason: str) -> InputError:
 
 @contextmanager
 def _one_message(checkpoint: str) -> Iterator[None]:
-    """Turn what timm, the hub's client and safetensors raise into one message; what timm logs is not for users."""
+    """Turn errors of timm, the hub's client and safetensors into one message; timm's logs are not for users."""
     log = logging.getLogger("timm")
     level = log.level
     log.setLevel(logging.ERROR)

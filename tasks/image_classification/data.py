@@ -52,7 +52,7 @@ class Images(TorchDataset[dict[str, Any]]):
         column: its name.
         labels: class numbers.
         origin: of the rows, for messages.
-        mode: Pillow's name of what the model takes.
+        mode: Pillow's name of the model's kind of images.
         transform: image to pixels.
         seed: of the random changes, together with epoch and row; None if there are none.
     """

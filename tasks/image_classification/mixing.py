@@ -42,7 +42,7 @@ class Mixing:
             labels: (batch,).
 
         Returns:
-            Images, and what share of each row every label has: (batch, labels).
+            Images, and the share of every label in each row: (batch, labels).
         """
         even = len(labels) // 2 * 2
         with seeded(int(torch.randint(2**62, ()))):  # timm draws from NumPy's generator, which no step seeds

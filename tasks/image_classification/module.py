@@ -92,7 +92,7 @@ class ImageClassification(AdapterTask):
         return Step(loss / max(len(labels), 1), logits, labels)
 
     def _train_on(self, images: Tensor) -> Tensor:
-        """The logits, or an error that says what to do about a batch of one image."""
+        """The logits, or an error with the remedy for a batch of one image."""
         try:
             logits: Tensor = self.model(images)
         except ValueError as error:  # PyTorch's, of BatchNorm
@@ -131,7 +131,7 @@ class ImageClassification(AdapterTask):
         """Images by name (a file, a folder, a glob, a text file of names, ``-``), or a table's rows with images.
 
         Raises:
-            InputError: there is none (``E-DATA``), or one is no image (``E-IMAGE``).
+            InputError: there is none (``E-DATA``), or one is not an image (``E-IMAGE``).
         """
         path = Path(source).expanduser()
         suffix = path.suffix.lower()

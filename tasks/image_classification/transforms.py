@@ -1,4 +1,4 @@
-"""From images to what a model takes: in evaluation as the model's authors did, in training with random changes."""
+"""From images to a model's inputs: in evaluation as the model's authors did, in training with random changes."""
 
 import random
 import re
@@ -45,7 +45,7 @@ def training_transform(
     auto_augment: str | None,
     random_erasing: float,
 ) -> Transform:
-    """Random crops, flips and what else is asked for; all draw from the global generators, see `seeded`.
+    """Random crops, flips and the other requested changes; all draw from the global generators, see `seeded`.
 
     Args:
         preparation: timm's data config.
@@ -101,7 +101,7 @@ def _unread(policy: str) -> str | None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Randomness as a pure function of ``seed`` for what draws from the generators of torch, NumPy and Python.
+    """Randomness as a pure function of ``seed`` for code that draws from the generators of torch, NumPy and Python.
 
     They are as they were before at the end: 0.1 ms each time.
     """

@@ -40,7 +40,7 @@ class NerData(TaskData):
         columns: names of the columns: ``words`` and ``tags``, or else ``text`` and ``entities``, a list of objects
             with ``start``, ``end`` (in characters) and ``label``.
         labels: entity types in order; else those of the data set's tag names, or those found in training, sorted.
-        tag_names: what integer tags stand for, in order; else the data set's own, those in a ``labels.json`` in the
+        tag_names: names of integer tags, in order; else the data set's own, those in a ``labels.json`` in the
             folder ``path``, or O, B-a, I-a, B-b, ... of ``labels``.
         loading: where the rows are, batch size, workers, seed, see `TaskData`.
     """
@@ -106,7 +106,7 @@ class NerData(TaskData):
         return read_tagged(rows, first, second, origin, self._tag_names())
 
     def _tag_names(self) -> list[str] | None:
-        """What numbers stand for where their column does not say it."""
+        """The names of integer tags where their column has none."""
         if self.given_names is not None:
             return self.given_names
         path = self.read_splits.keywords["path"]
@@ -117,7 +117,7 @@ class NerData(TaskData):
     def _find_types(self) -> list[str]:
         """The entity types in order; those of all splits are among them."""
         found = {split: {span.label for spans in each for span in spans} for split, each in self.spans.items()}
-        # what a limit leaves of train may lack some
+        # a limited train split may lack some
         seen = found["train"] if self.limit_rows is None else set().union(*found.values())
         named = self.given_types or self._named_types()
         if not named:

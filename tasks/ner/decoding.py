@@ -11,7 +11,7 @@ PADDING = -1
 
 
 def by_sentence(values: Tensor, lengths: Tensor, padding: float = PADDING) -> Tensor:
-    """What belongs to words (words, ...) as (sentences, longest, ...)."""
+    """Values of words (words, ...) as (sentences, longest, ...)."""
     return pad_sequence(list(torch.split(values, lengths.tolist())), batch_first=True, padding_value=padding)
 
 
@@ -47,7 +47,7 @@ def decode(log_probabilities: Tensor, lengths: Tensor) -> Tensor:
 
 
 def _barred(num_tags: int, device: torch.device) -> Tensor:
-    """What may not stand side by side: (tag, next tag)."""
+    """Forbidden pairs of neighbouring tags: (tag, next tag)."""
     number = torch.arange(num_tags, device=device)
     is_inner = (number > 0) & (number % 2 == 0)
     same_type = (number[:, None] + 1) // 2 == (number + 1) // 2

@@ -23,7 +23,7 @@ class _EntityCounts(Metric):
     """Counts of entities by type: found, predicted, there.
 
     Tags are numbers in the order of `tags.tag_names`, (sentences, longest), with -1 beyond a sentence's end. As the
-    scheme says, an entity begins with a B and goes on with the I of its type; an I without is no entity.
+    scheme says, an entity begins with a B and goes on with the I of its type; an I without a B is not an entity.
 
     Args:
         num_types: how many types there are.

@@ -21,7 +21,7 @@ _WORD = pre_tokenizers.Split(
 
 
 class Sentences(NamedTuple):
-    """Sentences as words, their entities by word, and what there is to say of how they were read."""
+    """Sentences as words, their entities by word, and notes on how they were read."""
 
     words: list[list[str]]
     spans: list[list[Span]]
@@ -40,7 +40,7 @@ def read_tagged(rows: Dataset, words: str, tags: str, origin: Origin, names: Seq
         words: a column of lists of words.
         tags: a column of lists of tags, as text, ClassLabels or numbers.
         origin: of the rows.
-        names: what numbers stand for.
+        names: names of integer tags.
 
     Raises:
         InputError: a row has not as many tags as words (``E-NER-ALIGN``), a word is empty (``E-NER-EMPTY-WORD``), or

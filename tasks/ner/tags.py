@@ -11,7 +11,7 @@ from loralight.errors import InputError
 
 OUTSIDE = "O"
 _FIRST, _LAST = "BSU", "ELSU"  # begins an entity, ends one; S and U are both
-_PREFIXES = "BIESLUM"  # M, the middle, is what some call I
+_PREFIXES = "BIESLUM"  # M, the middle, is some schemes' I
 _SCHEMES = {"IOB2": "BIIB", "IOB1": "IIII", "IOBES": "BIES", "BILOU": "BILU"}  # of a first, middle, last, only word
 
 

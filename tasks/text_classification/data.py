@@ -48,7 +48,7 @@ class TextClassificationData(TaskData):
         columns: names of the columns: ``text``, ``pair`` (None for single texts) and ``label`` (a name, or a list
             of names of 0/1 columns). In a CSV file without a header line, their places from 0.
         labels: label names in order; else the data set's own, or those found in training, sorted.
-        label_separator: what stands between several labels in one text, such as a comma.
+        label_separator: the text between several labels in one cell, such as a comma.
         loading: where the rows are, batch size, workers, seed, see `TaskData`.
     """
 

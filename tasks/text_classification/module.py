@@ -40,8 +40,8 @@ class TextClassification(AdapterTask):
         multi_label: a row may have any number of the labels, not just one.
         text_columns: where records given to `predict` have their text, or pair of texts.
         max_length: tokens of a text that are read.
-        pooling: what the classifier reads of a text's tokens: their ``mean`` or ``max``, the ``first`` or the ``last``;
-            ``model`` for the classifier of the model's own class; ``auto`` for what the checkpoint was trained with
+        pooling: the classifier's input from a text's tokens: their ``mean`` or ``max``, the ``first`` or the ``last``;
+            ``model`` for the classifier of the model's own class; ``auto`` for the pooling of the checkpoint's training
             (sentence-transformers' ``1_Pooling/config.json``), and ``model`` if it does not say.
         class_weights: a weight per label in the loss, or ``balanced``: in inverse proportion to ``label_counts``.
         label_smoothing: share of the target that is spread over all labels.

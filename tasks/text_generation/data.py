@@ -63,7 +63,7 @@ def read_text(file: str) -> Dataset:
 class TextGenerationData(TaskData):
     """Rows of tokens, with the token that follows each where that is learnt.
 
-    What a row of the data is, its columns say: chats (a column of messages), prompts with completions, or plain texts.
+    The columns tell the form of the rows: chats (a column of messages), prompts with completions, or plain texts.
     Several short ones share a row of tokens, whose positions start over with each, by which transformers keeps their
     attention apart; plain texts longer than a row are cut into several, each beginning with the last token of the one
     before.
@@ -77,7 +77,7 @@ class TextGenerationData(TaskData):
         columns: names of the columns: ``messages``, ``prompt`` and ``completion``, ``text``. The first form of which
             train has the columns is taken.
         packed: several documents may share a row; else each has its own.
-        join: what stands between prompt and completion.
+        join: the text between prompt and completion.
         chat_template: a chat template (Jinja), or a file with one; else the tokenizer's own.
         loading: where the rows are, batch size, workers, seed, see `TaskData`.
     """
@@ -168,7 +168,7 @@ class TextGenerationData(TaskData):
         return {"columns": self.form.columns, "join": self.join, "chat_template": self.chat_template}
 
     def prompts(self, split: str, count: int) -> list[tuple[dict[str, Any], list[str]]]:
-        """What generation starts from, with the texts that follow it in the data: a few distinct ones of a split."""
+        """Prompts with the texts that follow them in the data: a few distinct ones of a split."""
         if (split, count) not in self._prompts:
             found: dict[str, tuple[dict[str, Any], list[str]]] = {}
             for row in self.rows[split]:
@@ -183,7 +183,7 @@ class TextGenerationData(TaskData):
         """The scores of knowing how often each token comes in training, and nothing of its context."""
         train, targets = (part[part != IGNORED] for part in (self._targets("train"), self._targets(split)))
         counts = np.bincount(train, minlength=len(self.tokenizer))
-        # what comes once tells how likely something new is (Good, 1953, doi.org/10.1093/biomet/40.3-4.237)
+        # the share of tokens seen once estimates that of new ones (Good, 1953, doi.org/10.1093/biomet/40.3-4.237)
         new = ((counts == 1).sum() + 0.5) / (len(train) + 1)
         frequencies = np.where(counts, (1 - new) * counts / len(train), new / max((counts == 0).sum(), 1))
         loss = -float(np.log(frequencies[targets]).mean())

@@ -61,7 +61,7 @@ class Decoding:
                 raise InputError("E-OPTION", f"options.{name} is {getattr(self, name)!r}; give {wanted}")
 
     def processors(self, prompts: Sequence[Sequence[int]]) -> LogitsProcessorList:
-        """What turns logits into what the highest of is taken."""
+        """The functions that turn logits into the scores of which the highest is taken."""
         if not self.temperature:
             return LogitsProcessorList()
         chosen: list[LogitsProcessor] = [TemperatureLogitsWarper(float(self.temperature))]
@@ -214,7 +214,7 @@ class _Said(StoppingCriteria):
 
 
 def _until(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
-    """The pieces up to the first of the phrases; what may be the beginning of one is held back until it is not."""
+    """The pieces up to the first of the phrases; a possible beginning of one is held back until it is decided."""
     held = max(map(len, stop), default=1) - 1
     text, shown = "", 0
     for piece in pieces:

@@ -82,7 +82,7 @@ def text_metrics(names: Sequence[str]) -> dict[str, Metric]:
 
 
 def text_scores(metrics: dict[str, Metric]) -> dict[str, float]:
-    """What they say, in percent as sacreBLEU and papers give it; of ROUGE its F-measures; chrF is chrF++."""
+    """The scores, in percent as sacreBLEU and papers give them; of ROUGE the F-measures; chrF is chrF++."""
     scores: dict[str, float] = {}
     for name, metric in metrics.items():
         if name == "rouge":

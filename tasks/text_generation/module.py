@@ -36,7 +36,7 @@ class TextGeneration(AdapterTask):
     Args:
         checkpoint: a model that ``AutoModelForCausalLM`` loads.
         columns: those of the data's form: ``messages``; ``prompt`` and ``completion``; or ``text``.
-        join: what stands between a prompt and its completion.
+        join: the text between a prompt and its completion.
         chat_template: of chats, in place of the tokenizer's.
         samples: prompts of the validation split that are continued greedily before training and at each validation,
             written to the run's folder as ``samples.jsonl`` and shown side by side at its end; 0 for none.
@@ -83,7 +83,7 @@ class TextGeneration(AdapterTask):
         return model
 
     def save_pretrained(self, folder: Path) -> None:
-        """Other programs end a text where predictions do: at the end of the assistant's turn, say."""
+        """Other programs end a text where predictions do, such as at the end of the assistant's turn."""
         before = self.model.generation_config.eos_token_id
         self.model.generation_config.eos_token_id = self._writer().ends
         super().save_pretrained(folder)
@@ -118,10 +118,10 @@ class TextGeneration(AdapterTask):
         stop: Sequence[str] = Decoding.stop,
         seed: int = Decoding.seed,
     ) -> list[dict[str, Any]]:
-        """What follows each input, and why it ends there (``stop`` or ``length``); for the options see `Decoding`.
+        """The text after each input, and why it ends there (``stop`` or ``length``); for the options see `Decoding`.
 
         An input is a text, or a record with the data's column of texts, prompts or messages. To a model that learns
-        chats a text is what the user says, and a list of messages is an input too.
+        chats a text is the user's turn, and a list of messages is an input too.
         """
         decoding = Decoding(
             max_new_tokens=max_new_tokens,
@@ -140,7 +140,7 @@ class TextGeneration(AdapterTask):
         ]
 
     def stream(self, given: Any, *args: Any, **options: Any) -> Iterator[str]:
-        """What `predict_batch` says of one input, in pieces; the options are the same."""
+        """The answer of `predict_batch` to one input, in pieces; the options are the same."""
         decoding = Decoding(**options)
         with self.evaluating():
             yield from self._writer().stream(self.form.prompt(self.form.record(given)), decoding)
@@ -170,7 +170,7 @@ class TextGeneration(AdapterTask):
 
     @torch.inference_mode()
     def _scores_of_validation(self) -> dict[str, float]:
-        """What a validation would log, without one: Lightning's own check before training sees two batches."""
+        """The metrics of a validation, without one: Lightning's own check before training sees two batches."""
         scores = token_metrics().to(self.device)
         loader = self._data().val_dataloader()
         with self.evaluating(), self.trainer.precision_plugin.forward_context():

@@ -1,4 +1,4 @@
-"""What a model writes, and how well it predicts, before training and after each validation: a line of JSON each."""
+"""Samples and scores of a model before training and after each validation: a line of JSON each."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ def append(folder: Path, *, step: int, scores: Mapping[str, float], samples: Seq
     """Add a line on the model after ``step`` optimizer steps; lines of that step or a later one are written anew.
 
     Args:
-        samples: prompts, with what the model wrote and what the data has.
+        samples: prompts, with the model's text and the data's.
     """
     earlier = [line for line in read(folder) if line["step"] < step]  # a resumed run comes by once more
     lines = [*earlier, {"step": step, "scores": dict(scores), "samples": [dict(sample) for sample in samples]}]
@@ -26,7 +26,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
     file = folder / FILE
     if not file.is_file():
         return []
-    # splitlines() would also split at what a text may hold, such as U+2028
+    # splitlines() would also split at characters that a text may hold, such as U+2028
     return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
 
 
@@ -43,7 +43,7 @@ def scores_table(before: Mapping[str, float], after: Mapping[str, float]) -> Tab
 
 def samples_table(before: Sequence[Mapping[str, str]], after: Sequence[Mapping[str, str]]) -> Table:
     """Continuations of the same prompts side by side."""
-    table = Table(title="what it writes, before training and after", title_justify="left", show_lines=True)
+    table = Table(title="samples, before training and after", title_justify="left", show_lines=True)
     for column in ("prompt", "before", "after", "in the data"):
         table.add_column(column, overflow="fold", ratio=1)
     for then, now in zip(before, after, strict=True):

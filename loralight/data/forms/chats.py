@@ -14,7 +14,7 @@ from loralight.models.chat_templates import bounded, check_template
 from loralight.models.pretrained import tokenise
 
 Message = Mapping[str, str]
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # marks in a chat template what the assistant says
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # marks the assistant's turns in a chat template
 _SPEAKER = re.compile(r"^(system|user|assistant):[ \t]*", re.IGNORECASE | re.MULTILINE)
 
 
@@ -61,7 +61,7 @@ class Chat(Form):
             yield self._by_prefixes(chat, place)
 
     def _by_prefixes(self, chat: list[Message], place: str) -> tuple[list[int], list[bool]]:
-        """What each turn of the assistant adds to the chat up to it, as the template does not say what that is."""
+        """The text that each turn of the assistant adds to the chat up to it, as the template does not mark it."""
         turns = [turn for turn, message in enumerate(chat) if message["role"] == "assistant"]
         texts = [self._rendered(chat, place)]
         for turn in turns:
@@ -91,7 +91,7 @@ class Chat(Form):
             return self.tokenizer.apply_chat_template([dict(turn) for turn in chat], **{"tokenize": False, **options})
 
     def record(self, given: Any) -> dict[str, Any]:
-        """A text is what the user says; a chat that ends with an answer is taken up to it."""
+        """A text is the user's turn; a chat that ends with an answer is taken up to it."""
         column = self.columns["messages"]
         value = given.get(column) if isinstance(given, Mapping) and "role" not in given else given
         if isinstance(value, str) and value is given:
@@ -141,7 +141,7 @@ def _one_message(what: str) -> Iterator[None]:
 
 
 def read_template(given: str | None) -> str | None:
-    """A chat template, or what the file of that name holds.
+    """A chat template, or the content of the file of that name.
 
     Raises:
         InputError: it is neither (``E-CHAT``).
@@ -171,7 +171,7 @@ def _messages(value: Any, place: str) -> list[Message]:
 
 
 def _transcript(text: str) -> list[Message]:
-    """The turns of ``User: ...`` and ``Assistant: ...``; what stands before the first is none of them."""
+    """The turns of ``User: ...`` and ``Assistant: ...``; text before the first turn belongs to none."""
     starts = list(_SPEAKER.finditer(text))
     ends = [*(start.start() for start in starts), len(text)][1:]
     return [

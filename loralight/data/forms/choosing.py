@@ -22,7 +22,7 @@ def form_of(
     Args:
         tokenizer: of the model.
         columns: ``messages``; ``prompt`` and ``completion``; or ``text``, each with its name in the data.
-        join: what stands between a prompt and its completion.
+        join: the text between a prompt and its completion.
         template: a chat template (Jinja) in place of the tokenizer's.
     """
     if "messages" in columns:

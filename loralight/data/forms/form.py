@@ -1,4 +1,4 @@
-"""What the forms of data have in common, of which each says how a row becomes tokens."""
+"""The common part of the forms of data, each of which turns a row into tokens."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ class Form(ABC):
 
     Args:
         tokenizer: of the model.
-        columns: where rows have what `roles` names.
+        columns: the columns of the `roles`.
     """
 
     roles: ClassVar[tuple[str, ...]]
@@ -35,14 +35,14 @@ class Form(ABC):
 
         Args:
             rows: their columns.
-            places: what to call each row in a message.
+            places: the name of each row in messages.
 
         Raises:
             InputError: a row cannot be learnt from (``E-TEXT``, ``E-CHAT``).
         """
 
     def record(self, given: Any) -> dict[str, Any]:
-        """What `TextGeneration.predict` is given, as a record with the column that generation starts from.
+        """An input of `TextGeneration.predict` as a record with the column that generation starts from.
 
         Raises:
             InputError: it is something else (``E-INPUT``).

@@ -40,7 +40,7 @@ class PromptCompletion(Form):
     """A prompt and the completion that is learnt, and that it ends.
 
     Args:
-        join: what stands between the two; it belongs to the prompt.
+        join: the text between the two; it belongs to the prompt.
     """
 
     roles = ("prompt", "completion")

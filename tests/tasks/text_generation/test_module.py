@@ -273,7 +273,7 @@ def test_a_run_says_what_the_model_wrote_and_scored_before_and_after(
     metrics = ["task.text_metrics=[bleu,rouge,chrf]", "task.text_metrics_tokens=6"]
     assert in_process("train", *small_run, *metrics) == 0
     printed = capsys.readouterr().out
-    assert "what it writes, before training and after" in printed
+    assert "samples, before training and after" in printed
     assert "validation, before training and after" in printed
     lines = lines_of(tmp_path / "run")
     assert [line["step"] for line in lines] == [0, lines[1]["step"], 2 * lines[1]["step"]]
@@ -333,7 +333,7 @@ def test_a_resumed_run_keeps_what_was_written_before_training(
     assert in_process("train", "resume=run", "trainer.max_epochs=2") == 0
     after = lines_of(tmp_path / "run")
     assert after[:2] == before and len(after) == 3
-    assert capsys.readouterr().out.count("what it writes, before training and after") == 2
+    assert capsys.readouterr().out.count("samples, before training and after") == 2
 
 
 def test_the_command_line_predicts_with_options_and_streams(
