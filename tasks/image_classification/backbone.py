@@ -260,7 +260,7 @@ def _num_classes(shapes: Mapping[str, Sequence[int]], classifier: Any) -> int:
 
 
 def _config(settings: dict[str, Any], **structure: Any) -> PretrainedCfg:
-    """timm's record of a model: those ``settings`` that timm knows, else the ``structure``'s."""
+    """The record that timm has of a model: those ``settings`` that timm knows, else the ``structure``'s."""
     known = {one.name for one in fields(PretrainedCfg)}
     given = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key in known}
     return PretrainedCfg(**{**structure, **given})
