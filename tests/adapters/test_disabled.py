@@ -412,7 +412,10 @@ def _in_process(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_in_each_of_two_processes_the_base_computes_and_gradients_are_averaged(tmp_path: Path) -> None:
+def test_in_each_of_two_processes_the_base_computes_and_gradients_are_averaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])  # the processes import this module by its name
     mp.start_processes(_in_process, (str(tmp_path),), nprocs=2, start_method="spawn")
     (first, one), (second, two) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert first and second
