@@ -143,14 +143,13 @@ def _uncompiled() -> Iterator[None]:
 
 
 def _stop_compiled_code() -> AbstractContextManager[None]:
-    refusal = InputError(
+    if not torch.compiler.is_compiling():
+        try:
+            return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]  # from here on
+        except RuntimeError:
+            pass  # compiled code calls; not raised from here: torch 2.10 cannot compile an error with a context
+    raise InputError(
         "E-DISABLED",
         "adapters are switched off in code that torch.compile runs, which would not notice; compile the model alone "
         "(model.compile()), not what calls it",
     )
-    if torch.compiler.is_compiling():
-        raise refusal
-    try:
-        return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]  # from here on
-    except RuntimeError as error:
-        raise refusal from error

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from loralight.artifacts.lock import LOCK, hold
+from loralight.config.earlier import VALUES_BEFORE, as_now
 from loralight.errors import InputError
 from loralight.plain_yaml import parse_yaml, read_yaml
 
@@ -24,9 +25,15 @@ _MAY_CHANGE = (
     # the number of processes is compared
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
     *("trainer.limit_test_batches", "trainer.num_sanity_val_steps", "trainer.log_every_n_steps", "trainer.profiler*"),
-    *("callbacks.last*", "callbacks.recent*", "callbacks.*.dirpath"),  # they save, and a folder may be moved
+    *(
+        "callbacks.last*",
+        "callbacks.recent*",
+        "callbacks.*.dirpath",
+        "callbacks.*.enable_version_counter",
+    ),  # where and how they save
 )
 """Settings that may differ in a resumed run: paths, the length of training, the output."""
+_GROW_WITH_VERSIONS = {"acceleration", "adapter", "data", "probe", "task"}  # a run of before may lack some of these
 
 
 def share_name() -> None:
@@ -93,7 +100,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = read_yaml(file)
     if not isinstance(config, dict) or _refers(config):
         raise InputError("E-RUN", f"{file} is no mapping of plain values (${{...}} has no place in it)")
-    return config
+    return as_now(config)
 
 
 def read_overrides(folder: Path) -> list[str]:
@@ -153,7 +160,13 @@ def _check_free(folder: Path, config: dict[str, Any]) -> None:
 
 def _check_same(folder: Path, config: dict[str, Any]) -> None:
     """Refuse changed settings that decide the results: they would be ignored, break on loading, or mix two runs."""
-    before, now = dict(_flat(read_config(folder))), dict(_flat(config))
+    now = dict(_flat(config))
+    newer = {
+        name: VALUES_BEFORE.get(name, value)
+        for name, value in now.items()
+        if name.partition(".")[0] in _GROW_WITH_VERSIONS
+    }
+    before = newer | dict(_flat(read_config(folder)))
     changed = [
         f"{name}: {before.get(name)!r}, now {now.get(name)!r}"
         for name in dict.fromkeys((*now, *before))

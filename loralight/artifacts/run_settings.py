@@ -15,9 +15,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from loralight.artifacts.run_folder import read_config, read_overrides
 from loralight.config.composition import as_override, composed, plain
+from loralight.config.earlier import VALUES_BEFORE
 from loralight.config.overrides import folder_of, quoted
 from loralight.config.plugins import conf_folders
-from loralight.config.retired import ARGUMENTS_OF_TASKS
 from loralight.errors import InputError, did_you_mean
 
 _MAPPING = re.compile(r"adapter\.\w+=\{")
@@ -27,7 +27,6 @@ _OPTIONAL = ("callbacks", "logger", "scheduler")
 _ONLY_TO_TRAIN = (*_OPTIONAL, "optimizer", "compile", "auto_batch")
 _FROM_HERE = re.compile(r"\$\{(?:oc\.env|hydra|now)[:.][^{}]*(?:\{[^{}]*\}[^{}]*)*\}")
 _NAMES_OF_METRICS = ("monitor", "mode")
-_ARGUMENTS_ONCE = {f"task.{name}" for name in ARGUMENTS_OF_TASKS}
 _ALLOWED_ANEW = ("model.trust_remote_code", "model.allow_pickle")  # by the user, each time
 
 
@@ -84,6 +83,7 @@ class RunSettings:
         base = composed("train", [*self._searched, *choices, *gone], self._folder)
         saved = {key: value for key, value in self._saved.items() if key not in ("names", "resume")}
         changed = [as_override(name, value) for name, value in self._differences(saved, base, "")]
+        changed += [as_override(name, value) for name, value in self._newer(base)]
         kept = [o for o in (*choices, *gone) if o.lstrip("+~").partition("=")[0] not in self._chosen_anew]
         return [*kept, *changed]
 
@@ -136,8 +136,7 @@ class RunSettings:
         """The values that ``base`` has otherwise, by their dotted names."""
         for key, value in saved.items():
             name = f"{where}{key}"
-            is_passed_over = name in _ALLOWED_ANEW or name in _ARGUMENTS_ONCE
-            if self._is_named(name) or is_passed_over or not self._wanted(name, value):
+            if self._is_named(name) or name in _ALLOWED_ANEW or not self._wanted(name, value):
                 continue
             self._check_known(name, key, value, base)
             part = self._part(name, base, key)
@@ -147,6 +146,14 @@ class RunSettings:
                 raise self._refused(name, "has settings of its own")
             elif part is not None or key not in base or not self._is_said(name, value, base[key]):
                 yield name, self._checked(name, value)
+
+    def _newer(self, base: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        """Settings that the run was made without, at the values by which it computed."""
+        for name, value in VALUES_BEFORE.items():
+            part, _, key = name.partition(".")
+            saved, installed = (node[part] if isinstance(node.get(part), dict) else {} for node in (self._saved, base))
+            if key in installed.keys() - saved.keys() and not self._is_named(name):
+                yield name, value
 
     def _check_known(self, name: str, key: Any, value: Any, base: Mapping[str, Any]) -> None:
         known = key in base or "_target_" in base or self._is_named(f"{name}._target_")

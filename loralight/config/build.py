@@ -17,8 +17,8 @@ from loralight.adapters.base import Adapter
 from loralight.annotations import mismatch
 from loralight.config.check import check, find_target
 from loralight.config.composition import trusted_packages
+from loralight.config.earlier import ARGUMENTS_OF_TASKS
 from loralight.config.plugins import conf_folders, discover, task_file
-from loralight.config.retired import ARGUMENTS_OF_TASKS
 from loralight.data import TaskData
 from loralight.errors import InputError
 from loralight.models.quantisation import find_quantiser

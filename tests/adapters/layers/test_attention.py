@@ -257,7 +257,7 @@ def test_only_the_slices_that_were_asked_for_have_updates(slices: str, names: se
 
 
 def test_lora_plus_and_ranks_reach_all_projections() -> None:
-    model, adapter = Attention(), Lora(targets="attn", rank=2, rank_pattern={"attn": 3}, lr_ratio_B=4)
+    model, adapter = Attention(), Lora(targets="attn", rank=2, rank_pattern={"attn": 3}, lr_rank=None, lr_ratio_B=4)
     inject(model, adapter)
     assert {tuple(p.shape) for p in adapter.lr_factors(model)} == {(3, 12, 3), (12, 3)}
     assert set(adapter.lr_factors(model).values()) == {4}
