@@ -125,7 +125,7 @@ class TaskContract:
         assert learns.keys() <= trained.task.trainable_tensors().keys()
 
     def test_what_starts_at_random_learns(self, task: AdapterTask) -> None:
-        """Whether `fresh` knows of it or not, as where ``build_model`` loads by means of its own."""
+        """Whether `fresh` knows of it or not."""
         models = []
         for seed in (1, 2):
             torch.manual_seed(seed)

@@ -26,6 +26,7 @@ from loralight.data.inputs import read_inputs
 from loralight.data.seeds import seed_of
 from loralight.errors import InputError
 from loralight.models.dtypes import cast_inputs_, computed_buffers, not_narrowed, single_by_default, tensors_of
+from loralight.models.fresh import watching_origins
 from loralight.models.pretrained import save_model
 from loralight.models.quantisation import quantised_
 from loralight.training.frozen_modes import BatchNormMode, FrozenModes, choose_modes_
@@ -117,6 +118,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         self._built = False
         self._num_evaluating = 0  # contexts of `evaluating` that are open, in all threads
         self._was_training = False  # before the first of them
+        self._fresh: set[str] = set()  # names of the parameters that the pretrained weights do not have
         self._added: set[str] = set()  # names of the tensors that are the adapter's and not the base's
         self._modes = FrozenModes()
         self._window = Window()
@@ -235,8 +237,12 @@ class AdapterTask(lightning.LightningModule, ABC):
         return {}
 
     def fresh(self, model: nn.Module) -> set[str]:
-        """Names of the parameters that were initialised anew because the pretrained weights have no such tensor."""
-        return getattr(model, "fresh_parameters", set())
+        """Names of the parameters that were initialised anew because the pretrained weights have no such tensor.
+
+        They are found while `build_model` runs, whatever loads the weights. A task that means to keep one frozen at its
+        initial value overrides this and leaves it out.
+        """
+        return self._fresh
 
     def configure_model(self) -> None:
         """Build the model and inject the adapter; a second call does nothing."""
@@ -267,7 +273,9 @@ class AdapterTask(lightning.LightningModule, ABC):
     def _base(self) -> Iterator[tuple[nn.Module, Sequence[nn.Module]]]:
         """The model that is adapted and its head, in the context in which an adapter is injected."""
         with single_by_default():
-            model = self.build_model()
+            with watching_origins() as origins:
+                model = self.build_model()
+            self._fresh = origins.fresh(model)
             head = check_head(model, self.head(model), type(self).__name__)
             if self.optimizer is not None:
                 self.adapter.check_training(model)

@@ -2,19 +2,22 @@ import copy
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, log_loss
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
+from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
 from loralight.acceleration import FrozenProducts, GradientCheckpointing
-from loralight.adapters import AdaLora, Dora, FullFineTuning, Lora
+from loralight.adapters import AdaLora, Dora, FullFineTuning, LinearProbe, Lora
 from loralight.adapters.base import trainable
 from loralight.errors import InputError
 from loralight.kernels import onednn
@@ -250,17 +253,82 @@ def test_prepacking_what_cannot_be_packed_is_an_error() -> None:
         trainer().fit(task, batches_of(4, dtype=torch.float64), batches_of(4, dtype=torch.float64))
 
 
-def test_a_new_parameter_that_would_stay_frozen_is_an_error() -> None:
-    model = Net()
-    model.fresh_parameters = {"head.2.weight", "body.3.weight", "body.3.bias"}
-    with pytest.raises(InputError, match=r"^E-FRESH-FROZEN: body\.3\.bias, body\.3\.weight: newly initialised"):
-        built(model=model)
+def by_transformers(folder: Path) -> nn.Module:
+    config = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    BertModel(config).save_pretrained(folder)
+
+    class Classifier(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bert = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)
+            self.head = self.bert.classifier
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.bert((x > 0).long()).logits
+
+    return Classifier()
 
 
-def test_new_parameters_in_the_head_are_as_they_should_be() -> None:
+def by_timm(folder: Path) -> nn.Module:
+    torch.save(timm.create_model("test_resnet", num_classes=5).state_dict(), folder / "weights.pth")
+
+    class Classifier(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            overlay = {"file": str(folder / "weights.pth"), "num_classes": 5}
+            self.net = timm.create_model("test_resnet", True, pretrained_cfg_overlay=overlay, num_classes=3)
+            self.head = self.net.get_classifier()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x[:, :1, None, None].expand(-1, 3, 32, 32))
+
+    return Classifier()
+
+
+def by_torch(folder: Path) -> nn.Module:
+    torch.save(Net().body.state_dict(), folder / "body.pth")
     model = Net()
-    model.fresh_parameters = {f"head.{name}" for name, _ in model.head.named_parameters()}
-    built(model=model)
+    model.body.load_state_dict(torch.load(folder / "body.pth"))
+    return model
+
+
+@pytest.mark.parametrize("load", [by_transformers, by_timm, by_torch])
+def test_a_new_parameter_that_would_stay_frozen_is_an_error_whoever_loads_the_weights(
+    load: Callable[[Path], nn.Module], tmp_path: Path
+) -> None:
+    class Loading(Toy):
+        def build_model(self) -> nn.Module:
+            return load(tmp_path)
+
+    class Forgetful(Loading):
+        def head(self, model: nn.Module) -> list[nn.Module]:
+            return []
+
+    arguments: dict[str, Any] = {
+        "adapter": Lora(targets="all-linear", rank=2),
+        "optimizer": partial(torch.optim.SGD, lr=0.05),
+    }
+    with pytest.raises(InputError, match=r"^E-FRESH-FROZEN: .*weight.*: newly initialised"):
+        Forgetful(**arguments).configure_model()
+    task = Loading(**{**arguments, "adapter": LinearProbe()})
+    task.configure_model()
+    assert {id(p) for p in trainable(task.model).values()} == {id(p) for p in task.head(task.model)[0].parameters()}
+    before = learned(task)
+    trainer().fit(task, batches_of(4, 4), batches_of(4))
+    assert not equal(learned(task), before)
+
+
+def test_a_frozen_parameter_that_is_to_stay_as_it_was_initialised_can_be_left_out(tmp_path: Path) -> None:
+    class Projected(Toy):
+        def build_model(self) -> nn.Module:
+            model = by_torch(tmp_path)
+            model.projection = nn.Linear(4, 4, bias=False)
+            return model
+
+        def fresh(self, model: nn.Module) -> set[str]:
+            return super().fresh(model) - {"projection.weight"}
+
+    Projected(adapter=Lora(targets="body.0", rank=2)).configure_model()
 
 
 def test_a_parameter_that_no_gradient_reaches_is_an_error_that_names_it() -> None:
