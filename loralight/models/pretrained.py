@@ -142,21 +142,24 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, *texts: Any, **settings: Any) -
         return tokenizer(*texts, **settings)
 
 
-def save_model(model: nn.Module, folder: Path, *, beside: Iterable[Any] = ()) -> None:
+Processor = PreTrainedTokenizerBase | ProcessorMixin | ImageProcessingMixin | FeatureExtractionMixin
+"""The classes of transformers that prepare inputs, and are saved with the model."""
+
+
+def save_model(model: nn.Module, folder: Path, *, beside: Iterable[Processor] = ()) -> None:
     """Write a model so that its library loads it: one of transformers as a whole, any other its weights alone.
 
     Args:
         model: without adapters.
         folder: exists.
-        beside: whatever may have to go with the model; tokenizers and processors of transformers do.
+        beside: tokenizers and processors, which go with a model of transformers.
     """
     if not isinstance(model, PreTrainedModel):
         safetensors.torch.save_model(model, str(folder / "model.safetensors"))
         return
     model.save_pretrained(folder)
-    for part in beside:
-        if isinstance(part, PreTrainedTokenizerBase | ProcessorMixin | ImageProcessingMixin | FeatureExtractionMixin):
-            part.save_pretrained(folder)
+    for processor in beside:
+        processor.save_pretrained(folder)
 
 
 def longest_input(checkpoint: str, tokenizer: PreTrainedTokenizerBase) -> int:
