@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from inspect import getattr_static
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
@@ -26,6 +27,7 @@ from loralight.models.dtypes import single_by_default, tensors_of
 from loralight.models.fresh import watching_origins
 from loralight.models.pretrained import Processor, save_model
 from loralight.models.quantisation import quantised_
+from loralight.training.checkpoint import read_checkpoint
 from loralight.training.evaluation_mode import SharedEvaluation
 from loralight.training.frozen_modes import BatchNormMode, FrozenModes, choose_modes_
 from loralight.training.heads import HeadSettings, head_rate
@@ -110,7 +112,9 @@ class AdapterTask(lightning.LightningModule, ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if taken := [hook for hook in owned_hooks() if getattr(cls, hook) is not getattr(AdapterTask, hook)]:
+        if taken := [
+            hook for hook in owned_hooks() if getattr_static(cls, hook) is not getattr_static(AdapterTask, hook)
+        ]:
             raise TypeError(
                 f"{cls.__name__} overrides {', '.join(taken)}, which AdapterTask owns: it would break freezing, "
                 "checkpoints or resuming. Say what your task does in build_model, head, step, metrics and predict"
@@ -413,6 +417,27 @@ class AdapterTask(lightning.LightningModule, ABC):
         scores.update(step.predictions, step.targets)
         self.log(f"{split}/loss", loss, on_epoch=True)
         self.log_dict(scores, on_epoch=True)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # Lightning's takes ``checkpoint`` for an argument of its own
+        cls, checkpoint_path: str | Path, map_location: str | torch.device = "cpu", **arguments: Any
+    ) -> Self:
+        """A task with the trainable tensors of a checkpoint.
+
+        Args:
+            checkpoint_path: a folder that ``loralight train`` wrote, or a file that Lightning wrote.
+            map_location: the device of the task.
+            arguments: the constructor's, as in training; saved hyperparameters need not be given.
+
+        Raises:
+            InputError: the checkpoint cannot be read (``E-CKPT-HASH``, ``E-CKPT-STATE``), or is of another model or
+                adapter (``E-ADAPTER-KEYS``).
+        """
+        checkpoint = read_checkpoint(Path(checkpoint_path))
+        task = cls(**{**checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}), **arguments})
+        task.configure_model()
+        task.on_load_checkpoint(checkpoint)
+        return task.to(map_location)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what learns alone, and the optimizer's state by parameter name: an order of layers may change."""

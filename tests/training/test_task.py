@@ -22,6 +22,7 @@ from loralight.adapters.base import trainable
 from loralight.errors import InputError
 from loralight.kernels import onednn
 from loralight.testing import TaskContract
+from loralight.training.checkpoint import FolderCheckpointIO
 from loralight.training.optim import schedule
 from loralight.training.task import AdapterTask, Step, owned_hooks
 
@@ -30,6 +31,7 @@ OWNED = (
     "automatic_optimization",
     "configure_model",
     "configure_optimizers",
+    "load_from_checkpoint",
     "on_before_optimizer_step",
     "on_load_checkpoint",
     "on_save_checkpoint",
@@ -457,13 +459,13 @@ def test_three_such_steps_in_a_row_are_got_over_and_a_fourth_stops_the_run(of: s
 def test_a_scaler_skips_steps_until_it_has_found_its_scale_and_nothing_is_told(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(AdapterTask, "_is_scaled", lambda self: True)
+    monkeypatch.setattr("loralight.training.task.is_scaled", lambda trainer: True)
     after = fit(Diverging(range(6)), 10)
     assert "E-NONFINITE" not in caplog.text and all(tensor.isfinite().all() for tensor in after[-1].values())
 
 
 def test_a_scale_that_is_never_found_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(AdapterTask, "_is_scaled", lambda self: True)
+    monkeypatch.setattr("loralight.training.task.is_scaled", lambda trainer: True)
     fit(Diverging(range(50)), 50)  # an epoch's end is no reason to give up
     with pytest.raises(InputError, match=r"^E-NONFINITE: no gradient of the first 100 steps was finite"):
         fit(Diverging(range(200)), 120)
@@ -675,6 +677,36 @@ def test_accumulated_batches_compute_what_one_big_batch_does(
         optimizer.step()
     for found, expected in zip(trainable(task.model).values(), parameters, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+class FromFolder(Toy):
+    """Written as the documents show: its argument is called checkpoint."""
+
+    def __init__(self, *, checkpoint: str, **training: Any) -> None:
+        super().__init__(torch.load(checkpoint, weights_only=False), **training)
+
+
+def test_a_task_whose_argument_is_called_checkpoint_loads_from_the_files_of_lightning_and_from_folders(
+    tmp_path: Path,
+) -> None:
+    torch.save(Net(), tmp_path / "net.pth")
+    arguments = {"checkpoint": str(tmp_path / "net.pth"), "adapter": Lora(targets="body.0", rank=2)}
+    task = FromFolder(**arguments, optimizer=partial(torch.optim.SGD, lr=0.5))
+    for name, plugins in {"file.ckpt": [], "folder": [FolderCheckpointIO()]}.items():
+        run = trainer(plugins=plugins)
+        run.fit(task, batches_of(4, 4), batches_of(4))
+        run.save_checkpoint(tmp_path / name)
+        loaded = FromFolder.load_from_checkpoint(tmp_path / name, **arguments)
+        assert equal(loaded.trainable_tensors(), task.trainable_tensors())
+        assert torch.equal(loaded.eval().model(torch.ones(2, 4)), task.eval().model(torch.ones(2, 4)))
+    with pytest.raises(InputError, match=r"^E-ADAPTER-KEYS: the checkpoint does not fit"):
+        FromFolder.load_from_checkpoint(tmp_path / "folder", **{**arguments, "adapter": Lora(targets="body.3")})
+    (tmp_path / "other").write_text("no checkpoint")
+    for path in ("other", "net.pth"):
+        with pytest.raises(InputError, match=r"^E-CKPT-STATE: .* cannot be read as a checkpoint"):
+            FromFolder.load_from_checkpoint(tmp_path / path, **arguments)
+    with pytest.raises(InputError, match=r"^E-CKPT-HASH: "):
+        FromFolder.load_from_checkpoint(tmp_path / "absent", **arguments)
 
 
 def test_the_losses_of_an_epoch_are_means_over_rows() -> None:
