@@ -11,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from loralight.adapters.layers.lora import LoraLayer
 from loralight.errors import InputError
-from loralight.kernels.batch_norm import FROZEN, Follower
+from loralight.kernels.batch_norm import FROZEN, Follower, Place
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2dSame)
 _NORMS = (*FROZEN, *FROZEN.values())
@@ -55,12 +55,15 @@ def link_(model: nn.Module) -> None:
         pairs = list(_pairs(model, (*_CONVOLUTIONS, *adapted)))
     except InputError:  # then each computes by itself, which is the same
         return
-    for name, norm in pairs:
-        convolution = model.get_submodule(name)
-        vars(model.get_submodule(norm))["source"] = convolution
-        if _follows_norm(convolution):
-            parent, _, own = norm.rpartition(".")
-            vars(convolution)["follower"] = Follower(parent=model.get_submodule(parent), name=own)
+    for convolution, norm in (tuple(_place(model, name) for name in pair) for pair in pairs):
+        vars(norm.module)["source"] = convolution
+        if _follows_norm(convolution.module):
+            vars(convolution.module)["follower"] = Follower(convolution=convolution, norm=norm)
+
+
+def _place(model: nn.Module, name: str) -> Place:
+    parent, _, own = name.rpartition(".")
+    return Place(parent=model.get_submodule(parent), name=own, module=model.get_submodule(name))
 
 
 def unlink_(model: nn.Module) -> None:

@@ -11,7 +11,6 @@ from loralight.adapters.multi.parts import Parts, parts_of
 from loralight.adapters.multi.rows import by_rows
 from loralight.adapters.multi.sharing import share_
 from loralight.artifacts.combination import save_combination
-from loralight.artifacts.export import whole_modules
 from loralight.artifacts.loading import build, find_device, find_recipe
 from loralight.errors import InputError, did_you_mean
 from loralight.models.trust import trusting
@@ -156,4 +155,4 @@ class AdapterBank(Mapping[str, AdapterTask]):
         if name not in self:
             known = ", ".join(map(repr, self))
             raise InputError("E-NAME", f"no adapter is called {name!r}.{did_you_mean(name, self)} There are: {known}")
-        return parts_of(self[name].model, whole_modules(self[name]))
+        return parts_of(self[name].model, self[name].learning.whole_modules)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from loralight.adapters.base import trainable
 from loralight.errors import InputError
 from loralight.models.budget import Size, adding_at_most
 from loralight.training.checkpoint import verify, write_folder
@@ -42,7 +41,7 @@ def save_adapter(task: AdapterTask, folder: Path, *, recipe: dict[str, Any], met
     def fill(building: Path) -> None:
         save_file(tensors, building / WEIGHTS, metadata={"format": "pt"})
         if config is not None:
-            heads = whole_modules(task)
+            heads = task.learning.whole_modules
             card = {
                 **config,
                 "task_type": task.peft_task_type,
@@ -140,12 +139,6 @@ def _peft_names(task: AdapterTask) -> dict[str, str]:
     return {name: prefixed.get(name, PREFIX + name) for name in task.trainable_tensors()}
 
 
-def whole_modules(task: AdapterTask) -> list[str]:
-    """Modules that PEFT is to load in full: the head, and BatchNorm layers that learn beside the adapter."""
-    names = {id(module): name for name, module in task.model.named_modules()}
-    return [names[id(part)] for part in task.head(task.model)] + task.adapted_norms
-
-
 def _write_json(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -153,7 +146,7 @@ def _write_json(file: Path, content: dict[str, Any]) -> None:
 def _card(task: AdapterTask, recipe: dict[str, Any], metrics: dict[str, float], name: str) -> str:
     """The model card, whose head the Hugging Face hub reads."""
     base = recipe["base"]["name"] or "unknown"
-    learns = sum(parameter.numel() for parameter in trainable(task.model).values())
+    learns = sum(parameter.numel() for parameter in task.learning.parameters.values())
     rows = "\n".join(f"| {metric} | {value:.4f} |" for metric, value in sorted(metrics.items()))
     head = f"base_model: {base}\n" if "://" not in base and not Path(base).exists() else ""
     return f"""---
@@ -184,7 +177,7 @@ model.predict([...])
 
 def _how_with_peft(task: AdapterTask, name: str) -> str:
     return f"""
-With PEFT, given the base model with a new head of {", ".join(whole_modules(task)) or "none"}:
+With PEFT, given the base model with a new head of {", ".join(task.learning.whole_modules) or "none"}:
 
 ```python
 from peft import PeftModel

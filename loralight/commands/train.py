@@ -156,7 +156,7 @@ class Run:
     def _probe_(self) -> dict[str, float] | None:
         """Fit a linear probe, let the head begin there if it is to, and return its scores; None if there is none."""
         task = self.task
-        if not (self.config["probe"] or task.adapter.is_probe or task.head_start == "probe"):
+        if not (self.config["probe"] or task.adapter.is_probe or task.head_settings.start == "probe"):
             return None
         try:
             probe = fit_probe(task, self.data, self.trainer)
@@ -166,7 +166,7 @@ class Run:
         metric = self.config["monitor"]["metric"]
         if metric in probe.scores:
             logs.logger.info("linear probe, before the first step: %s %.4f", metric, probe.scores[metric])
-        if task.adapter.is_probe or task.head_start == "probe":
+        if task.adapter.is_probe or task.head_settings.start == "probe":
             start_head_(task, probe.classifier)
         return probe.scores
 

@@ -4,12 +4,92 @@ PyTorch's own keeps it for a gradient that nobody asks for: half of what a ResNe
 otherwise, by a last bit, so it is there in training alone.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
+from torch.utils._pytree import tree_map_only
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where a module was found; a wrapper may have taken its place since.
+
+    Args:
+        parent: holds it.
+        name: in the parent.
+        module: itself.
+    """
+
+    parent: nn.Module
+    name: str
+    module: nn.Module
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the module is still there."""
+        return self.parent._modules.get(self.name) is self.module
+
+
+_NOTHING = torch.empty(0, device="meta")
+
+
+class Unread(Tensor):
+    """The output of a convolution, which is computed when it is read.
+
+    The BatchNorm behind it has the convolution compute the normalised output at once. Any other reader, in whatever
+    operator or attribute of a tensor, has the plain output computed, which the BatchNorm then normalises by itself.
+    """
+
+    _convolve: Callable[[tuple[Tensor, Tensor] | None], Tensor]
+    _norm: "FrozenNorm"
+    _autocast: torch.autocast
+    _output: Tensor | None
+
+    @staticmethod
+    def of(
+        convolve: Callable[[tuple[Tensor, Tensor] | None], Tensor], norm: "FrozenNorm", device: torch.device
+    ) -> "Unread":
+        """The output of a convolution.
+
+        Args:
+            convolve: computes it, with a gain and a shift, each (channels,), or with None the plain output.
+            norm: the BatchNorm behind the convolution.
+            device: of the output.
+        """
+        unread = Tensor._make_subclass(Unread, _NOTHING)
+        unread._convolve, unread._norm, unread._output = convolve, norm, None
+        dtype, enabled = torch.get_autocast_dtype(device.type), torch.is_autocast_enabled(device.type)
+        unread._autocast = torch.autocast(device.type, dtype=dtype, enabled=enabled)
+        return unread
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        args, kwargs = tree_map_only(Unread, Unread.read, (tuple(args), kwargs or {}))
+        return func(*args, **kwargs)
+
+    def read(self) -> Tensor:
+        """The plain output."""
+        if self._output is None:
+            self._output = self._compute(None)
+        return self._output
+
+    def normalised_by(self, norm: "FrozenNorm") -> Tensor | None:
+        """The normalised output; None if the plain one was read before, or for another layer."""
+        is_fixed = not norm.training and torch.is_grad_enabled()
+        if norm is not self._norm or self._output is not None or not is_fixed:
+            return None
+        return self._compute(norm.gain_and_shift())
+
+    def _compute(self, folded: tuple[Tensor, Tensor] | None) -> Tensor:
+        with torch.enable_grad(), self._autocast:  # as where the convolution was called
+            return self._convolve(folded)
 
 
 class FrozenNorm(nn.modules.batchnorm._BatchNorm):
@@ -20,23 +100,23 @@ class FrozenNorm(nn.modules.batchnorm._BatchNorm):
     Shapes: x and the result (batch, channels, *space).
     """
 
-    done: Tensor | None = None
-    """The output of the convolution before, which was convolved with this layer's gain and has its shift."""
-
-    source: nn.Module | None = None
-    """The convolution whose output nothing but this layer reads, if that is known; no submodule of this one."""
+    source: Place | None = None
+    """The convolution whose output only this layer reads, if that is known."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.done is not None:
-            assert x is self.done, "the convolution's output has gone elsewhere"
-            self.done = None
-            return self.after(x)
-        in_place = not (x.requires_grad or self.source is None or output_is_watched(self.source) or is_watched(self))
+        if isinstance(x, Unread):
+            if (y := x.normalised_by(self)) is not None:
+                return self.after(y)
+            x = x.read()
+        in_place = not (x.requires_grad or is_watched(self)) and self._alone_reads_its_input()
         if not (x.requires_grad or in_place) or not self.is_fixed_for(x.dtype):
-            y: Tensor = super().forward(x)
+            y = super().forward(x)
             return y
         gain, shift = (one.view(-1, *(1,) * (x.ndim - 2)) for one in self.gain_and_shift())
         return self.after(torch.addcmul(shift, x, gain, out=x if in_place else None))
+
+    def _alone_reads_its_input(self) -> bool:
+        return self.source is not None and self.source.is_kept and not output_is_watched(self.source.module)
 
     def is_fixed_for(self, dtype: torch.dtype) -> bool:
         """Whether the layer is a constant gain and shift of that precision."""
@@ -104,21 +184,20 @@ def thaw_(norms: Iterable[nn.Module]) -> None:
     """Undo `freeze_`."""
     for norm in norms:
         norm.__class__ = _PLAIN.get(type(norm), type(norm))
-        vars(norm).pop("done", None)
 
 
+@dataclass(frozen=True, eq=False)
 class Follower:
-    """Where the BatchNorm is that alone reads a convolution's output.
+    """A convolution and the BatchNorm that alone reads its output."""
 
-    It is looked up at each use: something else may have taken its place.
-    """
-
-    def __init__(self, *, parent: nn.Module, name: str) -> None:
-        self.parent, self.name = parent, name
+    convolution: Place
+    norm: Place
 
     def of(self, convolution: nn.Module, dtype: torch.dtype) -> FrozenNorm | None:
-        """The layer, if nobody would see that ``convolution``, whose weight is of ``dtype``, does its work."""
-        norm = self.parent._modules.get(self.name)
+        """The BatchNorm, if ``convolution``, whose weight is of ``dtype``, can do its work."""
+        norm = self.norm.module
+        if not (convolution is self.convolution.module and self.convolution.is_kept and self.norm.is_kept):
+            return None
         if not isinstance(norm, FrozenNorm) or not norm.is_fixed_for(dtype):
             return None
         return None if output_is_watched(convolution) or is_watched(norm) else norm

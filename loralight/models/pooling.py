@@ -169,28 +169,24 @@ def load_pooled(
             "task.pooling=model, which is the classifier of its own",
         )
     model = PooledClassifier(base, pooling=pooling, num_labels=len(names), max_length=max_length)
-    fresh = {f"{model.base_model_prefix}.{name}" for name in base.__dict__["fresh_parameters"]}
-    if not _load_classifier_(model, checkpoint, names):
-        fresh |= {f"pooled_classifier.{name}" for name, _ in model.pooled_classifier.named_parameters()}
-    model.__dict__["fresh_parameters"] = fresh & {name for name, _ in model.named_parameters()}
+    _load_classifier_(model, checkpoint, names)
     return model
 
 
-def _load_classifier_(model: PooledClassifier, checkpoint: str, names: Mapping[int, str]) -> bool:
+def _load_classifier_(model: PooledClassifier, checkpoint: str, names: Mapping[int, str]) -> None:
     """Give ``model`` the classifier that is beside a checkpoint's weights, if it is one of these labels."""
     file = _file_of(checkpoint, f"{_DENSE}/config.json")
     if file is None or not (weights := file.parent / "model.safetensors").is_file():
-        return False
+        return
     written = read_json(file)
     same = written.get("out_features") == len(names) and written.get("activation_function") == _IDENTITY
     if not same or without_weights() or labels_of(checkpoint) != dict(names):
-        return False
+        return
     found = {name: tensor.shape for name, tensor in read_shapes(weights).items()}
     if found != {f"linear.{name}": tensor.shape for name, tensor in model.pooled_classifier.state_dict().items()}:
-        return False
+        return
     tensors = load_file(weights)
     model.pooled_classifier.load_state_dict({name.removeprefix("linear."): tensor for name, tensor in tensors.items()})
-    return True
 
 
 def find_pooling(checkpoint: str) -> Pooling | None:

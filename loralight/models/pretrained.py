@@ -29,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 
 from loralight.errors import InputError
 from loralight.models.budget import Size, at_most
+from loralight.models.fresh import take_as_given
 from loralight.models.shapes import without_weights
 from loralight.models.strangers import check_files, size_of_weights
 from loralight.models.trust import trust
@@ -40,7 +41,7 @@ _TOKENISING = Lock()
 
 
 def load_model(auto_class: Any, checkpoint: str, **arguments: Any) -> PreTrainedModel:
-    """``auto_class.from_pretrained``, which also notes in ``fresh_parameters`` what the checkpoint did not hold.
+    """``auto_class.from_pretrained`` for all that a checkpoint can be.
 
     Args:
         auto_class: such as ``AutoModelForSequenceClassification``.
@@ -63,11 +64,10 @@ def load_model(auto_class: Any, checkpoint: str, **arguments: Any) -> PreTrained
     with _one_message(checkpoint), redirect_stderr(io.StringIO()) if file else nullcontext():
         model: PreTrainedModel
         with _no_larger_than_its_weights(checkpoint):
-            model, info = auto_class.from_pretrained(name, output_loading_info=True, **{**arguments, **_code()})
+            model = auto_class.from_pretrained(name, **{**arguments, **_code()})
     if file and isinstance(quantizer := getattr(model, "hf_quantizer", None), HfQuantizer):
         # its weights are float32 now, but transformers would refuse to save it
         quantizer.remove_quantization_config(model)  # type: ignore[no-untyped-call]
-    model.__dict__["fresh_parameters"] = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
     return model
 
 
@@ -102,7 +102,8 @@ def _skeleton(
             config, arguments = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **{**arguments, **_code()})
         with at_most(_MOST, _too_large(checkpoint)):
             model: PreTrainedModel = auto_class.from_config(config, **{**arguments, **_code()})
-    model.__dict__["fresh_parameters"] = _parts_without_weights(model, _names_of_tensors(Path(name)))
+    absent = _parts_without_weights(model, _names_of_tensors(Path(name)))
+    take_as_given(parameter for key, parameter in model.named_parameters() if key not in absent)
     return model
 
 
@@ -141,21 +142,24 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, *texts: Any, **settings: Any) -
         return tokenizer(*texts, **settings)
 
 
-def save_model(model: nn.Module, folder: Path, *, beside: Iterable[Any] = ()) -> None:
+Processor = PreTrainedTokenizerBase | ProcessorMixin | ImageProcessingMixin | FeatureExtractionMixin
+"""The classes of transformers that prepare inputs, and are saved with the model."""
+
+
+def save_model(model: nn.Module, folder: Path, *, beside: Iterable[Processor] = ()) -> None:
     """Write a model so that its library loads it: one of transformers as a whole, any other its weights alone.
 
     Args:
         model: without adapters.
         folder: exists.
-        beside: whatever may have to go with the model; tokenizers and processors of transformers do.
+        beside: tokenizers and processors, which go with a model of transformers.
     """
     if not isinstance(model, PreTrainedModel):
         safetensors.torch.save_model(model, str(folder / "model.safetensors"))
         return
     model.save_pretrained(folder)
-    for part in beside:
-        if isinstance(part, PreTrainedTokenizerBase | ProcessorMixin | ImageProcessingMixin | FeatureExtractionMixin):
-            part.save_pretrained(folder)
+    for processor in beside:
+        processor.save_pretrained(folder)
 
 
 def longest_input(checkpoint: str, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -25,6 +25,7 @@ from loralight.config.composition import compose, plain
 from loralight.config.plugins import use_folder
 from loralight.data import TaskData
 from loralight.testing.adapters import AdapterContract
+from loralight.training.checkpoint import read_checkpoint
 from loralight.training.task import AdapterTask, Step
 
 _ROWS = 6  # of a split that are looked at
@@ -125,7 +126,7 @@ class TaskContract:
         assert learns.keys() <= trained.task.trainable_tensors().keys()
 
     def test_what_starts_at_random_learns(self, task: AdapterTask) -> None:
-        """Whether `fresh` knows of it or not, as where ``build_model`` loads by means of its own."""
+        """Whether `fresh` knows of it or not."""
         models = []
         for seed in (1, 2):
             torch.manual_seed(seed)
@@ -198,6 +199,12 @@ class TaskContract:
         uninterrupted = trained.task.trainable_tensors()
         for name, tensor in resumed.task.trainable_tensors().items():
             assert torch.equal(tensor, uninterrupted[name]), name
+
+    def test_a_checkpoint_loads_into_a_task_of_the_same_arguments(self, trained: "Trained") -> None:
+        arguments = {key: value for key, value in trained.config["task"].items() if key != "_target_"}
+        arguments |= {**trained.data.model_arguments(), "adapter": trained.task.adapter}
+        loaded = type(trained.task).load_from_checkpoint(trained.checkpoint, **arguments)
+        _assert_same(loaded.trainable_tensors(), read_checkpoint(trained.checkpoint)["state_dict"])
 
     def test_a_merged_model_computes_what_the_adapted_one_does(self, trained: "Trained") -> None:
         task, batch = copy.deepcopy(trained.task).eval(), _batch(trained.data, "validation")

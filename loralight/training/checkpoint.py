@@ -10,8 +10,10 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -85,6 +87,23 @@ class FolderCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's dictionary, with its tensors on the CPU, from a folder of ours or a file that Lightning wrote.
+
+    Raises:
+        InputError: the folder is not whole (``E-CKPT-HASH``), or the file holds other than tensors and plain data
+            (``E-CKPT-STATE``).
+    """
+    if not path.is_file():
+        return FolderCheckpointIO().load_checkpoint(path)
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError("E-CKPT-STATE", f"{path} cannot be read as a checkpoint: {reason}") from error
+    return checkpoint
 
 
 def write_folder(target: Path, fill: Callable[[Path], None]) -> None:

@@ -1,8 +1,12 @@
 """The structure of a head: a single linear layer has a learning rate of its own, and can begin at a solution."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
+
+from loralight.training.optim import check_rate, check_weight_decay
 
 LINEAR_HEAD_LR = 1e-2  # docs/recipes.md
 
@@ -32,3 +36,22 @@ def head_rate(given: float | str | None, head: Iterable[nn.Module]) -> float | N
     if not isinstance(given, str):
         return given
     return LINEAR_HEAD_LR if linear_layer(head) is not None else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSettings:
+    """How a head begins and learns; see `AdapterTask`.
+
+    Raises:
+        InputError: the learning rate is none (``E-LR``), or the weight decay (``E-OPTIMIZER``).
+    """
+
+    start: Literal["random", "probe"]
+    lr: float | Literal["auto"] | None
+    weight_decay: float | None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.lr, int | float):
+            check_rate("task.head_lr", self.lr)
+        if self.weight_decay is not None:
+            check_weight_decay("task.head_weight_decay", self.weight_decay)

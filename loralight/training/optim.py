@@ -7,6 +7,7 @@ from inspect import signature
 from typing import Any
 
 import torch
+from lightning import Trainer
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
@@ -155,6 +156,26 @@ def delayed(scheduler: LRScheduler, num_steps: int) -> LRScheduler:
             "Take scheduler=linear, cosine or constant",
         )
     return LambdaLR(optimizer, [_from(*pair) for pair in zip(starts, scheduler.lr_lambdas, strict=True)])
+
+
+def scheduled(optimizer: Optimizer, scheduler: Callable[[Optimizer, int], LRScheduler] | None, trainer: Trainer) -> Any:
+    """The optimizer with its schedule, in the form that Lightning takes from ``configure_optimizers``.
+
+    Raises:
+        InputError: there is a schedule, and the run has no end (``E-STEPS``).
+    """
+    if scheduler is None and not any("start" in group for group in optimizer.param_groups):
+        return optimizer
+    num_steps = trainer.estimated_stepping_batches
+    if num_steps == float("inf"):
+        raise InputError(
+            "E-STEPS", "a schedule needs to know where the run ends; set trainer.max_epochs or trainer.max_steps"
+        )
+    made = (scheduler or partial(schedule, name="constant"))(optimizer, int(num_steps))
+    return {
+        "optimizer": optimizer,
+        "lr_scheduler": {"scheduler": delayed(made, int(num_steps)), "interval": "step"},
+    }
 
 
 def follow(scheduler: LRScheduler) -> None:

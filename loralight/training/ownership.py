@@ -7,6 +7,7 @@ from lightning import LightningModule
 from torch import nn
 from torchmetrics import Metric
 
+from loralight.adapters.base import trainable
 from loralight.errors import InputError
 
 
@@ -38,6 +39,16 @@ def check_head(model: nn.Module, head: Any, where: str) -> list[nn.Module]:
         if around:
             raise InputError("E-HEAD", f"{where}.head() names {name} twice: by itself and in {around[0]}. Return one")
     return list(head)
+
+
+def refuse_new_and_frozen(fresh: set[str], model: nn.Module) -> None:
+    """Raise ``E-FRESH-FROZEN`` if a parameter of these names is frozen in the adapted model."""
+    if stuck := fresh - trainable(model).keys():
+        raise InputError(
+            "E-FRESH-FROZEN",
+            f"{', '.join(sorted(stuck))}: newly initialised (the pretrained weights have no such tensor) and "
+            "frozen, so they would stay random. Have the task's head() return the modules that hold them",
+        )
 
 
 def refuse_parameters_outside(task: LightningModule, model: nn.Module) -> None:

@@ -98,7 +98,7 @@ def rates_line(task: AdapterTask) -> list[str]:
     counts = Counter(factor for factor in task.adapter.lr_factors(task.model).values() if factor != 1)
     every = len(trainable(task.model))
     lines = [f"learning rate: {n} of {every} tensors at {factor:g} x optimizer.lr" for factor, n in counts.items()]
-    if (rate := head_rate(task.head_lr, task.head(task.model))) is not None:
+    if (rate := head_rate(task.head_settings.lr, task.learning.head)) is not None:
         lines.append(f"learning rate of the head: {rate:g}")
     return lines
 

@@ -1,7 +1,8 @@
 """The result of a task's step on a batch, and the sums over the batches of an optimizer step."""
 
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,6 +64,35 @@ class Window:
         self.told_to_stop = told > 0
         self.own, self._sums, self._read = self._sums, None, None
         return found
+
+    def ranks_not_finite(self, num_ranks: int, gather: Callable[[Tensor], Any]) -> list[int]:
+        """The ranks whose own loss was not finite in the sums taken last; all if each rank's was.
+
+        Args:
+            num_ranks: of the run.
+            gather: stacks a tensor of each rank; every rank calls it.
+        """
+        assert self.own is not None
+        finite = gather(self.own).reshape(-1, 2)[:, 0].isfinite().tolist()
+        return [rank for rank in range(num_ranks) if not finite[rank]] or list(range(num_ranks))
+
+
+class EpochLoss:
+    """Loss and weight summed over the optimizer steps of an epoch, on all ranks."""
+
+    def __init__(self) -> None:
+        self.sums = (0.0, 0.0)
+
+    def add(self, loss: float, weight: float) -> None:
+        """Add a step's sums; a step with a loss that is not finite is not taken."""
+        if math.isfinite(loss):
+            self.sums = (self.sums[0] + loss, self.sums[1] + weight)
+
+    @property
+    def mean(self) -> float:
+        """The mean loss over all items."""
+        loss, weight = self.sums
+        return loss / max(weight, 1e-12)
 
 
 def on_its_way(tensor: Tensor) -> Callable[[], list[float]]:

@@ -3,51 +3,44 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from inspect import getattr_static
 from pathlib import Path
-from threading import Lock
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 
 import lightning
 import torch
-from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, MetricCollection
 
 from loralight.acceleration.base import Acceleration, Accelerations, Facts
-from loralight.adapters.base import Adapter, trainable
+from loralight.adapters.base import Adapter
 from loralight.adapters.inject import inject
 from loralight.data import TaskData
 from loralight.data.inputs import read_inputs
-from loralight.data.seeds import seed_of
 from loralight.errors import InputError
-from loralight.models.dtypes import cast_inputs_, computed_buffers, not_narrowed, single_by_default, tensors_of
-from loralight.models.pretrained import save_model
+from loralight.models.dtypes import single_by_default, tensors_of
+from loralight.models.fresh import watching_origins
+from loralight.models.pretrained import Processor, save_model
 from loralight.models.quantisation import quantised_
+from loralight.training.checkpoint import read_checkpoint
+from loralight.training.evaluation_mode import SharedEvaluation
 from loralight.training.frozen_modes import BatchNormMode, FrozenModes, choose_modes_
-from loralight.training.frozen_watch import FrozenWatch
-from loralight.training.gradients import GradientWatch, SeenStep, layer_of
-from loralight.training.heads import head_rate
-from loralight.training.optim import (
-    by_name,
-    by_position,
-    check_rate,
-    check_weight_decay,
-    delayed,
-    parameter_groups,
-    schedule,
-)
-from loralight.training.ownership import check_head, refuse_parameters_outside
-from loralight.training.step import Step, Window, weight_of
+from loralight.training.heads import HeadSettings, head_rate
+from loralight.training.learning import Learning
+from loralight.training.optim import by_name, by_position, parameter_groups, scheduled
+from loralight.training.ownership import check_head, refuse_new_and_frozen, refuse_parameters_outside
+from loralight.training.precision import is_scaled, new_tensors_stay_wide
+from loralight.training.seeding import seed_step
+from loralight.training.step import EpochLoss, Step, Window, weight_of
+from loralight.training.watch import Watch
 from loralight.training.whereabouts import place_of_step
 
 __all__ = ["AdapterTask", "Step"]
-
-_SWITCHING = Lock()  # held while a model's mode is switched, and not while it computes
 
 
 class AdapterTask(lightning.LightningModule, ABC):
@@ -83,6 +76,7 @@ class AdapterTask(lightning.LightningModule, ABC):
     """PEFT's name for this kind of task (``SEQ_CLS``, ...), by which it picks its wrapper class."""
 
     model: nn.Module
+    learning: Learning
     losses: nn.ModuleDict
     scores: nn.ModuleDict
 
@@ -102,32 +96,25 @@ class AdapterTask(lightning.LightningModule, ABC):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if isinstance(head_lr, int | float):
-            check_rate("task.head_lr", head_lr)
-        if head_weight_decay is not None:
-            check_weight_decay("task.head_weight_decay", head_weight_decay)
+        self.head_settings = HeadSettings(start=head_start, lr=head_lr, weight_decay=head_weight_decay)
         self.adapter, self.optimizer, self.scheduler = adapter, optimizer, scheduler
-        self.head_start = head_start
-        self.head_lr, self.head_weight_decay = head_lr, head_weight_decay
         self.base_dropout, self.batch_norm, self.seed = base_dropout, batch_norm, seed
         self.accelerations = Accelerations(accelerations)
         self.quantize = quantize
         self.strict_loading = False  # Lightning would demand the frozen weights; `on_load_checkpoint` is the strict one
         self.adapted: dict[str, list[str]] = {}
         self._built = False
-        self._num_evaluating = 0  # contexts of `evaluating` that are open, in all threads
-        self._was_training = False  # before the first of them
-        self._added: set[str] = set()  # names of the tensors that are the adapter's and not the base's
+        self._evaluation = SharedEvaluation()
+        self._fresh: set[str] = set()  # names of the parameters that the pretrained weights do not have
         self._modes = FrozenModes()
         self._window = Window()
-        self._gradients = GradientWatch()
-        self._frozen: FrozenWatch | None = None
-        self._layers: list[str] = []  # of each parameter in the optimizer
-        self._epoch_sums = (0.0, 0.0)  # loss and weight over the optimizer steps of the epoch, on all ranks
+        self._epoch_loss = EpochLoss()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if taken := [hook for hook in owned_hooks() if getattr(cls, hook) is not getattr(AdapterTask, hook)]:
+        if taken := [
+            hook for hook in owned_hooks() if getattr_static(cls, hook) is not getattr_static(AdapterTask, hook)
+        ]:
             raise TypeError(
                 f"{cls.__name__} overrides {', '.join(taken)}, which AdapterTask owns: it would break freezing, "
                 "checkpoints or resuming. Say what your task does in build_model, head, step, metrics and predict"
@@ -187,29 +174,21 @@ class AdapterTask(lightning.LightningModule, ABC):
             batches = (inputs[start : start + batch_size] for start in range(0, len(inputs), batch_size))
             return [answer for batch in batches for answer in self.predict_batch(batch, **options)]
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> AbstractContextManager[None]:
         """Evaluation mode, until the last thread has left this context; then the mode that the first one found."""
-        with _SWITCHING:
-            if not self._num_evaluating:
-                self._was_training = self.training
-                self.eval()
-            self._num_evaluating += 1
-        try:
-            yield
-        finally:
-            with _SWITCHING:
-                self._num_evaluating -= 1
-                if not self._num_evaluating:
-                    self.train(self._was_training)
+        return self._evaluation.of(self)
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write the model into ``folder`` so that the library it comes from loads it, once its adapter is merged.
+        """Write the model into ``folder`` so that its library loads it, once the adapter is merged.
 
-        By default a transformers model goes there with the tokenizers and processors that are attributes of the task,
-        any other with its weights alone (``model.safetensors``).
+        By default a transformers model is written with its `processors`, any other with its weights alone
+        (``model.safetensors``).
         """
-        save_model(self.model, folder, beside=vars(self).values())
+        save_model(self.model, folder, beside=self.processors())
+
+    def processors(self) -> list[Processor]:
+        """Tokenizers and processors of transformers that prepare the inputs: by default the task's attributes."""
+        return [value for value in vars(self).values() if isinstance(value, Processor)]
 
     def head(self, model: nn.Module) -> list[nn.Module]:
         """The parts of the model that are trained in full because they are new; none by default."""
@@ -235,8 +214,12 @@ class AdapterTask(lightning.LightningModule, ABC):
         return {}
 
     def fresh(self, model: nn.Module) -> set[str]:
-        """Names of the parameters that were initialised anew because the pretrained weights have no such tensor."""
-        return getattr(model, "fresh_parameters", set())
+        """Names of the parameters that were initialised anew because the pretrained weights have no such tensor.
+
+        They are found while `build_model` runs, whatever loads the weights. A task that means to keep one frozen at its
+        initial value overrides this and leaves it out.
+        """
+        return self._fresh
 
     def configure_model(self) -> None:
         """Build the model and inject the adapter; a second call does nothing."""
@@ -245,14 +228,12 @@ class AdapterTask(lightning.LightningModule, ABC):
         with self._base() as (self.model, head):
             base = {id(tensor) for tensor in tensors_of(self.model).values()}
             self.adapted = inject(self.model, self.adapter, head=head)
-        self._added = {name for name, tensor in tensors_of(self.model).items() if id(tensor) not in base}
+        added = {name for name, tensor in tensors_of(self.model).items() if id(tensor) not in base}
+        layers = [name for names in self.adapted.values() for name in names]
         self.choose_modes_()
-        if stuck := self.fresh(self.model) - set(trainable(self.model)):
-            raise InputError(
-                "E-FRESH-FROZEN",
-                f"{', '.join(sorted(stuck))}: newly initialised (the pretrained weights have no such tensor) and "
-                "frozen, so they would stay random. Have the task's head() return the modules that hold them",
-            )
+        norms = self.adapted_norms
+        self.learning = Learning(self.model, head=head, layers=layers + norms, norms=norms, added=added)
+        refuse_new_and_frozen(self.fresh(self.model), self.model)
         refuse_parameters_outside(self, self.model)
         metrics = self.metrics()
         nan = float("nan")  # makes the mean nan; by default such a loss is left out of it
@@ -267,7 +248,9 @@ class AdapterTask(lightning.LightningModule, ABC):
     def _base(self) -> Iterator[tuple[nn.Module, Sequence[nn.Module]]]:
         """The model that is adapted and its head, in the context in which an adapter is injected."""
         with single_by_default():
-            model = self.build_model()
+            with watching_origins() as origins:
+                model = self.build_model()
+            self._fresh = origins.fresh(model)
             head = check_head(model, self.head(model), type(self).__name__)
             if self.optimizer is not None:
                 self.adapter.check_training(model)
@@ -281,43 +264,16 @@ class AdapterTask(lightning.LightningModule, ABC):
         return model.requires_grad_(False).eval()
 
     def trainable_tensors(self) -> dict[str, Tensor]:
-        """What learns, by name in ``self.model``: trained parameters, and saved buffers of the modules they are in."""
-        state = self.model.state_dict()
-        names = trainable(self.model)
-        owners = {name.rpartition(".")[0] for name in names} | set(self.adapted_norms)
-        buffers = {
-            name for name, _ in self.model.named_buffers() if name.rpartition(".")[0] in owners and name in state
-        }
-        return {name: tensor for name, tensor in state.items() if name in names or name in buffers}
+        """Trainable parameters, and saved buffers of the modules that hold them, by name in ``self.model``."""
+        return self.learning.tensors()
 
-    def load_trainable(self, tensors: dict[str, Tensor], origin: str) -> None:
-        """Load exactly what learns.
-
-        Args:
-            tensors: by name in ``self.model``.
-            origin: where they come from, for the message.
-
-        Raises:
-            InputError: a tensor is missing, unknown or of another shape (``E-ADAPTER-KEYS``).
-        """
-        self.check_trainable(tensors, origin)
-        self.model.load_state_dict(tensors, strict=False)
+    def load_trainable(self, tensors: Mapping[str, Tensor], origin: str) -> None:
+        """Load exactly the `trainable_tensors`; raises as `check_trainable`."""
+        self.learning.load_(tensors, origin)
 
     def check_trainable(self, tensors: Mapping[str, Tensor], origin: str) -> None:
-        """Raise as `load_trainable` would; tensors on the device ``meta`` will do."""
-        expected = self.trainable_tensors()
-        wrong = [f"missing {name}" for name in sorted(expected.keys() - tensors.keys())]
-        wrong += [f"unknown {name}" for name in sorted(tensors.keys() - expected.keys())]
-        wrong += [
-            f"{name} has shape {tuple(tensors[name].shape)} instead of {tuple(expected[name].shape)}"
-            for name in sorted(expected.keys() & tensors.keys())
-            if tensors[name].shape != expected[name].shape
-        ]
-        if wrong:
-            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-            raise InputError(
-                "E-ADAPTER-KEYS", f"{origin} does not fit this model and adapter: {'; '.join(wrong[:3])}{more}"
-            )
+        """Check that these are the `trainable_tensors`; see `Learning.check`."""
+        self.learning.check(tensors, origin)
 
     def make_optimizer(self) -> Optimizer:
         """The optimizer over what learns, with its groups."""
@@ -327,9 +283,9 @@ class AdapterTask(lightning.LightningModule, ABC):
             self.model,
             self.adapter,
             lr=self.optimizer.keywords["lr"],
-            head=(head := self.head(self.model)),
-            head_lr=head_rate(self.head_lr, head),
-            head_weight_decay=self.head_weight_decay,
+            head=self.learning.head,
+            head_lr=head_rate(self.head_settings.lr, self.learning.head),
+            head_weight_decay=self.head_settings.weight_decay,
         )
         return self.optimizer(groups)
 
@@ -348,47 +304,16 @@ class AdapterTask(lightning.LightningModule, ABC):
             )
         self.start_accelerations_()
         optimizer = self.make_optimizer()
-        self._begin_watching(optimizer)
+        self._watch = Watch(self.model, self.learning, optimizer)
         optimizer.register_load_state_dict_pre_hook(by_position)
-        if self.scheduler is None and not any("start" in group for group in optimizer.param_groups):
-            return optimizer
-        num_steps = self.trainer.estimated_stepping_batches
-        if num_steps == float("inf"):
-            raise InputError(
-                "E-STEPS", "a schedule needs to know where the run ends; set trainer.max_epochs or trainer.max_steps"
-            )
-        scheduler = (self.scheduler or partial(schedule, name="constant"))(optimizer, int(num_steps))
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": delayed(scheduler, int(num_steps)), "interval": "step"},
-        }
-
-    def _begin_watching(self, optimizer: Optimizer) -> None:
-        """Once the model is on its device and nothing is trained yet."""
-        layers = [name for names in self.adapted.values() for name in names]
-        parts = {id(part): name for name, part in self.model.named_modules()}
-        layers += [parts[id(part)] for part in self.head(self.model)]
-        self._layers = [layer_of(name, layers) for group in optimizer.param_groups for name in group["param_names"]]
-        self._gradients = GradientWatch()
-        self._frozen = FrozenWatch(self.model, set(self.trainable_tensors()))
+        return scheduled(optimizer, self.scheduler, self.trainer)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """A cast to half precision leaves in single what the adapter added and the head, which then casts its input.
-
-        So ``trainer.precision=bf16-true`` loses no small step. Weights of the base that learn are cast with it: their
-        layers compute in one dtype.
-        """
+        """Move or cast the task; the adapter's own tensors and the head stay in float32, so no small step is lost."""
         if not self._built:
             return super().to(*args, **kwargs)
-        head = self.head(self.model)
-        in_head = {id(tensor) for part in head for tensor in tensors_of(part).values()}
-        kept = self._added | {name for name, tensor in tensors_of(self.model).items() if id(tensor) in in_head}
-        with not_narrowed(self.model, kept | computed_buffers(self.model).keys()):
-            super().to(*args, **kwargs)
-        if self.dtype in (torch.float16, torch.bfloat16):
-            for part in head:
-                cast_inputs_(part)
-        return self
+        with new_tensors_stay_wide(self, self.model, self.learning):
+            return super().to(*args, **kwargs)
 
     def train(self, mode: bool = True) -> "AdapterTask":
         """Training mode, in which frozen BatchNorm keeps its statistics and frozen dropout obeys ``base_dropout``."""
@@ -411,7 +336,8 @@ class AdapterTask(lightning.LightningModule, ABC):
         return list(self._modes.adapted_norms)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        _seed(seed_of(self.seed, self.global_rank, self.current_epoch, batch_idx), self.device)
+        place = {"rank": self.global_rank, "epoch": self.current_epoch, "batch": batch_idx}
+        seed_step(self.seed, **place, device=self.device)
         self._modes.keep_()  # a part's own train() passes ours by
         self.accelerations.switch_(True)
         with self.accelerations.step(self.model):
@@ -434,49 +360,28 @@ class AdapterTask(lightning.LightningModule, ABC):
     @property
     def epoch_loss(self) -> float:
         """Mean training loss over all items of the epoch so far, on all ranks, up to the last optimizer step."""
-        loss, weight = self._epoch_sums
-        return loss / max(weight, 1e-12)
+        return self._epoch_loss.mean
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Turn the gradient of the summed loss into that of the mean over all items, ranks and accumulated batches."""
-        total_loss, total_weight = self._window.take()
-        if math.isfinite(total_loss):  # else the step is not taken
-            self._epoch_sums = (self._epoch_sums[0] + total_loss, self._epoch_sums[1] + total_weight)
+        loss, weight = self._window.take()
+        self._epoch_loss.add(loss, weight)
         if self.global_step == 0:
-            self._check_first_step()
+            refuse_parameters_outside(self, self.model)
+            self._watch.begin()
         # Lightning has divided by the accumulated batches, DDP by the ranks
-        factor = self.trainer.world_size * self.trainer.accumulate_grad_batches / max(total_weight, 1e-12)
+        factor = self.trainer.world_size * self.trainer.accumulate_grad_batches / max(weight, 1e-12)
         gradients = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
         torch._foreach_mul_([gradient for gradient in gradients if gradient is not None], factor)
-        place = place_of_step(self.trainer, self._ranks_of_loss(total_loss))
-        seen = SeenStep(total_loss / max(total_weight, 1e-12), place, self.trainable_tensors)
-        self._gradients.look_(gradients, seen, scaled=self._is_scaled())
-        self._gradients.refuse_dead_layers(self._layers, now=False)
-
-    def _check_first_step(self) -> None:
-        self._gradients.begin()
-        refuse_parameters_outside(self, self.model)
-        if deaf := [name for name, p in trainable(self.model).items() if p.grad is None]:
-            raise InputError(
-                "E-UNREACHED",
-                f"no gradient reaches {', '.join(deaf[:5])}: the task's step never uses them. Exclude them",
-            )
+        place, scaled = place_of_step(self.trainer, self._ranks_of_loss(loss)), is_scaled(self.trainer)
+        self._watch.look_(gradients, loss=loss / max(weight, 1e-12), place=place, scaled=scaled)
 
     def _ranks_of_loss(self, total: float) -> list[int]:
         """The ranks whose own loss is not finite, if their sum is not; else all. In a bad step the ranks exchange."""
-        every = list(range(self.trainer.world_size))
+        num_ranks = self.trainer.world_size
         if math.isfinite(total):
-            return every
-        assert self._window.own is not None
-        losses = self.all_gather(self._window.own)
-        assert isinstance(losses, Tensor)
-        finite = losses.reshape(-1, 2)[:, 0].isfinite().tolist()
-        return [rank for rank in every if not finite[rank]] or every
-
-    def _is_scaled(self) -> bool:
-        """Whether half precision is trained with a scaler, which skips steps until it has found its scale."""
-        precision = self.trainer.precision_plugin
-        return isinstance(precision, MixedPrecision) and precision.scaler is not None
+            return list(range(num_ranks))
+        return self._window.ranks_not_finite(num_ranks, self.all_gather)
 
     @property
     def told_to_stop(self) -> bool:
@@ -492,14 +397,11 @@ class AdapterTask(lightning.LightningModule, ABC):
         self.adapter.after_step_(self.model, step=self.global_step + 1, num_steps=num_steps)
 
     def on_train_epoch_end(self) -> None:
-        self._gradients.settle()
-        self._gradients.refuse_dead_layers(self._layers, now=True)
-        assert self._frozen is not None
-        self._frozen.refuse_change(self.model, set(self.trainable_tensors()))
+        self._watch.end_epoch()
         refuse_parameters_outside(self, self.model)
         self.log("train/epoch_loss", self.epoch_loss, sync_dist=True)  # the same on all ranks already
         if self.trainer.is_last_batch:  # else a longer run may be to go on within the epoch
-            self._epoch_sums = (0.0, 0.0)
+            self._epoch_loss = EpochLoss()
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._measure("validation", batch)
@@ -516,15 +418,36 @@ class AdapterTask(lightning.LightningModule, ABC):
         self.log(f"{split}/loss", loss, on_epoch=True)
         self.log_dict(scores, on_epoch=True)
 
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # Lightning's takes ``checkpoint`` for an argument of its own
+        cls, checkpoint_path: str | Path, map_location: str | torch.device = "cpu", **arguments: Any
+    ) -> Self:
+        """A task with the trainable tensors of a checkpoint.
+
+        Args:
+            checkpoint_path: a folder that ``loralight train`` wrote, or a file that Lightning wrote.
+            map_location: the device of the task.
+            arguments: the constructor's, as in training; saved hyperparameters need not be given.
+
+        Raises:
+            InputError: the checkpoint cannot be read (``E-CKPT-HASH``, ``E-CKPT-STATE``), or is of another model or
+                adapter (``E-ADAPTER-KEYS``).
+        """
+        checkpoint = read_checkpoint(Path(checkpoint_path))
+        task = cls(**{**checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}), **arguments})
+        task.configure_model()
+        task.on_load_checkpoint(checkpoint)
+        return task.to(map_location)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what learns alone, and the optimizer's state by parameter name: an order of layers may change."""
         checkpoint["state_dict"] = self.trainable_tensors()
-        checkpoint["epoch_sums"] = self._epoch_sums
+        checkpoint["epoch_sums"] = self._epoch_loss.sums
         checkpoint["optimizer_states"] = [by_name(state) for state in checkpoint.get("optimizer_states", [])]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.load_trainable(checkpoint["state_dict"], "the checkpoint")
-        self._epoch_sums = checkpoint["epoch_sums"]
+        self._epoch_loss.sums = checkpoint["epoch_sums"]
         checkpoint["state_dict"] = {}
 
 
@@ -532,10 +455,3 @@ def owned_hooks() -> list[str]:
     """What Lightning calls and `AdapterTask` has its own way of: no task may override these."""
     own = {name for name in vars(AdapterTask).keys() & set(dir(lightning.LightningModule)) if not name.startswith("_")}
     return sorted(own | {"automatic_optimization"})
-
-
-def _seed(number: int, device: torch.device) -> None:
-    """Seed what draws on the processor and on ``device``; `torch.manual_seed` looks for others, and takes 1 ms."""
-    torch.default_generator.manual_seed(number)
-    if device.type != "cpu":
-        torch.get_device_module(device).manual_seed(number)

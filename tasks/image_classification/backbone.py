@@ -126,8 +126,6 @@ def find_backbone(checkpoint: str, architecture: str | None = None) -> Backbone:
 def load_backbone(backbone: Backbone, *, num_labels: int, image_size: int | None = None) -> nn.Module:
     """The model with its weights; its classifier is new if it was for another number of labels.
 
-    Notes in ``fresh_parameters`` what is new.
-
     Raises:
         InputError: the weights cannot be had or do not fit (``E-MODEL``), or images of ``image_size`` do not
             (``E-IMAGE-SIZE``).
@@ -141,12 +139,8 @@ def load_backbone(backbone: Backbone, *, num_labels: int, image_size: int | None
             model: nn.Module = timm.create_model(
                 backbone.architecture, pretrained=not without_weights(), pretrained_cfg=config, **arguments
             )
-    fresh: set[str] = set()
     if config.num_classes != num_labels:
         model.reset_classifier(num_labels)  # type: ignore[operator]
-        new = {id(parameter) for part in classifiers(model) for parameter in part.parameters()}
-        fresh = {name for name, parameter in model.named_parameters() if id(parameter) in new}
-    model.__dict__["fresh_parameters"] = fresh
     _try(model, backbone.preparation(image_size=image_size)["input_size"])
     return model
 

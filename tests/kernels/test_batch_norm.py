@@ -8,6 +8,7 @@ import timm
 import torch
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from loralight.acceleration.batch_norm_folding import link_
 from loralight.adapters import Lora, inject, merge
@@ -209,6 +210,144 @@ def test_a_hook_sees_what_it_would_see_without(watch: Any) -> None:
     watch(model, seen)
     model(x)
     torch.testing.assert_close(seen[0], expected, rtol=1e-10, atol=1e-10)
+
+
+class Copying(nn.Module):
+    """Passes on a copy of a layer's output, and keeps the output itself."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = self.layer(x)
+        return self.seen.clone()
+
+
+def _wrapped(model: nn.Sequential, x: Tensor) -> Tensor:
+    wrapped = nn.Sequential(Copying(model[0]), *model[1:])
+    y = wrapped(x)
+    return y + wrapped[0].seen.mean()
+
+
+def _wrapped_in_place(model: nn.Sequential, x: Tensor) -> Tensor:
+    plain, model[0] = model[0], Copying(model[0])
+    try:
+        y: Tensor = model(x)
+        return y + model[0].seen.mean()
+    finally:
+        model[0] = plain
+
+
+def _read_by_a_second(model: nn.Sequential, x: Tensor) -> Tensor:
+    before = model[0](x)
+    y: Tensor = model[2](model[1](before))
+    return y + before.sum()
+
+
+def _read_first_by_a_second(model: nn.Sequential, x: Tensor) -> Tensor:
+    before = model[0](x)
+    with torch.no_grad():
+        size = before.abs().mean()
+    y: Tensor = model[2](model[1](before))
+    return y * size
+
+
+def _changed_in_place(model: nn.Sequential, x: Tensor) -> Tensor:
+    before = model[0](x)
+    before *= 2
+    y: Tensor = model[2](model[1](before))
+    return y
+
+
+def _alone(model: nn.Sequential, x: Tensor) -> Tensor:
+    first = model[0](x)  # its output never reaches the norm
+    return model(x) + first[:, :4, :1, :1] ** 2
+
+
+def _the_norm_alone(model: nn.Sequential, x: Tensor) -> Tensor:
+    model[0](x)
+    y: Tensor = model[1](x.mean(1, keepdim=True) * torch.ones(8, 1, 1, dtype=x.dtype))
+    return y
+
+
+def _into_the_next_convolution(model: nn.Sequential, x: Tensor) -> Tensor:
+    y: Tensor = model[2](model[0](x))
+    return y
+
+
+def _in_another_mode(model: nn.Sequential, x: Tensor) -> Tensor:
+    before = model[0](x)
+    with torch.no_grad():
+        constant = model[1](before)
+    assert not constant.requires_grad
+    return before * constant
+
+
+def _in_checkpoints(model: nn.Sequential, x: Tensor) -> Tensor:
+    for part in model:
+        x = checkpoint(part, x, use_reentrant=False)
+    return x
+
+
+ELSEWHERE = [
+    *(_wrapped, _wrapped_in_place, _read_by_a_second, _read_first_by_a_second, _changed_in_place, _alone),
+    *(_the_norm_alone, _into_the_next_convolution, _in_another_mode, _in_checkpoints),
+]
+
+
+@pytest.mark.parametrize("compute", ELSEWHERE)
+def test_a_convolution_s_output_that_goes_elsewhere_is_what_it_is_without_the_norm(compute: Any) -> None:
+    model = adapted(nn.Conv2d(6, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1))
+    x = torch.randn(2, 6, 9, 8, dtype=torch.float64)
+
+    def computed(model: nn.Sequential) -> dict[str, Tensor]:
+        given = x.clone().requires_grad_()
+        y = compute(model, given)
+        learning = trainable(model)
+        found = torch.autograd.grad(y.square().sum(), [given, *learning.values()], allow_unused=True)
+        gradients = {name: one for name, one in zip(["x", *learning], found, strict=True) if one is not None}
+        return {"output": y.detach(), **gradients}
+
+    wanted, whole = computed(model), results(model, x)
+    fixed(model)
+    assert_same(computed(model), wanted)
+    assert_same(results(model, x), whole)  # the next pass knows nothing of it
+
+
+def test_in_autocast_an_output_that_is_read_later_is_computed_as_where_the_convolution_was_called() -> None:
+    model = adapted(nn.Conv2d(6, 8, 3), nn.BatchNorm2d(8)).float()
+    x = torch.randn(2, 6, 9, 8)
+    fixed(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = model[0](x)
+    assert y.dtype == torch.bfloat16 and y.requires_grad
+
+
+def test_a_norm_works_in_the_output_of_no_convolution_that_something_is_around() -> None:
+    class Stem(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.norm, self.last = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.last(self.norm(self.stem(x)))
+            return y
+
+    class Keeping(Copying):
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen: Tensor = self.layer(x)
+            return self.seen
+
+    model = Stem()
+    inject(model, Lora(lr=1e-3, targets="last", rank=2))
+    lived_in(model)
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    wanted = model.stem(x)
+    fixed(model)
+    model.stem = Keeping(model.stem)
+    model(x)
+    assert torch.equal(model.stem.seen, wanted)
 
 
 @pytest.mark.parametrize("case", ["statistics", "affine", "bias", "evaluation", "replaced", "without gradients"])

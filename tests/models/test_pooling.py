@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoTokenizer, BertForMaskedLM
 
 from loralight.errors import InputError
 from loralight.models import check_pooling, find_pooling, load_pooled, load_tokenizer
+from loralight.models.fresh import watching_origins
 from loralight.models.pooling import Pooling, pool
 from loralight.resources import resolve
 
@@ -63,12 +64,14 @@ def test_a_saved_classifier_is_gone_on_with_for_the_same_labels_alone(tmp_path: 
     saved = load_pooled(MINILM, pooling="mean", labels=LABELS, max_length=32)
     saved.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(resolve(MINILM)).save_pretrained(tmp_path)
-    again = load_pooled(str(tmp_path), pooling="mean", labels=LABELS, max_length=32)
+    with watching_origins() as origins:
+        again = load_pooled(str(tmp_path), pooling="mean", labels=LABELS, max_length=32)
     assert torch.equal(again.pooled_classifier.weight, saved.pooled_classifier.weight)
-    assert not again.fresh_parameters
+    assert not origins.fresh(again)
     for labels in (["good", "bad"], LABELS[::-1]):
-        other = load_pooled(str(tmp_path), pooling="mean", labels=labels, max_length=32)
-        assert other.fresh_parameters == {"pooled_classifier.weight", "pooled_classifier.bias"}
+        with watching_origins() as origins:
+            other = load_pooled(str(tmp_path), pooling="mean", labels=labels, max_length=32)
+        assert origins.fresh(other) == {"pooled_classifier.weight", "pooled_classifier.bias"}
 
 
 def test_a_checkpoint_says_how_it_was_trained(tmp_path: Path, tiny_bert: str) -> None:

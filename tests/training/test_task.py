@@ -2,23 +2,27 @@ import copy
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, log_loss
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
+from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
 from loralight.acceleration import FrozenProducts, GradientCheckpointing
-from loralight.adapters import AdaLora, Dora, FullFineTuning, Lora
+from loralight.adapters import AdaLora, Dora, FullFineTuning, LinearProbe, Lora
 from loralight.adapters.base import trainable
 from loralight.errors import InputError
 from loralight.kernels import onednn
 from loralight.testing import TaskContract
+from loralight.training.checkpoint import FolderCheckpointIO
 from loralight.training.optim import schedule
 from loralight.training.task import AdapterTask, Step, owned_hooks
 
@@ -27,6 +31,7 @@ OWNED = (
     "automatic_optimization",
     "configure_model",
     "configure_optimizers",
+    "load_from_checkpoint",
     "on_before_optimizer_step",
     "on_load_checkpoint",
     "on_save_checkpoint",
@@ -250,17 +255,82 @@ def test_prepacking_what_cannot_be_packed_is_an_error() -> None:
         trainer().fit(task, batches_of(4, dtype=torch.float64), batches_of(4, dtype=torch.float64))
 
 
-def test_a_new_parameter_that_would_stay_frozen_is_an_error() -> None:
-    model = Net()
-    model.fresh_parameters = {"head.2.weight", "body.3.weight", "body.3.bias"}
-    with pytest.raises(InputError, match=r"^E-FRESH-FROZEN: body\.3\.bias, body\.3\.weight: newly initialised"):
-        built(model=model)
+def by_transformers(folder: Path) -> nn.Module:
+    config = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    BertModel(config).save_pretrained(folder)
+
+    class Classifier(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bert = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)
+            self.head = self.bert.classifier
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.bert((x > 0).long()).logits
+
+    return Classifier()
 
 
-def test_new_parameters_in_the_head_are_as_they_should_be() -> None:
+def by_timm(folder: Path) -> nn.Module:
+    torch.save(timm.create_model("test_resnet", num_classes=5).state_dict(), folder / "weights.pth")
+
+    class Classifier(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            overlay = {"file": str(folder / "weights.pth"), "num_classes": 5}
+            self.net = timm.create_model("test_resnet", True, pretrained_cfg_overlay=overlay, num_classes=3)
+            self.head = self.net.get_classifier()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x[:, :1, None, None].expand(-1, 3, 32, 32))
+
+    return Classifier()
+
+
+def by_torch(folder: Path) -> nn.Module:
+    torch.save(Net().body.state_dict(), folder / "body.pth")
     model = Net()
-    model.fresh_parameters = {f"head.{name}" for name, _ in model.head.named_parameters()}
-    built(model=model)
+    model.body.load_state_dict(torch.load(folder / "body.pth"))
+    return model
+
+
+@pytest.mark.parametrize("load", [by_transformers, by_timm, by_torch])
+def test_a_new_parameter_that_would_stay_frozen_is_an_error_whoever_loads_the_weights(
+    load: Callable[[Path], nn.Module], tmp_path: Path
+) -> None:
+    class Loading(Toy):
+        def build_model(self) -> nn.Module:
+            return load(tmp_path)
+
+    class Forgetful(Loading):
+        def head(self, model: nn.Module) -> list[nn.Module]:
+            return []
+
+    arguments: dict[str, Any] = {
+        "adapter": Lora(targets="all-linear", rank=2),
+        "optimizer": partial(torch.optim.SGD, lr=0.05),
+    }
+    with pytest.raises(InputError, match=r"^E-FRESH-FROZEN: .*weight.*: newly initialised"):
+        Forgetful(**arguments).configure_model()
+    task = Loading(**{**arguments, "adapter": LinearProbe()})
+    task.configure_model()
+    assert {id(p) for p in trainable(task.model).values()} == {id(p) for p in task.head(task.model)[0].parameters()}
+    before = learned(task)
+    trainer().fit(task, batches_of(4, 4), batches_of(4))
+    assert not equal(learned(task), before)
+
+
+def test_a_frozen_parameter_that_is_to_stay_as_it_was_initialised_can_be_left_out(tmp_path: Path) -> None:
+    class Projected(Toy):
+        def build_model(self) -> nn.Module:
+            model = by_torch(tmp_path)
+            model.projection = nn.Linear(4, 4, bias=False)
+            return model
+
+        def fresh(self, model: nn.Module) -> set[str]:
+            return super().fresh(model) - {"projection.weight"}
+
+    Projected(adapter=Lora(targets="body.0", rank=2)).configure_model()
 
 
 def test_a_parameter_that_no_gradient_reaches_is_an_error_that_names_it() -> None:
@@ -389,13 +459,13 @@ def test_three_such_steps_in_a_row_are_got_over_and_a_fourth_stops_the_run(of: s
 def test_a_scaler_skips_steps_until_it_has_found_its_scale_and_nothing_is_told(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(AdapterTask, "_is_scaled", lambda self: True)
+    monkeypatch.setattr("loralight.training.task.is_scaled", lambda trainer: True)
     after = fit(Diverging(range(6)), 10)
     assert "E-NONFINITE" not in caplog.text and all(tensor.isfinite().all() for tensor in after[-1].values())
 
 
 def test_a_scale_that_is_never_found_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(AdapterTask, "_is_scaled", lambda self: True)
+    monkeypatch.setattr("loralight.training.task.is_scaled", lambda trainer: True)
     fit(Diverging(range(50)), 50)  # an epoch's end is no reason to give up
     with pytest.raises(InputError, match=r"^E-NONFINITE: no gradient of the first 100 steps was finite"):
         fit(Diverging(range(200)), 120)
@@ -607,6 +677,36 @@ def test_accumulated_batches_compute_what_one_big_batch_does(
         optimizer.step()
     for found, expected in zip(trainable(task.model).values(), parameters, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+class FromFolder(Toy):
+    """Written as the documents show: its argument is called checkpoint."""
+
+    def __init__(self, *, checkpoint: str, **training: Any) -> None:
+        super().__init__(torch.load(checkpoint, weights_only=False), **training)
+
+
+def test_a_task_whose_argument_is_called_checkpoint_loads_from_the_files_of_lightning_and_from_folders(
+    tmp_path: Path,
+) -> None:
+    torch.save(Net(), tmp_path / "net.pth")
+    arguments = {"checkpoint": str(tmp_path / "net.pth"), "adapter": Lora(targets="body.0", rank=2)}
+    task = FromFolder(**arguments, optimizer=partial(torch.optim.SGD, lr=0.5))
+    for name, plugins in {"file.ckpt": [], "folder": [FolderCheckpointIO()]}.items():
+        run = trainer(plugins=plugins)
+        run.fit(task, batches_of(4, 4), batches_of(4))
+        run.save_checkpoint(tmp_path / name)
+        loaded = FromFolder.load_from_checkpoint(tmp_path / name, **arguments)
+        assert equal(loaded.trainable_tensors(), task.trainable_tensors())
+        assert torch.equal(loaded.eval().model(torch.ones(2, 4)), task.eval().model(torch.ones(2, 4)))
+    with pytest.raises(InputError, match=r"^E-ADAPTER-KEYS: the checkpoint does not fit"):
+        FromFolder.load_from_checkpoint(tmp_path / "folder", **{**arguments, "adapter": Lora(targets="body.3")})
+    (tmp_path / "other").write_text("no checkpoint")
+    for path in ("other", "net.pth"):
+        with pytest.raises(InputError, match=r"^E-CKPT-STATE: .* cannot be read as a checkpoint"):
+            FromFolder.load_from_checkpoint(tmp_path / path, **arguments)
+    with pytest.raises(InputError, match=r"^E-CKPT-HASH: "):
+        FromFolder.load_from_checkpoint(tmp_path / "absent", **arguments)
 
 
 def test_the_losses_of_an_epoch_are_means_over_rows() -> None:

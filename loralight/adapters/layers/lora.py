@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from loralight.adapters.disabled import Switchable, is_off
-from loralight.kernels.batch_norm import Follower
+from loralight.kernels.batch_norm import Follower, Unread
 from loralight.kernels.convolution import Geometry, lora_convolution
 from loralight.kernels.linear import can_be_fused, is_on_accelerator, linear_can_be_fused, lora_linear
 from loralight.kernels.onednn import forget_, matrices_of
@@ -146,6 +146,8 @@ class LoraLayer(Switchable):
         return F.dropout(ones, self.rank_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Unread):
+            x = x.read()  # kernels do not see that it is none of PyTorch's own tensors
         if is_off(self):
             plain: Tensor = self.plain.forward(self, x)
             return plain
@@ -295,18 +297,19 @@ class _LoraConv(LoraLayer, nn.modules.conv._ConvNd):
         has_batch = x.ndim == self.weight.ndim
         if not (has_batch and self._is_simple and can_be_fused(x, self.weight, self.lora_A)):
             return super().adapted_forward(x)
-        bias, gain = self.bias, None
-        learns = bias is not None and bias.requires_grad
-        norm = self.follower.of(self, self.weight.dtype) if self.follower and self.training and not learns else None
-        if norm is not None:
-            gain, shift = norm.gain_and_shift()
-            bias = shift if bias is None else torch.addcmul(shift, bias, gain)
+        weight, bias, scaling = self.weight, self.bias, self.scaling
         geometry: Geometry = (self.stride, self.padding, self.dilation)  # type: ignore[assignment]  # no text here
-        lora_A = thin(self.lora_A, self.draw_ranks())
-        y = lora_convolution(x, self.weight, bias, lora_A, self.lora_B, self.scaling, geometry, gain)
-        if norm is not None:
-            norm.done = y
-        return y
+        lora_A, lora_B = thin(self.lora_A, self.draw_ranks()), self.lora_B
+
+        def convolve(folded: tuple[Tensor, Tensor] | None) -> Tensor:
+            gain, summand = (None, bias) if folded is None else folded
+            if folded is not None and bias is not None:
+                summand = torch.addcmul(folded[1], bias, folded[0])
+            return lora_convolution(x, weight, summand, lora_A, lora_B, scaling, geometry, gain)
+
+        learns = bias is not None and bias.requires_grad
+        norm = self.follower.of(self, weight.dtype) if self.follower and self.training and not learns else None
+        return convolve(None) if norm is None else Unread.of(convolve, norm, x.device)
 
     @property
     def is_known_to_peft(self) -> bool:

@@ -15,6 +15,7 @@ from timm.data.config import resolve_data_config
 from torch import nn
 
 from loralight.errors import InputError
+from loralight.models.fresh import watching_origins
 from loralight.models.trust import trusting
 from loralight.tasks.image_classification import backbone
 from loralight.tasks.image_classification.backbone import classifiers, find_backbone, load_backbone
@@ -39,9 +40,10 @@ def by_timm(folder: str, num_classes: int = 7) -> nn.Module:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_folder_gives_exactly_its_weights(checkpoints: Callable[[str], str], architecture: str) -> None:
     folder = checkpoints(architecture)
-    model = load_backbone(find_backbone(folder), num_labels=7)
+    with watching_origins() as origins:
+        model = load_backbone(find_backbone(folder), num_labels=7)
     assert same(model, by_timm(folder))
-    assert model.fresh_parameters == set()
+    assert origins.fresh(model) == set()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -49,12 +51,13 @@ def test_another_number_of_labels_makes_the_classifier_new_and_nothing_else(
     checkpoints: Callable[[str], str], architecture: str
 ) -> None:
     folder = checkpoints(architecture)
-    model = load_backbone(find_backbone(folder), num_labels=3)
+    with watching_origins() as origins:
+        model = load_backbone(find_backbone(folder), num_labels=3)
     (head,) = classifiers(model)
     (name,) = [name for name, module in model.named_modules() if module is head]
-    assert model.fresh_parameters == {f"{name}.weight", f"{name}.bias"}
+    assert origins.fresh(model) == {f"{name}.weight", f"{name}.bias"}
     assert same(model, timm.create_model(architecture, num_classes=3), but=set(model.state_dict()))
-    assert same(load_backbone(find_backbone(folder), num_labels=3), by_timm(folder), but=model.fresh_parameters)
+    assert same(load_backbone(find_backbone(folder), num_labels=3), by_timm(folder), but=origins.fresh(model))
     assert model.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
 
 
@@ -74,8 +77,9 @@ def test_a_file_of_weights_is_of_the_architecture_that_is_named(tiny_resnet: str
 def test_weights_without_a_classifier_get_a_new_one(tiny_resnet: str, tmp_path: Path) -> None:
     body = {name: tensor for name, tensor in load_file(f"{tiny_resnet}/model.safetensors").items() if name[:2] != "fc"}
     save_file(body, tmp_path / "body.safetensors")
-    model = load_backbone(find_backbone(str(tmp_path / "body.safetensors"), "test_resnet"), num_labels=7)
-    assert model.fresh_parameters == {"fc.weight", "fc.bias"}
+    with watching_origins() as origins:
+        model = load_backbone(find_backbone(str(tmp_path / "body.safetensors"), "test_resnet"), num_labels=7)
+    assert origins.fresh(model) == {"fc.weight", "fc.bias"}
     assert same(model, by_timm(tiny_resnet), but={"fc.weight", "fc.bias"})
 
 

@@ -15,6 +15,7 @@ from datasets import Dataset
 from sklearn.datasets import load_digits
 
 from loralight.errors import InputError
+from loralight.models.fresh import watching_origins
 from loralight.tasks.image_classification import digits
 from loralight.tasks.image_classification.backbone import find_backbone, load_backbone
 from loralight.tasks.image_classification.digits import DigitsDemo, make_digits
@@ -62,8 +63,9 @@ def test_the_demo_s_model_and_data_are_read_like_any_other(tmp_path: Path) -> No
     data = demo(tmp_path / "made" / "digits")
     data.setup()
     assert data.names == [str(digit) for digit in range(10)]
-    model = load_backbone(find_backbone(str(tmp_path / "made" / "digits")), num_labels=10)
-    assert model.fresh_parameters == {"fc.weight", "fc.bias"}
+    with watching_origins() as origins:
+        model = load_backbone(find_backbone(str(tmp_path / "made" / "digits")), num_labels=10)
+    assert origins.fresh(model) == {"fc.weight", "fc.bias"}
     assert data.splits["train"][0]["images"].shape == (3, 32, 32)
 
 

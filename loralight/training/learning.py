@@ -1,0 +1,93 @@
+"""The trainable part of an adapted model: one answer to its names, its tensors and its layers."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+from torch import Tensor, nn
+
+from loralight.adapters.base import trainable
+from loralight.errors import InputError
+from loralight.models.dtypes import tensors_of
+
+
+class Learning:
+    """The names, tensors and layers that learn; optimizer, checkpoints, export and watches all ask here.
+
+    Tensors are looked up at each call, as a method may replace some: AdaLoRA ends as LoRA.
+
+    Args:
+        model: adapted.
+        head: its parts that are trained in full.
+        layers: names of the adapted layers.
+        norms: names of BatchNorm layers that change without being the adapter's.
+        added: names of the tensors that the adapter added to the base's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        head: Sequence[nn.Module],
+        layers: Sequence[str],
+        norms: Sequence[str],
+        added: Collection[str],
+    ) -> None:
+        names = {id(module): name for name, module in model.named_modules()}
+        self._model, self._added = model, added
+        self.head, self.norms = head, norms
+        self.head_names = [names[id(part)] for part in head]
+        self.layers = [*layers, *self.head_names]
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The trainable parameters, by name."""
+        return trainable(self._model)
+
+    @property
+    def whole_modules(self) -> list[str]:
+        """Names of the modules that learn as a whole: the head, and BatchNorm layers that learn beside the adapter."""
+        return [*self.head_names, *self.norms]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Trainable parameters, and saved buffers of the modules that hold them, by name."""
+        state = self._model.state_dict()
+        names = self.parameters
+        owners = {name.rpartition(".")[0] for name in names} | set(self.norms)
+        buffers = {
+            name for name, _ in self._model.named_buffers() if name.rpartition(".")[0] in owners and name in state
+        }
+        return {name: tensor for name, tensor in state.items() if name in names or name in buffers}
+
+    def load_(self, tensors: Mapping[str, Tensor], origin: str) -> None:
+        """Load exactly `tensors`; raises as `check`."""
+        self.check(tensors, origin)
+        self._model.load_state_dict(tensors, strict=False)
+
+    def check(self, tensors: Mapping[str, Tensor], origin: str) -> None:
+        """Check that these are the tensors that learn; tensors on the device ``meta`` will do.
+
+        Args:
+            tensors: by name.
+            origin: where they come from, for the message.
+
+        Raises:
+            InputError: a tensor is missing, unknown or of another shape (``E-ADAPTER-KEYS``).
+        """
+        expected = self.tensors()
+        wrong = [f"missing {name}" for name in sorted(expected.keys() - tensors.keys())]
+        wrong += [f"unknown {name}" for name in sorted(tensors.keys() - expected.keys())]
+        wrong += [
+            f"{name} has shape {tuple(tensors[name].shape)} instead of {tuple(expected[name].shape)}"
+            for name in sorted(expected.keys() & tensors.keys())
+            if tensors[name].shape != expected[name].shape
+        ]
+        if wrong:
+            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            raise InputError(
+                "E-ADAPTER-KEYS", f"{origin} does not fit this model and adapter: {'; '.join(wrong[:3])}{more}"
+            )
+
+    @property
+    def new(self) -> set[str]:
+        """Names of the tensors that the adapter added and of those in the head; the base has none of them."""
+        in_head = {id(tensor) for part in self.head for tensor in tensors_of(part).values()}
+        return {*self._added, *(name for name, one in tensors_of(self._model).items() if id(one) in in_head)}

@@ -1,0 +1,56 @@
+"""The checks of a training run: each step's gradients, and at the end of an epoch the frozen tensors."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from loralight.errors import InputError
+from loralight.training.frozen_watch import FrozenWatch
+from loralight.training.gradients import GradientWatch, SeenStep, layer_of
+from loralight.training.learning import Learning
+
+
+class Watch:
+    """Watches the gradients of a run and the tensors that are frozen in it.
+
+    Args:
+        model: on the device that trains, before the first step.
+        learning: its trainable part.
+        optimizer: of the run.
+    """
+
+    def __init__(self, model: nn.Module, learning: Learning, optimizer: Optimizer) -> None:
+        self._model, self._learning = model, learning
+        names = [name for group in optimizer.param_groups for name in group["param_names"]]
+        self._layers = [layer_of(name, learning.layers) for name in names]
+        self._gradients = GradientWatch()
+        self._frozen = FrozenWatch(model, set(learning.tensors()))
+
+    def begin(self) -> None:
+        """Look at the first step of a run, once its gradients are there.
+
+        Raises:
+            InputError: a parameter has no gradient (``E-UNREACHED``).
+        """
+        self._gradients.begin()
+        if deaf := [name for name, p in self._learning.parameters.items() if p.grad is None]:
+            raise InputError(
+                "E-UNREACHED",
+                f"no gradient reaches {', '.join(deaf[:5])}: the task's step never uses them. Exclude them",
+            )
+
+    def look_(self, gradients: Sequence[Tensor | None], *, loss: float, place: Callable[[], str], scaled: bool) -> None:
+        """Look at each step; see `GradientWatch.look_`."""
+        self._gradients.look_(gradients, SeenStep(loss, place, self._learning.tensors), scaled=scaled)
+        self._gradients.refuse_dead_layers(self._layers, now=False)
+
+    def end_epoch(self) -> None:
+        """Look at the end of an epoch.
+
+        Raises:
+            InputError: see `GradientWatch.refuse_dead_layers` and `FrozenWatch.refuse_change`.
+        """
+        self._gradients.settle()
+        self._gradients.refuse_dead_layers(self._layers, now=True)
+        self._frozen.refuse_change(self._model, set(self._learning.tensors()))
