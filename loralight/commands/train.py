@@ -40,6 +40,7 @@ from loralight.training.preflight import (
 )
 from loralight.training.probe import NoProbe, fit_probe, start_head_
 from loralight.training.progress import Throughput, progress_callbacks
+from loralight.training.settling import settle_
 from loralight.training.stop_at_step import StopAtStep
 from loralight.training.task import AdapterTask
 
@@ -140,6 +141,8 @@ class Run:
             if not is_solved:
                 trainer.fit(task, datamodule=data, ckpt_path=self.resumed)
             score = _load_best(metric, trainer, task)
+            if line := settle_(task, data, trainer):
+                logs.logger.info(line)
             metrics = _measure(trainer, task, data)
             if trainer.is_global_zero:
                 stopping.check()  # for the last time: a run told to stop while it saves ends as one that was not
@@ -227,6 +230,7 @@ def _save(
     task.adapter = task.adapter.finish_(task.model)
     made = recipe(config, data.model_arguments(), task.adapter)
     made["task"]["arguments"] |= task.found_arguments()
+    made["task"]["settled"] = task.settled
     save_adapter(task, folder, recipe=made, metrics=metrics)
     summary = summarise(config, output_dir, task, data, metrics, throughput.seconds_per_step(), probe)
     final_report(summary, task, data, output_dir, next_commands(config, output_dir))

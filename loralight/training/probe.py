@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from loralight.data import TaskData
 from loralight.training.heads import linear_layer
+from loralight.training.settling import settled
 from loralight.training.task import AdapterTask
 
 _MOST_NUMBERS = 20_000_000  # of features that are fitted: 52,000 items of 384; more move the third digit
@@ -86,7 +87,7 @@ def fit_probe(task: AdapterTask, data: TaskData, trainer: lightning.Trainer) -> 
             splits["test"] = _some(data.test_dataloader(), trainer.limit_test_batches)
         held_out = _collect(task, layer, splits["validation"], device)
         best = _best(fit(features, targets, num_labels=layer.out_features), *held_out)
-        with _in_place(layer, best):
+        with _in_place(layer, best), settled(task, task.settle(lambda: _outputs(task, splits["validation"], device))):
             scores = {name: score for split in splits for name, score in _score(task, split, splits[split], device)}
     finally:
         task.train()
@@ -200,6 +201,13 @@ def _are_classes(features: Tensor, targets: Tensor, num_labels: int) -> bool:
     if targets.ndim == 1:
         return not targets.is_floating_point() and (not len(targets) or int(targets.max()) < num_labels)
     return targets.is_floating_point() and targets.shape[1:] == (num_labels,)
+
+
+@torch.no_grad()
+def _outputs(task: AdapterTask, batches: Iterable[Any], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Predictions and targets of all rows."""
+    steps = [task.step(move_data_to_device(batch, device)) for batch in batches]
+    return torch.cat([step.predictions for step in steps]).float(), torch.cat([step.targets for step in steps])
 
 
 @torch.no_grad()

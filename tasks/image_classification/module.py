@@ -2,7 +2,7 @@
 
 import glob
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from loralight import AdapterTask, Step
 from loralight.data import FORMATS, check_smoothing, read_file
 from loralight.errors import InputError
 from loralight.logs import logger
+from loralight.training import check_temperature, fit_temperature
 
 from .backbone import classifiers, find_backbone, load_backbone, save_backbone
 from .confusion import MOST_DRAWN, draw, write_table
@@ -39,6 +40,8 @@ class ImageClassification(AdapterTask):
         label_smoothing: share of the target that is spread over all labels; in training, as the next two.
         mixup: see `Mixing`.
         cutmix: likewise.
+        calibrate: choose the temperature by the validation rows.
+        temperature: what logits are divided by before they become probabilities.
         training: adapter, optimizer, scheduler, ...: see `AdapterTask`.
     """
 
@@ -54,6 +57,8 @@ class ImageClassification(AdapterTask):
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
+        calibrate: bool = False,
+        temperature: float = 1.0,
         **training: Any,
     ) -> None:
         super().__init__(**training)
@@ -62,6 +67,8 @@ class ImageClassification(AdapterTask):
         self.preparation = self.backbone.preparation(image_size=image_size, crop_pct=crop_pct)
         self.transform = evaluation_transform(self.preparation)
         check_smoothing(label_smoothing)
+        check_temperature(temperature)
+        self.calibrate, self.temperature = calibrate, temperature
         self.label_smoothing = label_smoothing
         self.mixing = None
         if mixup or cutmix:
@@ -89,7 +96,14 @@ class ImageClassification(AdapterTask):
             targets, smoothing = targets.to(images.dtype), 0.0  # they are smoothed already
         logits = self._train_on(images) if self.training else self.model(images)  # (batch, labels)
         loss = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="sum")
-        return Step(loss / max(len(labels), 1), logits, labels)
+        return Step(loss / max(len(labels), 1), logits / self.temperature, labels)
+
+    def settle(self, validated: Callable[[], tuple[Tensor, Tensor]]) -> dict[str, Any]:
+        """The temperature, if it is asked for."""
+        if not self.calibrate:
+            return {}
+        predictions, targets = validated()
+        return {"temperature": fit_temperature(self.temperature * predictions, targets)}
 
     def _train_on(self, images: Tensor) -> Tensor:
         """The logits, or an error with the remedy for a batch of one image."""
@@ -166,7 +180,8 @@ class ImageClassification(AdapterTask):
             raise InputError("E-INPUT", f"options.top_k={top_k}: give at least 1")
         named = [self._image(given, number) for number, given in enumerate(inputs)]
         images = torch.stack([image for _, image in named]).to(self.device)
-        probabilities, numbers = self.model(images).float().softmax(-1).topk(min(top_k, len(self.labels)))
+        logits = self.model(images).float() / self.temperature
+        probabilities, numbers = logits.softmax(-1).topk(min(top_k, len(self.labels)))
         return [
             {
                 "file": name,

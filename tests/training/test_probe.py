@@ -117,6 +117,25 @@ def test_a_probe_has_the_features_that_the_head_reads(work: Callable[..., tuple[
     assert torch.allclose(direct.weight, fit_probe(task, data, CPU).classifier.weight, atol=1e-4)
 
 
+def test_a_probe_of_several_labels_is_scored_at_thresholds_of_its_own(tiny_bert: str, tmp_path: Path) -> None:
+    for split, first in {"train": 0, "validation": 60}.items():  # which rows have soup, no word tells
+        rows = [f"row {n % 10},{int(n * n % 11 in (4, 5))},{n % 2}" for n in range(first, first + 60)]
+        (tmp_path / f"{split}.csv").write_text("\n".join(["text,soup,odd", *rows]) + "\n")
+    data = TextClassificationData(
+        checkpoint=tiny_bert, columns={"text": "text", "label": ["soup", "odd"]}, path=str(tmp_path), max_length=16
+    )
+    data.setup()
+    scores = {}
+    for thresholds in ("auto", 0.5):
+        task = TextClassification(
+            checkpoint=tiny_bert, adapter=LinearProbe(), pooling="mean", thresholds=thresholds, **data.model_arguments()
+        )
+        task.configure_model()
+        scores[thresholds] = fit_probe(task, data, CPU).scores["validation/f1"]
+        assert task.thresholds == thresholds, "what the probe chose is not what training will"
+    assert scores["auto"] > scores[0.5]
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [("class", "one class"), ("none", "no classes"), ("two", "more than one linear layer")],

@@ -27,6 +27,7 @@ from loralight.artifacts.export import save_adapter
 from loralight.errors import InputError
 from loralight.kernels.batch_norm import FrozenNorm
 from loralight.tasks.image_classification import ImageClassification
+from loralight.training import fit_temperature
 from loralight.training.task import AdapterTask
 
 LABELS = ["blue", "green", "red"]
@@ -105,6 +106,24 @@ def test_blended_images_have_the_loss_of_both_labels_in_training_alone(tiny_resn
         wanted = -(targets * task.model(images).log_softmax(-1)).sum(-1).mean()
     torch.testing.assert_close(blended.loss, wanted)
     assert torch.equal(blended.targets, batch["labels"])
+
+
+def test_a_temperature_by_validation_rows_divides_the_logits_of_answers_and_metrics(
+    tiny_resnet: str, pictures: list[str]
+) -> None:
+    task, batch = make(tiny_resnet, calibrate=True, temperature=2.0), batch_of()
+    with torch.no_grad():
+        logits = task.model(batch["images"])
+        step = task.step(batch)
+    torch.testing.assert_close(step.predictions, logits / 2)
+    torch.testing.assert_close(step.loss, F.cross_entropy(logits, batch["labels"]))
+    found = task.settle(lambda: (step.predictions, step.targets))
+    assert found == {"temperature": pytest.approx(fit_temperature(logits, batch["labels"]), rel=1e-4)}
+    warm, cold = (make(tiny_resnet, temperature=t).predict(pictures, top_k=3) for t in (2.0, 1.0))
+    for one, other in zip(warm, cold, strict=True):
+        p = torch.tensor(list(other["probabilities"].values())).sqrt()  # as logits at half their size have it
+        assert list(one["probabilities"].values()) == pytest.approx((p / p.sum()).tolist(), abs=1e-4)
+    assert make(tiny_resnet).settle(pytest.fail) == {}
 
 
 @pytest.mark.parametrize("mixup", [0.0, 0.4])
