@@ -45,13 +45,16 @@ def _loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))
 
 
-def check_temperature(given: float) -> None:
-    """Raise ``E-TEMPERATURE`` unless logits divided by it are numbers still."""
+def check_temperature(given: float | None) -> float:
+    """The temperature, 1 if none is given; raises ``E-TEMPERATURE`` unless logits divided by it are numbers still."""
+    if given is None:
+        return 1.0
     if not 1e-3 <= given <= 1e3:
         raise InputError(
             "E-TEMPERATURE",
             f"task.temperature is {given}; give a number from 0.001 to 1000, of which 1 changes nothing",
         )
+    return float(given)
 
 
 class CalibrationError(MulticlassCalibrationError):

@@ -190,7 +190,7 @@ class ImageClassificationData(TaskData):
         return dict(default_collate(rows))
 
     def model_arguments(self) -> dict[str, Any]:
-        return {"labels": self.names, "image_column": self.image_column}
+        return {"labels": self.names, "label_counts": self._counts(), "image_column": self.image_column}
 
     def examples(self, count: int) -> list[tuple[Any, str]]:
         split = "test" if "test" in self.splits else "validation"

@@ -50,7 +50,7 @@ class TextClassification(AdapterTask):
         thresholds: of several labels a row, the probability above which a row has a label: one, or one for each label;
             ``auto`` for those of the best F1 on validation rows (see `choose_thresholds`), and one half until then.
         calibrate: choose the temperature by the validation rows.
-        temperature: what logits are divided by before they become probabilities.
+        temperature: what logits are divided by before they become probabilities; 1 if None.
         training: adapter, optimizer, scheduler, ...: see `AdapterTask`.
     """
 
@@ -70,7 +70,7 @@ class TextClassification(AdapterTask):
         label_smoothing: float = 0.0,
         thresholds: float | Sequence[float] | Literal["auto"] = "auto",
         calibrate: bool = False,
-        temperature: float = 1.0,
+        temperature: float | None = None,
         **training: Any,
     ) -> None:
         super().__init__(**training)
@@ -79,8 +79,8 @@ class TextClassification(AdapterTask):
         check_smoothing(label_smoothing)
         check_pooling(pooling)
         check_thresholds(thresholds, self.labels, multi_label=multi_label)
-        check_temperature(temperature)
-        self.thresholds, self.calibrate, self.temperature = thresholds, calibrate, temperature
+        self.thresholds, self.calibrate = thresholds, calibrate
+        self.temperature = check_temperature(temperature)
         self.pooling: PoolingChoice = pooling
         weights = weights_of_labels(class_weights, self.labels, label_counts)
         self.register_buffer("class_weights", weights, persistent=False)
@@ -125,9 +125,13 @@ class TextClassification(AdapterTask):
             smoothed = labels * (1 - self.label_smoothing) + self.label_smoothing / 2
             loss = F.binary_cross_entropy_with_logits(logits, smoothed, pos_weight=self.class_weights)
             return Step(loss, self._around_half(logits), labels.long())
-        loss = F.cross_entropy(logits, labels, weight=self.class_weights, label_smoothing=self.label_smoothing)
-        weight = None if self.class_weights is None else self.class_weights[labels].sum()
-        return Step(loss, logits / self.temperature, labels, weight)
+        smoothed = {"label_smoothing": self.label_smoothing}
+        if self.class_weights is None:
+            return Step(F.cross_entropy(logits, labels, **smoothed), logits / self.temperature, labels)
+        weight = self.class_weights[labels].sum()
+        loss = F.cross_entropy(logits, labels, weight=self.class_weights, reduction="sum", **smoothed)
+        # a batch whose rows have no weight has a loss of 0
+        return Step(loss / weight.clamp(min=1e-12), logits / self.temperature, labels, weight)
 
     def settle(self, validated: Callable[[], tuple[Tensor, Tensor]]) -> dict[str, Any]:
         """The temperature if it is asked for, and the thresholds of several labels a row if they are ``auto``."""

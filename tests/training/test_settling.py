@@ -91,6 +91,8 @@ def test_a_calibrated_classifier_is_as_right_as_it_says(
     probabilities = torch.tensor([list(answer["probabilities"].values()) for answer in answers])
     targets = torch.tensor([task.labels.index(row["label"]) for row in rows])
     told = summary["metrics"]["test/ece"]
+    assert in_process("evaluate", "run=run", "task.temperature=1", "output=plain.json") == 0
+    assert read(tmp_path / "plain.json")["test/ece"] != pytest.approx(told, abs=1e-4), "the user's word counts"
     assert calibration_error(probabilities.log().numpy(), targets.numpy()) == pytest.approx(told, abs=1e-4)
 
 

@@ -215,6 +215,14 @@ def test_parts_of_a_batch_by_their_weights_make_the_loss_of_the_whole(
     assert mean == pytest.approx(float(whole.loss), rel=1e-6)
 
 
+def test_a_batch_of_a_label_without_weight_has_no_loss_and_no_say(tiny_bert: str) -> None:
+    task = make(tiny_bert, labels=LABELS, class_weights=[0.0, 1.0, 1.0])
+    step = task.step(batch_of(task, [0] * 5))
+    step.loss.backward()  # type: ignore[no-untyped-call]
+    assert [step.loss.item(), float(step.weight or 0)] == [0, 0]
+    assert not any(p.grad.any() for p in trainable(task.model).values() if p.grad is not None)
+
+
 def test_balanced_weights_are_those_of_scikit_learn(tiny_bert: str) -> None:
     counts = [70, 25, 5]
     rows = np.repeat(np.arange(3), counts)
@@ -288,6 +296,9 @@ def test_what_can_settle_no_answer_is_an_error(tiny_bert: str, arguments: dict[s
         ({"class_weights": [1.0]}, r"task\.class_weights has 1 numbers for 2 labels \(bad, good\)"),
         ({"class_weights": "even", "label_counts": [1, 1]}, r"task\.class_weights is 'even'; give 'balanced' or one"),
         ({"class_weights": "balanced"}, r"task\.class_weights is 'balanced'"),
+        ({"class_weights": [1.0, -1.0]}, r"task\.class_weights is \[1\.0, -1\.0\]; give numbers of at least 0"),
+        ({"class_weights": [float("nan"), 1.0]}, r"task\.class_weights is \[nan, 1\.0\]"),
+        ({"class_weights": [0.0, 0.0]}, r"task\.class_weights is \[0\.0, 0\.0\]"),
     ],
 )
 def test_class_weights_that_do_not_fit_are_an_error(tiny_bert: str, arguments: dict[str, Any], message: str) -> None:
