@@ -27,7 +27,7 @@ from loralight.disk import refuse_taken_away, telling_of_disk
 from loralight.errors import InputError, did_you_mean
 from loralight.stopping import Stopped
 from loralight.training.checkpoint import FolderCheckpointIO, newest
-from loralight.training.epochs import AUTO, set_epochs_
+from loralight.training.epochs import AUTO, few_steps, set_epochs_
 from loralight.training.launch import launch, process_rank
 from loralight.training.out_of_memory import telling_of_memory
 from loralight.training.preflight import (
@@ -137,6 +137,8 @@ class Run:
         is_solved = probe is not None and task.adapter.is_probe and self._is_auto
         if self._is_auto and not is_solved:
             logs.logger.info(set_epochs_(trainer, task, data))
+        for line in [] if is_solved else few_steps(trainer, data):
+            logs.logger.info(line)
         with stopping.held():
             if not is_solved:
                 trainer.fit(task, datamodule=data, ckpt_path=self.resumed)
