@@ -137,8 +137,8 @@ class Run:
         is_solved = probe is not None and task.adapter.is_probe and self._is_auto
         if self._is_auto and not is_solved:
             logs.logger.info(set_epochs_(trainer, task, data))
-        for line in [] if is_solved else few_steps(trainer, data):
-            logs.logger.info(line)
+        for caution in [] if is_solved else few_steps(trainer, data):
+            logs.logger.info(caution)
         with stopping.held():
             if not is_solved:
                 trainer.fit(task, datamodule=data, ckpt_path=self.resumed)

@@ -60,7 +60,7 @@ def few_steps(trainer: lightning.Trainer, data: TaskData) -> list[str]:
     """A line on a run of so few optimizer steps that it can hardly arrive anywhere; none on one that is a mere try."""
     steps, epochs, most = _steps_of_epoch(trainer, data), trainer.max_epochs or 0, trainer.max_steps
     total = min([steps * epochs] * (epochs > 0) + [most] * (most > 0), default=_FEW_STEPS)
-    if total >= _FEW_STEPS or trainer.fast_dev_run:
+    if total >= _FEW_STEPS or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return []
     way = (
         f"trainer.max_epochs={math.ceil(_FEW_STEPS / steps)}"

@@ -125,13 +125,13 @@ class TextClassification(AdapterTask):
             smoothed = labels * (1 - self.label_smoothing) + self.label_smoothing / 2
             loss = F.binary_cross_entropy_with_logits(logits, smoothed, pos_weight=self.class_weights)
             return Step(loss, self._around_half(logits), labels.long())
-        smoothed = {"label_smoothing": self.label_smoothing}
+        share, predictions = self.label_smoothing, logits / self.temperature
         if self.class_weights is None:
-            return Step(F.cross_entropy(logits, labels, **smoothed), logits / self.temperature, labels)
+            return Step(F.cross_entropy(logits, labels, label_smoothing=share), predictions, labels)
         weight = self.class_weights[labels].sum()
-        loss = F.cross_entropy(logits, labels, weight=self.class_weights, reduction="sum", **smoothed)
+        loss = F.cross_entropy(logits, labels, weight=self.class_weights, label_smoothing=share, reduction="sum")
         # a batch whose rows have no weight has a loss of 0
-        return Step(loss / weight.clamp(min=1e-12), logits / self.temperature, labels, weight)
+        return Step(loss / weight.clamp(min=1e-12), predictions, labels, weight)
 
     def settle(self, validated: Callable[[], tuple[Tensor, Tensor]]) -> dict[str, Any]:
         """The temperature if it is asked for, and the thresholds of several labels a row if they are ``auto``."""
