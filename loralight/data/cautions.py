@@ -75,11 +75,12 @@ def cut_rows(cut: Mapping[str, int], rows: Mapping[str, int], *, max_length: int
         rows: all rows, by split.
         max_length: tokens that are read.
     """
-    if cut["train"] < _CUT * rows["train"]:
+    many = [f"{cut[split]} of {rows[split]} rows of {split}" for split in cut if cut[split] >= _CUT * rows[split]]
+    if not many:
         return []
     return [
-        f"caution: {cut['train']} of {rows['train']} training rows are longer than {max_length} tokens and lose their "
-        "end, which a larger model.max_length reads as far as the model takes it"
+        f"caution: {', '.join(many)} are longer than {max_length} tokens and lose their end, which a larger "
+        "model.max_length reads as far as the model takes it"
     ]
 
 
