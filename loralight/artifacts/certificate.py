@@ -137,6 +137,8 @@ def certificate_tables(certificate: dict[str, Any]) -> list[Table]:
             table.add_row("", f"{lost['max']:.2%} at most, in {lost['worst_layer']}")
     if certificate["folded_batch_norms"]:
         table.add_row("BatchNorm layers folded", str(certificate["folded_batch_norms"]))
+    if certificate["settled"]:
+        table.add_row("beside its plain logits", ", ".join(certificate["settled"]))
     if (metrics := certificate["metrics"]) is None:
         return [table]
     scores = Table(title="metrics", title_justify="left")

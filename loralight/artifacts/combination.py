@@ -48,8 +48,10 @@ def save_combination(
         raise InputError("E-KIND", f"{', '.join(weights)}: no layer has a low-rank update, so nothing can be summed")
     first, own = next((tasks[name], parts.updates) for name, (_, parts) in terms.items())
     arguments = _arguments({layer: len(lora_A) for layer, (lora_A, _, _) in sums.items()}, first, own)
+    recipe = recipes[next(iter(terms))]
     made = {
-        **recipes[next(iter(terms))],
+        **recipe,
+        "task": {**recipe["task"], "settled": {}},  # by the validation rows of another model
         "adapter": {"name": "lora", "arguments": arguments},
         "combination": {"weights": weights, "rank": rank},
     }

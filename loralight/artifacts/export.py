@@ -88,9 +88,16 @@ def read_recipe(folder: Path) -> dict[str, Any]:
             raise ValueError("its task and adapter are not names with arguments")
         if not isinstance(recipe["base"], dict):
             raise ValueError("its base is not a mapping")
-    except (ValueError, KeyError, TypeError) as error:
+        if not all(_are_numbers(value) for value in recipe["task"].setdefault("settled", {}).values()):
+            raise ValueError("what its validation rows have settled is more than numbers")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError("E-ADAPTER", f"{file} is not a recipe that loralight wrote: {error!r}") from error
     return recipe
+
+
+def _are_numbers(value: Any) -> bool:
+    each = value if isinstance(value, list) else [value]
+    return all(isinstance(one, int | float) and not isinstance(one, bool) for one in each)
 
 
 def no_larger_than_saved(folder: Path) -> AbstractContextManager[None]:
@@ -171,8 +178,17 @@ import loralight
 model = loralight.load("{name}")
 model.predict([...])
 ```
-
+{_beside_logits(recipe["task"].get("settled"))}
 {"" if task.adapter.peft_config(task.model) is None else _how_with_peft(task, name)}"""
+
+
+def _beside_logits(settled: dict[str, Any] | None) -> str:
+    if not settled:
+        return ""
+    return f"""
+Its validation rows have settled how logits become answers, as `{RECIPE}` has it under `settled`: {", ".join(settled)}.
+Whatever else loads the adapter gives plain logits.
+"""
 
 
 def _how_with_peft(task: AdapterTask, name: str) -> str:

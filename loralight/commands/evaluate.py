@@ -85,9 +85,11 @@ def _with_adapter(config: dict[str, Any]) -> tuple[dict[str, Any], Path, dict[st
     """The config, with the adapter as the folder has it; the adapter's folder; its recipe."""
     folder = Path(config["run"])
     if not is_of_peft(folder):
-        made = read_recipe(folder / "adapter")
-        if config["adapter"] == read_config(folder)["adapter"]:
+        made, saved = read_recipe(folder / "adapter"), read_config(folder)
+        if config["adapter"] == saved["adapter"]:
             config["adapter"] = adapter_node(made)  # a trained adapter may be kept as another kind
+        as_trained = {name for name, value in config["task"].items() if value == saved["task"].get(name)}
+        config["task"] |= {name: value for name, value in made["task"]["settled"].items() if name in as_trained}
         return config, folder / "adapter", made
     adapter = peft_adapter(folder)[1]
     target = f"{type(adapter).__module__}.{type(adapter).__qualname__}"

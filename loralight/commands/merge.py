@@ -59,6 +59,7 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
         "loralight_version": __version__,
         "run": str(config["run"]),
         **{part: made[part]["name"] for part in ("task", "adapter")},
+        "settled": task.settled,
         "base": made["base"] | ({"name": config["checkpoint"]} if config["checkpoint"] else {}),
         "dtype": config["dtype"],
         "tolerance": tolerance,

@@ -18,6 +18,7 @@ from loralight.logs import show
 from loralight.models.quantisation import as_before
 from loralight.training.memory import peak_memory
 from loralight.training.preflight import human, num_bytes
+from loralight.training.settling import settled_line
 from loralight.training.task import AdapterTask
 
 _PACKAGES = ("loralight", "torch", "lightning", "transformers", "datasets", "hydra-core")
@@ -45,6 +46,7 @@ def summarise(
         "metrics": metrics,
         "baseline": {f"{split}/{name}": value for split in splits for name, value in data.baseline(split).items()},
         "linear_probe": probe,
+        "settled": task.settled,
         "parameters": {
             "trainable": sum(p.numel() for p in learns.values()),
             "total": sum(p.numel() for p in as_before(task.model)),
@@ -71,7 +73,9 @@ def final_report(
     summary: dict[str, Any], task: AdapterTask, data: TaskData, output_dir: Path, commands: Sequence[str]
 ) -> None:
     """Print the results, a few predictions on rows that training did not see, and the commands to go on with."""
-    show(metrics_table(summary["metrics"], summary["baseline"], summary["linear_probe"]), _cost_table(summary))
+    settled = [settled_line(task.settled)] if task.settled else []
+    show(metrics_table(summary["metrics"], summary["baseline"], summary["linear_probe"]), *settled)
+    show(_cost_table(summary))
     if examples := data.examples(3):
         show(_predictions_table(task, examples))
     run = os.path.relpath(output_dir)

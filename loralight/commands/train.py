@@ -27,7 +27,7 @@ from loralight.disk import refuse_taken_away, telling_of_disk
 from loralight.errors import InputError, did_you_mean
 from loralight.stopping import Stopped
 from loralight.training.checkpoint import FolderCheckpointIO, newest
-from loralight.training.epochs import AUTO, set_epochs_
+from loralight.training.epochs import AUTO, few_steps, set_epochs_
 from loralight.training.launch import launch, process_rank
 from loralight.training.out_of_memory import telling_of_memory
 from loralight.training.preflight import (
@@ -40,6 +40,7 @@ from loralight.training.preflight import (
 )
 from loralight.training.probe import NoProbe, fit_probe, start_head_
 from loralight.training.progress import Throughput, progress_callbacks
+from loralight.training.settling import settle_
 from loralight.training.stop_at_step import StopAtStep
 from loralight.training.task import AdapterTask
 
@@ -136,10 +137,14 @@ class Run:
         is_solved = probe is not None and task.adapter.is_probe and self._is_auto
         if self._is_auto and not is_solved:
             logs.logger.info(set_epochs_(trainer, task, data))
+        for caution in [] if is_solved else few_steps(trainer, data):
+            logs.logger.info(caution)
         with stopping.held():
             if not is_solved:
                 trainer.fit(task, datamodule=data, ckpt_path=self.resumed)
             score = _load_best(metric, trainer, task)
+            if line := settle_(task, data, trainer):
+                logs.logger.info(line)
             metrics = _measure(trainer, task, data)
             if trainer.is_global_zero:
                 stopping.check()  # for the last time: a run told to stop while it saves ends as one that was not
@@ -227,6 +232,7 @@ def _save(
     task.adapter = task.adapter.finish_(task.model)
     made = recipe(config, data.model_arguments(), task.adapter)
     made["task"]["arguments"] |= task.found_arguments()
+    made["task"]["settled"] = task.settled
     save_adapter(task, folder, recipe=made, metrics=metrics)
     summary = summarise(config, output_dir, task, data, metrics, throughput.seconds_per_step(), probe)
     final_report(summary, task, data, output_dir, next_commands(config, output_dir))

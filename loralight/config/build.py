@@ -221,13 +221,17 @@ def from_recipe(made: Mapping[str, Any]) -> AdapterTask:
         InputError: no such plugin or adapter is installed, or its arguments are others (``E-TASK``, ``E-CONFIG``).
     """
     task = _target_in(task_file(made["task"]["name"]), "task")
-    if "adapter" in made["task"]["arguments"]:
+    settled = made["task"].get("settled", {})
+    given = {**made["task"]["arguments"], **settled}
+    if "adapter" in given:
         raise InputError("E-CONFIG", "task: the adapter is not among a recipe's arguments of the task")
-    arguments = {name: value for name, value in made["task"]["arguments"].items() if name not in ARGUMENTS_OF_TASKS}
+    arguments = {name: value for name, value in given.items() if name not in ARGUMENTS_OF_TASKS}
     config = {"task": {**arguments, "_target_": task}, "adapter": adapter_node(made), "acceleration": _accelerations()}
     check(config["adapter"], "adapter", trusted_packages())
     check({**config["task"], "adapter": config["adapter"]}, "task", trusted_packages())
-    return build_task(config, {})
+    built = build_task(config, {})
+    built.settled = dict(settled)
+    return built
 
 
 def _accelerations() -> dict[str, Any]:

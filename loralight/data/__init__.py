@@ -1,8 +1,8 @@
 """From rows to batches: reading splits, labels, encoding, and the data module that plugins build on."""
 
-from loralight.data.cautions import few_rows, repeated_rows
+from loralight.data.cautions import cut_rows, few_rows, odd_names, repeated_rows, uneven_rows
 from loralight.data.class_counts import always_the_commonest, count_classes, counts_line
-from loralight.data.classes import Classes, check_spelling, read_classes
+from loralight.data.classes import Classes, check_spelling, has_no_names, read_classes
 from loralight.data.encoding import encode_rows
 from loralight.data.forms.chats import Chat, read_template
 from loralight.data.forms.choosing import columns_of_form, form_of
@@ -44,10 +44,13 @@ __all__ = [
     "columns_of_form",
     "count_classes",
     "counts_line",
+    "cut_rows",
     "encode_rows",
     "few_rows",
     "form_of",
+    "has_no_names",
     "label_name",
+    "odd_names",
     "pack",
     "read_classes",
     "read_file",
@@ -55,5 +58,6 @@ __all__ = [
     "repeated_rows",
     "seed_of",
     "split_labels",
+    "uneven_rows",
     "weights_of_labels",
 ]

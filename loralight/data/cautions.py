@@ -1,41 +1,104 @@
 """What a report on the data warns of before anything is trained: it will not stop a run, and may explain a poor one."""
 
+import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from itertools import combinations
 
 _FEW = 5  # rows of a class, of which a classifier learns little and a validation split measures nothing
 _TIMES = 20  # as many rows of one class as of another, from which on accuracy says little
+_MOST = 0.8  # share of the rows that have the commonest class, likewise
+_CUT = 0.05  # share of the rows that are longer than the window
+_SHOWN = 5
+_NUMBER = re.compile(r"-?\d+(\.\d+)?", re.ASCII)
+_SEPARATED = re.compile(r"[^,;|]+[,;|][^,;|]+.*|\[.*\]")
 
 
-def few_rows(names: Sequence[str], counts: Sequence[int]) -> list[str]:
-    """Lines on classes with hardly any training rows, or far fewer than others.
+def few_rows(names: Sequence[str], counts: Sequence[int], *, of: str = "training rows") -> list[str]:
+    """A line on classes of which hardly anything can be learnt.
 
     Args:
         names: of the classes.
-        counts: training rows of each.
+        counts: how often each comes in training.
+        of: what is counted.
     """
     few = [(name, count) for name, count in zip(names, counts, strict=True) if count < _FEW]
-    if few:
-        shown = ", ".join(f"{name} {count}" for name, count in few[:5]) + (", ..." if len(few) > 5 else "")
-        return [f"caution: {len(few)} of {len(names)} labels have fewer than {_FEW} training rows: {shown}"]
-    if max(counts) > _TIMES * min(counts):
-        most, least = (names[counts.index(extreme)] for extreme in (max(counts), min(counts)))
-        return [
-            f"caution: {max(counts)} training rows of {most}, {min(counts)} of {least}: f1 says more than accuracy here"
-        ]
-    return []
+    if not few:
+        return []
+    shown = ", ".join(f"{name} {count}" for name, count in few[:_SHOWN]) + (", ..." if len(few) > _SHOWN else "")
+    return [
+        f"caution: {len(few)} of {len(names)} labels have fewer than {_FEW} {of}: {shown}. Give more of them, or join "
+        "labels"
+    ]
+
+
+def uneven_rows(names: Sequence[str], counts: Sequence[int]) -> list[str]:
+    """A line on classes of which some are so much commoner that accuracy says little.
+
+    Args:
+        names: of the classes, of which each row has one.
+        counts: training rows of each.
+    """
+    most, least = max(counts), min(counts)
+    share = most / max(sum(counts), 1)
+    if most <= _TIMES * max(least, 1) and share < _MOST:
+        return []
+    return [
+        f"caution: {share:.1%} of {sum(counts)} training rows are {names[counts.index(most)]}, and {least} are "
+        f"{names[counts.index(least)]}: always to answer the first has an accuracy of {share:.3f}. Look at f1 "
+        "(monitor.metric=validation/f1), and try task.class_weights=balanced"
+    ]
 
 
 def repeated_rows(splits: Mapping[str, Iterable[Hashable]]) -> list[str]:
-    """Lines on rows of other splits that stand in train too, and whose score is of what was learned by heart.
+    """Lines on rows that stand in two splits, and whose score is of what was learned, or chosen, by heart.
 
     Args:
         splits: what tells rows apart, by split.
     """
-    known = set(splits["train"])
+    given = {split: list(rows) for split, rows in splits.items()}
+    known = {split: set(rows) for split, rows in given.items()}
     lines = []
-    for split, rows in splits.items():
-        given = list(rows)
-        seen = sum(row in known for row in given)
-        if split != "train" and seen:
-            lines.append(f"caution: {seen} of {len(given)} rows of {split} are in train too, word for word")
+    for first, second in combinations(given, 2):
+        if seen := sum(row in known[first] for row in given[second]):
+            lines.append(
+                f"caution: {seen} of {len(given[second])} rows of {second} are in {first} too, word for word: take "
+                "them out of one"
+            )
     return lines
+
+
+def cut_rows(cut: Mapping[str, int], rows: Mapping[str, int], *, max_length: int) -> list[str]:
+    """A line on rows that are longer than what is read of them.
+
+    Args:
+        cut: how many are, by split.
+        rows: all rows, by split.
+        max_length: tokens that are read.
+    """
+    many = [f"{cut[split]} of {rows[split]} rows of {split}" for split in cut if cut[split] >= _CUT * rows[split]]
+    if not many:
+        return []
+    return [
+        f"caution: {', '.join(many)} are longer than {max_length} tokens and lose their end, which a larger "
+        "model.max_length reads as far as the model takes it"
+    ]
+
+
+def odd_names(names: Sequence[str]) -> list[str]:
+    """A line on names of classes, found in the data, that look like numbers or like several in one.
+
+    Args:
+        names: of the classes.
+    """
+    shown = f"{', '.join(map(repr, names[:3]))}{', ...' if len(names) > 3 else ''}"
+    if all(_NUMBER.fullmatch(name) for name in names):
+        return [
+            f"caution: all {len(names)} labels are numbers ({shown}), told apart as classes without an order: "
+            "data.labels names them, in this order"
+        ]
+    if joined := [name for name in names if _SEPARATED.fullmatch(name)]:
+        return [
+            f"caution: {len(joined)} of {len(names)} labels look like several in one ({joined[0]!r}): if they are, "
+            "data.label_separator divides them"
+        ]
+    return []

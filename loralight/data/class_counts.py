@@ -24,12 +24,12 @@ def counts_line(names: Sequence[str], counts: Sequence[int]) -> str:
 def always_the_commonest(
     metrics: Callable[[Tensor, Tensor], Mapping[str, Tensor]], counts: Sequence[int], targets: Tensor
 ) -> dict[str, float]:
-    """The scores of ranking the classes by how common they are in training, whatever the row.
+    """The scores of giving each class the share of training rows that it has, whatever the row.
 
     Args:
-        metrics: of scores (rows, classes) and right classes (rows,).
+        metrics: of logits (rows, classes) and right classes (rows,).
         counts: rows of each class in training.
         targets: right classes, (rows,).
     """
-    ranking = torch.tensor(counts, dtype=torch.float32).expand(len(targets), -1)
-    return {name: float(value) for name, value in metrics(ranking, targets).items()}
+    logits = torch.tensor(counts, dtype=torch.float32).log().expand(len(targets), -1)
+    return {name: float(value) for name, value in metrics(logits, targets).items()}

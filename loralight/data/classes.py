@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
 
-from datasets import ClassLabel
+from datasets import ClassLabel, Dataset
 
 from loralight.data.labels import are_lists, encode_labels, label_names, read_labels
 from loralight.data.origin import Origin
@@ -67,7 +67,7 @@ def find_classes(
         InputError: they are no classes, or fewer than two, or one is there twice (``E-LABELS``), or a row has -1 for a
             label that is missing (``E-LABEL-RANGE``).
     """
-    if given is None and not _are_named(rows, columns) and any(chain(*labels.values())):
+    if given is None and has_no_names(rows["train"], columns) and any(chain(*labels.values())):
         _check(rows, columns[0], labels, several)
     seen = dict(labels) if limited else {"train": labels["train"]}
     if rows.origins["validation"].numbers is not None:  # held out of train: a label may have but one row
@@ -83,9 +83,9 @@ def find_classes(
     return names
 
 
-def _are_named(rows: Splits, columns: Sequence[str]) -> bool:
-    """Whether the data set names its classes: by a column for each, or by their names."""
-    return len(columns) > 1 or isinstance(rows["train"].features[columns[0]], ClassLabel)
+def has_no_names(rows: Dataset, columns: Sequence[str]) -> bool:
+    """Whether the data set names no classes, neither by a column for each nor by their names."""
+    return len(columns) == 1 and not isinstance(rows.features[columns[0]], ClassLabel)
 
 
 def _check(rows: Splits, column: str, labels: Mapping[str, list[list[str]]], several: str) -> None:

@@ -1,5 +1,6 @@
 """Label names, from the values of a label column to the words of a prediction."""
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -191,7 +192,7 @@ def weights_of_labels(
         counts: how often each occurs in training.
 
     Raises:
-        InputError: neither of the two, or another number of weights (``E-CLASS-WEIGHTS``).
+        InputError: neither of the two, another number of weights, or some below 0, or all 0 (``E-CLASS-WEIGHTS``).
     """
     if given is None:
         return None
@@ -207,5 +208,9 @@ def weights_of_labels(
         raise InputError(
             "E-CLASS-WEIGHTS",
             f"task.class_weights has {len(given)} numbers for {len(labels)} labels ({', '.join(labels)})",
+        )
+    if not all(0 <= weight < math.inf for weight in given) or not any(given):
+        raise InputError(
+            "E-CLASS-WEIGHTS", f"task.class_weights is {list(given)}; give numbers of at least 0, not all of them 0"
         )
     return torch.tensor([float(weight) for weight in given])

@@ -1,12 +1,19 @@
 """The base class of tasks, and the parts of a training run: optimizer, checkpoints, processes, memory."""
 
+from loralight.training.calibration import CalibrationError, check_temperature, fit_temperature
 from loralight.training.checkpoint import verify, write_folder
 from loralight.training.step import Step
 from loralight.training.task import AdapterTask
+from loralight.training.thresholds import check_thresholds, choose_thresholds
 
 __all__ = [
     "AdapterTask",
+    "CalibrationError",
     "Step",
+    "check_temperature",
+    "check_thresholds",
+    "choose_thresholds",
+    "fit_temperature",
     "verify",
     "write_folder",
 ]

@@ -14,6 +14,7 @@ _EPOCHS = 3  # customary for fine-tuning (Devlin et al., 2019)
 _HEAD_STEPS = 400  # that a new head is given; docs/recipes.md
 _MOST_EPOCHS = 20  # of few rows
 _MOST_STEPS = 6_000  # beyond which an epoch of many rows is not repeated
+_FEW_STEPS = 20  # in which neither a new head nor an adapter gets anywhere
 _VALIDATIONS = 5  # of a run of many epochs: a validation split can be larger than the rows to learn from
 
 
@@ -47,12 +48,34 @@ def epochs_for(steps: int, *, has_head: bool) -> Epochs:
 
 def set_epochs_(trainer: lightning.Trainer, task: AdapterTask, data: TaskData) -> str:
     """Give ``trainer`` the epochs that suit the data, of all its processes; returns a line that says so."""
-    batches = math.ceil(len(data.splits["train"]) / (data.batch_size * trainer.world_size))
-    limit = trainer.limit_train_batches
-    batches = min(batches, limit) if isinstance(limit, int) else math.ceil(batches * limit)
-    steps = max(1, math.ceil(batches / trainer.accumulate_grad_batches))
+    steps = _steps_of_epoch(trainer, data)
     chosen = epochs_for(steps, has_head=bool(task.head(task.model)))
     trainer.fit_loop.max_epochs = chosen.number
     trainer.check_val_every_n_epoch = chosen.validated_every
     every = f", validated every {chosen.validated_every}" if chosen.validated_every > 1 else ""
     return f"trainer.max_epochs=auto: {chosen.number} epochs of {steps} steps{every}"
+
+
+def few_steps(trainer: lightning.Trainer, data: TaskData) -> list[str]:
+    """A line on a run of so few optimizer steps that it can hardly arrive anywhere; none on one that is a mere try."""
+    steps, epochs, most = _steps_of_epoch(trainer, data), trainer.max_epochs or 0, trainer.max_steps
+    total = min([steps * epochs] * (epochs > 0) + [most] * (most > 0), default=_FEW_STEPS)
+    if total >= _FEW_STEPS or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return []
+    way = (
+        f"trainer.max_epochs={math.ceil(_FEW_STEPS / steps)}"
+        if not 0 < most < _FEW_STEPS
+        else "a larger trainer.max_steps"
+    )
+    return [
+        f"caution: the run has {total} optimizer steps, in which hardly anything is learnt: give it at least "
+        f"{_FEW_STEPS}, by {way} or more, or a smaller data.batch_size"
+    ]
+
+
+def _steps_of_epoch(trainer: lightning.Trainer, data: TaskData) -> int:
+    """Optimizer steps of an epoch, in which all processes take part."""
+    batches = math.ceil(len(data.splits["train"]) / (data.batch_size * trainer.world_size))
+    limit = trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else math.ceil(batches * limit)
+    return max(1, math.ceil(batches / trainer.accumulate_grad_batches))

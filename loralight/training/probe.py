@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from loralight.data import TaskData
 from loralight.training.heads import linear_layer
+from loralight.training.settling import settled
 from loralight.training.task import AdapterTask
 
 _MOST_NUMBERS = 20_000_000  # of features that are fitted: 52,000 items of 384; more move the third digit
@@ -70,27 +71,47 @@ def fit_probe(task: AdapterTask, data: TaskData, trainer: lightning.Trainer) -> 
         trainer: on whose device it is done, of as many batches of a split as this takes.
 
     Raises:
-        NoProbe: the head is not one linear layer, or its targets are no classes, or are all of one.
+        NoProbe: the head is not one linear layer, or its targets are no classes, or the rows tell too little of them.
     """
     layer, device = linear_head(task), trainer.strategy.root_device
     task.to(device).eval()
     try:
-        train = _some(data.train_dataloader(), trainer.limit_train_batches)
-        features, targets = _collect(task, layer, train, device)
-        if not features.isfinite().all():
-            raise NoProbe("the model's features are not all finite")
-        if targets.ndim == 1 and bool((targets == targets[0]).all()):
-            raise NoProbe("all training rows are of one class")
+        train = _collect(task, layer, _some(data.train_dataloader(), trainer.limit_train_batches), device)
         splits = {"validation": _some(data.val_dataloader(), trainer.limit_val_batches)}
-        if "test" in data.splits:
+        if "test" in data.splits and trainer.limit_test_batches:
             splits["test"] = _some(data.test_dataloader(), trainer.limit_test_batches)
         held_out = _collect(task, layer, splits["validation"], device)
-        best = _best(fit(features, targets, num_labels=layer.out_features), *held_out)
-        with _in_place(layer, best):
+        _refuse_useless(*train, *held_out, num_labels=layer.out_features)
+        best = _best(fit(*train, num_labels=layer.out_features), *held_out)
+        with _in_place(layer, best), settled(task, task.settle(lambda: _outputs(task, splits["validation"], device))):
             scores = {name: score for split in splits for name, score in _score(task, split, splits[split], device)}
     finally:
         task.train()
     return Probe(best, scores)
+
+
+def _refuse_useless(features: Tensor, targets: Tensor, asked: Tensor, answers: Tensor, *, num_labels: int) -> None:
+    """Raise `NoProbe` where a linear classifier of the rows would be arbitrary, or cannot know what is asked of it.
+
+    More features than rows are no reason: its weight decay leaves one best classifier.
+    """
+    if not (features.isfinite().all() and asked.isfinite().all()):
+        raise NoProbe("the model's features are not all finite")
+    if bool((targets == targets[0]).all()):
+        raise NoProbe(
+            "all training rows are of one class" if targets.ndim == 1 else "all training rows have one answer"
+        )
+    if targets.ndim == 1 and len(targets) < num_labels:
+        raise NoProbe(f"{len(targets)} training rows are fewer than {num_labels} classes")
+    unknown = int((_counts(answers, num_labels).bool() & ~_counts(targets, num_labels).bool()).sum())
+    if unknown:
+        raise NoProbe(f"{unknown} of {num_labels} classes are in validation and in no training row")
+    if bool((features - features[0]).abs().max() <= 1e-5 * features.abs().max()):
+        raise NoProbe("all training rows are alike to the model")
+
+
+def _counts(targets: Tensor, num_labels: int) -> Tensor:
+    return targets.bincount(minlength=num_labels) if targets.ndim == 1 else targets.sum(0)
 
 
 def _some(loader: DataLoader[Any], limit: int | float) -> Iterable[Any]:
@@ -110,6 +131,8 @@ def linear_head(task: AdapterTask) -> nn.Linear:
         raise NoProbe("the task has no head")
     if (layer := linear_layer(head)) is None:
         raise NoProbe("the head is more than one linear layer")
+    if layer.bias is None:
+        raise NoProbe("the head's linear layer has no bias")
     return layer
 
 
@@ -182,6 +205,8 @@ def _collect(
             moved = move_data_to_device(batch, device)
             task.step(moved)
             given = task.probed(torch.cat(seen), moved)
+            if given is not None and given[0].ndim > 2:
+                raise NoProbe("the head reads a vector for each token, and not one for each row")
             if given is None or not _are_classes(*given, layer.out_features):
                 raise NoProbe("the targets of a step are no classes of the head's outputs")
             features.append(given[0].float().cpu())
@@ -191,6 +216,8 @@ def _collect(
                 break
     finally:
         hook.remove()
+    if not items:
+        raise NoProbe("a split has no rows to fit or to choose it by")
     return torch.cat(features)[:most], torch.cat(targets)[:most]
 
 
@@ -200,6 +227,13 @@ def _are_classes(features: Tensor, targets: Tensor, num_labels: int) -> bool:
     if targets.ndim == 1:
         return not targets.is_floating_point() and (not len(targets) or int(targets.max()) < num_labels)
     return targets.is_floating_point() and targets.shape[1:] == (num_labels,)
+
+
+@torch.no_grad()
+def _outputs(task: AdapterTask, batches: Iterable[Any], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Predictions and targets of all rows."""
+    steps = [task.step(move_data_to_device(batch, device)) for batch in batches]
+    return torch.cat([step.predictions for step in steps]).float(), torch.cat([step.targets for step in steps])
 
 
 @torch.no_grad()

@@ -103,6 +103,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         self.quantize = quantize
         self.strict_loading = False  # Lightning would demand the frozen weights; `on_load_checkpoint` is the strict one
         self.adapted: dict[str, list[str]] = {}
+        self.settled: dict[str, Any] = {}  # what `settle` has found, see `loralight.training.settling`
         self._built = False
         self._evaluation = SharedEvaluation()
         self._fresh: set[str] = set()  # names of the parameters that the pretrained weights do not have
@@ -211,6 +212,18 @@ class AdapterTask(lightning.LightningModule, ABC):
 
     def found_arguments(self) -> dict[str, Any]:
         """Arguments that the built task chose for itself, in plain values: who loads the adapter is given these."""
+        return {}
+
+    def settle(self, validated: Callable[[], tuple[Tensor, Tensor]]) -> dict[str, Any]:
+        """What validation rows decide of answers once the weights are final, such as thresholds; by default nothing.
+
+        Args:
+            validated: takes a pass over the validation rows for their predictions and targets, as `step` gives them.
+
+        Returns:
+            Arguments of the task, in numbers and lists of numbers; each becomes the attribute of its name, and goes
+            with the adapter.
+        """
         return {}
 
     def fresh(self, model: nn.Module) -> set[str]:
@@ -403,13 +416,15 @@ class AdapterTask(lightning.LightningModule, ABC):
         if self.trainer.is_last_batch:  # else a longer run may be to go on within the epoch
             self._epoch_loss = EpochLoss()
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self._measure("validation", batch)
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Measure a batch; callbacks are given what its step has predicted."""
+        step = self._measure("validation", batch)
+        return {"predictions": step.predictions, "targets": step.targets}
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         self._measure("test", batch)
 
-    def _measure(self, split: str, batch: Any) -> None:
+    def _measure(self, split: str, batch: Any) -> Step:
         step = self.step(batch)
         loss, scores = self.losses[split], self.scores[split]
         assert isinstance(loss, MeanMetric) and isinstance(scores, MetricCollection)
@@ -417,6 +432,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         scores.update(step.predictions, step.targets)
         self.log(f"{split}/loss", loss, on_epoch=True)
         self.log_dict(scores, on_epoch=True)
+        return step
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # Lightning's takes ``checkpoint`` for an argument of its own

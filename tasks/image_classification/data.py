@@ -27,10 +27,14 @@ from loralight.data import (
     count_classes,
     counts_line,
     few_rows,
+    has_no_names,
     label_name,
+    odd_names,
     read_classes,
     read_file,
+    repeated_rows,
     seed_of,
+    uneven_rows,
 )
 from loralight.errors import InputError
 
@@ -85,7 +89,10 @@ class Images(TorchDataset[dict[str, Any]]):
 
     def opened(self, row: int) -> tuple[Any, str]:
         """The image of a row, of which only the header has been read, and its place, for messages."""
-        source = self.rows[row][self.column]
+        return self.open_source(row, self.rows[row][self.column])
+
+    def open_source(self, row: int, source: Any) -> tuple[Any, str]:
+        """Likewise, of what a row's column holds."""
         file = f" ({source['path']})" if source and source["path"] else ""
         where = f"{self.origin.row(row)}, column {self.column!r}{file}"
         return open_image(source, where), where
@@ -152,6 +159,7 @@ class ImageClassificationData(TaskData):
         self.names: list[str] = []
         self.notes: list[str] = []
         self.kinds: dict[str, Counter[Any]] = {}
+        self.contents: dict[str, list[int]] = {}
 
     def load(self) -> dict[str, Images]:
         self.preparation = self.find_backbone().preparation(image_size=self.image_size, crop_pct=self.crop_pct)
@@ -161,7 +169,8 @@ class ImageClassificationData(TaskData):
         labels = self._labels(rows)
         splits = {split: self._images(rows.origins[split], part, labels[split]) for split, part in rows.items()}
         decoded = sum(map(len, splits.values())) <= _DECODED
-        self.kinds = {split: _inspect(images, decoded=decoded) for split, images in splits.items()}
+        for split, images in splits.items():
+            self.kinds[split], self.contents[split] = _inspect(images, decoded=decoded)
         return splits
 
     def _labels(self, rows: Splits) -> dict[str, list[int]]:
@@ -170,6 +179,7 @@ class ImageClassificationData(TaskData):
         if are_lists(rows["train"], column):
             raise InputError("E-LABELS", f"column {self.label_column!r} holds lists; an image has one label")
         limited, several = self.limit_rows is not None, "An image has one label"
+        self.are_found = self.given_labels is None and has_no_names(rows["train"], column)
         self.names, numbers = read_classes(rows, column, given=self.given_labels, limited=limited, several=several)
         return {split: [number for (number,) in found] for split, found in numbers.items()}
 
@@ -190,7 +200,7 @@ class ImageClassificationData(TaskData):
         return dict(default_collate(rows))
 
     def model_arguments(self) -> dict[str, Any]:
-        return {"labels": self.names, "image_column": self.image_column}
+        return {"labels": self.names, "label_counts": self._counts(), "image_column": self.image_column}
 
     def examples(self, count: int) -> list[tuple[Any, str]]:
         split = "test" if "test" in self.splits else "validation"
@@ -218,7 +228,9 @@ class ImageClassificationData(TaskData):
             f" ({self.preparation['interpolation']}, {self.preparation['crop_pct']:.1%} of the side in evaluation)"
         )
         lines.append(f"labels in train: {counts_line(self.names, self._counts())}")
-        return [*lines, *self.notes, *few_rows(self.names, self._counts())]
+        odd = odd_names(self.names) if self.are_found else []
+        few = [*few_rows(self.names, self._counts()), *uneven_rows(self.names, self._counts())]
+        return [*lines, *self.notes, *few, *odd, *repeated_rows(self.contents)]
 
     def _counts(self) -> list[int]:
         return count_classes(self.splits["train"].labels, len(self.names))
@@ -273,22 +285,31 @@ def _undecoded(rows: Dataset, column: str, split: str) -> Dataset:
     return rows.select_columns([column]).cast_column(column, Image(decode=False))
 
 
-def _inspect(images: Images, *, decoded: bool) -> Counter[tuple[str, tuple[int, int]]]:
+def _inspect(images: Images, *, decoded: bool) -> tuple[Counter[tuple[str, tuple[int, int]]], list[int]]:
     """How many images there are of each mode and size; raises ``E-IMAGE`` at the first that is broken.
 
     Args:
         images: a split.
         decoded: decode them entirely; a truncated file has a good header.
+
+    Returns:
+        The counts; of each image that was read as a whole, what tells its bytes from others.
     """
     kinds: Counter[tuple[str, tuple[int, int]]] = Counter()
+    contents = []
     task, hidden = f"reading the images of {images.origin.split}", not sys.stderr.isatty()
     for row in track(range(len(images)), task, console=get_console(), transient=True, disable=hidden):
-        image, where = images.opened(row)
+        source = images.rows[row][images.column]
+        image, where = images.open_source(row, source)
         kinds[image.mode, image.size] += 1
         with image:
             if decoded:
                 convert(image, images.mode, where)
-    return kinds
+        if source["bytes"] is not None:
+            contents.append(hash(source["bytes"]))
+        elif decoded:  # the file has just been read
+            contents.append(hash(Path(source["path"]).read_bytes()))
+    return kinds, contents
 
 
 def _described(kinds: Counter[tuple[str, tuple[int, int]]]) -> str:

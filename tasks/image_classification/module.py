@@ -2,7 +2,7 @@
 
 import glob
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from loralight import AdapterTask, Step
-from loralight.data import FORMATS, check_smoothing, read_file
+from loralight.data import FORMATS, check_smoothing, read_file, weights_of_labels
 from loralight.errors import InputError
 from loralight.logs import logger
+from loralight.training import check_temperature, fit_temperature
 
 from .backbone import classifiers, find_backbone, load_backbone, save_backbone
 from .confusion import MOST_DRAWN, draw, write_table
@@ -36,9 +37,13 @@ class ImageClassification(AdapterTask):
         image_size: pixels, if not the model's own.
         crop_pct: share of the side of an image that is kept in evaluation, if not the model's own.
         image_column: where records given to `predict` have their image.
+        label_counts: images of each label in training; only needed for balanced class weights.
+        class_weights: a weight per label in the loss, or ``balanced``: in inverse proportion to ``label_counts``.
         label_smoothing: share of the target that is spread over all labels; in training, as the next two.
         mixup: see `Mixing`.
         cutmix: likewise.
+        calibrate: choose the temperature by the validation rows.
+        temperature: what logits are divided by before they become probabilities; 1 if None.
         training: adapter, optimizer, scheduler, ...: see `AdapterTask`.
     """
 
@@ -51,9 +56,13 @@ class ImageClassification(AdapterTask):
         image_size: int | None = None,
         crop_pct: float | None = None,
         image_column: str = "image",
+        label_counts: Sequence[int] | None = None,
+        class_weights: Sequence[float] | str | None = None,
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
+        calibrate: bool = False,
+        temperature: float | None = None,
         **training: Any,
     ) -> None:
         super().__init__(**training)
@@ -61,7 +70,11 @@ class ImageClassification(AdapterTask):
         self.backbone = find_backbone(checkpoint, architecture)
         self.preparation = self.backbone.preparation(image_size=image_size, crop_pct=crop_pct)
         self.transform = evaluation_transform(self.preparation)
+        weights = weights_of_labels(class_weights, self.labels, label_counts)
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.class_weights: Tensor | None
         check_smoothing(label_smoothing)
+        self.calibrate, self.temperature = calibrate, check_temperature(temperature)
         self.label_smoothing = label_smoothing
         self.mixing = None
         if mixup or cutmix:
@@ -88,8 +101,17 @@ class ImageClassification(AdapterTask):
             images, targets = self.mixing(images, labels)
             targets, smoothing = targets.to(images.dtype), 0.0  # they are smoothed already
         logits = self._train_on(images) if self.training else self.model(images)  # (batch, labels)
-        loss = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="sum")
-        return Step(loss / max(len(labels), 1), logits, labels)
+        weight = None if self.class_weights is None else _weight_of(targets, self.class_weights)
+        total = max(len(labels), 1) if weight is None else weight.clamp(min=1e-12)  # of images that have no weight
+        loss = F.cross_entropy(logits, targets, weight=self.class_weights, label_smoothing=smoothing, reduction="sum")
+        return Step(loss / total, logits / self.temperature, labels, weight)
+
+    def settle(self, validated: Callable[[], tuple[Tensor, Tensor]]) -> dict[str, Any]:
+        """The temperature, if it is asked for."""
+        if not self.calibrate:
+            return {}
+        predictions, targets = validated()
+        return {"temperature": fit_temperature(self.temperature * predictions, targets)}
 
     def _train_on(self, images: Tensor) -> Tensor:
         """The logits, or an error with the remedy for a batch of one image."""
@@ -166,7 +188,8 @@ class ImageClassification(AdapterTask):
             raise InputError("E-INPUT", f"options.top_k={top_k}: give at least 1")
         named = [self._image(given, number) for number, given in enumerate(inputs)]
         images = torch.stack([image for _, image in named]).to(self.device)
-        probabilities, numbers = self.model(images).float().softmax(-1).topk(min(top_k, len(self.labels)))
+        logits = self.model(images).float() / self.temperature
+        probabilities, numbers = logits.softmax(-1).topk(min(top_k, len(self.labels)))
         return [
             {
                 "file": name,
@@ -189,6 +212,11 @@ class ImageClassification(AdapterTask):
         where = name or f"image {number} of the batch"
         mode = MODES[self.preparation["input_size"][0]]
         return name, self.transform(convert(open_image(source, where), mode, where))
+
+
+def _weight_of(targets: Tensor, weights: Tensor) -> Tensor:
+    """Of class numbers (batch,), or of the share that each label has in an image (batch, labels)."""
+    return weights[targets].sum() if targets.ndim == 1 else (targets * weights).sum()
 
 
 def _name(source: Any) -> str | None:

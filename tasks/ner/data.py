@@ -11,7 +11,17 @@ import torch
 from datasets import Dataset, Features, List, Value
 from torch import Tensor
 
-from loralight.data import Origin, Splits, TaskData, check_spelling, check_splits, count_classes, counts_line
+from loralight.data import (
+    Origin,
+    Splits,
+    TaskData,
+    check_spelling,
+    check_splits,
+    count_classes,
+    counts_line,
+    few_rows,
+    repeated_rows,
+)
 from loralight.errors import InputError, did_you_mean
 from loralight.resources import resolve
 
@@ -67,6 +77,7 @@ class NerData(TaskData):
         self.rows = Splits({}, {})
         self.spans: dict[str, list[list[Span]]] = {}
         self.notes: list[str] = []
+        self.cautions: list[str] = []
 
     def load(self) -> dict[str, Dataset]:
         self.rows = self.read_splits()
@@ -76,6 +87,7 @@ class NerData(TaskData):
         sentences = {split: self._read(rows, self.rows.origins[split]) for split, rows in self.rows.items()}
         self.spans = {split: read.spans for split, read in sentences.items()}
         self.notes = [*left_out, *(note for read in sentences.values() for note in read.notes)]
+        self.cautions = repeated_rows({split: map(tuple, read.words) for split, read in sentences.items()})
         self.types = self._find_types()
         encoder = Encoder(checkpoint=self.checkpoint, max_length=self.max_length, stride=self.stride)
         self._padding = encoder.padding
@@ -195,8 +207,9 @@ class NerData(TaskData):
     def report(self) -> list[str]:
         lines = [self._describe(split) for split in self.splits]
         counts = Counter(span.label for spans in self.spans["train"] for span in spans)
-        shown = counts_line(self.types, [counts[label] for label in self.types])
-        return [*lines, f"entities in train: {shown}", *self.notes]
+        of_types = [counts[label] for label in self.types]
+        few = few_rows(self.types, of_types, of="entities in train")
+        return [*lines, f"entities in train: {counts_line(self.types, of_types)}", *self.notes, *few, *self.cautions]
 
     def _describe(self, split: str) -> str:
         rows, lengths = self.splits[split], self.lengths(split)

@@ -18,12 +18,16 @@ from loralight.data import (
     column_name,
     count_classes,
     counts_line,
+    cut_rows,
     encode_rows,
     few_rows,
+    has_no_names,
     label_name,
+    odd_names,
     read_classes,
     repeated_rows,
     split_labels,
+    uneven_rows,
 )
 from loralight.errors import InputError
 from loralight.models import check_length, load_tokenizer, pad_
@@ -75,6 +79,7 @@ class TextClassificationData(TaskData):
         self.texts: dict[str, Dataset] = {}
         self.label_lists: dict[str, list[list[int]]] = {}
         self.num_truncated: dict[str, int] = {}
+        self.contents: dict[str, list[int]] = {}  # what tells rows apart, by split
         self.notes: list[str] = []
 
     def load(self) -> dict[str, Dataset]:
@@ -84,6 +89,7 @@ class TextClassificationData(TaskData):
             for split, part in rows.items():
                 rows[split] = split_labels(part, self.label_columns[0], self.label_separator)
         self.multi_label = are_lists(rows["train"], self.label_columns)
+        self.are_found = self.given_labels is None and has_no_names(rows["train"], self.label_columns)
         limited = self.limit_rows is not None
         self.names, self.label_lists = read_classes(
             rows, self.label_columns, given=self.given_labels, limited=limited, several=_SEVERAL
@@ -101,6 +107,7 @@ class TextClassificationData(TaskData):
             for row, value in enumerate(values):
                 if not isinstance(value, str):
                     raise InputError("E-TEXT", f"{origin.row(row)}, column {column!r}: {value!r} is not a text")
+        self.contents[split] = [hash(tuple(text.strip() for text in row)) for row in zip(*texts, strict=True)]
         encoded = encode_rows(
             self.texts[split],
             _tokenize,
@@ -152,9 +159,14 @@ class TextClassificationData(TaskData):
                 f"{split}: {len(rows)} rows, {sum(self.lengths(split)) / len(rows):.0f} tokens on average{truncated}"
             )
         counts = self.model_arguments()["label_counts"]
-        lines += [f"labels in train: {counts_line(self.names, counts)}", *self.notes, *few_rows(self.names, counts)]
-        columns = {split: [rows[column] for column in self.text_columns] for split, rows in self.texts.items()}
-        return [*lines, *repeated_rows({split: list(zip(*texts, strict=True)) for split, texts in columns.items()})]
+        return [*lines, f"labels in train: {counts_line(self.names, counts)}", *self.notes, *self._cautions(counts)]
+
+    def _cautions(self, counts: Sequence[int]) -> list[str]:
+        uneven = [] if self.multi_label else uneven_rows(self.names, counts)
+        odd = odd_names(self.names) if self.are_found else []
+        num_rows = {split: len(rows) for split, rows in self.splits.items()}
+        cut = cut_rows(self.num_truncated, num_rows, max_length=self.max_length)
+        return [*few_rows(self.names, counts), *uneven, *odd, *cut, *repeated_rows(self.contents)]
 
 
 def _tokenize(

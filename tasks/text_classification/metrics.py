@@ -12,9 +12,14 @@ from torchmetrics.classification import (
     MultilabelMatthewsCorrCoef,
 )
 
+from loralight.training import CalibrationError
+
 
 def classification_metrics(num_labels: int, *, multi_label: bool) -> MetricCollection:
-    """Accuracy (of whole rows, if a row can have several labels), macro-averaged F1 and Matthews correlation."""
+    """Accuracy (of whole rows, if a row can have several labels), macro-averaged F1 and Matthews correlation.
+
+    Where a row has one label, the calibration error too (ECE).
+    """
     if multi_label:
         return MetricCollection(
             {
@@ -28,6 +33,7 @@ def classification_metrics(num_labels: int, *, multi_label: bool) -> MetricColle
             "accuracy": MulticlassAccuracy(num_labels, average="micro"),
             "f1": MulticlassF1Score(num_labels, average="macro"),
             "mcc": _MulticlassMcc(num_labels),
+            "ece": CalibrationError(num_labels),
         }
     )
 

@@ -1,8 +1,9 @@
 """Text classification with an encoder such as BERT."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
@@ -24,6 +25,7 @@ from loralight.models import (
     pad_,
     tokenise,
 )
+from loralight.training import check_temperature, check_thresholds, choose_thresholds, fit_temperature
 
 from .metrics import classification_metrics
 
@@ -45,6 +47,10 @@ class TextClassification(AdapterTask):
             (sentence-transformers' ``1_Pooling/config.json``), and ``model`` if it does not say.
         class_weights: a weight per label in the loss, or ``balanced``: in inverse proportion to ``label_counts``.
         label_smoothing: share of the target that is spread over all labels.
+        thresholds: of several labels a row, the probability above which a row has a label: one, or one for each label;
+            ``auto`` for those of the best F1 on validation rows (see `choose_thresholds`), and one half until then.
+        calibrate: choose the temperature by the validation rows.
+        temperature: what logits are divided by before they become probabilities; 1 if None.
         training: adapter, optimizer, scheduler, ...: see `AdapterTask`.
     """
 
@@ -62,6 +68,9 @@ class TextClassification(AdapterTask):
         pooling: PoolingChoice = "model",
         class_weights: Sequence[float] | str | None = None,
         label_smoothing: float = 0.0,
+        thresholds: float | Sequence[float] | Literal["auto"] = "auto",
+        calibrate: bool = False,
+        temperature: float | None = None,
         **training: Any,
     ) -> None:
         super().__init__(**training)
@@ -69,6 +78,9 @@ class TextClassification(AdapterTask):
         self.text_columns, self.max_length, self.label_smoothing = list(text_columns), max_length, label_smoothing
         check_smoothing(label_smoothing)
         check_pooling(pooling)
+        check_thresholds(thresholds, self.labels, multi_label=multi_label)
+        self.thresholds, self.calibrate = thresholds, calibrate
+        self.temperature = check_temperature(temperature)
         self.pooling: PoolingChoice = pooling
         weights = weights_of_labels(class_weights, self.labels, label_counts)
         self.register_buffer("class_weights", weights, persistent=False)
@@ -112,10 +124,37 @@ class TextClassification(AdapterTask):
         if self.multi_label:
             smoothed = labels * (1 - self.label_smoothing) + self.label_smoothing / 2
             loss = F.binary_cross_entropy_with_logits(logits, smoothed, pos_weight=self.class_weights)
-            return Step(loss, logits.sigmoid(), labels.long())
-        loss = F.cross_entropy(logits, labels, weight=self.class_weights, label_smoothing=self.label_smoothing)
-        weight = None if self.class_weights is None else self.class_weights[labels].sum()
-        return Step(loss, logits, labels, weight)
+            return Step(loss, self._around_half(logits), labels.long())
+        share, predictions = self.label_smoothing, logits / self.temperature
+        if self.class_weights is None:
+            return Step(F.cross_entropy(logits, labels, label_smoothing=share), predictions, labels)
+        weight = self.class_weights[labels].sum()
+        loss = F.cross_entropy(logits, labels, weight=self.class_weights, label_smoothing=share, reduction="sum")
+        # a batch whose rows have no weight has a loss of 0
+        return Step(loss / weight.clamp(min=1e-12), predictions, labels, weight)
+
+    def settle(self, validated: Callable[[], tuple[Tensor, Tensor]]) -> dict[str, Any]:
+        """The temperature if it is asked for, and the thresholds of several labels a row if they are ``auto``."""
+        chooses = self.multi_label and self.thresholds == "auto"
+        if not (chooses or self.calibrate):
+            return {}
+        predictions, targets = validated()
+        scaled = predictions.logit(eps=1e-6) + self._offsets(predictions) if self.multi_label else predictions
+        logits = self.temperature * scaled
+        temperature = fit_temperature(logits, targets) if self.calibrate else self.temperature
+        found: dict[str, Any] = {"temperature": temperature} if self.calibrate else {}
+        if chooses:
+            found["thresholds"] = choose_thresholds((logits / temperature).sigmoid(), targets)
+        return found
+
+    def _around_half(self, logits: Tensor) -> Tensor:
+        """Probabilities that are above one half where they were above their thresholds, as metrics take them."""
+        return (logits.float() / self.temperature - self._offsets(logits)).sigmoid()
+
+    def _offsets(self, like: Tensor) -> Tensor:
+        """The logits of the thresholds: one, or one for each label; on the device of ``like``."""
+        thresholds = 0.5 if self.thresholds == "auto" else self.thresholds
+        return torch.as_tensor(thresholds, dtype=torch.float32, device=like.device).logit()
 
     def predict_batch(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """Label and probabilities of texts, of (text, text) pairs, or of records with the data's text columns."""
@@ -129,15 +168,17 @@ class TextClassification(AdapterTask):
             return_tensors="pt",
         )
         logits = self.model(**encoded.to(self.device)).logits.float()  # (batch, labels)
-        probabilities = (logits.sigmoid() if self.multi_label else logits.softmax(-1)).tolist()
+        scaled = logits / self.temperature
+        probabilities = (scaled.sigmoid() if self.multi_label else scaled.softmax(-1)).tolist()
+        chosen = (self._around_half(logits) > 0.5).tolist()
         return [
-            {**record, **self._verdict(dict(zip(self.labels, row, strict=True)))}
-            for record, row in zip(records, probabilities, strict=True)
+            {**record, **self._verdict(dict(zip(self.labels, row, strict=True)), above)}
+            for record, row, above in zip(records, probabilities, chosen, strict=True)
         ]
 
-    def _verdict(self, probabilities: dict[str, float]) -> dict[str, Any]:
+    def _verdict(self, probabilities: dict[str, float], chosen: Sequence[bool]) -> dict[str, Any]:
         if self.multi_label:
-            label: Any = [name for name, probability in probabilities.items() if probability >= 0.5]
+            label: Any = [name for name, is_chosen in zip(self.labels, chosen, strict=True) if is_chosen]
         else:
             label = max(probabilities, key=probabilities.__getitem__)
         return {"label": label, "probabilities": {name: round(value, 6) for name, value in probabilities.items()}}

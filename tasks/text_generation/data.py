@@ -20,10 +20,12 @@ from loralight.data import (
     TaskData,
     column_name,
     columns_of_form,
+    cut_rows,
     encode_rows,
     form_of,
     pack,
     read_template,
+    repeated_rows,
 )
 from loralight.errors import InputError
 from loralight.models import check_causal, check_length, load_tokenizer
@@ -203,7 +205,26 @@ class TextGenerationData(TaskData):
                 f"{split}: {num_rows} {kind}, {counts['tokens']:,} tokens{learnt}, in {len(rows)} rows of up to "
                 f"{self.max_length}{''.join(f'; {note}' for note in notes)}"
             )
-        return lines
+        return [*lines, *self._cautions()]
+
+    def _cautions(self) -> list[str]:
+        num_rows = {split: len(rows) for split, rows in self.rows.items()}
+        cut = {split: counts["cut"] for split, counts in self.counts.items()}
+        return [*cut_rows(cut, num_rows, max_length=self.max_length), *repeated_rows(self._contents())]
+
+    def _contents(self) -> dict[str, list[int]]:
+        """What tells documents apart, by split: their tokens."""
+        chunks = {split: rows.data.column("input_ids").chunks for split, rows in self.documents.items()}
+        return {
+            split: [hash(tokens.tobytes()) for chunk in each for tokens in _divided(chunk)]
+            for split, each in chunks.items()
+        }
+
+
+def _divided(lists: Any) -> list[np.ndarray[Any, Any]]:
+    """The lists of an Arrow array, which as Python's own would take a second for 20,000 documents."""
+    ends = np.cumsum(lists.value_lengths().to_numpy())
+    return np.split(lists.flatten().to_numpy(), ends[:-1])
 
 
 def _encode(

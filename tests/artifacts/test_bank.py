@@ -339,6 +339,14 @@ def test_a_combination_says_what_it_was_made_of(bank: AdapterBank, tmp_path: Pat
     assert recipe["adapter"]["arguments"]["targets"] == "all-linear"  # the first one's, which cover the other's
 
 
+def test_a_combination_takes_over_nothing_that_validation_rows_of_one_model_settled(make: Make, tmp_path: Path) -> None:
+    bank = loralight.load_many({"a": make(), "b": make()}, device="cpu")
+    bank._recipes["a"]["task"]["settled"] = {"temperature": 2.0}
+    bank.combine({"a": 1.0, "b": 1.0}, output=tmp_path / "sum")
+    found: Any = loralight.load(tmp_path / "sum", device="cpu")
+    assert (found.settled, found.temperature) == ({}, 1.0)
+
+
 def test_batchnorm_statistics_and_convolutions_are_each_adapters_own(tmp_path: Path) -> None:
     torch.manual_seed(0)
     save_for_hf(timm.create_model("test_resnet", num_classes=7), str(tmp_path / "resnet"), safe_serialization=True)

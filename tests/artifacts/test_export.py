@@ -220,6 +220,10 @@ def change(part: str, key: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return lambda recipe: recipe[part]["arguments"].update({key: value})
 
 
+def settle(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda recipe: recipe["task"].update(settled={key: value})
+
+
 SPOILT_RECIPES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "another task": (lambda r: r["task"].update(name="no_task"), "E-TASK: there is no task 'no_task'; installed are"),
     "a path for a task": (lambda r: r["task"].update(name="../../task"), "E-TASK: there is no task"),
@@ -256,6 +260,18 @@ SPOILT_RECIPES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "base is a text": (lambda r: r.update(base="bert"), "E-ADAPTER: .*not a recipe"),
     "no task": (lambda r: r.pop("task"), "E-ADAPTER: .*not a recipe"),
     "name is a list": (lambda r: r["task"].update(name=["text_classification"]), "E-ADAPTER: .*not a recipe"),
+    "a text settled": (settle("checkpoint", "/elsewhere"), "E-ADAPTER: .*not a recipe.*more than numbers"),
+    "a text among what is settled": (settle("thresholds", [0.5, "0.5"]), "E-ADAPTER: .*more than numbers"),
+    "a mapping settled": (settle("thresholds", {"good": 0.5}), "E-ADAPTER: .*more than numbers"),
+    "nothing settled": (lambda r: r["task"].update(settled=None), "E-ADAPTER: .*not a recipe"),
+    "a temperature below zero": (settle("temperature", -1.0), "E-TEMPERATURE: task.temperature is -1.0"),
+    "a huge temperature": (settle("temperature", 1e300), "E-TEMPERATURE: task.temperature is 1e"),
+    "a threshold for each of other labels": (
+        lambda r: (r["task"]["arguments"].update(multi_label=True), settle("thresholds", [0.5, 0.5, 0.5, 0.5])(r)),
+        "E-THRESHOLD: task.thresholds is",
+    ),
+    "an unknown number settled": (settle("tmperature", 1.0), "E-CONFIG: task: .*no argument 'tmperature'"),
+    "an adapter settled": (settle("adapter", 1.0), "E-CONFIG: task: the adapter is not among"),
     "arguments are a list": (lambda r: r["adapter"].update(arguments=[1]), "E-ADAPTER: .*not a recipe"),
     "far too long": (lambda r: r.update(more="x" * 2**20), "E-ADAPTER: .*more than 1024 kB"),
 }

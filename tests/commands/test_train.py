@@ -62,7 +62,9 @@ def test_a_run_leaves_all_its_results(in_process: InProcess, tiny_run: list[str]
     assert summary["bytes"]["adapter"] == (run / ADAPTER).stat().st_size
     assert summary["bytes"]["model"] == 4 * summary["parameters"]["total"]  # float32
     assert summary["bytes"]["peak_memory"] > summary["bytes"]["model"] and summary["seconds_per_step"] > 0
-    scores = {f"{split}/{name}" for split in ("validation", "test") for name in ("loss", "accuracy", "f1", "mcc")}
+    scores = {
+        f"{split}/{name}" for split in ("validation", "test") for name in ("loss", "accuracy", "f1", "mcc", "ece")
+    }
     assert summary["metrics"].keys() == scores
     assert summary["baseline"]["test/accuracy"] == 0.5  # as many good as bad ones
     assert {"python", "torch", "lightning"} <= summary["versions"].keys()

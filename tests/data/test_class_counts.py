@@ -28,5 +28,6 @@ def test_the_trivial_answer_is_scored_as_by_scikit_learn() -> None:
     answers = DummyClassifier(strategy="most_frequent").fit(train[:, None], train).predict(targets[:, None])
     found = always_the_commonest(image_metrics(8), counts.tolist(), torch.tensor(targets))
     wanted = {"accuracy": accuracy_score(targets, answers), "f1": f1_score(targets, answers, average="macro")}
+    wanted["ece"] = abs(accuracy_score(targets, answers) - counts.max() / counts.sum())  # as sure as it is common
     wanted["top5"] = np.isin(targets, np.argsort(counts)[-5:]).mean()
     assert found == pytest.approx(wanted, abs=1e-6)

@@ -1,13 +1,15 @@
 """How many epochs a run takes when nobody says."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 
-from loralight.training.epochs import Epochs, epochs_for
+from loralight.training.epochs import Epochs, epochs_for, few_steps
 
 
 @pytest.mark.parametrize(
@@ -62,3 +64,29 @@ def test_a_linear_probe_is_solved_for_unless_epochs_are_given(
     (tmp_path / "texts.txt").write_text("a fine film\n")
     answer = loralight("predict", "run=solved", "input=texts.txt")
     assert answer.returncode == 0, answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"max_epochs": 4}, None),  # of five steps each
+        ({"max_epochs": 3}, "the run has 15 optimizer steps, .* by trainer.max_epochs=4 or more"),
+        ({"max_epochs": 3, "accumulate_grad_batches": 5}, "the run has 3 optimizer steps, .* by trainer.max_epochs=20"),
+        ({"max_epochs": 9, "limit_train_batches": 2}, "the run has 18 optimizer steps"),
+        ({"max_epochs": 50, "max_steps": 7}, "the run has 7 optimizer steps, .* by a larger trainer.max_steps"),
+        ({"max_epochs": -1}, None),
+        ({"max_steps": 20}, None),
+        ({"fast_dev_run": True}, None),
+    ],
+)
+def test_a_run_of_too_few_steps_is_told(settings: dict[str, Any], words: str | None) -> None:
+    class Rows:
+        splits, batch_size = {"train": range(40)}, 8
+
+    trainer = lightning.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, **settings
+    )
+    data: Any = Rows()
+    lines = few_steps(trainer, data)
+    assert len(lines) == (words is not None)
+    assert all(re.search(str(words), line) for line in lines)

@@ -117,6 +117,25 @@ def test_a_probe_has_the_features_that_the_head_reads(work: Callable[..., tuple[
     assert torch.allclose(direct.weight, fit_probe(task, data, CPU).classifier.weight, atol=1e-4)
 
 
+def test_a_probe_of_several_labels_is_scored_at_thresholds_of_its_own(tiny_bert: str, tmp_path: Path) -> None:
+    for split, first in {"train": 0, "validation": 60}.items():  # which rows have soup, no word tells
+        rows = [f"row {n % 10},{int(n * n % 11 in (4, 5))},{n % 2}" for n in range(first, first + 60)]
+        (tmp_path / f"{split}.csv").write_text("\n".join(["text,soup,odd", *rows]) + "\n")
+    data = TextClassificationData(
+        checkpoint=tiny_bert, columns={"text": "text", "label": ["soup", "odd"]}, path=str(tmp_path), max_length=16
+    )
+    data.setup()
+    scores = {}
+    for thresholds in ("auto", 0.5):
+        task = TextClassification(
+            checkpoint=tiny_bert, adapter=LinearProbe(), pooling="mean", thresholds=thresholds, **data.model_arguments()
+        )
+        task.configure_model()
+        scores[thresholds] = fit_probe(task, data, CPU).scores["validation/f1"]
+        assert task.thresholds == thresholds, "what the probe chose is not what training will"
+    assert scores["auto"] > scores[0.5]
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [("class", "one class"), ("none", "no classes"), ("two", "more than one linear layer")],
@@ -153,6 +172,86 @@ def test_a_probe_takes_as_many_batches_as_the_trainer_does(
     seen.clear()
     fit_probe(task, data, few)
     assert len(seen) == 4 < every  # train, validation twice, half of the two batches of test
+
+
+ROWS: dict[str, tuple[dict[str, str], str]] = {
+    "a class that only validation has": (
+        {"train": "a 1,x\nb 2,y\nc 3,x\nd 4,y\n", "validation": "a,x\nb,z\n"},
+        "1 of 3 classes are in validation and in no training row",
+    ),
+    "one class": ({"train": "a,x\nb,x\nc,x\n", "validation": "d,x\n"}, "all training rows are of one class"),
+    "fewer rows than classes": (
+        {"train": "a,x\nb,y\n", "validation": "c,x\n"},
+        "2 training rows are fewer than 3 classes",
+    ),
+    "all rows alike": (
+        {"train": "a,x\na,y\na,x\na,y\n", "validation": "c,x\n"},
+        "all training rows are alike to the model",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_rows_that_make_no_probe_are_told_in_a_line_and_the_head_begins_at_random(
+    in_process: Callable[..., int], tiny_bert: str, tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files, reason = ROWS[case]
+    for split, rows in files.items():
+        (tmp_path / f"{split}.csv").write_text(f"text,label\n{rows}", encoding="utf-8")
+    data = [f"data.{split}={split}.csv" for split in files]
+    settings = ["data=text_classification", "data.labels=[x,y,z]", f"model.checkpoint='{tiny_bert}'", "trainer=cpu"]
+    run = ["model.max_length=16", "task.pooling=mean", "trainer.max_epochs=1", "task.head_start=probe"]
+    assert in_process("train", *settings, *data, *run, "hydra.run.dir=run") == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "no linear probe" in line]
+    assert len(told) == 1 and told[0].endswith(f"no linear probe: {reason}")
+
+
+def test_more_features_than_rows_leave_one_best_classifier() -> None:
+    features, targets = torch.randn(10, 200, dtype=torch.double).float(), torch.arange(10) % 2
+    standard = (features - features.mean(0)) / features.std(0, correction=0)
+    ours = list(fit(features, targets, num_labels=2))[2]
+    theirs = LogisticRegression(C=1 / (10 * _DECAYS[2] / 2 * 0.5), max_iter=5000, tol=1e-8).fit(standard, targets)
+    expected = torch.from_numpy(theirs.predict_proba(standard)).float()
+    assert torch.allclose(ours.logits(features).softmax(-1), expected, atol=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [({"limit_val_batches": 0}, "no rows to fit or to choose it by"), ({"limit_test_batches": 0}, None)],
+)
+def test_splits_that_a_trainer_passes_over_are_not_measured(
+    work: Callable[..., tuple[AdapterTask, TaskData]], limits: dict[str, Any], reason: str | None
+) -> None:
+    task, data = work()
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, **limits)
+    if reason is None:
+        assert {name.partition("/")[0] for name in fit_probe(task, data, trainer).scores} == {"validation"}
+        return
+    with pytest.raises(NoProbe, match=reason):
+        fit_probe(task, data, trainer)
+
+
+def test_several_labels_that_all_rows_have_alike_make_no_probe(
+    work: Callable[..., tuple[AdapterTask, TaskData]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, data = work()
+    monkeypatch.setattr(task, "probed", lambda features, batch: (features, torch.ones(len(features), 2)))
+    with pytest.raises(NoProbe, match="all training rows have one answer"):
+        fit_probe(task, data, CPU)
+
+
+def test_a_base_without_pooled_features_makes_no_probe(
+    work: Callable[..., tuple[AdapterTask, TaskData]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the classes of decoders, whose head reads every token."""
+    task, data = work()
+    monkeypatch.setattr(task, "probed", lambda features, batch: (features[:, None].repeat(1, 3, 1), batch["labels"]))
+    with pytest.raises(NoProbe, match="a vector for each token"):
+        fit_probe(task, data, CPU)
+    head = nn.Linear(4, 2, bias=False)
+    monkeypatch.setattr(task, "head", lambda model: [head])
+    with pytest.raises(NoProbe, match="has no bias"):
+        linear_head(task)
 
 
 def test_a_task_without_a_head_has_none(work: Callable[..., tuple[AdapterTask, TaskData]]) -> None:

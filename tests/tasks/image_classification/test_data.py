@@ -131,13 +131,17 @@ def test_columns_may_have_any_names(tiny_resnet: str, tmp_path: Path) -> None:
         tiny_resnet, path=str(tmp_path), columns={"image": "Foto", "label": "was es ist"}, validation_fraction=0.5
     )
     assert data.names == ["0", "1"]
-    assert data.model_arguments() == {"labels": ["0", "1"], "image_column": "Foto"}
+    assert data.model_arguments() == {
+        "labels": ["0", "1"],
+        "label_counts": [data.splits["train"].labels.count(number) for number in (0, 1)],
+        "image_column": "Foto",
+    }
 
 
 def test_labels_given_by_name_are_in_the_order_given(tiny_resnet: str, image_folders: Path) -> None:
     data = make(tiny_resnet, path=str(image_folders), labels=["red", "black", "green", "blue"])
     assert set(data.splits["test"].labels) == {0, 2, 3}
-    assert data.baseline("test").keys() == {"accuracy", "f1"}
+    assert data.baseline("test").keys() == {"accuracy", "f1", "ece"}
 
 
 def test_a_test_split_with_hidden_labels_is_left_out_and_said_so(tiny_resnet: str, tmp_path: Path) -> None:
@@ -152,7 +156,11 @@ def test_the_report_tells_sizes_modes_and_labels(tiny_resnet: str, image_folders
     folder = copied(image_folders, tmp_path)
     Image.new("L", (300, 200)).save(folder / "train" / "red" / "grey.png")
     Image.new("CMYK", (5, 4)).save(folder / "train" / "red" / "cmyk.jpg")
+    shutil.copy(folder / "train/blue/0.jpg", folder / "test/blue/same.jpg")
     report = make(tiny_resnet, path=str(folder)).report()
+    assert [line for line in report if line.startswith("caution: ")] == [
+        "caution: 1 of 13 rows of test are in train too, word for word: take them out of one"
+    ]
     assert "train: 26 images of 5 x 4 to 300 x 200 pixels, 1 of mode CMYK, 1 of mode L" in report
     assert "labels in train: blue 8, green 8, red 10" in report
     assert any("colour images of 32 x 32 pixels (bilinear, 90.0% of the side in evaluation)" in line for line in report)

@@ -7,6 +7,8 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, top_k_ac
 
 from loralight.tasks.image_classification.metrics import MacroF1, image_metrics
 
+from ...textbook import calibration_error
+
 RANDOM = np.random.default_rng(0)
 
 
@@ -20,6 +22,7 @@ def test_scores_are_those_of_scikit_learn_over_several_batches(num_labels: int) 
         metrics.update(torch.tensor(scores[rows]), torch.tensor(targets[rows]))
     answers = scores.argmax(1)
     wanted = {"accuracy": accuracy_score(targets, answers), "f1": f1_score(targets, answers, average="macro")}
+    wanted["ece"] = calibration_error(scores, targets)
     if num_labels > 5:
         wanted["top5"] = top_k_accuracy_score(targets, scores, k=5, labels=range(num_labels))
     found = {name: float(value) for name, value in metrics.compute().items()}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -15,6 +16,7 @@ from datasets import Dataset
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
+from sklearn.utils.class_weight import compute_class_weight
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 
@@ -27,6 +29,7 @@ from loralight.artifacts.export import save_adapter
 from loralight.errors import InputError
 from loralight.kernels.batch_norm import FrozenNorm
 from loralight.tasks.image_classification import ImageClassification
+from loralight.training import fit_temperature
 from loralight.training.task import AdapterTask
 
 LABELS = ["blue", "green", "red"]
@@ -91,6 +94,37 @@ def test_the_loss_is_the_textbook_s_and_smoothed_in_training_alone(tiny_resnet: 
             torch.testing.assert_close(task.step(batch).loss, -(target * log_p).sum(-1).mean())
 
 
+@pytest.mark.parametrize("mixup", [0.0, 0.4])
+def test_weighted_images_have_the_textbook_s_loss_in_whole_batches_and_in_parts(tiny_resnet: str, mixup: float) -> None:
+    counts = [70, 25, 5]
+    task = make(tiny_resnet, class_weights="balanced", label_counts=counts, label_smoothing=0.1, mixup=mixup)
+    weights = torch.tensor(compute_class_weight("balanced", classes=np.arange(3), y=np.repeat(np.arange(3), counts)))
+    torch.testing.assert_close(task.class_weights, weights.float())
+    batch = batch_of()
+    with torch.no_grad():
+        log_p = task.model(batch["images"]).log_softmax(-1)
+        steps = [task.step({k: v[rows] for k, v in batch.items()}) for rows in (slice(5), slice(4), slice(4, 5))]
+    whole, *parts = steps
+    rows = weights[batch["labels"]].float()
+    wanted = -(rows * log_p.gather(1, batch["labels"][:, None])[:, 0]).sum() / rows.sum()
+    torch.testing.assert_close(whole.loss, wanted)
+    torch.testing.assert_close(
+        sum(part.loss * part.weight for part in parts) / sum(part.weight for part in parts), wanted
+    )
+    with torch.no_grad():
+        task.train()
+        torch.manual_seed(3)
+        step = task.step(batch)
+        torch.manual_seed(3)
+        images, targets = batch["images"], F.one_hot(batch["labels"], 3) * 0.9 + 0.1 / 3
+        if task.mixing is not None:
+            images, targets = task.mixing(images, batch["labels"])
+        log_p = task.model(images).log_softmax(-1)
+    row_weights = targets @ weights.float() if mixup else rows
+    torch.testing.assert_close(step.loss, -(targets * weights * log_p).sum().float() / row_weights.sum())
+    torch.testing.assert_close(step.weight, row_weights.sum().to(step.weight.dtype))
+
+
 def test_blended_images_have_the_loss_of_both_labels_in_training_alone(tiny_resnet: str) -> None:
     task, batch = make(tiny_resnet, mixup=0.4, label_smoothing=0.1), batch_of(4)
     assert task.mixing is not None
@@ -105,6 +139,24 @@ def test_blended_images_have_the_loss_of_both_labels_in_training_alone(tiny_resn
         wanted = -(targets * task.model(images).log_softmax(-1)).sum(-1).mean()
     torch.testing.assert_close(blended.loss, wanted)
     assert torch.equal(blended.targets, batch["labels"])
+
+
+def test_a_temperature_by_validation_rows_divides_the_logits_of_answers_and_metrics(
+    tiny_resnet: str, pictures: list[str]
+) -> None:
+    task, batch = make(tiny_resnet, calibrate=True, temperature=2.0), batch_of()
+    with torch.no_grad():
+        logits = task.model(batch["images"])
+        step = task.step(batch)
+    torch.testing.assert_close(step.predictions, logits / 2)
+    torch.testing.assert_close(step.loss, F.cross_entropy(logits, batch["labels"]))
+    found = task.settle(lambda: (step.predictions, step.targets))
+    assert found == {"temperature": pytest.approx(fit_temperature(logits, batch["labels"]), rel=1e-4)}
+    warm, cold = (make(tiny_resnet, temperature=t).predict(pictures, top_k=3) for t in (2.0, 1.0))
+    for one, other in zip(warm, cold, strict=True):
+        p = torch.tensor(list(other["probabilities"].values())).sqrt()  # as logits at half their size have it
+        assert list(one["probabilities"].values()) == pytest.approx((p / p.sum()).tolist(), abs=1e-4)
+    assert make(tiny_resnet).settle(pytest.fail) == {}
 
 
 @pytest.mark.parametrize("mixup", [0.0, 0.4])

@@ -174,6 +174,31 @@ def test_texts_that_are_cut_are_counted_exactly(tmp_path: Path, tiny_bert: str, 
     assert list(data.lengths("train")) == [min(len(ids), max_length) for ids in whole]
 
 
+def cautions(data: TextClassificationData) -> list[str]:
+    return [line.removeprefix("caution: ") for line in data.report() if line.startswith("caution: ")]
+
+
+def test_the_report_warns_of_what_may_explain_a_poor_run(tmp_path: Path, tiny_bert: str) -> None:
+    train = rows([f"row {n}" for n in range(40)] + LONG, label=[1] * 42 + [2, 3])
+    test = rows([" row 1 ", "row 50"], label=[1, 2])
+    data = make(tmp_path, tiny_bert, splits={"train": train, "validation": rows(["row 51"], label=[1]), "test": test})
+    few, uneven, odd, repeated = cautions(data)
+    assert few.startswith("2 of 3 labels have fewer than 5 training rows: 2 1, 3 1")
+    assert uneven.startswith("95.5% of 44 training rows are 1, and 1 are 2: always to answer the first has an accuracy")
+    assert odd.startswith("all 3 labels are numbers ('1', '2', '3')")
+    assert repeated.startswith("1 of 2 rows of test are in train too"), "spaces around a text do not tell it apart"
+    named = make(tmp_path, tiny_bert, labels=["1", "2", "3"], max_length=8, splits={"train": train, "validation": test})
+    assert not any("are numbers" in line for line in cautions(named)), "they are what the user calls them"
+    shorter = make(tmp_path, tiny_bert, max_length=5, splits={"train": rows(LONG + SHORT, label=[0, 1] * 4)})
+    assert any("8 rows of validation are longer than 5 tokens" in line for line in cautions(shorter))
+
+
+def test_several_labels_a_row_are_not_weighed_as_one(tmp_path: Path, tiny_bert: str) -> None:
+    train = rows([f"row {n}" for n in range(200)], label=[["a", "b"] if n < 6 else ["a"] for n in range(200)])
+    data = make(tmp_path, tiny_bert, splits={"train": train, "validation": rows(["other"], label=[["a"]])})
+    assert cautions(data) == []
+
+
 def test_the_trivial_answer_is_scored_as_by_scikit_learn(tmp_path: Path, tiny_bert: str) -> None:
     train, test = rows(label=["b", "a", "c", "b"]), rows(label=["a", "b", "a", "a"])
     data = make(tmp_path, tiny_bert, splits={"train": train, "test": test})
@@ -183,6 +208,7 @@ def test_the_trivial_answer_is_scored_as_by_scikit_learn(tmp_path: Path, tiny_be
             "accuracy": accuracy_score(test["label"], answers),
             "f1": f1_score(test["label"], answers, average="macro"),
             "mcc": 0,
+            "ece": 0.25,  # its share of train is a half, that of test a quarter
         }
     )
 

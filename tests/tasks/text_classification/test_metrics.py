@@ -7,6 +7,8 @@ from torch import Tensor
 
 from loralight.tasks.text_classification.metrics import classification_metrics
 
+from ...textbook import calibration_error
+
 CASES = {
     "random": lambda targets, scores: (targets, scores),
     "mostly right": lambda targets, scores: (
@@ -40,6 +42,7 @@ def test_one_label_a_row_is_measured_as_by_scikit_learn(num_labels: int, case: s
             "accuracy": accuracy_score(targets, answers),
             "f1": f1_score(targets, answers, average="macro"),
             "mcc": matthews_corrcoef(targets, answers),
+            "ece": calibration_error(logits.numpy(), targets.numpy()),
         },
         abs=1e-6,
     )

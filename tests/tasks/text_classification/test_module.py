@@ -29,6 +29,7 @@ from loralight.models import PooledClassifier, load_pooled
 from loralight.models.pretrained import agree_on_padding_, check_vocabulary, pad_
 from loralight.resources import resolve
 from loralight.tasks.text_classification import TextClassification, TextClassificationData
+from loralight.training import choose_thresholds, fit_temperature
 from loralight.training.optim import parameter_groups
 from loralight.training.task import AdapterTask
 
@@ -214,6 +215,14 @@ def test_parts_of_a_batch_by_their_weights_make_the_loss_of_the_whole(
     assert mean == pytest.approx(float(whole.loss), rel=1e-6)
 
 
+def test_a_batch_of_a_label_without_weight_has_no_loss_and_no_say(tiny_bert: str) -> None:
+    task = make(tiny_bert, labels=LABELS, class_weights=[0.0, 1.0, 1.0])
+    step = task.step(batch_of(task, [0] * 5))
+    step.loss.backward()  # type: ignore[no-untyped-call]
+    assert [step.loss.item(), float(step.weight or 0)] == [0, 0]
+    assert not any(p.grad.any() for p in trainable(task.model).values() if p.grad is not None)
+
+
 def test_balanced_weights_are_those_of_scikit_learn(tiny_bert: str) -> None:
     counts = [70, 25, 5]
     rows = np.repeat(np.arange(3), counts)
@@ -222,12 +231,74 @@ def test_balanced_weights_are_those_of_scikit_learn(tiny_bert: str) -> None:
     torch.testing.assert_close(task.class_weights, torch.tensor(expected, dtype=torch.float32))
 
 
+def logits_of(task: TextClassification) -> Tensor:
+    with torch.no_grad():
+        return task.model(**task.tokenizer(TEXTS, padding=True, return_tensors="pt")).logits  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("calibrate", [False, True])
+def test_several_labels_are_answered_by_thresholds_that_validation_rows_settle(tiny_bert: str, calibrate: bool) -> None:
+    task = make(tiny_bert, labels=LABELS, multi_label=True, calibrate=calibrate, temperature=2.0 if calibrate else 1.0)
+    batch = batch_of(task, ((logits_of(task) > 0) ^ (torch.arange(15).reshape(5, 3) % 7 == 0)).float())
+    with torch.no_grad():
+        step = task.step(batch)
+    found = task.settle(lambda: (step.predictions, step.targets))
+    assert json.loads(json.dumps(found)) == found
+    logits = logits_of(task)
+    scale = fit_temperature(logits, step.targets) if calibrate else 1.0
+    assert found.get("temperature", 1.0) == pytest.approx(scale, rel=1e-4)
+    assert found["thresholds"] == pytest.approx(choose_thresholds((logits / scale).sigmoid(), step.targets), rel=1e-4)
+    settled = make(tiny_bert, labels=LABELS, multi_label=True, **found)
+    answers = settled.predict(TEXTS)
+    probabilities = [list(answer["probabilities"].values()) for answer in answers]
+    torch.testing.assert_close(torch.tensor(probabilities), (logits / scale).sigmoid(), rtol=0, atol=2e-6)
+    chosen = [[name in answer["label"] for name in LABELS] for answer in answers]
+    assert torch.tensor(chosen).equal((logits / scale).sigmoid() > torch.tensor(found["thresholds"]))
+    with torch.no_grad():
+        assert torch.tensor(chosen).equal(settled.step(batch).predictions > 0.5), "metrics are of what is answered"
+
+
+def test_a_temperature_divides_the_logits_of_answers_and_metrics_and_not_of_the_loss(tiny_bert: str) -> None:
+    task, plain = (make(tiny_bert, labels=LABELS, temperature=t) for t in (2.5, 1.0))
+    logits = logits_of(plain)
+    with torch.no_grad():
+        step, expected = task.step(batch_of(task, SINGLE_TARGETS)), plain.step(batch_of(plain, SINGLE_TARGETS))
+    torch.testing.assert_close(step.predictions, logits / 2.5)
+    assert torch.equal(step.loss, expected.loss)
+    for answer, row in zip(task.predict(TEXTS), (logits / 2.5).softmax(-1).tolist(), strict=True):
+        assert list(answer["probabilities"].values()) == pytest.approx(row, abs=2e-6)
+
+
+def test_nothing_is_settled_unasked(tiny_bert: str) -> None:
+    def validated() -> tuple[Tensor, Tensor]:
+        raise AssertionError("it takes a pass over the rows")
+
+    assert make(tiny_bert).settle(validated) == {}
+    assert make(tiny_bert, multi_label=True, thresholds=0.3).settle(validated) == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"thresholds": 0.3}, r"E-THRESHOLD: task\.thresholds is 0\.3, but a row has the most probable label"),
+        ({"thresholds": [0.3], "multi_label": True}, r"E-THRESHOLD: task\.thresholds is \[0\.3\]; give auto, a"),
+        ({"temperature": 0.0}, r"E-TEMPERATURE: task\.temperature is 0\.0"),
+    ],
+)
+def test_what_can_settle_no_answer_is_an_error(tiny_bert: str, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}"):
+        make(tiny_bert, **arguments)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"class_weights": [1.0]}, r"task\.class_weights has 1 numbers for 2 labels \(bad, good\)"),
         ({"class_weights": "even", "label_counts": [1, 1]}, r"task\.class_weights is 'even'; give 'balanced' or one"),
         ({"class_weights": "balanced"}, r"task\.class_weights is 'balanced'"),
+        ({"class_weights": [1.0, -1.0]}, r"task\.class_weights is \[1\.0, -1\.0\]; give numbers of at least 0"),
+        ({"class_weights": [float("nan"), 1.0]}, r"task\.class_weights is \[nan, 1\.0\]"),
+        ({"class_weights": [0.0, 0.0]}, r"task\.class_weights is \[0\.0, 0\.0\]"),
     ],
 )
 def test_class_weights_that_do_not_fit_are_an_error(tiny_bert: str, arguments: dict[str, Any], message: str) -> None:

@@ -1,0 +1,90 @@
+"""What validation rows decide of a task's answers once its weights are final: thresholds, a temperature."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+from torchmetrics import CatMetric
+
+from loralight.data import TaskData
+from loralight.training.task import AdapterTask
+
+
+def settle_(task: AdapterTask, data: TaskData, trainer: lightning.Trainer) -> str | None:
+    """Have the validation rows decide what `AdapterTask.settle` leaves to them.
+
+    Every process comes to the same, from the rows of all.
+
+    Returns:
+        A line that says what; None where there was nothing to decide.
+    """
+    found = {} if trainer.limit_val_batches == 0 else task.settle(partial(_validated, task, data, trainer))
+    if not found:
+        return None
+    for name, value in found.items():
+        setattr(task, name, value)
+    task.settled = {**task.settled, **found}
+    return settled_line(found, len(data.splits["validation"]))
+
+
+@contextmanager
+def settled(task: AdapterTask, found: Mapping[str, Any]) -> Iterator[None]:
+    """A context in which ``found`` decides the task's answers."""
+    before = {name: getattr(task, name) for name in found}
+    for name, value in found.items():
+        setattr(task, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(task, name, value)
+
+
+def settled_line(found: Mapping[str, Any], num_rows: int | None = None) -> str:
+    """What was decided, for a report."""
+    shown = ", ".join(f"{name} {_numbers(value)}" for name, value in found.items())
+    return f"chosen on {'validation' if num_rows is None else f'{num_rows} validation rows'}: {shown}"
+
+
+def _numbers(value: Any) -> str:
+    each = value if isinstance(value, list) else [value]
+    return " ".join(f"{one:.3g}" for one in each[:20]) + (" ..." if len(each) > 20 else "")
+
+
+def _validated(task: AdapterTask, data: TaskData, trainer: lightning.Trainer) -> tuple[Tensor, Tensor]:
+    """Predictions and targets of all validation rows, from all processes."""
+    keeping = _Keeping()
+    trainer.callbacks.append(keeping)  # type: ignore[attr-defined]
+    try:
+        trainer.validate(task, datamodule=data, verbose=False)
+    finally:
+        trainer.callbacks.remove(keeping)  # type: ignore[attr-defined]
+    assert keeping.kept is not None
+    predictions, targets = keeping.kept
+    return predictions.clone(), targets.clone()  # those of inference mode take part in no gradient
+
+
+class _Keeping(lightning.Callback):
+    """Keeps what validation predicts."""
+
+    def __init__(self) -> None:
+        self.kept: tuple[Tensor, Tensor] | None = None
+        self._parts: dict[str, CatMetric] = {}
+        self._dtype = torch.long
+
+    def on_validation_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, *_: Any
+    ) -> None:
+        for name, tensor in outputs.items():
+            if name not in self._parts:
+                self._parts[name] = CatMetric(nan_strategy="disable").to(pl_module.device)
+            self._parts[name].update(tensor.detach())
+        self._dtype = outputs["targets"].dtype
+
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        predictions, targets = (self._parts[name].compute() for name in ("predictions", "targets"))
+        self.kept = predictions.cpu(), targets.to(self._dtype).cpu()
