@@ -144,7 +144,10 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
         verb, flags = "train", [*flags, "--multirun"]
     from loralight.artifacts.run_settings import with_those_of_a_run
     from loralight.config.overrides import quoted
+    from loralight.config.own_data import with_own_data
 
+    if verb in ("train", "estimate"):
+        overrides = with_own_data(overrides, _config_folders(flags))
     overrides = with_those_of_a_run(verb, overrides, conf=_config_folders(flags))
     if verb == "together":  # a run's name is followed by a command line, which Hydra is to take for a text
         overrides = [f"++{quoted(o)}" if o.startswith(("runs.", "each=")) else o for o in overrides]

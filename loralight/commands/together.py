@@ -22,6 +22,7 @@ from loralight.commands.train import Run
 from loralight.config.build import check_config
 from loralight.config.composition import plain, settings_of
 from loralight.config.overrides import folder_of
+from loralight.config.own_data import with_own_data
 from loralight.disk import telling_of_disk
 from loralight.errors import InputError
 from loralight.stopping import Stopped
@@ -36,7 +37,7 @@ def main(config: DictConfig) -> None:
     if not given["runs"]:
         raise InputError("E-RUN", 'no run is given; give each a name and its settings: runs.a="data.train=my.csv"')
     lines = {name: shlex.split(f"{given['each'] or ''} {words or ''}") for name, words in given["runs"].items()}
-    overrides = {name: with_those_of_a_run("train", line) for name, line in lines.items()}
+    overrides = {name: with_those_of_a_run("train", with_own_data(line)) for name, line in lines.items()}
     folders = {name: _resumed(line) or folder / name for name, line in lines.items()}
     if len({path.resolve() for path in folders.values()}) < len(folders):
         raise InputError("E-RUN", "two of the runs would go on in one folder; give each its own resume=")

@@ -4,10 +4,12 @@ from loralight.data.cautions import cut_rows, few_rows, odd_names, repeated_rows
 from loralight.data.class_counts import always_the_commonest, count_classes, counts_line
 from loralight.data.classes import Classes, check_spelling, has_no_names, read_classes
 from loralight.data.encoding import encode_rows
+from loralight.data.encodings import read_text_file
 from loralight.data.forms.chats import Chat, read_template
 from loralight.data.forms.choosing import columns_of_form, form_of
 from loralight.data.forms.form import Form
 from loralight.data.forms.texts import PlainText, PromptCompletion
+from loralight.data.label_ids import LabelNames, name_label_ids
 from loralight.data.labels import (
     are_lists,
     check_smoothing,
@@ -27,6 +29,7 @@ __all__ = [
     "Chat",
     "Classes",
     "Form",
+    "LabelNames",
     "Origin",
     "PackedRows",
     "PlainText",
@@ -50,11 +53,13 @@ __all__ = [
     "form_of",
     "has_no_names",
     "label_name",
+    "name_label_ids",
     "odd_names",
     "pack",
     "read_classes",
     "read_file",
     "read_template",
+    "read_text_file",
     "repeated_rows",
     "seed_of",
     "split_labels",

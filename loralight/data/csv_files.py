@@ -1,34 +1,57 @@
 """CSV and TSV files as people save them: their first line decides how the rest is read."""
 
 import csv
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from datasets import Dataset
 
 from loralight.errors import InputError
 
+_SEPARATORS = ",;\t|"  # spreadsheets of countries with decimal commas write semicolons
+_SAID = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|", "space": " "}
+_SEEN = 100  # lines that tell the columns where no line names them
 _WORDS = 4  # of a cell that is not a column's name
 
 
-def reading(file: str, *, header: bool | None) -> dict[str, Any]:
+def check_delimiter(delimiter: str | None) -> str | None:
+    """The character that ``data.delimiter`` gives, by its name too.
+
+    Raises:
+        InputError: it is none (``E-DELIMITER``).
+    """
+    said = _SAID.get(delimiter, delimiter) if isinstance(delimiter, str) else delimiter
+    if said is not None and (not isinstance(said, str) or len(said) != 1 or said in '"\r\n'):
+        raise InputError(
+            "E-DELIMITER",
+            f"data.delimiter is {delimiter!r}; give tab, semicolon, comma, pipe, space or a character; null finds it",
+        )
+    return said
+
+
+def reading(
+    file: str, *, header: bool | None, delimiter: str | None = None, encoding: str | None = None
+) -> dict[str, Any]:
     """What pandas is told of a file: an empty cell is missing, "NA" and "None" are words, no column is row names.
 
     Args:
         file: its path.
         header: whether its first line names the columns; where it does not, they are called 0, 1, 2, ...
+        delimiter: what stands between its columns; if None, that is found.
+        encoding: UTF-8 if None.
 
     Raises:
         InputError: two columns have one name (``E-DATA``).
     """
     arguments: dict[str, Any] = {"na_values": [""], "keep_default_na": False, "index_col": False}
-    separator = "\t" if Path(file).suffix.lower() == ".tsv" else ","
-    cells = _first_line(file, separator)
-    if len(cells) == 1 and header is not False:  # spreadsheets of countries with decimal commas write semicolons
-        separator = next((other for other in ";\t" if other in cells[0]), separator)
-        cells = _first_line(file, separator)
-    if _is_unquoted(file, separator, len(cells)):
+    if encoding is not None:
+        arguments["encoding"] = encoding
+    separator = delimiter or _separator(file, encoding, header=header)
+    if _is_unquoted(file, separator, encoding):
         arguments["quoting"] = csv.QUOTE_NONE
+    cells = next(_lines(file, separator, encoding, quoting=arguments.get("quoting", csv.QUOTE_MINIMAL)), [])
     if header is False:
         return {**arguments, "sep": separator, "header": None, "names": [str(place) for place in range(len(cells))]}
     if twice := [cell for place, cell in enumerate(cells) if cell and cell in cells[:place]]:
@@ -69,17 +92,38 @@ def _line(rows: Dataset) -> str:
     return repr(line if len(line) <= 100 else f"{line[:97]}...")
 
 
-def _first_line(file: str, separator: str) -> list[str]:
-    with Path(file).open(encoding="utf-8-sig", errors="replace", newline="") as opened:
-        return next((cells for cells in csv.reader(opened, delimiter=separator) if cells), [])
+def _separator(file: str, encoding: str | None, *, header: bool | None) -> str:
+    """What stands between the columns: the usual, unless the names, or without them the first lines, have another."""
+    usual = "\t" if Path(file).suffix.lower() == ".tsv" else ","
+    others = [usual, *_SEPARATORS.replace(usual, "")]
+    if header is False:
+        return next((other for other in others if _divides(file, other, encoding)), usual)
+    names = next(_lines(file, usual, encoding), [])
+    return usual if len(names) != 1 else next((other for other in others if other in names[0]), usual)
 
 
-def _is_unquoted(file: str, separator: str, num_columns: int) -> bool:
+def _divides(file: str, separator: str, encoding: str | None) -> bool:
+    """Whether it makes as many columns, and several, of each of the first lines, be there quotes or not."""
+    with Path(file).open(encoding=encoding or "utf-8-sig", errors="replace", newline="") as opened:
+        plain = {line.count(separator) for line in islice(filter(str.strip, opened), _SEEN)}
+    quoted = {len(cells) - 1 for cells in islice(_lines(file, separator, encoding), _SEEN)}
+    return any(len(counts) == 1 and 0 not in counts for counts in (plain, quoted))
+
+
+def _lines(
+    file: str, separator: str, encoding: str | None, *, quoting: Literal[0, 1, 2, 3, 4, 5] = csv.QUOTE_MINIMAL
+) -> Iterator[list[str]]:
+    with Path(file).open(encoding=encoding or "utf-8-sig", errors="replace", newline="") as opened:
+        yield from filter(None, csv.reader(opened, delimiter=separator, quoting=quoting))
+
+
+def _is_unquoted(file: str, separator: str, encoding: str | None) -> bool:
     """Whether each line is a row, but its quotes do not pair up, as in many TSV files: pandas would join such lines."""
-    unpaired = False
-    with Path(file).open(encoding="utf-8-sig", errors="replace", newline="") as opened:
+    unpaired, expected = False, None
+    with Path(file).open(encoding=encoding or "utf-8-sig", errors="replace", newline="") as opened:
         for line in filter(str.strip, opened):
-            if line.count(separator) != num_columns - 1:
+            expected = line.count(separator) if expected is None else expected
+            if line.count(separator) != expected:
                 return False
             unpaired = unpaired or ('"' in line and not _pairs_up(line, separator))
     return unpaired

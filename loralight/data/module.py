@@ -24,8 +24,8 @@ class TaskData(lightning.LightningDataModule, ABC):
     with the very batch that an uninterrupted one would have seen, whatever the number of workers.
 
     Args:
-        path, name, train, validation, test, validation_fraction, limit_rows, header: where the rows are, see
-            `load_splits`.
+        path, name, train, validation, test, validation_fraction, limit_rows, header, delimiter, encoding: where the
+            rows are and how they are written, see `load_splits`.
         batch_size: rows per process and step.
         eval_batch_size: likewise in validation and test; ``batch_size`` if None.
         length_grouped: batches of rows of like length, which saves computing on padding.
@@ -52,6 +52,8 @@ class TaskData(lightning.LightningDataModule, ABC):
         validation_fraction: float = 0.1,
         limit_rows: int | None = None,
         header: bool | None = None,
+        delimiter: str | None = None,
+        encoding: str | None = None,
         batch_size: int = 32,
         eval_batch_size: int | None = None,
         length_grouped: bool = True,
@@ -77,10 +79,13 @@ class TaskData(lightning.LightningDataModule, ABC):
             validation_fraction=validation_fraction,
             limit_rows=limit_rows,
             header=header,
+            delimiter=delimiter,
+            encoding=encoding,
             seed=seed,
             readers=self.readers,
         )
         self.limit_rows, self.header = limit_rows, header
+        self.delimiter, self.encoding = delimiter, encoding
         self.splits: Mapping[str, Any] = {}
         self._digest_of: dict[str, str] = {}
         self._resume_at: tuple[int, int | None] = (0, 0)

@@ -1,5 +1,6 @@
 """Train, validation and test rows from the hub, a folder or files, whatever they are called."""
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,17 +13,22 @@ import datasets
 from datasets import Dataset
 
 from loralight.data import csv_files
+from loralight.data.encodings import check_encoding, check_text
 from loralight.data.origin import Origin
 from loralight.errors import InputError, did_you_mean
 from loralight.resources import resolve
 
 Readers = Mapping[str, Callable[[str], Dataset]]
-"""Readers of files by suffix; the one under ``/`` reads a folder that is one split, such as a folder of images."""
+"""Readers of files by suffix; the one under ``/`` reads a folder that is one split, such as a folder of images.
+
+A reader with an argument ``encoding`` gets ``data.encoding``."""
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 """The kinds of data files: suffix and the name of their reader in `datasets`."""
 
 _SAID_OF_NO_ROWS = ("No columns to parse from file", "corresponds to no data")  # by pandas and datasets
+_SAID_OF_RAGGED_ROWS = ("Error tokenizing data", "Length of header or names")
+_OTHER_DELIMITER = ". If something else stands between its columns, say data.delimiter=tab, or what it is"
 _ALIASES = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
@@ -56,6 +62,8 @@ def load_splits(
     validation_fraction: float = 0.1,
     limit_rows: int | None = None,
     header: bool | None = None,
+    delimiter: str | None = None,
+    encoding: str | None = None,
     seed: int = 0,
     readers: Readers | None = None,
 ) -> Splits:
@@ -69,7 +77,9 @@ def load_splits(
         test: likewise.
         validation_fraction: share of the training rows held out where there is no validation split.
         limit_rows: only so many rows of train, chosen at random.
-        header: see `read_file`.
+        header: see `read_file`, as the next two.
+        delimiter: likewise; a file of any ending is then a table.
+        encoding: likewise.
         seed: of these choices of rows.
         readers: for formats beside `FORMATS`.
 
@@ -80,8 +90,7 @@ def load_splits(
         InputError: nothing can be read there (``E-DATA``), or there is no training split (``E-DATA-EMPTY``).
     """
     given = {"train": train, "validation": validation, "test": test}
-    tables: Readers = dict.fromkeys(FORMATS, partial(read_file, header=header))
-    reading = {**tables, **(readers or {})}
+    reading = _reading(readers or {}, given.values(), header=header, delimiter=delimiter, encoding=encoding)
     sources = {split: resolve(name) for split, name in given.items() if name and _kind(resolve(name)) in reading}
     splits = {split: reading[_kind(file)](file) for split, file in sources.items()}
     odd = {split: value for split, value in given.items() if value and split not in sources}
@@ -104,6 +113,22 @@ def load_splits(
         chosen = _numbers(loaded["train"]).shuffle(seed=seed)["number"][:limit_rows]
         _choose(loaded, {"train": chosen})
     return loaded
+
+
+def _reading(
+    readers: Readers, files: Iterable[str | None], *, header: bool | None, delimiter: str | None, encoding: str | None
+) -> Readers:
+    """What reads each kind of file; with a delimiter also those of another ending."""
+    encoding = check_encoding(encoding)
+    table = partial(read_file, header=header, delimiter=delimiter, encoding=encoding)
+    told = dict(readers)
+    if encoding is not None:
+        takes = [kind for kind, read in readers.items() if "encoding" in inspect.signature(read).parameters]
+        told |= {kind: partial(readers[kind], encoding=encoding) for kind in takes}
+    if delimiter is None:
+        return {**dict.fromkeys(FORMATS, table), **told}
+    kinds = {_kind(resolve(file)) for file in files if file and Path(resolve(file)).is_file()}
+    return {**told, **dict.fromkeys(kinds - set(told) - set(FORMATS), table), **dict.fromkeys(FORMATS, table)}
 
 
 def _hold_out(splits: Splits, fraction: float, seed: int) -> None:
@@ -163,27 +188,38 @@ def column_name(given: Any, role: str, *, header: bool | None = None) -> str:
     return str(given)
 
 
-def read_file(file: str, *, header: bool | None = None) -> Dataset:
+def read_file(
+    file: str, *, header: bool | None = None, delimiter: str | None = None, encoding: str | None = None
+) -> Dataset:
     """One CSV, TSV, JSON(L) or Parquet file.
 
     Args:
         file: its path.
         header: whether the first line of a CSV or TSV file names its columns; if not, they are 0, 1, 2, ... If None,
             it is taken for names unless it looks like a row.
+        delimiter: what stands between the columns of a CSV or TSV file, as which files of other endings are then read;
+            if None, it is found.
+        encoding: of a CSV, TSV or JSON file; UTF-8 if None.
 
     Raises:
         InputError: missing, unreadable or of another kind (``E-DATA``), or its first line is a row (``E-HEADER``).
     """
-    suffix = Path(file).suffix.lower()
-    if suffix not in FORMATS:
+    suffix, delimiter = Path(file).suffix.lower(), csv_files.check_delimiter(delimiter)
+    if suffix not in FORMATS and delimiter is None:
         raise InputError("E-DATA", f"{file}: data files end in {', '.join(FORMATS)}")
     if not Path(file).is_file():
         siblings = [str(sibling) for sibling in Path(file).parent.glob("*") if sibling.suffix.lower() in FORMATS]
         raise InputError("E-DATA", f"{file}: there is no such file.{did_you_mean(file, siblings)}")
-    is_csv = FORMATS[suffix] == "csv"
-    arguments = csv_files.reading(file, header=header) if is_csv else {}
+    kind = FORMATS.get(suffix, "csv")
+    is_csv = kind == "csv"
+    encoding = check_encoding(encoding)
+    if kind != "parquet":
+        check_text(file, encoding)
+    arguments = csv_files.reading(file, header=header, delimiter=delimiter, encoding=encoding) if is_csv else {}
+    if kind == "json" and encoding:
+        arguments["encoding"] = encoding
     with _one_message(file):
-        rows = datasets.load_dataset(FORMATS[suffix], data_files=file, split="train", **arguments)
+        rows = datasets.load_dataset(kind, data_files=file, split="train", **arguments)
     if is_csv and header is None:
         csv_files.check_header(rows, file)
     return rows
@@ -196,7 +232,8 @@ def _kind(source: str) -> str:
 
 def _expected(reading: Readers) -> str:
     suffixes = ", ".join(kind for kind in reading if kind != "/")
-    return f"not a file that ends in {suffixes}{', nor a folder' if '/' in reading else ''}"
+    folder = ", nor a folder" if "/" in reading else ""
+    return f"not a file that ends in {suffixes}{folder}. A table of another ending needs data.delimiter=tab, say"
 
 
 def _read_path(path: str, name: str | None, reading: Readers) -> Mapping[str, _Found]:
@@ -258,7 +295,7 @@ def _one_message(source: str) -> Iterator[None]:
         if isinstance(root, StopIteration) or any(said in reason for said in _SAID_OF_NO_ROWS):
             raise InputError("E-DATA-EMPTY", f"{source}: holds no rows") from error
         if Path(source).exists():
-            other = ". Save it as UTF-8: iconv -f latin1 -t utf-8, say" if isinstance(root, UnicodeDecodeError) else ""
+            other = _OTHER_DELIMITER if any(said in reason for said in _SAID_OF_RAGGED_ROWS) else ""
             raise InputError("E-DATA", f"{source}: cannot be read: {reason[:300]}{other}") from error
         raise InputError(
             "E-DATA",

@@ -17,6 +17,7 @@ from torch.utils.data import default_collate
 
 from loralight.data import (
     FORMATS,
+    LabelNames,
     Origin,
     Splits,
     TaskData,
@@ -29,6 +30,7 @@ from loralight.data import (
     few_rows,
     has_no_names,
     label_name,
+    name_label_ids,
     odd_names,
     read_classes,
     read_file,
@@ -110,6 +112,7 @@ class ImageClassificationData(TaskData):
         image_size: pixels, if not the model's own.
         crop_pct: share of the side of an image that is kept in evaluation, if not the model's own.
         labels: label names in order; else the data set's own, or those found in training, sorted.
+        label_names: what numbers in the label column stand for, or a file that says it, see `name_label_ids`.
         crop_scale: see `training_transform`, as the next five.
         horizontal_flip: likewise.
         vertical_flip: likewise.
@@ -130,6 +133,7 @@ class ImageClassificationData(TaskData):
         image_size: int | None = None,
         crop_pct: float | None = None,
         labels: Sequence[str | float] | None = None,
+        label_names: LabelNames | None = None,
         crop_scale: Sequence[float] = (0.5, 1.0),
         horizontal_flip: float = 0.5,
         vertical_flip: float = 0.0,
@@ -142,9 +146,11 @@ class ImageClassificationData(TaskData):
         self.image_column, self.label_column = (
             column_name(columns.get(role), role, header=self.header) for role in ("image", "label")
         )
-        tables = dict.fromkeys(FORMATS, partial(read_table, column=self.image_column, header=self.header))
+        read = partial(read_table, column=self.image_column, header=self.header, delimiter=self.delimiter)
+        tables = dict.fromkeys(FORMATS, read)
         self.read_splits = partial(self.read_splits, readers={**tables, "/": read_image_folder})
         self.given_labels = None if labels is None else [label_name(name) for name in labels]
+        self.label_names = label_names
         self.find_backbone = partial(find_backbone, checkpoint, architecture)
         self.image_size, self.crop_pct = image_size, crop_pct
         self.training_transform = partial(
@@ -178,6 +184,9 @@ class ImageClassificationData(TaskData):
         column = [self.label_column]
         if are_lists(rows["train"], column):
             raise InputError("E-LABELS", f"column {self.label_column!r} holds lists; an image has one label")
+        if self.label_names is not None:
+            names = name_label_ids(rows, column, self.label_names)
+            self.given_labels = self.given_labels or names
         limited, several = self.limit_rows is not None, "An image has one label"
         self.are_found = self.given_labels is None and has_no_names(rows["train"], column)
         self.names, numbers = read_classes(rows, column, given=self.given_labels, limited=limited, several=several)
@@ -258,9 +267,16 @@ def read_image_folder(folder: str) -> Dataset:
     )
 
 
-def read_table(file: str, *, column: str, header: bool | None = None) -> Dataset:
+def read_table(
+    file: str,
+    *,
+    column: str,
+    header: bool | None = None,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+) -> Dataset:
     """A file of rows, whose names of image files are found from where it is."""
-    rows = read_file(file, header=header)
+    rows = read_file(file, header=header, delimiter=delimiter, encoding=encoding)
     if column not in rows.column_names or getattr(rows.features[column], "dtype", None) not in _NAMES:
         return rows
     folder = Path(file).resolve().parent

@@ -4,10 +4,10 @@ Tjong Kim Sang & De Meulder, 2003, https://arxiv.org/abs/cs/0306050.
 """
 
 import re
-from pathlib import Path
 
 from datasets import Dataset, Features, List, Value
 
+from loralight.data import read_text_file
 from loralight.errors import InputError
 
 from .tags import check_tag
@@ -15,7 +15,7 @@ from .tags import check_tag
 _FEATURES = Features({"tokens": List(Value("string")), "ner_tags": List(Value("string"))})
 
 
-def read_conll(file: str) -> Dataset:
+def read_conll(file: str, *, encoding: str | None = None) -> Dataset:
     """A row for each sentence: ``tokens`` from the first column, ``ner_tags`` from the last.
 
     Columns stand apart by tabs, or by any white space in lines without one. ``-DOCSTART-`` lines are left out.
@@ -24,10 +24,7 @@ def read_conll(file: str) -> Dataset:
         InputError: the file cannot be read, or a line has another number of columns (``E-DATA``), or a tag is none
             (``E-NER-TAG``).
     """
-    try:
-        text = Path(file).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError("E-DATA", f"{file}: cannot be read as text: {error}") from error
+    text = read_text_file(file, encoding)
     sentences: list[list[list[str]]] = [[]]
     num_columns = 0
     for number, line in enumerate(text.split("\n"), start=1):  # splitlines() would also split at U+2028 in a word

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import DataCollatorWithPadding
 
 from loralight.data import (
+    LabelNames,
     Origin,
     TaskData,
     always_the_commonest,
@@ -23,6 +24,7 @@ from loralight.data import (
     few_rows,
     has_no_names,
     label_name,
+    name_label_ids,
     odd_names,
     read_classes,
     repeated_rows,
@@ -52,6 +54,7 @@ class TextClassificationData(TaskData):
         columns: names of the columns: ``text``, ``pair`` (None for single texts) and ``label`` (a name, or a list
             of names of 0/1 columns). In a CSV file without a header line, their places from 0.
         labels: label names in order; else the data set's own, or those found in training, sorted.
+        label_names: names of the numbers in the label column, or a file with them, see `name_label_ids`.
         label_separator: the text between several labels in one cell, such as a comma.
         loading: where the rows are, batch size, workers, seed, see `TaskData`.
     """
@@ -63,6 +66,7 @@ class TextClassificationData(TaskData):
         columns: Mapping[str, str | int | Sequence[str | int] | None],
         max_length: int = 128,
         labels: Sequence[str | float] | None = None,
+        label_names: LabelNames | None = None,
         label_separator: str | None = None,
         **loading: Any,
     ) -> None:
@@ -73,7 +77,7 @@ class TextClassificationData(TaskData):
         label = columns.get("label")
         each = label if isinstance(label, Sequence) and not isinstance(label, str) else [label]
         self.label_columns = [column_name(name, "label", header=self.header) for name in each]
-        self.label_separator = label_separator
+        self.label_separator, self.label_names = label_separator, label_names
         self.given_labels = None if labels is None else [label_name(name) for name in labels]
         self.names: list[str] = []
         self.texts: dict[str, Dataset] = {}
@@ -88,6 +92,9 @@ class TextClassificationData(TaskData):
         if self.label_separator is not None:
             for split, part in rows.items():
                 rows[split] = split_labels(part, self.label_columns[0], self.label_separator)
+        if self.label_names is not None:
+            names = name_label_ids(rows, self.label_columns, self.label_names)
+            self.given_labels = self.given_labels or names
         self.multi_label = are_lists(rows["train"], self.label_columns)
         self.are_found = self.given_labels is None and has_no_names(rows["train"], self.label_columns)
         limited = self.limit_rows is not None

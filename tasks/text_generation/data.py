@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,6 +24,7 @@ from loralight.data import (
     form_of,
     pack,
     read_template,
+    read_text_file,
     repeated_rows,
 )
 from loralight.errors import InputError
@@ -44,16 +44,13 @@ _ENCODED = Features(  # told, as there may be no row to see them from
 )
 
 
-def read_text(file: str) -> Dataset:
+def read_text(file: str, *, encoding: str | None = None) -> Dataset:
     """A text file, in parts of whole paragraphs and about 4,000 characters, each a text of its own.
 
     Raises:
         InputError: it cannot be read as text (``E-DATA``).
     """
-    try:
-        paragraphs = re.split(r"(?<=\n)\n+", Path(file).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError("E-DATA", f"{file}: cannot be read as text: {error}") from error
+    paragraphs = re.split(r"(?<=\n)\n+", read_text_file(file, encoding))
     parts = [""]
     for paragraph in paragraphs:
         if parts[-1] and len(parts[-1]) + len(paragraph) > _PART:

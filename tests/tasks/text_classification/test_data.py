@@ -322,3 +322,21 @@ def test_more_tokens_than_the_model_has_positions_are_refused_though_its_tokeniz
     with pytest.raises(InputError, match=r"^E-SEQ-LEN: model\.max_length=65: the model takes 64 tokens at most"):
         make(tmp_path, str(folder), max_length=65)
     assert make(tmp_path, str(folder), max_length=64).max_length == 64
+
+
+def test_numbers_joined_in_one_cell_become_the_names_that_a_file_has_for_them(tmp_path: Path, tiny_bert: str) -> None:
+    (tmp_path / "rows.tsv").write_text("what a day\t0,2\tx1\nnever again\t1\tx2\nso so\t\tx3\n" * 4, encoding="latin-1")
+    (tmp_path / "names.txt").write_text("joy\nanger\nlove\n")
+    data = TextClassificationData(
+        checkpoint=tiny_bert,
+        train=str(tmp_path / "rows.tsv"),
+        validation=str(tmp_path / "rows.tsv"),
+        header=False,
+        columns={"text": 0, "label": 1},
+        label_separator=",",
+        label_names=str(tmp_path / "names.txt"),
+        max_length=16,
+    )
+    data.setup()
+    assert data.model_arguments()["labels"] == ["joy", "anger", "love"]
+    assert [row["labels"] for row in data.splits["train"].select(range(3))] == [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
