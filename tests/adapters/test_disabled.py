@@ -296,7 +296,7 @@ def test_rows_with_adapters_of_their_own_are_the_base_s() -> None:
         with contexts[outer], contexts[inner]:
             assert torch.equal(outputs(base), expected)
     with by_rows(base, {"a": parts_of(model, ())}, ["a"] * 4):
-        torch.testing.assert_close(outputs(base), outputs(model))
+        torch.testing.assert_close(outputs(base), outputs(model), rtol=1e-4, atol=5e-5)
 
 
 def embedded(model: nn.Module) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def by_hand(adapter: Lora) -> tuple[dict[str, Tensor], list[float]]:
 
 @pytest.mark.parametrize("how", ["plainly", "accelerated", "recomputed"])
 def test_two_steps_are_those_with_a_second_model_as_the_reference(how: str, tmp_path: Path) -> None:
-    adapter = Lora(targets="all-linear", rank=2)
+    adapter = Lora(targets="all-linear", rank=2, lr_rank=None)
     accelerations: dict[str, dict[str, Acceleration]] = {
         "plainly": {},
         "accelerated": {"frozen_products": FrozenProducts(), "selective_recompute": SelectiveRecompute()},

@@ -30,6 +30,7 @@ def made_features(num_labels: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
     return features * torch.linspace(0.1, 30, 12) + 5, targets  # of unlike scales, as a network's are
 
 
+@pytest.mark.filterwarnings("ignore:scipy.optimize:DeprecationWarning")  # of scikit-learn 1.7 with SciPy 1.17
 @pytest.mark.parametrize("num_labels", [2, 5])
 def test_each_candidate_is_scikit_learns_logistic_regression(num_labels: int) -> None:
     features, targets = made_features(num_labels)
@@ -45,6 +46,7 @@ def test_each_candidate_is_scikit_learns_logistic_regression(num_labels: int) ->
         assert torch.allclose(ours.logits(features).softmax(-1), expected, atol=5e-3)
 
 
+@pytest.mark.filterwarnings("ignore:scipy.optimize:DeprecationWarning")  # of scikit-learn 1.7 with SciPy 1.17
 def test_several_labels_a_row_are_a_regression_each() -> None:
     features, numbers = made_features(4)
     targets = torch.stack([(numbers == 0) | (numbers == 1), numbers == 2], dim=1).float()

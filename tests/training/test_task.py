@@ -63,7 +63,7 @@ class Net(nn.Module):
 
 class Toy(AdapterTask):
     def __init__(self, model: nn.Module | None = None, **training: Any) -> None:
-        super().__init__(**{"adapter": Lora(targets="*.*", rank=2), **training})
+        super().__init__(**{"adapter": Lora(targets="*.*", rank=2, lr_rank=None), **training})
         self.given = [Net() if model is None else model]  # in a list: no module of the task yet
 
     def build_model(self) -> nn.Module:
