@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from threading import Lock
 from types import MappingProxyType
@@ -28,6 +29,7 @@ from loralight.errors import InputError
 from loralight.models.dtypes import cast_inputs_, computed_buffers, not_narrowed, single_by_default, tensors_of
 from loralight.models.pretrained import save_model
 from loralight.models.quantisation import quantised_
+from loralight.training.arguments import remembering
 from loralight.training.frozen_modes import BatchNormMode, FrozenModes, choose_modes_
 from loralight.training.frozen_watch import FrozenWatch
 from loralight.training.gradients import GradientWatch, SeenStep, layer_of
@@ -85,7 +87,10 @@ class AdapterTask(lightning.LightningModule, ABC):
     model: nn.Module
     losses: nn.ModuleDict
     scores: nn.ModuleDict
+    arguments: dict[str, Any]
+    """What the task was built with, as far as it is plain data: who loads its adapter builds it so."""
 
+    @remembering
     def __init__(
         self,
         *,
@@ -127,10 +132,48 @@ class AdapterTask(lightning.LightningModule, ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = remembering(cls.__init__)  # type: ignore[method-assign]
         if taken := [hook for hook in owned_hooks() if getattr(cls, hook) is not getattr(AdapterTask, hook)]:
             raise TypeError(
                 f"{cls.__name__} overrides {', '.join(taken)}, which AdapterTask owns: it would break freezing, "
                 "checkpoints or resuming. Say what your task does in build_model, head, step, metrics and predict"
+            )
+
+    def save(self, folder: str | Path) -> None:
+        """Write the adapter and what loads it again, in PEFT's format where the method has one.
+
+        An installed plugin's task comes back by `loralight.load`, that of a class in a script by its `load`.
+
+        Args:
+            folder: written in one step; an adapter's folder that is there already is replaced.
+
+        Raises:
+            InputError: the model is not built (``E-UNBUILT``), or the folder holds something else (``E-OUTPUT``).
+        """
+        self._refuse_unbuilt()
+        _from_python().save_task(self, folder)
+
+    @classmethod
+    def load(cls, folder: str | Path, *, device: str = "auto", **arguments: Any) -> Self:
+        """A task of this class with the adapter that `save` wrote, in evaluation mode.
+
+        Args:
+            folder: see `save`.
+            device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``mps``.
+            arguments: of the constructor, beside the plain data that the folder has of them, which they replace.
+
+        Raises:
+            InputError: as `loralight.load`; also for a folder of another class (``E-ADAPTER``).
+        """
+        task: Self = _from_python().load_task(cls, folder, device=device, arguments=arguments)
+        return task
+
+    def _refuse_unbuilt(self) -> None:
+        if not self._built:
+            raise InputError(
+                "E-UNBUILT",
+                f"this {type(self).__name__} has no model yet: train it, load one, or call configure_model()",
             )
 
     @abstractmethod
@@ -179,6 +222,7 @@ class AdapterTask(lightning.LightningModule, ABC):
             InputError: an input, or what should be a list of them, is something else (``E-INPUT``), or ``batch_size``
                 is less than 1 (``E-BATCH``).
         """
+        self._refuse_unbuilt()
         if isinstance(inputs, str | Mapping):
             raise InputError("E-INPUT", f"{inputs!r}: give a list of inputs, even if it is only one")
         if batch_size < 1:
@@ -526,6 +570,11 @@ class AdapterTask(lightning.LightningModule, ABC):
         self.load_trainable(checkpoint["state_dict"], "the checkpoint")
         self._epoch_sums = checkpoint["epoch_sums"]
         checkpoint["state_dict"] = {}
+
+
+def _from_python() -> Any:
+    """A room above this one, which is imported when it is asked for."""
+    return import_module("loralight.artifacts.from_python")
 
 
 def owned_hooks() -> list[str]:
