@@ -44,6 +44,7 @@ from loralight.training.optim import (
     schedule,
 )
 from loralight.training.ownership import check_head, refuse_parameters_outside
+from loralight.training.position import Position
 from loralight.training.step import Step, Window, weight_of
 from loralight.training.whereabouts import place_of_step
 
@@ -283,7 +284,10 @@ class AdapterTask(lightning.LightningModule, ABC):
         return getattr(model, "fresh_parameters", set())
 
     def configure_model(self) -> None:
-        """Build the model and inject the adapter; a second call does nothing."""
+        """Build the model and inject the adapter, which a second call does not; a trainer's run keeps its place."""
+        callbacks: list[Any] | None = getattr(self._trainer, "callbacks", None)  # none where no trainer has the task
+        if callbacks is not None and not any(isinstance(callback, Position) for callback in callbacks):
+            callbacks.insert(0, Position())  # before what may write checkpoints
         if self._built:
             return
         with self._base() as (self.model, head):
