@@ -108,6 +108,11 @@ class AdapterTask(lightning.LightningModule, ABC):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if optimizer is not None and not (isinstance(optimizer, partial) and "lr" in optimizer.keywords):
+            raise InputError(
+                "E-OPTIMIZER",
+                f"optimizer is {optimizer!r:.80}; give functools.partial(torch.optim.AdamW, lr=1e-3), say",
+            )
         if isinstance(head_lr, int | float):
             check_rate("task.head_lr", head_lr)
         if head_weight_decay is not None:
@@ -193,7 +198,7 @@ class AdapterTask(lightning.LightningModule, ABC):
     def predict_batch(self, inputs: Sequence[Any], *args: Any, **options: Any) -> list[dict[str, Any]]:
         """A plain dictionary for each input: what ``loralight predict`` writes as a line of JSON.
 
-        A task's keyword arguments here are what ``loralight predict`` takes as ``options.<name>=``.
+        A task's parameters with a default are what ``loralight predict`` takes as ``options.<name>=``.
         """
 
     def stream(self, given: Any, *args: Any, **options: Any) -> Iterator[str]:
