@@ -11,11 +11,23 @@ from loralight.version import __version__
 if TYPE_CHECKING:
     from loralight.adapters import inject, merge
     from loralight.artifacts.bank import load_many
+    from loralight.artifacts.from_python import load_adapter, save_adapter
     from loralight.artifacts.loading import load
     from loralight.data import TaskData
     from loralight.training.task import AdapterTask, Step
 
-__all__ = ["AdapterTask", "Step", "TaskData", "__version__", "inject", "load", "load_many", "merge"]
+__all__ = [
+    "AdapterTask",
+    "Step",
+    "TaskData",
+    "__version__",
+    "inject",
+    "load",
+    "load_adapter",
+    "load_many",
+    "merge",
+    "save_adapter",
+]
 
 _HOMES = {
     "AdapterTask": "loralight.training.task",
@@ -23,8 +35,10 @@ _HOMES = {
     "TaskData": "loralight.data",
     "inject": "loralight.adapters",
     "load": "loralight.artifacts.loading",  # a module named `load` would take the function's place here once imported
+    "load_adapter": "loralight.artifacts.from_python",
     "load_many": "loralight.artifacts.bank",
     "merge": "loralight.adapters",
+    "save_adapter": "loralight.artifacts.from_python",
 }
 
 

@@ -83,6 +83,12 @@ def trains_(modules: Iterable[nn.Module], by: str) -> None:
         vars(module)["trained_by"] = by
 
 
+def trained_by(module: nn.Module) -> str | None:
+    """The method that trains parameters of a module's own; None for a head's, and for what is frozen."""
+    found: str | None = vars(module).get("trained_by")
+    return found
+
+
 def forget_(model: nn.Module) -> None:
     """Undo `trains_`, once what was trained is the base's own."""
     for module in model.modules():

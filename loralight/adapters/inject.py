@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 from torch import nn
 
 from loralight.adapters.base import Adapter, Added
-from loralight.adapters.disabled import forget_, trains_
+from loralight.adapters.disabled import forget_, trained_by, trains_
 from loralight.adapters.layers.torch_encoder import call_parts_, may_fuse_
 from loralight.errors import InputError
 from loralight.models.budget import within_what_may_be_added
@@ -32,8 +32,15 @@ def inject(model: nn.Module, adapter: Adapter, *, head: Sequence[nn.Module] = ()
         The adapted layers' names by the target pattern that chose them.
 
     Raises:
-        InputError: a target matches nothing (``E-TARGET-NONE``), or nothing would learn (``E-NO-TRAINABLE``).
+        InputError: a target matches nothing (``E-TARGET-NONE``), nothing would learn (``E-NO-TRAINABLE``), or the model
+            has an adapter already (``E-ADAPTED``).
     """
+    if has := next(filter(None, map(trained_by, model.modules())), None):
+        raise InputError(
+            "E-ADAPTED",
+            f"this {type(model).__name__} has an adapter already ({has}): merge(model) puts it into the weights first, "
+            "or begin with a model anew; several adapters on one base are loralight.load_many",
+        )
     model.requires_grad_(False)
     in_head = {id(module) for part in head for module in part.modules()}
     candidates = {name: module for name, module in model.named_modules() if id(module) not in in_head}

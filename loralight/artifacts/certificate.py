@@ -12,6 +12,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from rich.table import Table
 from torch import Tensor, nn
 
+from loralight.adapters.disabled import is_off
 from loralight.adapters.inject import Mergeable, merge, mergeable
 from loralight.data import TaskData
 from loralight.models.quantisation import QuantisedLinear
@@ -33,7 +34,8 @@ def probe_rows(data: TaskData) -> list[int]:
 def outputs(task: AdapterTask, data: TaskData, rows: Sequence[int]) -> list[list[Tensor]]:
     """The model's own outputs in a step on each row: floating-point tensors, flat, evenly thinned if they are long.
 
-    If the task never calls the model as a whole, they are the step's outputs.
+    Passes in which `disabled` has the base alone compute are left out, as a merged model has no such base. Random draws
+    of a step are the same each time. If the task never calls the model as a whole, they are the step's outputs.
 
     Args:
         task: in evaluation mode.
@@ -41,7 +43,10 @@ def outputs(task: AdapterTask, data: TaskData, rows: Sequence[int]) -> list[list
         rows: numbers of rows of the validation split, each a batch of its own.
     """
     found: list[list[Tensor]] = []
-    hook = task.model.register_forward_hook(lambda _, given, output: apply_to_collection(output, Tensor, keep))
+
+    def look(model: nn.Module, _: Any, output: Any) -> None:
+        if not is_off(model):
+            apply_to_collection(output, Tensor, keep)
 
     def keep(tensor: Tensor) -> Tensor:
         if tensor.is_floating_point():
@@ -49,9 +54,11 @@ def outputs(task: AdapterTask, data: TaskData, rows: Sequence[int]) -> list[list
             found[-1].append(flat[:: max(1, -(-flat.numel() // _VALUES))].cpu())
         return tensor
 
+    hook = task.model.register_forward_hook(look)
     try:
         for row in rows:
             found.append([])
+            torch.manual_seed(row)
             batch = data.collate([data.splits[PROBED][row]])
             step = task.step(task.transfer_batch_to_device(batch, task.device, 0))
             if not found[-1]:  # the task calls parts of its model alone

@@ -19,6 +19,7 @@ from loralight.version import __version__
 
 WEIGHTS, CONFIG, RECIPE = "adapter_model.safetensors", "adapter_config.json", "loralight.json"
 PREFIX = "base_model.model."  # of every name in PEFT's files
+_NO_TASK: dict[str, Any] = {"name": "", "arguments": {}}
 _MAX_RECIPE = 2**20
 """A few kilobytes and the names of the labels, of which there may be thousands."""
 
@@ -29,13 +30,14 @@ def save_adapter(task: AdapterTask, folder: Path, *, recipe: dict[str, Any], met
     Args:
         task: a task whose model is built.
         folder: written in one step; replaced if it exists.
-        recipe: the task's and the adapter's names and arguments, from which `loralight.load` builds them again.
+        recipe: the task's and the adapter's names and arguments, from which `loralight.load` builds them again; of a
+            model without a task the adapter's, its head's parts, and in ``base`` its name.
         metrics: those that the model card shows.
     """
     names = _peft_names(task)
     tensors = {names[name]: tensor.cpu().contiguous() for name, tensor in task.trainable_tensors().items()}
     config = task.adapter.peft_config(task.model)
-    base = recipe["task"]["arguments"].get("checkpoint")
+    base = recipe["task"]["arguments"].get("checkpoint") if "task" in recipe else recipe["base"]["name"]
     full = {**recipe, "base": {"name": base, "fingerprint": fingerprint(task)}, "loralight_version": __version__}
 
     def fill(building: Path) -> None:
@@ -70,7 +72,24 @@ def adapter_folder(folder: str | Path) -> Path:
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:
-    """The recipe of an adapter's folder, as plain data.
+    """The recipe of an adapter's folder that names an installed task, as plain data.
+
+    Raises:
+        InputError: as `read_made`; or the folder is of a script's task, or of a model without one (``E-ADAPTER``).
+    """
+    made = read_made(folder)
+    if "task" not in made:
+        raise InputError(
+            "E-ADAPTER", f"{folder} is of a model without a task: give the model, loralight.load_adapter(model, folder)"
+        )
+    if "name" not in made["task"]:
+        kind = made["task"]["class"]
+        raise InputError("E-ADAPTER", f"{folder} is of {kind}, a class that no plugin has: {kind}.load(folder)")
+    return made
+
+
+def read_made(folder: Path) -> dict[str, Any]:
+    """The recipe of an adapter's folder: an installed task's, that of a class in a script, or of a model without one.
 
     Raises:
         InputError: the folder is no adapter of loralight's (``E-ADAPTER``), or what is read of it is not what was
@@ -83,12 +102,15 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     config = [CONFIG] if (folder / CONFIG).exists() else []  # not every method has one
     verify(folder, [RECIPE, WEIGHTS, *config])
     try:
-        parts = recipe["task"], recipe["adapter"]
-        if not all(isinstance(part["name"], str) and isinstance(part["arguments"], dict) for part in parts):
+        task, adapter = recipe["task"] if "head" not in recipe else recipe.get("task", _NO_TASK), recipe["adapter"]
+        named = [adapter["name"], task["name"] if "name" in task else task["class"]]
+        if not all(isinstance(name, str) for name in named) or not all(
+            isinstance(part["arguments"], dict) for part in (task, adapter)
+        ):
             raise ValueError("its task and adapter are not names with arguments")
         if not isinstance(recipe["base"], dict):
             raise ValueError("its base is not a mapping")
-        if not all(_are_numbers(value) for value in recipe["task"].setdefault("settled", {}).values()):
+        if not all(_are_numbers(value) for value in task.get("settled", {}).values()):
             raise ValueError("what its validation rows have settled is more than numbers")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError("E-ADAPTER", f"{file} is not a recipe that loralight wrote: {error!r}") from error
@@ -152,33 +174,28 @@ def _write_json(file: Path, content: dict[str, Any]) -> None:
 
 def _card(task: AdapterTask, recipe: dict[str, Any], metrics: dict[str, float], name: str) -> str:
     """The model card, whose head the Hugging Face hub reads."""
-    base = recipe["base"]["name"] or "unknown"
+    base, task_name = recipe["base"]["name"] or "unknown", _name_of_task(recipe)
     learns = sum(parameter.numel() for parameter in task.learning.parameters.values())
     rows = "\n".join(f"| {metric} | {value:.4f} |" for metric, value in sorted(metrics.items()))
+    table = f"\n| metric | value |\n|---|---|\n{rows}\n" if metrics else ""
     head = f"base_model: {base}\n" if "://" not in base and not Path(base).exists() else ""
+    tags = ["loralight", recipe["adapter"]["name"], *([task_name] if task_name else [])]
     return f"""---
 {head}library_name: peft
-tags: [loralight, {recipe["adapter"]["name"]}, {recipe["task"]["name"]}]
+tags: [{", ".join(tags)}]
 ---
 
-# {recipe["task"]["name"]}: {recipe["adapter"]["name"]} on {base}
+# {f"{task_name}: " if task_name else ""}{recipe["adapter"]["name"]} on {base}
 
 An adapter of {learns:,} parameters, trained with loralight {recipe["loralight_version"]}. It holds only what was
 trained; the base model comes from where it always did.
-
-| metric | value |
-|---|---|
-{rows}
-
+{table}
 With loralight:
 
 ```python
-import loralight
-
-model = loralight.load("{name}")
-model.predict([...])
+{_how_with_us(recipe, name)}
 ```
-{_beside_logits(recipe["task"].get("settled"))}
+{_beside_logits(recipe.get("task", _NO_TASK).get("settled"))}
 {"" if task.adapter.peft_config(task.model) is None else _how_with_peft(task, name)}"""
 
 
@@ -189,6 +206,19 @@ def _beside_logits(settled: dict[str, Any] | None) -> str:
 Its validation rows have settled how logits become answers, as `{RECIPE}` has it under `settled`: {", ".join(settled)}.
 Whatever else loads the adapter gives plain logits.
 """
+
+
+def _name_of_task(recipe: dict[str, Any]) -> str:
+    task = recipe.get("task", _NO_TASK)
+    return str(task.get("name", task.get("class")))
+
+
+def _how_with_us(recipe: dict[str, Any], name: str) -> str:
+    if "task" not in recipe:
+        return f'import loralight\n\nloralight.load_adapter(base_model, "{name}")'
+    if "name" not in recipe["task"]:
+        return f'model = {recipe["task"]["class"]}.load("{name}")\nmodel.predict([...])'
+    return f'import loralight\n\nmodel = loralight.load("{name}")\nmodel.predict([...])'
 
 
 def _how_with_peft(task: AdapterTask, name: str) -> str:

@@ -8,7 +8,9 @@ import torch
 
 from loralight.artifacts.export import adapter_folder, load_adapter, no_larger_than_saved, read_recipe
 from loralight.artifacts.peft_format import is_of_peft, peft_recipe
+from loralight.artifacts.run_folder import words_for_plugins
 from loralight.config.build import from_recipe
+from loralight.config.plugins import task_file
 from loralight.errors import InputError
 from loralight.models.trust import trusting
 from loralight.training.task import AdapterTask
@@ -64,6 +66,10 @@ def find_recipe(
     made = read_recipe(path)
     if task is not None or arguments:
         raise InputError("E-ADAPTER", f"{path} says itself what its task is; leave out task and arguments")
+    try:
+        task_file(made["task"]["name"])
+    except InputError as error:
+        raise InputError("E-TASK", f"{str(error).removeprefix('E-TASK: ')}{words_for_plugins(path)}") from error
     if base is not None:
         made["task"]["arguments"]["checkpoint"] = base
     return path, made

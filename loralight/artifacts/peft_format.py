@@ -6,6 +6,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from loralight.adapters.base import Adapter
 from loralight.adapters.methods.peft import PeftMethod
 from loralight.artifacts.export import CONFIG, PREFIX, RECIPE, WEIGHTS
@@ -54,6 +56,20 @@ def peft_recipe(
 def peft_adapter(folder: Path) -> tuple[str, Adapter]:
     """The adapter in a folder of PEFT's, and its name in ``conf/adapter``."""
     return _adapter(read_json(folder / CONFIG), _tensors(folder))
+
+
+def modules_to_save(folder: Path, model: nn.Module) -> list[str]:
+    """The parts of ``model`` that a folder of PEFT's brings as a whole: as there, a name is the end of longer ones too.
+
+    Raises:
+        InputError: the config has something else in their place (``E-PEFT``).
+    """
+    config = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}  # not every method has one
+    named = config.get("modules_to_save") or []
+    if not isinstance(named, list) or not all(isinstance(name, str) and name for name in named):
+        raise InputError("E-PEFT", f"adapter_config.json: 'modules_to_save' is {named!r:.80}: it is no list of names")
+    ends = tuple(f".{name}" for name in named)
+    return [name for name, _ in model.named_modules() if f".{name}".endswith(ends)] if ends else []
 
 
 def _tensors(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -10,11 +10,12 @@ from typing import Any
 import yaml
 
 from loralight.artifacts.lock import LOCK, hold
+from loralight.config import local_packages
 from loralight.config.earlier import VALUES_BEFORE, as_now
 from loralight.errors import InputError
 from loralight.plain_yaml import parse_yaml, read_yaml
 
-CONFIG, OVERRIDES = ".hydra/config.yaml", ".hydra/overrides.yaml"
+CONFIG, OVERRIDES, PLUGINS = ".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/plugins.yaml"
 _CHECKPOINTS = "checkpoints/*/[!.]*/manifest.json"
 _RESULTS = {"checkpoints": _CHECKPOINTS, "adapter": "adapter", "summary.json": "summary.json"}
 _MAY_CHANGE = (
@@ -86,6 +87,25 @@ def take(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(text, encoding="utf-8")
     (folder / OVERRIDES).write_text(yaml.safe_dump(overrides, allow_unicode=True), encoding="utf-8")
+    if plugins := [str(path) for path in local_packages.folders()]:
+        (folder / PLUGINS).write_text(yaml.safe_dump(plugins, allow_unicode=True), encoding="utf-8")
+
+
+def words_for_plugins(folder: Path) -> str:
+    """What to add to a command that lacks a run's plugins, for a message; nothing is imported from where it says.
+
+    Args:
+        folder: the run's, or that of its adapter.
+    """
+    file = next((one for one in (folder / PLUGINS, folder.parent / PLUGINS) if one.is_file()), None)
+    try:
+        named = [] if file is None else read_yaml(file)
+    except InputError:
+        return ""
+    if not isinstance(named, list) or not named or not all(isinstance(n, str) and n.isprintable() for n in named):
+        return ""
+    words = " ".join(f"--plugin-dir {shlex.quote(name)}" for name in named)
+    return f". It was trained with a plugin of your machine or another: if you know and trust it, add {words[:1000]}"
 
 
 def read_config(folder: Path) -> dict[str, Any]:

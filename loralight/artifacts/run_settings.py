@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from loralight.artifacts.run_folder import read_config, read_overrides
+from loralight.artifacts.run_folder import read_config, read_overrides, words_for_plugins
 from loralight.config.composition import as_override, composed, plain
 from loralight.config.earlier import VALUES_BEFORE
 from loralight.config.overrides import folder_of, quoted
@@ -118,7 +118,7 @@ class RunSettings:
             raise InputError(
                 "E-RUN",
                 f"{self._folder} was made with {group}={option}, which is not installed here: install its plugin, or "
-                "name its folder (--plugin-dir, --config-dir)",
+                f"name its folder (--plugin-dir, --config-dir){words_for_plugins(self._folder)}",
             )
 
     def _find_gone(self, said: Iterable[str]) -> list[str]:

@@ -89,7 +89,7 @@ def _with_adapter(config: dict[str, Any]) -> tuple[dict[str, Any], Path, dict[st
         if config["adapter"] == saved["adapter"]:
             config["adapter"] = adapter_node(made)  # a trained adapter may be kept as another kind
         as_trained = {name for name, value in config["task"].items() if value == saved["task"].get(name)}
-        config["task"] |= {name: value for name, value in made["task"]["settled"].items() if name in as_trained}
+        config["task"] |= {name: value for name, value in made["task"].get("settled", {}).items() if name in as_trained}
         return config, folder / "adapter", made
     adapter = peft_adapter(folder)[1]
     target = f"{type(adapter).__module__}.{type(adapter).__qualname__}"

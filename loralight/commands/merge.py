@@ -69,11 +69,13 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
     error = math.nan if measured["outputs"] is None else measured["outputs"]["relative_error"]
     certificate["within_tolerance"] = error <= tolerance
     if not certificate["within_tolerance"] and not config["force"]:
+        # what float32 rounds away is a millionth
+        is_narrow = dtype != torch.float32
+        why = "Choose a wider dtype (float32)." if is_narrow else "Does the task's step use more than the weights?"
         raise InputError(
             "E-MERGE",
             f"in {config['dtype']} the merged model's outputs are off by a relative {error:.1e}, more than the "
-            f"tolerance of {tolerance:.1e}: nothing was written. Choose a wider dtype (float32), another tolerance, or "
-            "force=true",
+            f"tolerance of {tolerance:.1e}: nothing was written. {why} Or give another tolerance, or force=true",
         )
     _write(task, output, certificate)
     logs.show(f"\nmodel: {output}")

@@ -178,6 +178,15 @@ def task_class(made: Mapping[str, Any]) -> type[AdapterTask]:
     return _task_class(task_file(made["task"]["name"]), trusted_packages())
 
 
+def task_name(kind: type[AdapterTask]) -> str | None:
+    """The name by which an installed plugin has a class, which is imported already; None if none has."""
+    for file in (file for plugin in discover() for file in plugin.tasks()):
+        target = _target_in(file, "task")
+        if target.rpartition(".")[2] == kind.__name__ and find_target(target, "task", trusted_packages()) is kind:
+            return file.stem
+    return None
+
+
 def task_classes() -> dict[str, type[AdapterTask]]:
     """The classes of all tasks that can be imported, by name; of a broken one is told when it is asked for."""
     trusted, found = trusted_packages(), {}
@@ -201,6 +210,18 @@ def adapter_node(made: Mapping[str, Any]) -> dict[str, Any]:
         InputError: no such adapter is installed (``E-ADAPTER``).
     """
     return {**made["adapter"]["arguments"], "_target_": _target_in(_adapter_file(made["adapter"]["name"]), "adapter")}
+
+
+def checked_adapter(made: Mapping[str, Any]) -> Adapter:
+    """The adapter of a recipe, by the name of an installed one: nothing in the recipe is imported.
+
+    Raises:
+        InputError: no such adapter is installed (``E-ADAPTER``), or its arguments are others (``E-CONFIG``).
+    """
+    node = adapter_node(made)
+    check(node, "adapter", trusted_packages())
+    adapter: Adapter = make(node)
+    return adapter
 
 
 def adapter_recipe(adapter: Adapter, name: str) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Checks a config against the constructors that it names: their signatures are the schema."""
 
 import inspect
+import os
 import re
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_type_hints
 
@@ -34,7 +36,7 @@ def find_target(path: str, where: str, trusted: Sequence[str]) -> Any:
         while root.__cause__ is not None:
             root = root.__cause__
         raise InputError(
-            "E-TARGET", f"{where}._target_: cannot import {path!r}: {type(root).__name__}: {root}"
+            "E-TARGET", f"{where}._target_: cannot import {path!r}: {type(root).__name__}: {root}{_place(root, path)}"
         ) from error
     if not callable(target) or not _is_in(getattr(target, "__module__", None), trusted):
         raise InputError("E-TARGET", f"{where}._target_: {path!r} is not a class or function of that package itself")
@@ -45,6 +47,13 @@ def find_target(path: str, where: str, trusted: Sequence[str]) -> Any:
             "of a plugin, or one that a file in a plugin's conf names",
         )
     return target
+
+
+def _place(error: BaseException, path: str) -> str:
+    """Where in a package's own files an import failed, for a message."""
+    package = f"{os.sep}{path.partition('.')[0]}{os.sep}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if package in frame.filename]
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
 
 
 def _is_meant(target: Any, path: str, trusted: Sequence[str]) -> bool:
@@ -110,19 +119,20 @@ def _check_takes_all_of(base: type, parameters: Mapping[str, inspect.Parameter],
 
 
 def check_keywords(function: Callable[..., Any], given: Mapping[str, Any], where: str) -> None:
-    """Check keyword arguments from the command line against a function's own.
+    """Check keyword arguments from the command line against a function's own: all that have a default.
 
     Raises:
         InputError: there is no such argument, or it is of another type (``E-CONFIG``).
     """
     parameters = inspect.signature(function).parameters.values()
-    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    by_keyword = [one for one in parameters if one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    known = [one.name for one in by_keyword if one.kind is one.KEYWORD_ONLY or one.default is not one.empty]
     hints = get_type_hints(function)
     for key, value in given.items():
         if key not in known:
             takes = f"It takes: {', '.join(known)}" if known else "It takes none"
             raise InputError("E-CONFIG", f"{where}.{key}: there is no such option.{did_you_mean(key, known)} {takes}")
-        if expected := mismatch(value, hints[key]):
+        if key in hints and (expected := mismatch(value, hints[key])):
             raise InputError("E-CONFIG", f"{where}.{key}: {value!r} is not {expected}")
 
 

@@ -5,9 +5,12 @@ import os
 import sys
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
+
+import yaml
 
 from loralight.config import local_packages
 from loralight.config.local_packages import GROUP, VARIABLE
@@ -160,8 +163,26 @@ def _source(folder: Path) -> ast.Module:
     return ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))
 
 
+def _files(conf: Path) -> Iterable[Path]:
+    return sorted(conf.rglob("*.yaml"))
+
+
 def _yaml_files(conf: Path) -> Iterable[str]:
-    return (file.relative_to(conf).as_posix() for file in conf.rglob("*.yaml"))
+    return (file.relative_to(conf).as_posix() for file in _files(conf))
+
+
+@cache
+def _fault_of_yaml(file: Path, _changed: int) -> str:
+    """Why a file is no YAML, or an empty string."""
+    try:
+        for _ in yaml.parse(file.read_text(encoding="utf-8"), yaml.SafeLoader):
+            pass
+    except (OSError, ValueError) as error:
+        return f"{file} cannot be read: {error}"
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
+        return f"{file}{'' if mark is None else f', line {mark.line + 1}'}: {problem}"
+    return ""
 
 
 def _check(plugin: Plugin, provided: dict[str, str], others: list[Plugin]) -> Plugin:
@@ -174,6 +195,8 @@ def _check(plugin: Plugin, provided: dict[str, str], others: list[Plugin]) -> Pl
             fault = f"its __init__.py cannot be read: {error}"
     if not fault and not plugin.conf.is_dir():
         fault = f"{plugin.folder} has no conf folder"
+    if not fault and plugin.origin != OWN:
+        fault = next(filter(None, (_fault_of_yaml(file, file.stat().st_mtime_ns) for file in _files(plugin.conf))), "")
     if not fault and (twin := next((other for other in others if other.name == plugin.name), None)):
         fault = f"its name is taken by the plugin from {twin.origin}"
     if not fault and (clash := next((path for path in _yaml_files(plugin.conf) if path in provided), None)):

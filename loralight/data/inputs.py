@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from loralight.errors import InputError
 def read_inputs(source: str) -> list[Any]:
     """The inputs in a file or on standard input (``-``).
 
-    A line of text is an input, one that is a JSON object a record; rows of CSV, JSONL and Parquet files are records.
+    A line of text is an input, one that is a JSON object a record; rows of CSV, JSONL and Parquet files are records. A
+    text that is as a whole a JSON array of texts and records holds these.
 
     Raises:
         InputError: the file cannot be read, or is empty (``E-DATA``, ``E-DATA-EMPTY``).
@@ -24,11 +26,23 @@ def read_inputs(source: str) -> list[Any]:
             text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError("E-DATA", f"input={source}: cannot be read as text: {error}") from error
+        if (listed := _listed(text)) is not None:
+            return listed
         lines = text.split("\n")  # splitlines() would also split at characters that a text may hold, such as U+2028
         inputs = [_line(line, number, source) for number, line in enumerate(lines, start=1) if line.strip()]
     if not inputs:
         raise InputError("E-DATA-EMPTY", f"input={source} has no lines")
     return inputs
+
+
+def _listed(text: str) -> list[Any] | None:
+    """What a JSON array holds; None for another text, such as one that begins with a remark in brackets."""
+    if not text.lstrip().startswith("["):
+        return None
+    with suppress(ValueError, RecursionError):
+        found = json.loads(text)
+        return found if found and all(isinstance(one, str | dict) for one in found) else None
+    return None
 
 
 def _line(line: str, number: int, source: str) -> Any:

@@ -22,6 +22,7 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 from loralight.adapters.base import Added, trainable
 from loralight.adapters.disabled import disabled
 from loralight.adapters.inject import inject, merge
+from loralight.artifacts.from_python import load_adapter, save_adapter
 from loralight.config.build import adapter_classes, build_task, make
 from loralight.config.composition import compose, plain
 from loralight.config.plugins import use_folder
@@ -188,6 +189,20 @@ class AdapterContract:
         rebuilt.load_state_dict(task.model.state_dict())
         assert trainable(rebuilt).keys() == trainable(task.model).keys()
         assert torch.equal(_logits(rebuilt), found)
+
+    def test_a_saved_adapter_comes_back_on_another_base_and_training_may_go_on(
+        self, task: AdapterTask, tmp_path: Path
+    ) -> None:
+        model = task.build_model().eval()
+        base, kept = copy.deepcopy(model), tmp_path / "adapter"
+        inject(model, task.adapter, head=task.head(model))
+        _disturb(model)
+        before = _everything(model)
+        save_adapter(model, task.adapter, kept)
+        after = _everything(model)
+        assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+        load_adapter(base, kept)
+        assert (_logits(base) - _logits(model)).norm() <= 2e-6 * _logits(model).norm()
 
     @pytest.mark.parametrize("copied", [copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))])
     def test_an_adapted_model_can_be_copied(self, task: AdapterTask, copied: Callable[[Any], Any]) -> None:

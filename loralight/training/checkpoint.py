@@ -138,6 +138,11 @@ def _write_folder(target: Path, fill: Callable[[Path], None]) -> None:
         files = sorted(file for file in building.rglob("*") if file.is_file())
         digests = {file.relative_to(building).as_posix(): _sha256(file) for file in files}
         (building / MANIFEST).write_text(json.dumps({"sha256": digests}, indent=2), encoding="utf-8")
+        mode = stat.S_IMODE(
+            (building / MANIFEST).stat().st_mode
+        )  # as the umask has it; safetensors writes for one user
+        for file in files:
+            file.chmod(mode)
         for path in (*building.rglob("*"), building):
             _sync(path)
         if target.exists():  # a folder cannot be renamed onto one that is not empty

@@ -1,11 +1,20 @@
 """A digest that tells base models apart, wherever they came from."""
 
 import hashlib
+from typing import Protocol
 
-from loralight.training.task import AdapterTask
+from torch import Tensor, nn
 
 
-def fingerprint(task: AdapterTask) -> str:
+class Adapted(Protocol):
+    """What a task is, and any other owner of an adapted model."""
+
+    model: nn.Module
+
+    def trainable_tensors(self) -> dict[str, Tensor]: ...
+
+
+def fingerprint(task: Adapted) -> str:
     """Tells base models apart: sha256 over names, shapes and up to 256 values of each frozen tensor, shortened."""
     digest = hashlib.sha256()
     learns = {tensor.data_ptr() for tensor in task.trainable_tensors().values()}  # a tied weight has several names

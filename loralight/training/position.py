@@ -1,16 +1,17 @@
 """Where a run stands, and how a resumed one goes on from exactly there."""
 
-from typing import Any
+from typing import Any, cast
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from loralight.data import TaskData
+from loralight.data.seeds import seed_of
 from loralight.errors import InputError
-from loralight.training.fingerprint import fingerprint
+from loralight.training.fingerprint import Adapted, fingerprint
 from loralight.training.optim import follow
-from loralight.training.task import AdapterTask
 
 
 class Position(Callback):
@@ -36,13 +37,13 @@ class Position(Callback):
         self._seen = 0  # batches of all epochs, those since the last optimizer step too
         self.validated = 0  # batches of the epoch after which it was last validated
         self._interval: int | float | None = None  # batches from one validation to the next
+        self._begun = -1  # the epoch with which a plain loader's rows begin
         self._base = ""
         self._resumed: dict[str, Any] | None = None
         self._is_unlogged = False  # whether Lightning has yet to log the values of a step or an epoch
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        assert isinstance(pl_module, AdapterTask)
-        self._base = fingerprint(pl_module)
+        self._base = fingerprint(cast(Adapted, pl_module))
         if self._resumed is None:
             return
         if self._base != (before := self._resumed["base"]):
@@ -60,6 +61,8 @@ class Position(Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._interval = trainer.val_check_batch
+        if not _has_our_data(trainer):
+            self._begin_rows_anew(trainer, pl_module)
         if self._resumed is None:
             return
         trainer.ckpt_path = None  # else Lightning would never remove this checkpoint when better ones come
@@ -73,6 +76,10 @@ class Position(Callback):
         self._skip_what_is_validated(trainer, self.batches)
         # a validation with which an epoch's loop begins is counted like the batch before it
         loop._batches_that_stepped = self.steps - self._is_due(trainer)
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if not _has_our_data(trainer) and trainer.current_epoch != self._begun:  # else its rows are seeded already
+            _seed_rows(pl_module, trainer.current_epoch)
 
     def on_train_batch_start(self, *_: Any) -> None:
         self._is_unlogged = False
@@ -136,8 +143,24 @@ class Position(Callback):
         self.steps, self.total_batches = at["steps"], at["total_batches"]
         self._seen = self.total_batches
         checkpoint["loops"]["fit_loop"].update(_progress(at))
-        if isinstance(data := trainer.datamodule, TaskData):  # type: ignore[attr-defined]
+        if _has_our_data(trainer):
+            data: TaskData = trainer.datamodule  # type: ignore[attr-defined]
             data.go_on_at(self.epoch, None if at["is_last"] else self.batches)
+
+    def _begin_rows_anew(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
+        """Have a loader that is not ours give the epoch's rows in the order of its seed, from where the run stands.
+
+        Lightning begins to read before this, and after a restart at the first row. The rows that are done are read
+        once more and passed over: a sampler that is not ours cannot be told to begin later.
+        """
+        fetcher = trainer.fit_loop._data_fetcher
+        assert fetcher is not None
+        self._begun = self.epoch
+        _seed_rows(task, self.epoch)
+        iter(fetcher)
+        for _ in range(self.batches):
+            next(fetcher)
+        fetcher.fetched = 0  # Lightning adds what is done
 
     def _is_due(self, trainer: lightning.Trainer) -> bool:
         """Whether the validation after `batches` is one that Lightning will do when it goes on."""
@@ -158,6 +181,15 @@ class Position(Callback):
         """Values that are logged after all callbacks have had their turn, a checkpoint's among them."""
         metrics = trainer._logger_connector.metrics["log"]
         return {**{name: float(value) for name, value in metrics.items()}, "epoch": trainer.current_epoch}
+
+
+def _has_our_data(trainer: lightning.Trainer) -> bool:
+    return isinstance(trainer.datamodule, TaskData)  # type: ignore[attr-defined]
+
+
+def _seed_rows(task: lightning.LightningModule, epoch: int) -> None:
+    """Seed what a plain loader takes the order of its rows from when it begins an epoch."""
+    torch.manual_seed(seed_of(cast(int, task.seed), epoch))
 
 
 def _progress(at: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from importlib import import_module
 from inspect import getattr_static
 from pathlib import Path
 from types import MappingProxyType
@@ -27,6 +28,7 @@ from loralight.models.dtypes import single_by_default, tensors_of
 from loralight.models.fresh import watching_origins
 from loralight.models.pretrained import Processor, save_model
 from loralight.models.quantisation import quantised_
+from loralight.training.arguments import remembering
 from loralight.training.checkpoint import read_checkpoint
 from loralight.training.evaluation_mode import SharedEvaluation
 from loralight.training.frozen_modes import BatchNormMode, FrozenModes, choose_modes_
@@ -34,6 +36,7 @@ from loralight.training.heads import HeadSettings, head_rate
 from loralight.training.learning import Learning
 from loralight.training.optim import by_name, by_position, parameter_groups, scheduled
 from loralight.training.ownership import check_head, refuse_new_and_frozen, refuse_parameters_outside
+from loralight.training.position import Position
 from loralight.training.precision import is_scaled, new_tensors_stay_wide
 from loralight.training.seeding import seed_step
 from loralight.training.step import EpochLoss, Step, Window, weight_of
@@ -79,7 +82,10 @@ class AdapterTask(lightning.LightningModule, ABC):
     learning: Learning
     losses: nn.ModuleDict
     scores: nn.ModuleDict
+    arguments: dict[str, Any]
+    """What the task was built with, as far as it is plain data: who loads its adapter builds it so."""
 
+    @remembering
     def __init__(
         self,
         *,
@@ -96,6 +102,11 @@ class AdapterTask(lightning.LightningModule, ABC):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if optimizer is not None and not (isinstance(optimizer, partial) and "lr" in optimizer.keywords):
+            raise InputError(
+                "E-OPTIMIZER",
+                f"optimizer is {optimizer!r:.80}; give functools.partial(torch.optim.AdamW, lr=1e-3), say",
+            )
         self.head_settings = HeadSettings(start=head_start, lr=head_lr, weight_decay=head_weight_decay)
         self.adapter, self.optimizer, self.scheduler = adapter, optimizer, scheduler
         self.base_dropout, self.batch_norm, self.seed = base_dropout, batch_norm, seed
@@ -113,12 +124,50 @@ class AdapterTask(lightning.LightningModule, ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = remembering(cls.__init__)  # type: ignore[method-assign]
         if taken := [
             hook for hook in owned_hooks() if getattr_static(cls, hook) is not getattr_static(AdapterTask, hook)
         ]:
             raise TypeError(
                 f"{cls.__name__} overrides {', '.join(taken)}, which AdapterTask owns: it would break freezing, "
                 "checkpoints or resuming. Say what your task does in build_model, head, step, metrics and predict"
+            )
+
+    def save(self, folder: str | Path) -> None:
+        """Write the adapter and what loads it again, in PEFT's format where the method has one.
+
+        An installed plugin's task comes back by `loralight.load`, that of a class in a script by its `load`.
+
+        Args:
+            folder: written in one step; an adapter's folder that is there already is replaced.
+
+        Raises:
+            InputError: the model is not built (``E-UNBUILT``), or the folder holds something else (``E-OUTPUT``).
+        """
+        self._refuse_unbuilt()
+        _from_python().save_task(self, folder)
+
+    @classmethod
+    def load(cls, folder: str | Path, *, device: str = "auto", **arguments: Any) -> Self:
+        """A task of this class with the adapter that `save` wrote, in evaluation mode.
+
+        Args:
+            folder: see `save`.
+            device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``mps``.
+            arguments: of the constructor, beside the plain data that the folder has of them, which they replace.
+
+        Raises:
+            InputError: as `loralight.load`; also for a folder of another class (``E-ADAPTER``).
+        """
+        task: Self = _from_python().load_task(cls, folder, device=device, arguments=arguments)
+        return task
+
+    def _refuse_unbuilt(self) -> None:
+        if not self._built:
+            raise InputError(
+                "E-UNBUILT",
+                f"this {type(self).__name__} has no model yet: train it, load one, or call configure_model()",
             )
 
     @abstractmethod
@@ -137,7 +186,7 @@ class AdapterTask(lightning.LightningModule, ABC):
     def predict_batch(self, inputs: Sequence[Any], *args: Any, **options: Any) -> list[dict[str, Any]]:
         """A plain dictionary for each input: what ``loralight predict`` writes as a line of JSON.
 
-        A task's keyword arguments here are what ``loralight predict`` takes as ``options.<name>=``.
+        A task's parameters with a default are what ``loralight predict`` takes as ``options.<name>=``.
         """
 
     def stream(self, given: Any, *args: Any, **options: Any) -> Iterator[str]:
@@ -167,6 +216,7 @@ class AdapterTask(lightning.LightningModule, ABC):
             InputError: an input, or what should be a list of them, is something else (``E-INPUT``), or ``batch_size``
                 is less than 1 (``E-BATCH``).
         """
+        self._refuse_unbuilt()
         if isinstance(inputs, str | Mapping):
             raise InputError("E-INPUT", f"{inputs!r}: give a list of inputs, even if it is only one")
         if batch_size < 1:
@@ -235,7 +285,10 @@ class AdapterTask(lightning.LightningModule, ABC):
         return self._fresh
 
     def configure_model(self) -> None:
-        """Build the model and inject the adapter; a second call does nothing."""
+        """Build the model and inject the adapter, which a second call does not; a trainer's run keeps its place."""
+        callbacks: list[Any] | None = getattr(self._trainer, "callbacks", None)  # none where no trainer has the task
+        if callbacks is not None and not any(isinstance(callback, Position) for callback in callbacks):
+            callbacks.insert(0, Position())  # before what may write checkpoints
         if self._built:
             return
         with self._base() as (self.model, head):
@@ -465,6 +518,11 @@ class AdapterTask(lightning.LightningModule, ABC):
         self.load_trainable(checkpoint["state_dict"], "the checkpoint")
         self._epoch_loss.sums = checkpoint["epoch_sums"]
         checkpoint["state_dict"] = {}
+
+
+def _from_python() -> Any:
+    """A room above this one, which is imported when it is asked for."""
+    return import_module("loralight.artifacts.from_python")
 
 
 def owned_hooks() -> list[str]:

@@ -1,15 +1,22 @@
 """A run's settings, taken from its folder: what composes its config again, whatever words it was made with."""
 
+import hashlib
+import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
+from loralight.artifacts.loading import find_recipe
 from loralight.artifacts.run_folder import CONFIG, OVERRIDES, take
 from loralight.artifacts.run_settings import RunSettings, with_those_of_a_run
+from loralight.commands.new_task import write as write_plugin
 from loralight.config.composition import settings_of
 from loralight.config.local_packages import VARIABLE
 from loralight.errors import InputError
@@ -193,3 +200,37 @@ def test_a_run_without_words_is_known_by_its_config(made: MAKE) -> None:
     folder = made(["adapter.rank=3"])
     os.remove(folder / OVERRIDES)
     assert again(folder)["adapter"]["rank"] == 3
+
+
+def seal(folder: Path) -> None:
+    digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+    (folder / "manifest.json").write_text(json.dumps({"sha256": digests}), encoding="utf-8")
+
+
+def test_a_run_whose_plugin_is_not_found_says_how_it_is_named(
+    made: MAKE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = tmp_path / "their own" / "written_task"
+    plugin.parent.mkdir()
+    write_plugin("written_task", plugin.parent)
+    monkeypatch.setenv(VARIABLE, str(plugin))
+    folder = made(["task=written_task"])
+    recipe = {
+        "task": {"name": "written_task", "arguments": {}},
+        "adapter": {"name": "lora", "arguments": {}},
+        "base": {},
+    }
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "loralight.json").write_text(json.dumps(recipe), encoding="utf-8")
+    save_file({"x": torch.ones(1)}, folder / "adapter" / "adapter_model.safetensors")
+    seal(folder / "adapter")
+    again(folder)
+    monkeypatch.setenv(VARIABLE, "")
+    words = re.escape(f"--plugin-dir '{plugin}'")
+    with pytest.raises(InputError, match=rf"^E-RUN: .*=written_task, which is not installed.* add {words}"):
+        again(folder)
+    with pytest.raises(InputError, match=rf"^E-TASK: there is no task 'written_task'.* add {words}"):
+        find_recipe(folder)
+    (folder / ".hydra" / "plugins.yaml").write_text("[1, {a: b}]")  # a stranger's
+    with pytest.raises(InputError, match=r"^E-TASK: there is no task 'written_task'; installed are [\w, ]+$"):
+        find_recipe(folder)

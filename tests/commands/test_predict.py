@@ -168,3 +168,13 @@ def test_rows_of_a_table_are_records(tmp_path: Path) -> None:
     assert read_inputs(write(tmp_path, "csv")) == [{"text": text, "id": 3} for text in TEXTS]
     with pytest.raises(InputError, match="E-DATA"):
         read_inputs(str(tmp_path / "gone.csv"))
+
+
+def test_a_json_array_holds_the_inputs_and_a_remark_in_brackets_is_a_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO('[\n  "one",\n  {"text": "two"}\n]\n'))
+    assert read_inputs("-") == ["one", {"text": "two"}]
+    for text in ("[sighs] what a film", "[1]", "[]"):
+        monkeypatch.setattr("sys.stdin", io.StringIO(text))
+        assert read_inputs("-") == [text]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 
-from loralight.config.check import check, find_target
+from loralight.config.check import check, check_keywords, find_target
 from loralight.config.composition import TRUSTED, trusted_packages
 from loralight.errors import InputError
 
@@ -217,3 +217,14 @@ def test_a_function_of_a_plugins_own_may_be_named_and_one_of_a_library_that_its_
     for other in ("made_functions.load", "transformers.get_scheduler.__call__", "transformers.get_constant_schedule"):
         with pytest.raises(InputError, match="E-TARGET"):
             find_target(other, "part", trusted)
+
+
+def test_keywords_are_all_parameters_with_a_default() -> None:
+    def predict_batch(self: Any, inputs: list[Any], temperature: float = 1.0, *, top: int = 3, untyped=None) -> None:  # type: ignore[no-untyped-def]
+        ...
+
+    check_keywords(predict_batch, {"temperature": 0.5, "top": 1, "untyped": "x"}, "options")
+    with pytest.raises(InputError, match=r"^E-CONFIG: options.inputs: there is no such option. .*temperature, top"):
+        check_keywords(predict_batch, {"inputs": []}, "options")
+    with pytest.raises(InputError, match=r"^E-CONFIG: options.temperature: 'hot' is not"):
+        check_keywords(predict_batch, {"temperature": "hot"}, "options")

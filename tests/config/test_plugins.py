@@ -279,3 +279,27 @@ def test_a_task_is_looked_up_by_its_name(tmp_path: Path) -> None:
     assert task_file("made_here") == tmp_path / "made_here" / "conf" / "task" / "made_here.yaml"
     with pytest.raises(InputError, match=r"E-TASK: .*'made_gone'.* made_here, "):
         task_file("made_gone")
+
+
+def test_broken_yaml_in_a_plugin_is_one_message_with_file_and_line(
+    tmp_path: Path, in_process: InProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin = write_plugin(tmp_path / "made_broken")
+    file = plugin / "conf" / "task" / "made_broken.yaml"
+    file.write_text(f"{file.read_text()}model: [1, 2\nseed: 3\n")
+    assert in_process("train", "task=made_broken", "--plugin-dir", str(plugin)) == 2
+    told = capsys.readouterr().err.strip()
+    assert f"E-PLUGIN: the plugin in {plugin} cannot be used: {file}, line 7: " in told and told.count("\n") == 0
+    file.write_text(TASK.format(package="made_broken"))
+    add_folder(str(plugin))
+    assert not found("made_broken").fault, "it is read again once it has changed"
+
+
+def test_an_import_that_fails_in_a_plugin_is_told_with_its_file_and_line(tmp_path: Path) -> None:
+    plugin = write_plugin(tmp_path / "made_hasty")
+    (plugin / "module.py").write_text("import math\n\nimport no_such_thing\n\n\nclass Made: ...\n")
+    add_folder(str(plugin))
+    discover()
+    message = rf"No module named 'no_such_thing' \({plugin}/module.py, line 3\)$"
+    with pytest.raises(InputError, match=rf"cannot import 'made_hasty.module.Made': ModuleNotFoundError: {message}"):
+        find_target("made_hasty.module.Made", "task", trusted_packages())

@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 import resource
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from loralight.errors import InputError
@@ -359,3 +360,16 @@ def test_a_kill_at_any_moment_of_saving_loses_no_checkpoint_that_was_finished(nu
     command = [sys.executable, "-c", KILLING, str(tmp_path), str(num_kills)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert ended.returncode == 0, ended.stderr
+
+
+def test_what_is_written_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    def fill(folder: Path) -> None:
+        save_file({"x": torch.ones(2)}, folder / "x.safetensors")
+        os.chmod(folder / "x.safetensors", 0o600)  # as some versions of safetensors do
+
+    before = os.umask(0o027)
+    try:
+        write_folder(tmp_path / "made", fill)
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "made").iterdir()} == {0o640}

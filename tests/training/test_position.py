@@ -5,10 +5,12 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,11 +19,19 @@ import lightning
 import numpy as np
 import pytest
 import timm
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torchmetrics import MetricCollection
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from loralight.adapters import Lora
 from loralight.errors import InputError
+from loralight.training import AdapterTask, Step
 from loralight.training.checkpoint import newest
 from loralight.training.position import Position
 
@@ -330,3 +340,76 @@ def test_runs_killed_at_random_moments_end_as_if_they_had_not_been(
     runs.do(all_die=False)
     for number in range(4):
         runs.assert_same(f"killed {number}", "whole")
+
+
+class Plain(AdapterTask):
+    """A script's task, with dropout."""
+
+    def build_model(self) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.3), nn.Linear(8, 1))
+
+    def head(self, model: nn.Module) -> list[nn.Module]:
+        assert isinstance(model, nn.Sequential)
+        return [model[2]]
+
+    def metrics(self) -> MetricCollection:
+        return MetricCollection({})
+
+    def step(self, batch: list[Tensor]) -> Step:
+        found = self.model(batch[0])
+        return Step(F.mse_loss(found, batch[1]), found, batch[1])
+
+    def predict_batch(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        return [{} for _ in inputs]
+
+
+class Endless(IterableDataset[list[Tensor]]):
+    """Rows in a new order each time, of which nobody can say how many there are."""
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        order = torch.randperm(10).tolist()
+        return iter([[x, y] for x, y in zip(*few_rows(), strict=True)][row] for row in order)
+
+
+def few_rows() -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(1)
+    return torch.randn(10, 6, generator=random), torch.randn(10, 1, generator=random)
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")  # ours are exact
+@pytest.mark.parametrize("kind", ["a loader", "with a worker", "without a length", "accumulated"])
+def test_a_plain_trainer_goes_on_from_a_plain_checkpoint_as_if_nothing_had_been(kind: str, tmp_path: Path) -> None:
+    folder, kept = tmp_path / "checkpoints", tmp_path / "kept"
+
+    def train(go_on_from: Path | None = None) -> dict[str, Tensor]:
+        optimizer: Any = partial(torch.optim.AdamW, lr=0.01)
+        task = Plain(adapter=Lora(targets="0", rank=2, dropout=0.2), optimizer=optimizer)
+        checkpoints = ModelCheckpoint(folder, every_n_train_steps=1, save_top_k=-1, filename="{step}")
+        trainer = lightning.Trainer(
+            accelerator="cpu",
+            max_epochs=3,
+            accumulate_grad_batches=2 if kind == "accumulated" else 1,
+            callbacks=[checkpoints],
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        torch.manual_seed(int.from_bytes(os.urandom(4)))  # a script that seeds nothing
+        given: Any = Endless() if kind == "without a length" else TensorDataset(*few_rows())
+        workers = {"num_workers": 1} if kind == "with a worker" else {}
+        shuffled = {} if kind == "without a length" else {"shuffle": True}
+        loader = DataLoader(given, 4, **shuffled, **workers)
+        trainer.fit(task, loader, DataLoader(TensorDataset(*few_rows()), 5), ckpt_path=go_on_from)
+        return task.trainable_tensors()
+
+    expected = train()
+    folder.rename(kept)
+    steps = {"accumulated": 6}.get(kind, 9)
+    moments = [1, 3, 4] if kind == "with a worker" else range(1, steps)
+    for step in moments:
+        found = train(kept / f"step={step}.ckpt")
+        shutil.rmtree(folder)
+        assert found.keys() == expected.keys()
+        for name, tensor in found.items():
+            assert torch.equal(tensor, expected[name]), f"{name} after going on from step {step}"

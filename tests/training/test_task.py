@@ -866,3 +866,9 @@ def test_an_adapter_is_called_after_each_optimizer_step_with_its_gradients_and_b
     trainer(callbacks=[watch], accumulate_grad_batches=2, max_epochs=2).fit(task, batches_of(4, 4, 4), batches_of(4))
     assert calls == [(1, 4.0), (2, 4.0), (3, 4.0), (4, 4.0)]
     assert seen_by_callbacks == [0, 1, 2, 2, 3, 4]
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, partial(torch.optim.AdamW, weight_decay=0.1)])
+def test_an_optimizer_that_is_no_partial_with_a_rate_is_refused_at_once(optimizer: Any) -> None:
+    with pytest.raises(InputError, match=r"^E-OPTIMIZER: optimizer is .*AdamW.*; give functools.partial"):
+        Toy(adapter=Lora(targets="0"), optimizer=optimizer)

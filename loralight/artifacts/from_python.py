@@ -1,0 +1,190 @@
+"""Adapters saved and loaded by scripts: those of a task, and those of a model that no task is around."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+from torchmetrics import MetricCollection
+from transformers import PreTrainedModel
+
+from loralight.adapters.base import Adapter, trainable
+from loralight.adapters.disabled import trained_by
+from loralight.adapters.inject import inject
+from loralight.artifacts import export
+from loralight.artifacts.loading import find_device
+from loralight.artifacts.peft_format import is_of_peft, modules_to_save, peft_adapter
+from loralight.config.build import adapter_recipe, checked_adapter, task_name
+from loralight.errors import InputError
+from loralight.training.checkpoint import MANIFEST
+from loralight.training.learning import Learning
+from loralight.training.task import AdapterTask, Step
+
+Task = TypeVar("Task", bound=AdapterTask)
+
+_OURS = {export.WEIGHTS, export.CONFIG, export.RECIPE, "README.md", MANIFEST}
+
+
+def save_adapter(model: nn.Module, adapter: Adapter, folder: str | Path) -> None:
+    """Write the adapter that `inject` gave ``model``, with the head that it made learn: PEFT's format and a recipe.
+
+    Where PEFT has no such method there is no ``adapter_config.json``, and `load_adapter` alone reads the folder.
+
+    Args:
+        model: adapted by `inject`.
+        adapter: the one that it was given.
+        folder: written in one step; an adapter's folder that is there already is replaced.
+
+    Raises:
+        InputError: the model has no adapter, or learns beside it (``E-ADAPTER``), or the folder holds something else
+            (``E-OUTPUT``).
+    """
+    if not trainable(model) or not (adapter.is_probe or any(map(trained_by, model.modules()))):
+        raise InputError(
+            "E-ADAPTER", f"this {type(model).__name__} has no adapter: inject(model, adapter) comes first, and no merge"
+        )
+    parts = list(_whole_parts(model))
+    whole = {id(module) for part in parts for module in part.modules()}
+    if strays := [name for name in trainable(model) if not _is_owned(model, name, whole)]:
+        raise InputError(
+            "E-ADAPTER",
+            f"{strays[0]} learns, but is no part of the adapter, nor of a head that learns as a whole: freeze it, or "
+            "give inject its module in head=",
+        )
+    names = {id(module): name for name, module in model.named_modules()}
+    base = model.name_or_path if isinstance(model, PreTrainedModel) else ""
+    recipe = {"head": [names[id(part)] for part in parts], "base": {"name": base or None}}
+    _write(_Bare(model=model, adapter=adapter, parts=parts), folder, recipe)
+
+
+def load_adapter(model: nn.Module, folder: str | Path) -> Adapter:
+    """Inject into ``model`` the adapter in a folder, with its weights and those of its head; in place.
+
+    Only data is read from the folder: nothing in it is imported or run.
+
+    Args:
+        model: the plain base model, with its pretrained weights.
+        folder: written by `save_adapter`, `AdapterTask.save`, a run, or PEFT.
+
+    Returns:
+        The adapter.
+
+    Raises:
+        InputError: there is no adapter (``E-RUN``, ``E-ADAPTER``), it is not what was written (``E-CKPT-HASH``), PEFT's
+            config says what loralight has nothing for (``E-PEFT``), or it does not fit the model, which is then of no
+            use any more (``E-TARGET-NONE``, ``E-BASE``, ``E-ADAPTER-KEYS``).
+    """
+    path = export.adapter_folder(folder)
+    is_ours = not is_of_peft(path)
+    made: dict[str, Any] = export.read_made(path) if is_ours else {"base": {}}
+    adapter = checked_adapter(made) if is_ours else peft_adapter(path)[1]
+    parts = _parts(model, made["head"] if "head" in made else modules_to_save(path, model), path)
+    with export.no_larger_than_saved(path):
+        inject(model, adapter, head=parts)
+    export.load_adapter(_Bare(model=model, adapter=adapter, parts=parts), path, made)
+    return adapter
+
+
+def save_task(task: AdapterTask, folder: str | Path) -> None:
+    """See `loralight.AdapterTask.save`."""
+    arguments = {**task.arguments, **task.found_arguments()}
+    name = task_name(type(task))
+    named = {"class": type(task).__name__} if name is None else {"name": name}
+    made = {**named, "arguments": arguments, "settled": task.settled}
+    _write(task, folder, {"task": made, "head": task.learning.whole_modules})
+
+
+def load_task(kind: type[Task], folder: str | Path, *, device: str, arguments: Mapping[str, Any]) -> Task:
+    """See `loralight.AdapterTask.load`."""
+    path = export.adapter_folder(folder)
+    made = export.read_made(path)
+    saved = made.get("task", {})
+    if saved.get("class", kind.__name__) != kind.__name__ or ("name" in saved and saved["name"] != task_name(kind)):
+        raise InputError(
+            "E-ADAPTER", f"{path} is of {saved.get('class', saved.get('name'))}, and this is {kind.__name__}"
+        )
+    settled = saved.get("settled", {})
+    task = kind(**{**saved.get("arguments", {}), **settled, **arguments}, adapter=checked_adapter(made))
+    task.settled = dict(settled)
+    with export.no_larger_than_saved(path):
+        task.configure_model()
+    export.load_adapter(task, path, made)
+    task.eval()
+    return task.to(find_device(device))
+
+
+class _Bare(AdapterTask):
+    """A model that is adapted already, as a task: so an adapter's folder is written and read in one way."""
+
+    def __init__(self, *, model: nn.Module, adapter: Adapter, parts: Sequence[nn.Module]) -> None:
+        super().__init__(adapter=adapter)
+        self.model, self._parts = model, parts
+        self.learning = Learning(model, head=parts, layers=[], norms=[], added=())
+
+    def build_model(self) -> nn.Module:
+        return self.model
+
+    def head(self, model: nn.Module) -> list[nn.Module]:
+        return list(self._parts)
+
+    def step(self, batch: Any) -> Step:
+        raise NotImplementedError
+
+    def metrics(self) -> MetricCollection:
+        return MetricCollection({})
+
+    def predict_batch(self, inputs: Sequence[Any], *args: Any, **options: Any) -> list[dict[str, Any]]:
+        raise NotImplementedError
+
+
+def _write(task: AdapterTask, folder: str | Path, recipe: Mapping[str, Any]) -> None:
+    folder = Path(folder)
+    _refuse_others(folder)
+    twin = _finished(task)
+    made = {**recipe, "adapter": adapter_recipe(twin.adapter, "lora")}
+    export.save_adapter(twin, folder, recipe=made, metrics={})
+
+
+def _finished(task: AdapterTask) -> AdapterTask:
+    """The task with its adapter in the form that is kept: another one, so that training may go on with the first."""
+    shared: dict[int, Any] = {id(p): p for p in task.model.parameters() if not p.requires_grad}
+    trainer = vars(task).get("_trainer")
+    twin: AdapterTask = copy.deepcopy(task, shared | {id(trainer): trainer})
+    twin.adapter = twin.adapter.finish_(twin.model)
+    return twin
+
+
+def _refuse_others(folder: Path) -> None:
+    if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= _OURS):
+        raise InputError(
+            "E-OUTPUT", f"{folder} exists and is no adapter's folder, and nothing is overwritten; choose another name"
+        )
+
+
+def _whole_parts(module: nn.Module) -> Iterator[nn.Module]:
+    """The largest parts that learn as a whole and of which no method trains anything: what is `inject`'s ``head``."""
+    for part in module.children():
+        learns = [parameter.requires_grad for parameter in part.parameters()]
+        if learns and all(learns) and not any(map(trained_by, part.modules())):
+            yield part
+        else:
+            yield from _whole_parts(part)
+
+
+def _is_owned(model: nn.Module, name: str, whole: set[int]) -> bool:
+    owner = model.get_submodule(name.rpartition(".")[0])
+    return id(owner) in whole or trained_by(owner) is not None
+
+
+def _parts(model: nn.Module, names: Any, folder: Path) -> list[nn.Module]:
+    """The parts of ``model`` that a folder names."""
+    modules = dict(model.named_modules())
+    strange = names if not isinstance(names, list) else [name for name in names if name not in list(modules)[1:]]
+    if strange:
+        raise InputError(
+            "E-ADAPTER-KEYS",
+            f"{folder} does not fit this model and adapter: its head is {str(strange)[:80]}, of which a "
+            f"{type(model).__name__} has nothing",
+        )
+    return [modules[name] for name in names]

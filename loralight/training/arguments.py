@@ -1,0 +1,31 @@
+"""What a task was built with, remembered so that its adapter's folder can say it."""
+
+import json
+from collections.abc import Callable
+from functools import wraps
+from inspect import Parameter, signature
+from typing import Any
+
+
+def remembering(initialise: Callable[..., None]) -> Callable[..., None]:
+    """A constructor that notes its arguments in ``arguments`` of what it makes: those that are plain data."""
+    parameters = signature(initialise).parameters
+    others = next((name for name, one in parameters.items() if one.kind is Parameter.VAR_KEYWORD), "")
+
+    @wraps(initialise)
+    def noted(self: Any, *args: Any, **keywords: Any) -> None:
+        if "arguments" not in vars(self):  # else a class derived from this one has noted its own
+            given = signature(initialise).bind(self, *args, **keywords).arguments
+            given |= given.pop(others, {})
+            vars(self)["arguments"] = {name: value for name, value in given.items() if _is_plain(value)}
+        initialise(self, *args, **keywords)
+
+    return noted
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
