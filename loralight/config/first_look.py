@@ -34,7 +34,9 @@ def first_look(settings: Mapping[str, Any]) -> None:
     _check_columns(data)
     for node in (settings.get("logger") or {}).values():
         _check_logger(node)
-    _check_checkpoint((settings.get("model") or {}).get("checkpoint"))
+    checkpoint = (settings.get("model") or {}).get("checkpoint")
+    if checkpoint not in [value for name, value in data.items() if name != "checkpoint"]:  # else the data makes it
+        _check_checkpoint(checkpoint)
 
 
 def _check_file(name: Any) -> None:

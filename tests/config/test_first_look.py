@@ -56,6 +56,10 @@ def test_a_folder_of_a_model_that_is_not_there_is_told(checkpoint: str) -> None:
         first_look({"data": {}, "model": {"checkpoint": checkpoint}})
 
 
+def test_a_model_that_the_data_makes_need_not_be_there_yet() -> None:
+    first_look({"data": {"folder": "/nowhere", "checkpoint": "/nowhere"}, "model": {"checkpoint": "/nowhere"}})
+
+
 def test_a_logger_whose_package_is_missing_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     node = {"_target_": "lightning.pytorch.loggers.WandbLogger"}
     monkeypatch.setattr(module, "find_spec", lambda name: None)
