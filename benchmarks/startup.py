@@ -16,6 +16,8 @@ COMMANDS = {
     "--help": (["--help"], 0.3),
     "train --cfg job": (["train", "--cfg", "job"], 1.0),
     "a misspelled setting": (["train", "adapter.rnk=8"], 1.0),
+    "a missing file": (["train", "data.train=nowhere.csv"], 2.0),
+    "a missing model": (["train", "model.checkpoint=./nowhere"], 2.0),
     "tasks": (["tasks"], 1.0),
 }
 

@@ -1,6 +1,7 @@
 """The command ``loralight``: its verbs and its error messages. It answers without importing torch."""
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -44,6 +45,7 @@ HELP = """loralight: fine-tune pretrained models with adapters.
 """
 
 
+_SEPARATES = re.compile(r"\+*[\w.]+=[,;:|\t ]")  # a value that Hydra cannot read as it comes out of a shell's quotes
 _FLAGS_WITH_VALUE = {
     "--cfg",
     "-c",
@@ -148,6 +150,7 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
 
     if verb in ("train", "estimate"):
         overrides = with_own_data(overrides, _config_folders(flags))
+    overrides = [quoted(o) if _SEPARATES.fullmatch(o) else o for o in overrides]
     overrides = with_those_of_a_run(verb, overrides, conf=_config_folders(flags))
     if verb == "together":  # a run's name is followed by a command line, which Hydra is to take for a text
         overrides = [f"++{quoted(o)}" if o.startswith(("runs.", "each=")) else o for o in overrides]
@@ -185,6 +188,11 @@ def _job(verb: str, wants_traceback: bool = False) -> Callable[[Any], Any]:
 
         spare_the_hub_without_network()
         try:
+            if verb in ("train", "estimate"):
+                from loralight.config.composition import plain
+                from loralight.config.first_look import first_look
+
+                first_look(plain(config))
             return import_module(f"loralight.commands.{verb}").main(config)
         except InputError as error:
             from hydra.core.hydra_config import HydraConfig

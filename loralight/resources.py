@@ -3,11 +3,12 @@
 import os
 import socket
 import sys
+from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from loralight.errors import InputError
+from loralight.errors import InputError, did_you_mean
 
 _PREFIX = "pkg://"
 _HINTS = {
@@ -28,6 +29,12 @@ def spare_the_hub_without_network() -> None:
         socket.getaddrinfo(urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname, 443)
     except OSError:
         os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def no_such_file(file: str, suffixes: Collection[str]) -> InputError:
+    """The error of a file of rows that is not there, which names one beside it that is called almost so."""
+    siblings = [str(sibling) for sibling in Path(file).parent.glob("*") if sibling.suffix.lower() in suffixes]
+    return InputError("E-DATA", f"{file}: there is no such file.{did_you_mean(file, siblings)}")
 
 
 def resolve(location: str) -> str:

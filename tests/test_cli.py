@@ -38,9 +38,14 @@ sys.exit(run(sys.argv[1:]))
         (["train", "adapter=lroa"], 2, "'lora'"),
         (["trian"], 2, "'train'"),
         (["-sc", "query=bash"], 0, "adapter=lora"),
+        (["train", "data.train=nowhere.csv"], 2, "E-DATA: nowhere.csv: there is no such file"),
+        (["train", "data.train=row.csv"], 2, "Did you mean 'rows.csv'?"),
+        (["train", "data.train=rows.csv"], 2, "E-COLUMN: rows.csv has columns 'texts', 'stars'"),
+        (["estimate", "model.checkpoint=./nowhere"], 2, "E-MODEL: model.checkpoint=./nowhere"),
     ],
 )
 def test_answers_without_importing_what_is_heavy(line: list[str], code: int, answer: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("texts,stars\nwhat a day,1\n")
     done = subprocess.run(
         [sys.executable, "-c", LIGHT, *line],
         cwd=tmp_path,

@@ -111,7 +111,7 @@ def _divides(file: str, separator: str, encoding: str | None) -> bool:
 
 
 def _lines(
-    file: str, separator: str, encoding: str | None, *, quoting: Literal[0, 1, 2, 3, 4, 5] = csv.QUOTE_MINIMAL
+    file: str, separator: str, encoding: str | None, *, quoting: Literal[0, 1, 2, 3] = csv.QUOTE_MINIMAL
 ) -> Iterator[list[str]]:
     with Path(file).open(encoding=encoding or "utf-8-sig", errors="replace", newline="") as opened:
         yield from filter(None, csv.reader(opened, delimiter=separator, quoting=quoting))

@@ -83,7 +83,7 @@ def _read_file(name: str) -> Any:
 
 def _numbered(names: Sequence[str], found: set[str]) -> dict[str, str]:
     first = 1 if "0" not in found and str(len(names)) in found else 0
-    if first == 0 and "0" not in found and found.isdisjoint(names):
+    if first == 0 and "0" not in found and all(map(str.isdecimal, found)):
         shown = ", ".join(f"{number}: {name}" for number, name in enumerate(names[:3], start=1))
         raise InputError(
             "E-LABELS",

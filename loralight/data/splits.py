@@ -16,7 +16,7 @@ from loralight.data import csv_files
 from loralight.data.encodings import check_encoding, check_text
 from loralight.data.origin import Origin
 from loralight.errors import InputError, did_you_mean
-from loralight.resources import resolve
+from loralight.resources import no_such_file, resolve
 
 Readers = Mapping[str, Callable[[str], Dataset]]
 """Readers of files by suffix; the one under ``/`` reads a folder that is one split, such as a folder of images.
@@ -208,8 +208,7 @@ def read_file(
     if suffix not in FORMATS and delimiter is None:
         raise InputError("E-DATA", f"{file}: data files end in {', '.join(FORMATS)}")
     if not Path(file).is_file():
-        siblings = [str(sibling) for sibling in Path(file).parent.glob("*") if sibling.suffix.lower() in FORMATS]
-        raise InputError("E-DATA", f"{file}: there is no such file.{did_you_mean(file, siblings)}")
+        raise no_such_file(file, FORMATS)
     kind = FORMATS.get(suffix, "csv")
     is_csv = kind == "csv"
     encoding = check_encoding(encoding)

@@ -63,6 +63,7 @@ def test_a_file_has_a_name_a_line_or_json(tmp_path: Path, name: str, text: str) 
     [
         ([0, 2], ["bad", "good"], r"E-LABEL-RANGE: rows\.csv: train row 1, column 'label': .* no name for 2"),
         ([1, 2], ["bad", "good", "fair"], r"E-LABELS: .* begin with 0 or with 1\? .*\{1: bad, 2: good, 3: fair"),
+        (["0,1", "1"], ["bad", "good"], r"E-LABEL-RANGE: .* no name for '0,1', .*data\.label_separator"),
         ([0, 1], ["bad", "bad"], "E-LABELS: .* give different names"),
         ([0, 1], "nowhere.txt", r"E-LABELS: data\.label_names=nowhere\.txt: there is no such file"),
     ],

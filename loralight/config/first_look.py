@@ -1,0 +1,88 @@
+"""What is wrong with a command for all to see is told before the seconds that importing torch takes.
+
+Each check is one that is made again later, by what knows more: here only what is sure to be refused is.
+"""
+
+import csv
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from loralight.errors import InputError, did_you_mean
+from loralight.resources import no_such_file, resolve
+
+_TABLES = {".csv": ",", ".tsv": "\t"}
+_FILES = (*_TABLES, ".json", ".jsonl", ".parquet")
+_LOGGERS = {  # by the classes of Lightning: what each needs, one of which is enough
+    "WandbLogger": ("wandb",),
+    "MLFlowLogger": ("mlflow",),
+    "TensorBoardLogger": ("tensorboard", "tensorboardX"),
+}
+
+
+def first_look(settings: Mapping[str, Any]) -> None:
+    """Check what a training's settings say of files, columns, loggers and a model's folder.
+
+    Raises:
+        InputError: a file of rows is missing (``E-DATA``), has none of the columns (``E-COLUMN``), the model's folder
+            is missing (``E-MODEL``) or a logger's package is (``E-PACKAGE``).
+    """
+    data = settings.get("data") or {}
+    for split in ("train", "validation", "test"):
+        _check_file(data.get(split))
+    _check_columns(data)
+    for node in (settings.get("logger") or {}).values():
+        _check_logger(node)
+    checkpoint = (settings.get("model") or {}).get("checkpoint")
+    if checkpoint not in [value for name, value in data.items() if name != "checkpoint"]:  # else the data makes it
+        _check_checkpoint(checkpoint)
+
+
+def _check_file(name: Any) -> None:
+    if not isinstance(name, str) or Path(name).suffix.lower() not in _FILES or "://" in name:
+        return
+    if not Path(resolve(name)).exists():
+        raise no_such_file(resolve(name), _FILES)
+
+
+def _check_columns(data: Mapping[str, Any]) -> None:
+    """Raise ``E-COLUMN`` where the first line of a table surely names columns, and none is one that is looked for."""
+    columns = data.get("columns")
+    names = _names(data)
+    wanted = [name for name in columns.values() if isinstance(name, str)] if isinstance(columns, Mapping) else []
+    if not names or not wanted or set(wanted) & set(names):
+        return
+    shown = ", ".join(map(repr, names))
+    near = next(filter(None, (did_you_mean(name, names) for name in wanted)), "")
+    raise InputError(
+        "E-COLUMN",
+        f"{data['train']} has columns {shown}, and none of {', '.join(map(repr, dict.fromkeys(wanted)))}.{near} Say "
+        "which with data.columns.<role>=<name>",
+    )
+
+
+def _names(data: Mapping[str, Any]) -> list[str]:
+    """The columns of a table that train is, if they are plain to see: words in ASCII, of which a row has few."""
+    file = data.get("train")
+    suffix = Path(file).suffix.lower() if isinstance(file, str) else ""
+    if suffix not in _TABLES or data.get("header") is False or data.get("delimiter") or data.get("encoding"):
+        return []
+    with Path(resolve(str(file))).open(encoding="ascii", errors="replace", newline="") as opened:
+        names = next((cells for cells in csv.reader(opened, delimiter=_TABLES[suffix]) if cells), [])
+    return names if len(names) > 1 and all(name.isidentifier() for name in names) else []
+
+
+def _check_logger(node: Any) -> None:
+    target = str(node.get("_target_")) if isinstance(node, Mapping) else ""
+    kind = target.rpartition(".")[2]
+    packages = _LOGGERS.get(kind, ()) if target.startswith("lightning.") else ()
+    if packages and not any(map(find_spec, packages)):
+        raise InputError("E-PACKAGE", f"{target} needs another package: pip install {packages[0]}")
+
+
+def _check_checkpoint(checkpoint: Any) -> None:
+    if not isinstance(checkpoint, str) or not checkpoint.startswith(("/", "./", "../", "~", "pkg://")):
+        return
+    if not Path(resolve(checkpoint)).exists():
+        raise InputError("E-MODEL", f"model.checkpoint={checkpoint}: there is no such folder")
