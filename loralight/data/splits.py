@@ -18,7 +18,7 @@ from loralight.data.origin import Origin
 from loralight.errors import InputError, did_you_mean
 from loralight.resources import no_such_file, resolve
 
-Readers = Mapping[str, Callable[[str], Dataset]]
+Readers = Mapping[str, Callable[..., Dataset]]
 """Readers of files by suffix; the one under ``/`` reads a folder that is one split, such as a folder of images.
 
 A reader with an argument ``encoding`` gets ``data.encoding``."""
