@@ -136,7 +136,12 @@ def no_larger_than_saved(folder: Path) -> AbstractContextManager[None]:
 
 
 def load_adapter(task: AdapterTask, folder: Path, recipe: dict[str, Any]) -> None:
-    """Load an adapter's weights into the model they were trained for.
+    """Load an adapter's weights into the model they were trained for; raises as `adapter_tensors`."""
+    task.load_trainable(adapter_tensors(task, folder, recipe), str(folder))
+
+
+def adapter_tensors(task: AdapterTask, folder: Path, recipe: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """An adapter's weights by the names of the model that they were trained for.
 
     Raises:
         InputError: the weights cannot be read or do not fit (``E-ADAPTER``, ``E-ADAPTER-KEYS``), hold values that are
@@ -157,8 +162,7 @@ def load_adapter(task: AdapterTask, folder: Path, recipe: dict[str, Any]) -> Non
     for name, tensor in task.trainable_tensors().items():
         if tensor.is_floating_point() != shapes[name].dtype.is_floating_point:
             raise InputError("E-ADAPTER-KEYS", f"{folder}: {name} is {shapes[name].dtype} instead of {tensor.dtype}")
-    tensors = read_tensors(folder / WEIGHTS)
-    task.load_trainable({ours.get(name, name): tensor for name, tensor in tensors.items()}, str(folder))
+    return {ours.get(name, name): tensor for name, tensor in read_tensors(folder / WEIGHTS).items()}
 
 
 def _peft_names(task: AdapterTask) -> dict[str, str]:

@@ -34,7 +34,15 @@ _MAY_CHANGE = (
     ),  # where and how they save
 )
 """Settings that may differ in a resumed run: paths, the length of training, the output."""
-_GROW_WITH_VERSIONS = {"acceleration", "adapter", "data", "probe", "task"}  # a run of before may lack some of these
+# a run of an earlier version may lack settings in these
+_GROW_WITH_VERSIONS = {
+    "acceleration",
+    "adapter",
+    "data",
+    "init",
+    "probe",
+    "task",
+}
 
 
 def share_name() -> None:
@@ -197,7 +205,7 @@ def _check_same(folder: Path, config: dict[str, Any]) -> None:
         raise InputError(
             "E-RESUME",
             f"{folder} was begun with other settings ({'; '.join(changed[:3])}{more}); resume it with those, or start "
-            "a new run",
+            f"a new run, which may begin at its adapter ({shlex.quote(f'init={folder}')})",
         )
 
 

@@ -20,6 +20,7 @@ from loralight.commands.auto_batch import with_largest_batch
 from loralight.commands.initialising import initialise_, with_initialised
 from loralight.commands.next_commands import how_to_go_on, next_commands
 from loralight.commands.summary import final_report, summarise
+from loralight.commands.warm_start import read_start
 from loralight.config.build import build_data, build_task, build_trainer, check_config, recipe
 from loralight.config.composition import plain
 from loralight.data import TaskData
@@ -114,6 +115,8 @@ class Run:
         self.resumed = newest(output_dir) if config["resume"] is not None else None
         self.config = with_initialised(config, output_dir) if self.resumed else config
         self.task = build_task(self.config, self.data.model_arguments())
+        start = None if self.resumed else config["init"]
+        self.start = {} if start is None else read_start(self.task, start, self.data.model_arguments())
         _compile_(self.task, self.config["compile"])
         self.throughput, progress = progress_callbacks(self.data.batch_size, bar=bar)
         # the first, so that none has done half of what a step's end asks for when it stops
@@ -132,7 +135,9 @@ class Run:
         """Fit, test the best checkpoint, save its adapter, report; returns the best value of the monitored metric."""
         task, data, trainer, metric = self.task, self.data, self.trainer, self.config["monitor"]["metric"]
         probe = None if self.resumed else self._probe_()
-        if not self.resumed:
+        if self.start:
+            task.load_trainable(self.start, self.config["init"])
+        elif not self.resumed:
             initialise_(task, data, trainer, self.output_dir, self.config["names"]["adapter"])
         is_solved = probe is not None and task.adapter.is_probe and self._is_auto
         if self._is_auto and not is_solved:

@@ -4,6 +4,7 @@ from typing import Any, cast
 
 import lightning
 import torch
+from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
@@ -153,8 +154,10 @@ class Position(Callback):
         Lightning begins to read before this, and after a restart at the first row. The rows that are done are read
         once more and passed over: a sampler that is not ours cannot be told to begin later.
         """
-        fetcher = trainer.fit_loop._data_fetcher
-        assert fetcher is not None
+        fetcher, loaders = trainer.fit_loop._data_fetcher, trainer.fit_loop._combined_loader
+        assert fetcher is not None and loaders is not None
+        if any(isinstance(loader, _Stateful) for loader in loaders.flattened):
+            return  # which Lightning lets go on by itself
         self._begun = self.epoch
         _seed_rows(task, self.epoch)
         iter(fetcher)

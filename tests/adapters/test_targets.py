@@ -255,7 +255,7 @@ def test_an_output_layer_of_its_own_can_be_named() -> None:
 def test_an_adapted_model_is_not_adapted_again(build: Callable[[], nn.Module], targets: str) -> None:
     model = build()
     inject(model, Lora(targets=targets))
-    with pytest.raises(InputError, match="E-TARGET-NONE"):
+    with pytest.raises(InputError, match="E-ADAPTED"):
         inject(model, Lora(targets=targets))
 
 

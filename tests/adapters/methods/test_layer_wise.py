@@ -1,6 +1,5 @@
 """Rates and starts by depth, in full fine-tuning and in that of the last layers."""
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -126,12 +125,7 @@ class Classifier(AdapterTask):
 
 
 class Batches(list[Tensor]):
-    """A loader, which goes on where a run stopped; Lightning takes a plain list for several of them."""
-
-    done = 0
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self[self.done :])
+    """A loader: Lightning takes a plain list for several of them."""
 
 
 def fit(adapter: Adapter, folder: Path, *, stop: int = -1, resume: Path | None = None, **settings: Any) -> Classifier:
@@ -152,7 +146,6 @@ def fit(adapter: Adapter, folder: Path, *, stop: int = -1, resume: Path | None =
     )
     random = torch.Generator().manual_seed(0)
     batches = Batches(torch.randint(3, 30, (4, 7), generator=random) for _ in range(NUM_STEPS))
-    batches.done = 0 if resume is None else 5
     trainer.fit(task, batches, batches, ckpt_path=resume)
     return task
 

@@ -1,0 +1,39 @@
+"""``init=RUN``: a new run that begins at the adapter and head of another one."""
+
+from typing import Any
+
+from torch import Tensor
+
+from loralight.artifacts.export import adapter_folder, adapter_tensors, read_recipe
+from loralight.errors import InputError
+from loralight.training.task import AdapterTask
+
+
+def read_start(task: AdapterTask, folder: str, from_data: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights of the adapter and head in a folder, once they are sure to fit; it is read as data.
+
+    Args:
+        task: built; its adapter may have other settings of training than the folder's, but the same tensors.
+        folder: a run's, or its adapter's.
+        from_data: arguments that the data gives the task, such as label names.
+
+    Raises:
+        InputError: the data gives other arguments than the folder's did, or the head is to begin elsewhere
+            (``E-INIT``); there is no adapter there (``E-RUN``, ``E-ADAPTER``), it has changed (``E-CKPT-HASH``), or is
+            of another base, rank or layers (``E-BASE``, ``E-ADAPTER-KEYS``).
+    """
+    if task.adapter.is_probe or task.head_settings.start == "probe":
+        raise InputError(
+            "E-INIT", "init=: a head that begins at a linear probe cannot begin at another run's: choose one"
+        )
+    path = adapter_folder(folder)
+    made = read_recipe(path)
+    for name, value in from_data.items():
+        before = made["task"]["arguments"].get(name)
+        if before != value:
+            raise InputError(
+                "E-INIT",
+                f"init={folder}: its task was given {name}={before!r:.200}, and this data gives {value!r:.200}; give "
+                "the same in the same order (data.labels, for example), or begin anew",
+            )
+    return adapter_tensors(task, path, made)
