@@ -84,7 +84,7 @@ def trains_(modules: Iterable[nn.Module], by: str) -> None:
 
 
 def trained_by(module: nn.Module) -> str | None:
-    """The method that trains parameters of a module's own; None for a head's, and for what is frozen."""
+    """The method that trains a module's own parameters; None for a head's and for frozen ones."""
     found: str | None = vars(module).get("trained_by")
     return found
 

@@ -163,7 +163,7 @@ def _refuse_others(folder: Path) -> None:
 
 
 def _whole_parts(module: nn.Module) -> Iterator[nn.Module]:
-    """The largest parts that learn as a whole and of which no method trains anything: what is `inject`'s ``head``."""
+    """The largest parts that learn as a whole and of which no method trains anything: the ``head`` of `inject`."""
     for part in module.children():
         learns = [parameter.requires_grad for parameter in part.parameters()]
         if learns and all(learns) and not any(map(trained_by, part.modules())):

@@ -1,6 +1,6 @@
-"""What is wrong with a command for all to see is told before the seconds that importing torch takes.
+"""Reports obvious mistakes in a command before the seconds that importing torch takes.
 
-Each check is one that is made again later, by what knows more: here only what is sure to be refused is.
+Each check is made again later with more knowledge: only settings that are sure to be refused are refused here.
 """
 
 import csv
@@ -14,7 +14,7 @@ from loralight.resources import no_such_file, resolve
 
 _TABLES = {".csv": ",", ".tsv": "\t"}
 _FILES = (*_TABLES, ".json", ".jsonl", ".parquet")
-_LOGGERS = {  # by the classes of Lightning: what each needs, one of which is enough
+_LOGGERS = {  # by the classes of Lightning: the packages each needs, one of which is enough
     "WandbLogger": ("wandb",),
     "MLFlowLogger": ("mlflow",),
     "TensorBoardLogger": ("tensorboard", "tensorboardX"),
@@ -22,7 +22,7 @@ _LOGGERS = {  # by the classes of Lightning: what each needs, one of which is en
 
 
 def first_look(settings: Mapping[str, Any]) -> None:
-    """Check what a training's settings say of files, columns, loggers and a model's folder.
+    """Check the files, columns, loggers and model folder of a training's settings.
 
     Raises:
         InputError: a file of rows is missing (``E-DATA``), has none of the columns (``E-COLUMN``), the model's folder

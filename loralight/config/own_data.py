@@ -8,7 +8,7 @@ import yaml
 from loralight.config.plugins import conf_folders
 
 _ROWS = ("data.path", "data.train")
-_CHOOSE = ("data", "experiment", "resume")  # what says itself which data there is
+_CHOOSE = ("data", "experiment", "resume")  # words that choose the data themselves
 
 
 def with_own_data(overrides: list[str], conf: Sequence[str] = ()) -> list[str]:

@@ -173,7 +173,7 @@ def _yaml_files(conf: Path) -> Iterable[str]:
 
 @cache
 def _fault_of_yaml(file: Path, _changed: int) -> str:
-    """Why a file is no YAML, or an empty string."""
+    """Why a file is not YAML, or an empty string."""
     try:
         for _ in yaml.parse(file.read_text(encoding="utf-8"), yaml.SafeLoader):
             pass

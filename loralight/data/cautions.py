@@ -19,7 +19,7 @@ def few_rows(names: Sequence[str], counts: Sequence[int], *, of: str = "training
     Args:
         names: of the classes.
         counts: how often each comes in training.
-        of: what is counted.
+        of: the name of the counted items.
     """
     few = [(name, count) for name, count in zip(names, counts, strict=True) if count < _FEW]
     if not few:
@@ -50,7 +50,7 @@ def uneven_rows(names: Sequence[str], counts: Sequence[int]) -> list[str]:
 
 
 def repeated_rows(splits: Mapping[str, Iterable[Hashable]]) -> list[str]:
-    """Lines on rows that stand in two splits, and whose score is of what was learned, or chosen, by heart.
+    """Lines on rows that stand in two splits, whose scores then show memory.
 
     Args:
         splits: what tells rows apart, by split.
@@ -68,7 +68,7 @@ def repeated_rows(splits: Mapping[str, Iterable[Hashable]]) -> list[str]:
 
 
 def cut_rows(cut: Mapping[str, int], rows: Mapping[str, int], *, max_length: int) -> list[str]:
-    """A line on rows that are longer than what is read of them.
+    """A line on rows that are longer than the part that is read.
 
     Args:
         cut: how many are, by split.

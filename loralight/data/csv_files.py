@@ -39,7 +39,7 @@ def reading(
     Args:
         file: its path.
         header: whether its first line names the columns; where it does not, they are called 0, 1, 2, ...
-        delimiter: what stands between its columns; if None, that is found.
+        delimiter: the text between its columns; found if None.
         encoding: UTF-8 if None.
 
     Raises:
@@ -93,7 +93,7 @@ def _line(rows: Dataset) -> str:
 
 
 def _separator(file: str, encoding: str | None, *, header: bool | None) -> str:
-    """What stands between the columns: the usual, unless the names, or without them the first lines, have another."""
+    """The delimiter: the usual one, unless the names, or without them the first lines, have another."""
     usual = "\t" if Path(file).suffix.lower() == ".tsv" else ","
     others = [usual, *_SEPARATORS.replace(usual, "")]
     if header is False:

@@ -26,7 +26,7 @@ def check_encoding(encoding: str | None) -> str | None:
 
 
 def read_text_file(file: str, encoding: str | None = None) -> str:
-    """What a text file says, without a byte order mark.
+    """The content of a text file, without a byte order mark.
 
     Args:
         file: its path.
@@ -54,7 +54,7 @@ def not_so_encoded(file: str, encoding: str | None) -> InputError:
 
 
 def check_text(file: str, encoding: str | None) -> None:
-    """Raise ``E-DATA`` if a file is no text in ``encoding``; without one, also if its zeros tell of UTF-16."""
+    """Raise ``E-DATA`` if a file is not text in ``encoding``; without one, also if its zeros show UTF-16."""
     decoder = codecs.getincrementaldecoder(encoding or "utf-8")()
     with Path(file).open("rb") as opened:
         try:

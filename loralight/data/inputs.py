@@ -36,7 +36,7 @@ def read_inputs(source: str) -> list[Any]:
 
 
 def _listed(text: str) -> list[Any] | None:
-    """What a JSON array holds; None for another text, such as one that begins with a remark in brackets."""
+    """The elements of a JSON array; None for another text, such as one that begins with a remark in brackets."""
     if not text.lstrip().startswith("["):
         return None
     with suppress(ValueError, RecursionError):

@@ -100,7 +100,7 @@ def _values(cell: Any) -> Iterator[Any]:
 def _named(cell: Any, by_id: Mapping[str, str], origin: Origin, row: int, column: str) -> Any:
     if isinstance(cell, list):
         return [_named(one, by_id, origin, row, column) for one in cell]
-    if cell is None:  # told with the rest of what has no label
+    if cell is None:  # reported with the other rows without a label
         return None
     if (number := label_name(cell)) not in by_id:
         known = ", ".join(f"{number} ({name})" for number, name in list(by_id.items())[:5])

@@ -118,7 +118,7 @@ def load_splits(
 def _reading(
     readers: Readers, files: Iterable[str | None], *, header: bool | None, delimiter: str | None, encoding: str | None
 ) -> Readers:
-    """What reads each kind of file; with a delimiter also those of another ending."""
+    """The reader of each kind of file; with a delimiter also of other endings."""
     encoding = check_encoding(encoding)
     table = partial(read_file, header=header, delimiter=delimiter, encoding=encoding)
     told = dict(readers)
@@ -197,7 +197,7 @@ def read_file(
         file: its path.
         header: whether the first line of a CSV or TSV file names its columns; if not, they are 0, 1, 2, ... If None,
             it is taken for names unless it looks like a row.
-        delimiter: what stands between the columns of a CSV or TSV file, as which files of other endings are then read;
+        delimiter: the text between the columns of a CSV or TSV file; files of other endings are then read so too;
             if None, it is found.
         encoding: of a CSV, TSV or JSON file; UTF-8 if None.
 

@@ -136,5 +136,5 @@ def _storage(tensor: Tensor) -> StorageWeakRef | None:
 
 
 def _is_whole(tensor: Tensor) -> bool:
-    """Whether a tensor is no part of another."""
+    """Whether a tensor is not a part of another."""
     return _storage(tensor) is not None and tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()

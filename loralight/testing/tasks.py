@@ -209,7 +209,7 @@ class TaskContract:
 
     def test_a_merged_model_computes_what_the_adapted_one_does(self, trained: "Trained") -> None:
         task, data = copy.deepcopy(trained.task).eval(), trained.data
-        task.accelerations.detach_(task.model)  # what is compared are the two models themselves
+        task.accelerations.detach_(task.model)  # the two models themselves are compared
         rows = range(min(_ROWS, len(data.splits["validation"])))
         adapted = outputs(task, data, rows)
         merge(task.model)

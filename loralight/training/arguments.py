@@ -1,4 +1,4 @@
-"""What a task was built with, remembered so that its adapter's folder can say it."""
+"""The arguments of a task, remembered so that its adapter's folder can name them."""
 
 import json
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def remembering(initialise: Callable[..., None]) -> Callable[..., None]:
-    """A constructor that notes its arguments in ``arguments`` of what it makes: those that are plain data."""
+    """A constructor that notes those of its arguments that are plain data, in the object's ``arguments``."""
     parameters = signature(initialise).parameters
     others = next((name for name, one in parameters.items() if one.kind is Parameter.VAR_KEYWORD), "")
 

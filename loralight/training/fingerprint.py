@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Adapted(Protocol):
-    """What a task is, and any other owner of an adapted model."""
+    """A task, or another owner of an adapted model."""
 
     model: nn.Module
 

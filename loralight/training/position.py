@@ -163,7 +163,7 @@ class Position(Callback):
         iter(fetcher)
         for _ in range(self.batches):
             next(fetcher)
-        fetcher.fetched = 0  # Lightning adds what is done
+        fetcher.fetched = 0  # Lightning adds the finished ones
 
     def _is_due(self, trainer: lightning.Trainer) -> bool:
         """Whether the validation after `batches` is one that Lightning will do when it goes on."""
@@ -191,7 +191,7 @@ def _has_our_data(trainer: lightning.Trainer) -> bool:
 
 
 def _seed_rows(task: lightning.LightningModule, epoch: int) -> None:
-    """Seed what a plain loader takes the order of its rows from when it begins an epoch."""
+    """Seed the generator from which a plain loader draws the order of an epoch's rows."""
     torch.manual_seed(seed_of(cast(int, task.seed), epoch))
 
 

@@ -91,7 +91,7 @@ def fit_probe(task: AdapterTask, data: TaskData, trainer: lightning.Trainer) -> 
 
 
 def _refuse_useless(features: Tensor, targets: Tensor, asked: Tensor, answers: Tensor, *, num_labels: int) -> None:
-    """Raise `NoProbe` where a linear classifier of the rows would be arbitrary, or cannot know what is asked of it.
+    """Raise `NoProbe` where a linear classifier of the rows would be arbitrary, or lacks a class that it is asked for.
 
     More features than rows are no reason: its weight decay leaves one best classifier.
     """

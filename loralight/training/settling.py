@@ -1,4 +1,4 @@
-"""What validation rows decide of a task's answers once its weights are final: thresholds, a temperature."""
+"""Numbers of a task that validation rows decide once its weights are final: thresholds, a temperature."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,12 +15,12 @@ from loralight.training.task import AdapterTask
 
 
 def settle_(task: AdapterTask, data: TaskData, trainer: lightning.Trainer) -> str | None:
-    """Have the validation rows decide what `AdapterTask.settle` leaves to them.
+    """Have the validation rows decide the numbers that `AdapterTask.settle` leaves to them.
 
     Every process comes to the same, from the rows of all.
 
     Returns:
-        A line that says what; None where there was nothing to decide.
+        A line with these numbers; None where there was nothing to decide.
     """
     found = {} if trainer.limit_val_batches == 0 else task.settle(partial(_validated, task, data, trainer))
     if not found:
@@ -45,7 +45,7 @@ def settled(task: AdapterTask, found: Mapping[str, Any]) -> Iterator[None]:
 
 
 def settled_line(found: Mapping[str, Any], num_rows: int | None = None) -> str:
-    """What was decided, for a report."""
+    """The numbers that were decided, for a report."""
     shown = ", ".join(f"{name} {_numbers(value)}" for name, value in found.items())
     return f"chosen on {'validation' if num_rows is None else f'{num_rows} validation rows'}: {shown}"
 
@@ -69,7 +69,7 @@ def _validated(task: AdapterTask, data: TaskData, trainer: lightning.Trainer) ->
 
 
 class _Keeping(lightning.Callback):
-    """Keeps what validation predicts."""
+    """Keeps the predictions of a validation."""
 
     def __init__(self) -> None:
         self.kept: tuple[Tensor, Tensor] | None = None

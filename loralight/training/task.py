@@ -83,7 +83,7 @@ class AdapterTask(lightning.LightningModule, ABC):
     losses: nn.ModuleDict
     scores: nn.ModuleDict
     arguments: dict[str, Any]
-    """What the task was built with, as far as it is plain data: who loads its adapter builds it so."""
+    """The arguments that are plain data: the folder of its adapter keeps them, and loading builds the task with them."""
 
     @remembering
     def __init__(
@@ -114,7 +114,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         self.quantize = quantize
         self.strict_loading = False  # Lightning would demand the frozen weights; `on_load_checkpoint` is the strict one
         self.adapted: dict[str, list[str]] = {}
-        self.settled: dict[str, Any] = {}  # what `settle` has found, see `loralight.training.settling`
+        self.settled: dict[str, Any] = {}  # the numbers of `settle`, see `loralight.training.settling`
         self._built = False
         self._evaluation = SharedEvaluation()
         self._fresh: set[str] = set()  # names of the parameters that the pretrained weights do not have
@@ -135,7 +135,7 @@ class AdapterTask(lightning.LightningModule, ABC):
             )
 
     def save(self, folder: str | Path) -> None:
-        """Write the adapter and what loads it again, in PEFT's format where the method has one.
+        """Write the adapter and a recipe that loads it again, in PEFT's format where the method has one.
 
         An installed plugin's task comes back by `loralight.load`, that of a class in a script by its `load`.
 
@@ -265,7 +265,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         return {}
 
     def settle(self, validated: Callable[[], tuple[Tensor, Tensor]]) -> dict[str, Any]:
-        """What validation rows decide of answers once the weights are final, such as thresholds; by default nothing.
+        """Numbers that validation rows decide once the weights are final, such as thresholds; none by default.
 
         Args:
             validated: takes a pass over the validation rows for their predictions and targets, as `step` gives them.
@@ -288,7 +288,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         """Build the model and inject the adapter, which a second call does not; a trainer's run keeps its place."""
         callbacks: list[Any] | None = getattr(self._trainer, "callbacks", None)  # none where no trainer has the task
         if callbacks is not None and not any(isinstance(callback, Position) for callback in callbacks):
-            callbacks.insert(0, Position())  # before what may write checkpoints
+            callbacks.insert(0, Position())  # before callbacks that may write checkpoints
         if self._built:
             return
         with self._base() as (self.model, head):

@@ -1,4 +1,4 @@
-"""From which probability on a row has a label: what scores best on validation rows, by F1.
+"""Thresholds: the probability from which on a row has a label, with the best F1 on validation rows.
 
 The best threshold of a label that few rows have is far below one half: with true probabilities it is half of the best
 F1 (Lipton et al., 2014, https://arxiv.org/abs/1402.1892).

@@ -94,7 +94,7 @@ class Images(TorchDataset[dict[str, Any]]):
         return self.open_source(row, self.rows[row][self.column])
 
     def open_source(self, row: int, source: Any) -> tuple[Any, str]:
-        """Likewise, of what a row's column holds."""
+        """Likewise, of the values in a row's column."""
         file = f" ({source['path']})" if source and source["path"] else ""
         where = f"{self.origin.row(row)}, column {self.column!r}{file}"
         return open_image(source, where), where
@@ -112,7 +112,7 @@ class ImageClassificationData(TaskData):
         image_size: pixels, if not the model's own.
         crop_pct: share of the side of an image that is kept in evaluation, if not the model's own.
         labels: label names in order; else the data set's own, or those found in training, sorted.
-        label_names: what numbers in the label column stand for, or a file that says it, see `name_label_ids`.
+        label_names: names of the numbers in the label column, or a file with them, see `name_label_ids`.
         crop_scale: see `training_transform`, as the next five.
         horizontal_flip: likewise.
         vertical_flip: likewise.
@@ -309,7 +309,7 @@ def _inspect(images: Images, *, decoded: bool) -> tuple[Counter[tuple[str, tuple
         decoded: decode them entirely; a truncated file has a good header.
 
     Returns:
-        The counts; of each image that was read as a whole, what tells its bytes from others.
+        The counts; and of each image that was read as a whole a digest of its bytes.
     """
     kinds: Counter[tuple[str, tuple[int, int]]] = Counter()
     contents = []

@@ -43,7 +43,7 @@ class ImageClassification(AdapterTask):
         mixup: see `Mixing`.
         cutmix: likewise.
         calibrate: choose the temperature by the validation rows.
-        temperature: what logits are divided by before they become probabilities; 1 if None.
+        temperature: divides the logits before they become probabilities; 1 if None.
         training: adapter, optimizer, scheduler, ...: see `AdapterTask`.
     """
 

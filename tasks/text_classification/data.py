@@ -83,7 +83,7 @@ class TextClassificationData(TaskData):
         self.texts: dict[str, Dataset] = {}
         self.label_lists: dict[str, list[list[int]]] = {}
         self.num_truncated: dict[str, int] = {}
-        self.contents: dict[str, list[int]] = {}  # what tells rows apart, by split
+        self.contents: dict[str, list[int]] = {}  # digests of rows, by split
         self.notes: list[str] = []
 
     def load(self) -> dict[str, Dataset]:

@@ -50,7 +50,7 @@ class TextClassification(AdapterTask):
         thresholds: of several labels a row, the probability above which a row has a label: one, or one for each label;
             ``auto`` for those of the best F1 on validation rows (see `choose_thresholds`), and one half until then.
         calibrate: choose the temperature by the validation rows.
-        temperature: what logits are divided by before they become probabilities; 1 if None.
+        temperature: divides the logits before they become probabilities; 1 if None.
         training: adapter, optimizer, scheduler, ...: see `AdapterTask`.
     """
 

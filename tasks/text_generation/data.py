@@ -210,7 +210,7 @@ class TextGenerationData(TaskData):
         return [*cut_rows(cut, num_rows, max_length=self.max_length), *repeated_rows(self._contents())]
 
     def _contents(self) -> dict[str, list[int]]:
-        """What tells documents apart, by split: their tokens."""
+        """Digests of documents, by split, from their tokens."""
         chunks = {split: rows.data.column("input_ids").chunks for split, rows in self.documents.items()}
         return {
             split: [hash(tokens.tobytes()) for chunk in each for tokens in _divided(chunk)]
