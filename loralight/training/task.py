@@ -83,7 +83,7 @@ class AdapterTask(lightning.LightningModule, ABC):
     losses: nn.ModuleDict
     scores: nn.ModuleDict
     arguments: dict[str, Any]
-    """The arguments that are plain data: the folder of its adapter keeps them, and loading builds the task with them."""
+    """The arguments that are plain data: the folder of its adapter keeps them, and loading builds the task by them."""
 
     @remembering
     def __init__(
