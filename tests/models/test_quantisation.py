@@ -237,7 +237,8 @@ def test_peft_s_own_layers_are_never_put_around_quantised_ones() -> None:
 def test_the_command_line_tells_of_an_unknown_method_before_any_data_is_read(
     in_process: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert in_process("train", "task.quantize=bitsandbytes/nf3", "data.train=nowhere.csv") == 2
+    Path("rows.jsonl").write_text("not JSON")
+    assert in_process("train", "task.quantize=bitsandbytes/nf3", "data.train=rows.jsonl") == 2
     told = capsys.readouterr().err
     assert "E-QUANTIZE" in told and "Did you mean 'bitsandbytes/nf4'" in told
 
