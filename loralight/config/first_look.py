@@ -68,7 +68,10 @@ def _names(data: Mapping[str, Any]) -> list[str]:
     suffix = Path(file).suffix.lower() if isinstance(file, str) else ""
     if suffix not in _TABLES or data.get("header") is False or data.get("delimiter") or data.get("encoding"):
         return []
-    with Path(resolve(str(file))).open(encoding="ascii", errors="replace", newline="") as opened:
+    path = Path(resolve(str(file)))
+    if not path.is_file():  # but a URL or a split's name, of which the reader tells
+        return []
+    with path.open(encoding="ascii", errors="replace", newline="") as opened:
         names = next((cells for cells in csv.reader(opened, delimiter=_TABLES[suffix]) if cells), [])
     return names if len(names) > 1 and all(name.isidentifier() for name in names) else []
 
