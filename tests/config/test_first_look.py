@@ -48,6 +48,7 @@ def test_what_may_be_read_otherwise_is_left_alone(tmp_path: Path, table: str, na
 
 def test_names_of_the_hub_and_of_splits_are_left_alone(tmp_path: Path) -> None:
     first_look({"data": {"path": "owner/data", "train": "train_sft"}, "model": {"checkpoint": "owner/model"}})
+    first_look({"data": {"train": "https://localhost:9/rows.csv", "columns": COLUMNS}})
 
 
 @pytest.mark.parametrize("checkpoint", ["/nowhere/model", "./nowhere", "~/nowhere/model"])
