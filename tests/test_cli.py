@@ -228,3 +228,12 @@ def test_patterns_of_layers_are_given_like_any_other_setting(
     assert in_process("train", "adapter.rank_pattern={*.query:4,*.layer.0.*:16}", "--cfg", "job") == 0
     adapter = yaml.safe_load(capsys.readouterr().out)["adapter"]
     assert adapter["rank_pattern"] == {"*.query": 4, "*.layer.0.*": 16} and adapter["rank"] == 8
+
+
+@pytest.mark.parametrize("separator", [",", ";", "|"])
+def test_a_separator_is_taken_as_it_comes_out_of_a_shell_s_quotes(
+    separator: str, in_process: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["train", "data=text_classification", "data.path=texts", f"data.label_separator={separator}"]
+    assert in_process(*line, "--cfg", "job") == 0
+    assert yaml.safe_load(capsys.readouterr().out)["data"]["label_separator"] == separator
