@@ -18,7 +18,7 @@ def read_start(task: AdapterTask, folder: str, from_data: dict[str, Any]) -> dic
         from_data: arguments that the data gives the task, such as label names.
 
     Raises:
-        InputError: the data gives other arguments than the folder's did, or the head is to begin elsewhere
+        InputError: the data gives the outputs another meaning than the folder's did, or the head is to begin elsewhere
             (``E-INIT``); there is no adapter there (``E-RUN``, ``E-ADAPTER``), it has changed (``E-CKPT-HASH``), or is
             of another base, rank or layers (``E-BASE``, ``E-ADAPTER-KEYS``).
     """
@@ -29,6 +29,8 @@ def read_start(task: AdapterTask, folder: str, from_data: dict[str, Any]) -> dic
     path = adapter_folder(folder)
     made = read_recipe(path)
     for name, value in from_data.items():
+        if not _gives_meaning(name, value):
+            continue
         before = made["task"]["arguments"].get(name)
         if before != value:
             raise InputError(
@@ -37,3 +39,10 @@ def read_start(task: AdapterTask, folder: str, from_data: dict[str, Any]) -> dic
                 "the same in the same order (data.labels, for example), or begin anew",
             )
     return adapter_tensors(task, path, made)
+
+
+def _gives_meaning(name: str, value: Any) -> bool:
+    """Whether an argument says what outputs mean, as label names do; counts and columns are those of other rows."""
+    numbers = value if isinstance(value, list) else [value]
+    counts = all(isinstance(one, int | float) and not isinstance(one, bool) for one in numbers)
+    return not counts and "column" not in name

@@ -52,6 +52,15 @@ def test_a_run_that_begins_so_is_resumed_at_its_own_checkpoint(
     assert learned and all(torch.equal(whole[name], half[name]) for name in learned)
 
 
+def test_it_may_learn_from_other_rows_in_other_columns(
+    first: Path, in_process: InProcess, tiny_run: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "more.csv").write_text("review,label\n" + "a fine film,good\na dull film,bad\n" * 3 + "a joy,good\n")
+    line = [word for word in tiny_run if not word.startswith("data.path")]
+    files = [f"data.{split}=more.csv" for split in ("train", "validation", "test")]
+    assert in_process("train", *line, *files, "data.columns.text=review", "init=first", "hydra.run.dir=second") == 0
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
