@@ -66,12 +66,22 @@ def going_on(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     begun = config["resume"] is None and (folder / CONFIG).is_file() and not (folder / "summary.json").exists()
     if not begun or not any(folder.glob(_CHECKPOINTS)):
         return config
-    before, resumed = read_config(folder), {**config, "resume": str(folder)}
-    if config["auto_batch"]:  # was chosen when the run began
-        chosen = {**config["data"], "batch_size": before["data"]["batch_size"]}
-        resumed |= {"auto_batch": False, "data": chosen}
-    differ = [name for name in {*before, *resumed} if before.get(name) != resumed.get(name)]
-    return config if set(differ) - {"resume", "names"} else resumed  # names of files, of which all is in the settings
+    resumed = _as_begun(folder, config)
+    return config if resumed is None else {**resumed, "resume": str(folder)}
+
+
+def is_finished(folder: Path, config: dict[str, Any]) -> bool:
+    """Whether ``folder`` holds a run of these very settings that has ended well."""
+    return (folder / "summary.json").is_file() and _as_begun(folder, config) is not None
+
+
+def _as_begun(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+    """The config with what the folder's run chose when it began; None if that run has other settings."""
+    before, now = read_config(folder), config
+    if config["auto_batch"]:
+        now = {**config, "auto_batch": False, "data": {**config["data"], "batch_size": before["data"]["batch_size"]}}
+    differ = {name for name in {*before, *now} if before.get(name) != now.get(name)}
+    return None if differ - {"resume", "names"} else now  # names of files, of which all is in the settings
 
 
 def take(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
@@ -188,13 +198,13 @@ def _check_free(folder: Path, config: dict[str, Any]) -> None:
 
 def _check_same(folder: Path, config: dict[str, Any]) -> None:
     """Refuse changed settings that decide the results: they would be ignored, break on loading, or mix two runs."""
-    now = dict(_flat(config))
+    now = dict(flat(config))
     newer = {
         name: VALUES_BEFORE.get(name, value)
         for name, value in now.items()
         if name.partition(".")[0] in _GROW_WITH_VERSIONS
     }
-    before = newer | dict(_flat(read_config(folder)))
+    before = newer | dict(flat(read_config(folder)))
     changed = [
         f"{name}: {before.get(name)!r}, now {now.get(name)!r}"
         for name in dict.fromkeys((*now, *before))
@@ -209,11 +219,11 @@ def _check_same(folder: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every setting by its whole name."""
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
