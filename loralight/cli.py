@@ -158,8 +158,6 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
         overrides = [f"++{quoted(o)}" if o.startswith(("runs.", "each=")) else o for o in overrides]
     if verb == "compare":
         overrides = _with_runs(overrides)
-    if is_sweep:
-        overrides = import_module("loralight.commands.sweep").words_of_a_sweep(overrides)
     if verb == "predict":  # a task's own names, checked once the task is known
         overrides = [f"++{o}" if o.startswith(("options.", "arguments.")) else o for o in overrides]
 
@@ -172,6 +170,9 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
         with whole_errors():
+            if is_sweep:
+                overrides = import_module("loralight.commands.sweep").words_of_a_sweep(overrides)
+                sys.argv = ["loralight", *overrides, *flags]
             run_hydra(_job(verb, wants_traceback), verb)
         if is_sweep:
             return int(import_module("loralight.commands.sweep").end(said))

@@ -16,6 +16,8 @@ from loralight.errors import InputError
 from loralight.plain_yaml import parse_yaml, read_yaml
 
 CONFIG, OVERRIDES, PLUGINS = ".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/plugins.yaml"
+FAILED = "failed.json"
+"""Of a job of a sweep that ended with an error: ``error``, its message."""
 _CHECKPOINTS = "checkpoints/*/[!.]*/manifest.json"
 _RESULTS = {"checkpoints": _CHECKPOINTS, "adapter": "adapter", "summary.json": "summary.json"}
 _MAY_CHANGE = (
@@ -103,6 +105,7 @@ def take(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
     if config["resume"] is not None:
         _set_aside(folder / "metrics.csv")
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+    (folder / FAILED).unlink(missing_ok=True)
     (folder / CONFIG).write_text(text, encoding="utf-8")
     (folder / OVERRIDES).write_text(yaml.safe_dump(overrides, allow_unicode=True), encoding="utf-8")
     if plugins := [str(path) for path in local_packages.folders()]:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -21,6 +22,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import open_dict, read_write
 
+from loralight.config.composition import compose
 from loralight.errors import InputError
 
 _GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -43,8 +45,10 @@ def words_of_a_sweep(overrides: Sequence[str]) -> list[str]:
 
     Raises:
         InputError: ``seeds`` is no number of seeds (``E-SEEDS``).
+        HydraException: there is no such choice: Hydra itself would come to it after the jobs before it.
     """
     spelled = [_seeds(word) if word.startswith("seeds=") else word for word in overrides]
+    _check_choices(spelled)
     fixed = [name for word in spelled if (name := _fixed_name(word)) is not None]
     excluded = ",".join(sorted({name for name in fixed if re.fullmatch(r"[\w./@]+", name)}))
     return [*spelled, f"hydra.job.config.override_dirname.exclude_keys=[{excluded}]"]
@@ -131,6 +135,18 @@ def _seeds(word: str) -> str:
     if not number.isdigit() or not 0 < int(number) <= 1000:
         raise InputError("E-SEEDS", f"{word}: give a number of seeds, such as seeds=5 for seed=0,1,2,3,4")
     return f"seed={','.join(map(str, range(int(number))))}"
+
+
+def _check_choices(words: Sequence[str]) -> None:
+    """Compose a config with each of several choices (``adapter=lora,dora``)."""
+    chosen = [word for word in words if re.match(r"[\w/@]+=.*,", word) and not word.startswith(("seed=", "resume="))]
+    others = [word for word in words if word not in chosen and _fixed_name(word) is not None]
+    for word in chosen:
+        override = OverridesParser.create().parse_override(word)
+        for value in override.sweep_string_iterator() if override.is_sweep_override() else ():
+            GlobalHydra.instance().clear()
+            compose("train", [*others, f"{override.key_or_group}={value}"])
+    GlobalHydra.instance().clear()
 
 
 def _fixed_name(word: str) -> str | None:

@@ -16,7 +16,7 @@ from torchmetrics import MetricCollection
 from loralight import logs, stopping
 from loralight.artifacts.export import save_adapter
 from loralight.artifacts.lock import release
-from loralight.artifacts.run_folder import going_on, is_finished, take
+from loralight.artifacts.run_folder import FAILED, going_on, is_finished, take
 from loralight.commands.auto_batch import with_largest_batch
 from loralight.commands.initialising import initialise_, with_initialised
 from loralight.commands.next_commands import how_to_go_on, next_commands
@@ -68,6 +68,7 @@ def main(config: DictConfig) -> float | None:
     flags = [f"--config-dir={Path(source.path).absolute()}" for source in sources if source.provider == "command-line"]
     overrides = [*flags, *hydra.overrides.task]
     if hydra.mode == RunMode.MULTIRUN and is_finished(output_dir, settings):
+        (output_dir / FAILED).unlink(missing_ok=True)
         print(f"loralight: {output_dir} is done", file=sys.stderr)
         return read_run(output_dir).score(settings["monitor"]["metric"])
     settings, was_told = going_on(output_dir, settings), settings["resume"] is not None

@@ -65,7 +65,7 @@ class Comparison:
 
     def shown(self, title: str = "comparison") -> list[RenderableType]:
         """The table and the sentences, for a terminal."""
-        table = terminal_table(self.groups, self.metrics, self.best, title=title)
+        table = terminal_table(self.groups, self.metric, self.best, title=title)
         failed = [f"failed: {name}: {error}" for name, error in self.failures.items()]
         return [table, *failed, "", *self.verdict()]
 

@@ -9,6 +9,7 @@ from loralight.reports.groups import Group
 
 _LIGHT = {"ink": "#1f2328", "grid": "#d0d7de"}
 _DARK = {"ink": "#e6edf3", "grid": "#30363d"}
+_BLUE = "#2f81f7"
 _MOST_CURVES = 12  # beyond which lines cannot be told apart
 
 
@@ -98,40 +99,41 @@ def _svg(title: str, draw: Callable[[Any], None], colours: dict[str, str], heigh
 
 def _by_setting(axes: Any, groups: Sequence[Group], metric: str, name: str, values: Sequence[float]) -> None:
     order = sorted(range(len(groups)), key=lambda place: values[place])
-    _points(axes, [values[place] for place in order], [groups[place] for place in order], metric, line="-")
-    if min(values) > 0 and max(values) / min(values) > 8:
-        axes.set_xscale("log")
+    scores = [score for place in order if (score := groups[place].score(metric)) is not None]
+    ordered, margins = [values[place] for place in order], [score.margin or 0.0 for score in scores]
+    axes.errorbar(ordered, [score.mean for score in scores], margins, fmt="o-", color=_BLUE, capsize=3)
+    _scale(axes, ordered)
+    axes.set_xticks(ordered, [f"{value:g}" for value in ordered])
     axes.set_xlabel(name)
     axes.set_ylabel(metric)
 
 
 def _by_share(axes: Any, groups: Sequence[Group], metric: str) -> None:
-    shares = [
-        100 * (group.cost("parameters", "trainable") or 0) / (group.cost("parameters", "total") or 1)
-        for group in groups
-    ]
-    _points(axes, shares, groups, metric, line="")
-    for share, group in zip(shares, groups, strict=True):
-        score = group.score(metric)
-        assert score is not None
-        axes.annotate(_short(group.name), (share, score.mean), xytext=(4, 4), textcoords="offset points", fontsize=8)
-    if min(shares) > 0 and max(shares) / min(shares) > 8:
-        axes.set_xscale("log")
-    axes.margins(x=0.2)
+    shares = []
+    for group in groups:
+        score, learns = group.score(metric), group.cost("parameters", "trainable")
+        total = group.cost("parameters", "total")
+        if score is not None and learns is not None and total:
+            shares.append(100 * learns / total)
+            axes.errorbar(shares[-1], score.mean, score.margin or 0.0, fmt="o", capsize=3, label=_short(group.name))
+    _scale(axes, shares)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("parameters that learn, %")
     axes.set_ylabel(metric)
+    axes.legend(fontsize=8, frameon=False)
 
 
-def _points(axes: Any, places: Sequence[float], groups: Sequence[Group], metric: str, *, line: str) -> None:
-    scores = [score for group in groups if (score := group.score(metric)) is not None]
-    margins = [score.margin or 0.0 for score in scores]
-    axes.errorbar(places, [score.mean for score in scores], margins, fmt=f"o{line}", color="#2f81f7", capsize=3)
+def _scale(axes: Any, values: Sequence[float]) -> None:
+    """Logarithmic where the values are far apart."""
+    if min(values) > 0 and max(values) / min(values) > 8:
+        axes.set_xscale("log")
+        axes.minorticks_off()
 
 
 def _bars(axes: Any, groups: Sequence[Group], names: Sequence[str], scale: float) -> None:
     numbers = [scale * (group.cost(*names) or 0) for group in groups]
     places = range(len(groups))
-    axes.barh(places, numbers, color="#2f81f7")
+    axes.barh(places, numbers, color=_BLUE)
     axes.set_yticks(places, [_short(group.name) for group in groups], fontsize=8)
     axes.invert_yaxis()
     axes.bar_label(axes.containers[0], fmt="%.3g", padding=3, fontsize=8)

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -14,8 +15,6 @@ from loralight.regular_file import read_regular
 from loralight.untrusted import read_json
 
 SUMMARY = "summary.json"
-FAILED = "failed.json"
-"""Of a job of a sweep that ended with an error: ``error``, its message."""
 
 _MOST_BYTES = 16 * 2**20  # of a file that is read whole
 _DEEPEST = 3  # folders between one that is named and a run's
@@ -64,8 +63,15 @@ def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
     if (folder / SUMMARY).exists():
         yield folder
     elif depth:
-        for inner in sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink()):
+        inner_folders = (entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink())
+        for inner in sorted(inner_folders, key=by_number):
             yield from _runs_below(inner, depth - 1)
+
+
+def by_number(folder: Path) -> list[tuple[int, int, str]]:
+    """A key by which ``rank-8`` stands before ``rank-16``."""
+    parts = re.split(r"(\d+)", folder.name)
+    return [(1, int(part), "") if part.isdecimal() and len(part) < 18 else (0, 0, part) for part in parts]
 
 
 def read_run(folder: Path) -> FinishedRun:

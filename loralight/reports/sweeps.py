@@ -6,9 +6,10 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+from loralight.artifacts.run_folder import FAILED
 from loralight.errors import InputError
 from loralight.reports.comparison import Comparison
-from loralight.reports.runs import FAILED, SUMMARY, FinishedRun, read_run
+from loralight.reports.runs import SUMMARY, FinishedRun, by_number, read_run
 from loralight.untrusted import read_json
 
 NAME, BEST = "sweep", "best"
@@ -22,15 +23,18 @@ def note_failure(job: Path, error: str) -> None:
 
 
 def read_sweep(folder: Path) -> Comparison | dict[str, str]:
-    """The jobs of a sweep, compared; or the errors of all, if none has a result."""
-    jobs = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink())
+    """The jobs of a sweep, compared; or the errors of all, if none has a result.
+
+    A job may have both: a run that is finished, where another of other settings was to be.
+    """
+    jobs = sorted((entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink()), key=by_number)
     runs, failures = list[FinishedRun](), dict[str, str]()
     for job in jobs:
         try:
+            if (job / FAILED).exists():
+                failures[job.name] = str(read_json(job / FAILED).get("error"))
             if (job / SUMMARY).exists():
                 runs.append(read_run(job))
-            elif (job / FAILED).exists():
-                failures[job.name] = str(read_json(job / FAILED).get("error"))
         except InputError as error:
             failures[job.name] = str(error)
     return Comparison.of(runs, failures=failures) if runs else failures

@@ -5,13 +5,15 @@ from collections.abc import Mapping, Sequence
 from io import StringIO
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from loralight.reports.groups import Group
 from loralight.reports.runs import FinishedRun
 from loralight.training.preflight import human
 
-COLUMNS = ("", "adapter", "settings", "seeds")
+_NAMES = ("", "adapter", "settings", "seeds")
+_COSTS = ("learns", "adapter file", "peak memory", "ms a step")
 
 
 def best_of(groups: Sequence[Group], metric: str, *, mode: str) -> Group | None:
@@ -36,19 +38,26 @@ def rows_of(groups: Sequence[Group], metrics: Sequence[str], best: Group | None)
 
 def headings(metrics: Sequence[str]) -> list[str]:
     """The names of the cells of `rows_of`."""
-    return [*COLUMNS, *metrics, "learns", "adapter file", "peak memory", "ms a step"]
+    return [*_NAMES, *metrics, *_COSTS]
 
 
-def terminal_table(groups: Sequence[Group], metrics: Sequence[str], best: Group | None, *, title: str) -> Table:
-    """A table for people; ± is half of a 95 % interval over seeds."""
+def terminal_table(groups: Sequence[Group], metric: str, best: Group | None, *, title: str) -> Table:
+    """The table of one metric, for a terminal of 80 columns: without the size of the adapter's file."""
     several = any(len(group.runs) > 1 for group in groups)
     caption = "± half of a 95 % interval over seeds" if several else None
-    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
-    for heading in headings(metrics):
-        table.add_column(heading, justify="left" if heading in COLUMNS[:3] else "right", overflow="fold")
-    for row in rows_of(groups, metrics, best):
-        table.add_row(*row)
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left", box=SIMPLE_HEAD)
+    table.add_column("run", overflow="fold")
+    costs = [_COSTS[0], *_COSTS[2:]]
+    for heading in (*(["seeds"] if several else []), metric.replace("/", "\n", 1), *map(_broken, costs)):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for group, row in zip(groups, rows_of(groups, [metric], best), strict=True):
+        star, _, _, seeds, score, learns, _, *others = row
+        table.add_row(f"{star} {group.name}".strip(), *([seeds] if several else []), score, learns, *others)
     return table
+
+
+def _broken(heading: str) -> str:
+    return heading.replace(" ", "\n", 1)
 
 
 def as_markdown(groups: Sequence[Group], metrics: Sequence[str], best: Group | None) -> str:
