@@ -22,7 +22,8 @@ VERBS = {
     "spectrum": "size and rank of a trained low-rank update, layer by layer",
     "combine": "a weighted sum of trained adapters, as an adapter of its own",
     "estimate": "the memory that training would take, and the largest batch that fits; loads no weights",
-    "sweep": "train once for each of several values (train --multirun)",
+    "sweep": "train once for each of several values, and compare the runs",
+    "compare": "finished runs side by side: scores with intervals, costs, a page",
     "together": "several trainings on one base model, which is in memory once",
     "tasks": "the task plugins found, and their required settings",
     "new-task": "write a small working task plugin, to be changed into yours",
@@ -142,6 +143,7 @@ def _split_verb(arguments: list[str]) -> tuple[str | None, list[str]]:
 
 def _run_verb(verb: str, arguments: list[str]) -> int:
     overrides, flags = _sort(arguments)
+    said, is_sweep = overrides, verb == "sweep" or (verb == "train" and bool({"-m", "--multirun"} & set(flags)))
     if verb == "sweep":
         verb, flags = "train", [*flags, "--multirun"]
     from loralight.artifacts.run_settings import with_those_of_a_run
@@ -154,6 +156,8 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     overrides = with_those_of_a_run(verb, overrides, conf=_config_folders(flags))
     if verb == "together":  # a run's name is followed by a command line, which Hydra is to take for a text
         overrides = [f"++{quoted(o)}" if o.startswith(("runs.", "each=")) else o for o in overrides]
+    if verb == "compare":
+        overrides = _with_runs(overrides)
     if verb == "predict":  # a task's own names, checked once the task is known
         overrides = [f"++{o}" if o.startswith(("options.", "arguments.")) else o for o in overrides]
 
@@ -166,8 +170,15 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
         with whole_errors():
+            if is_sweep:
+                overrides = import_module("loralight.commands.sweep").words_of_a_sweep(overrides)
+                sys.argv = ["loralight", *overrides, *flags]
             run_hydra(_job(verb, wants_traceback), verb)
-    except Stopped:
+        if is_sweep:
+            return int(import_module("loralight.commands.sweep").end(said))
+    except Stopped as stopped:
+        if is_sweep:
+            stopped.message = import_module("loralight.commands.sweep").stopped(said, stopped.message)
         raise
     except SystemExit as stopped:
         return int(stopped.code or 0)
@@ -188,13 +199,19 @@ def _job(verb: str, wants_traceback: bool = False) -> Callable[[Any], Any]:
 
         spare_the_hub_without_network()
         try:
+            if verb == "train":
+                import_module("loralight.commands.sweep").place_job_()
             if verb in ("train", "estimate"):
                 from loralight.config.composition import plain
                 from loralight.config.first_look import first_look
 
                 first_look(plain(config))
             return import_module(f"loralight.commands.{verb}").main(config)
-        except InputError as error:
+        except Exception as error:
+            if verb == "train" and not wants_traceback and import_module("loralight.commands.sweep").failed(error):
+                return None
+            if not isinstance(error, InputError):
+                raise
             from hydra.core.hydra_config import HydraConfig
             from hydra.types import RunMode
 
@@ -207,6 +224,14 @@ def _job(verb: str, wants_traceback: bool = False) -> Callable[[Any], Any]:
             raise SystemExit(_fail(str(error))) from None
 
     return job
+
+
+def _with_runs(words: list[str]) -> list[str]:
+    """The words of ``loralight compare``, of which those that are no settings name folders."""
+    from loralight.config.composition import as_override
+
+    folders = [word for word in words if "=" not in word or Path(word).is_dir()]
+    return [*(word for word in words if word not in folders), *([as_override("runs", folders)] if folders else [])]
 
 
 def _sort(arguments: list[str]) -> tuple[list[str], list[str]]:

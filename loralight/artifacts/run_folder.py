@@ -16,6 +16,8 @@ from loralight.errors import InputError
 from loralight.plain_yaml import parse_yaml, read_yaml
 
 CONFIG, OVERRIDES, PLUGINS = ".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/plugins.yaml"
+FAILED = "failed.json"
+"""Of a job of a sweep that ended with an error: ``error``, its message."""
 _CHECKPOINTS = "checkpoints/*/[!.]*/manifest.json"
 _RESULTS = {"checkpoints": _CHECKPOINTS, "adapter": "adapter", "summary.json": "summary.json"}
 _MAY_CHANGE = (
@@ -66,12 +68,22 @@ def going_on(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     begun = config["resume"] is None and (folder / CONFIG).is_file() and not (folder / "summary.json").exists()
     if not begun or not any(folder.glob(_CHECKPOINTS)):
         return config
-    before, resumed = read_config(folder), {**config, "resume": str(folder)}
-    if config["auto_batch"]:  # was chosen when the run began
-        chosen = {**config["data"], "batch_size": before["data"]["batch_size"]}
-        resumed |= {"auto_batch": False, "data": chosen}
-    differ = [name for name in {*before, *resumed} if before.get(name) != resumed.get(name)]
-    return config if set(differ) - {"resume", "names"} else resumed  # names of files, of which all is in the settings
+    resumed = _as_begun(folder, config)
+    return config if resumed is None else {**resumed, "resume": str(folder)}
+
+
+def is_finished(folder: Path, config: dict[str, Any]) -> bool:
+    """Whether ``folder`` holds a run of these very settings that has ended well."""
+    return (folder / "summary.json").is_file() and _as_begun(folder, config) is not None
+
+
+def _as_begun(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+    """The config with what the folder's run chose when it began; None if that run has other settings."""
+    before, now = read_config(folder), config
+    if config["auto_batch"]:
+        now = {**config, "auto_batch": False, "data": {**config["data"], "batch_size": before["data"]["batch_size"]}}
+    differ = {name for name in {*before, *now} if before.get(name) != now.get(name)}
+    return None if differ - {"resume", "names"} else now  # names of files, of which all is in the settings
 
 
 def take(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
@@ -93,6 +105,7 @@ def take(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
     if config["resume"] is not None:
         _set_aside(folder / "metrics.csv")
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+    (folder / FAILED).unlink(missing_ok=True)
     (folder / CONFIG).write_text(text, encoding="utf-8")
     (folder / OVERRIDES).write_text(yaml.safe_dump(overrides, allow_unicode=True), encoding="utf-8")
     if plugins := [str(path) for path in local_packages.folders()]:
@@ -188,13 +201,13 @@ def _check_free(folder: Path, config: dict[str, Any]) -> None:
 
 def _check_same(folder: Path, config: dict[str, Any]) -> None:
     """Refuse changed settings that decide the results: they would be ignored, break on loading, or mix two runs."""
-    now = dict(_flat(config))
+    now = dict(flat(config))
     newer = {
         name: VALUES_BEFORE.get(name, value)
         for name, value in now.items()
         if name.partition(".")[0] in _GROW_WITH_VERSIONS
     }
-    before = newer | dict(_flat(read_config(folder)))
+    before = newer | dict(flat(read_config(folder)))
     changed = [
         f"{name}: {before.get(name)!r}, now {now.get(name)!r}"
         for name in dict.fromkeys((*now, *before))
@@ -209,11 +222,11 @@ def _check_same(folder: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every setting by its whole name."""
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

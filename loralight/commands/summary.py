@@ -1,9 +1,10 @@
 """How a run ended: ``summary.json``, the format that reports are made from, and a table for people."""
 
 import json
+import math
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def summarise(
     summary = {
         "task": config["names"]["task"],
         "adapter": config["names"]["adapter"],
-        "metrics": metrics,
+        "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
         "baseline": {f"{split}/{name}": value for split in splits for name, value in data.baseline(split).items()},
         "linear_probe": probe,
         "settled": task.settled,
@@ -60,6 +61,7 @@ def summarise(
         "batch_size": data.batch_size,
         "steps": task.trainer.global_step,
         "seed": config["seed"],
+        "data": data.identity(),
         "device": _device(),
         "processes": task.trainer.world_size,
         "versions": {"python": platform.python_version(), **_versions()},
@@ -89,7 +91,7 @@ def final_report(
 
 
 def metrics_table(
-    metrics: dict[str, float], baseline: dict[str, float], probe: dict[str, float] | None = None
+    metrics: Mapping[str, float | None], baseline: Mapping[str, float], probe: Mapping[str, float] | None = None
 ) -> Table:
     """Scores, each beside those of a linear probe and of a trivial answer."""
     beside = ([("linear probe", probe)] if probe else []) + [("trivial answer", baseline)]
@@ -101,7 +103,7 @@ def metrics_table(
         metrics.items(), key=lambda item: (item[0][:4] != "test", item[0].endswith("loss"), item)
     ):
         others = (f"{scores[name]:.4f}" if name in scores else "" for _, scores in beside)
-        table.add_row(name, f"{value:.4f}", *others)
+        table.add_row(name, "not finite" if value is None else f"{value:.4f}", *others)
     return table
 
 

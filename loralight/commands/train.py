@@ -8,6 +8,7 @@ from typing import Any
 import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from omegaconf import DictConfig
 from torchmetrics import MetricCollection
@@ -15,7 +16,7 @@ from torchmetrics import MetricCollection
 from loralight import logs, stopping
 from loralight.artifacts.export import save_adapter
 from loralight.artifacts.lock import release
-from loralight.artifacts.run_folder import going_on, take
+from loralight.artifacts.run_folder import FAILED, going_on, is_finished, take
 from loralight.commands.auto_batch import with_largest_batch
 from loralight.commands.initialising import initialise_, with_initialised
 from loralight.commands.next_commands import how_to_go_on, next_commands
@@ -26,6 +27,7 @@ from loralight.config.composition import plain
 from loralight.data import TaskData
 from loralight.disk import refuse_taken_away, telling_of_disk
 from loralight.errors import InputError, did_you_mean
+from loralight.reports.runs import read_run
 from loralight.stopping import Stopped
 from loralight.training.checkpoint import FolderCheckpointIO, newest
 from loralight.training.epochs import AUTO, few_steps, set_epochs_
@@ -65,6 +67,10 @@ def main(config: DictConfig) -> float | None:
     sources = hydra.runtime.config_sources
     flags = [f"--config-dir={Path(source.path).absolute()}" for source in sources if source.provider == "command-line"]
     overrides = [*flags, *hydra.overrides.task]
+    if hydra.mode == RunMode.MULTIRUN and is_finished(output_dir, settings):
+        (output_dir / FAILED).unlink(missing_ok=True)
+        print(f"loralight: {output_dir} is done", file=sys.stderr)
+        return read_run(output_dir).score(settings["monitor"]["metric"])
     settings, was_told = going_on(output_dir, settings), settings["resume"] is not None
     if settings["auto_batch"]:
         settings, overrides = with_largest_batch(settings, overrides)

@@ -208,13 +208,17 @@ class TaskData(lightning.LightningDataModule, ABC):
                 "data, or start a new run",
             )
 
+    def identity(self) -> dict[str, Any]:
+        """The numbers of rows and the digests of all splits, which tell whether two runs had the same."""
+        rows = {name: len(split) for name, split in self.splits.items()}
+        return {"rows": rows, "digests": {name: self._digest(name) for name in rows}}
+
     def _digests(self) -> dict[str, str]:
         """A digest of the rows to learn from and of those by which the best checkpoint is chosen."""
-        if not self._digest_of:
-            self._digest_of = {
-                name: digest(
-                    self.splits[name], self.lengths(name), with_epoch=self.rows_differ_by_epoch and name == "train"
-                )
-                for name in ("train", "validation")
-            }
-        return self._digest_of
+        return {name: self._digest(name) for name in ("train", "validation")}
+
+    def _digest(self, name: str) -> str:
+        if name not in self._digest_of:
+            with_epoch = self.rows_differ_by_epoch and name == "train"
+            self._digest_of[name] = digest(self.splits[name], self.lengths(name), with_epoch=with_epoch)
+        return self._digest_of[name]

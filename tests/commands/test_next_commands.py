@@ -61,7 +61,7 @@ def test_what_is_printed_can_be_pasted(
     assert "validation/accuracy" in capsys.readouterr().out
     assert in_process(*commands["sweep"]) == 0
     (sweep,) = tmp_path.glob("runs/text_classification/sweep_*")
-    jobs = [config_of(sweep / job) for job in ("0", "1", "2")]
+    jobs = [config_of(sweep / f"optimizer.lr-{rate}") for rate in ("0.01", "0.02", "0.04")]
     assert [job["optimizer"]["lr"] for job in jobs] == [0.01, 0.02, 0.04]
     for part in ("task", "data", "adapter", "trainer", "names"):
         assert jobs[0][part] == jobs[2][part] == run[part]
@@ -83,7 +83,7 @@ def test_what_is_printed_names_the_folder_of_a_plugin(
     for verb in ("evaluate", "sweep"):
         monkeypatch.setenv(VARIABLE, "")
         assert in_process(*commands[verb]) == 0
-    assert len(list(tmp_path.glob("runs/made_pairs/sweep_*/*/summary.json"))) == 3
+    assert len(list(tmp_path.glob("runs/made_pairs/sweep_*/optimizer.lr-*/summary.json"))) == 3
 
 
 def test_a_run_that_was_gone_on_with_prints_what_it_was_made_of(

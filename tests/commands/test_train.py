@@ -237,8 +237,8 @@ def test_a_sweep_trains_once_for_each_value(
 ) -> None:
     assert in_process("sweep", *tiny_run, "adapter.rank=2,4") == 0
     (sweep,) = (tmp_path / "runs" / "text_classification").glob("sweep_*")
-    for job, rank in {"0": 2, "1": 4}.items():
-        run = sweep / job
+    for rank in (2, 4):
+        run = sweep / f"adapter.rank-{rank}"
         assert read_json(run / "adapter" / "adapter_config.json")["r"] == rank
         assert {t.shape[0] for name, t in tensors_of(run).items() if "lora_A" in name} == {rank}
         assert (run / "train.log").read_text().count("epoch 1/1") == 1

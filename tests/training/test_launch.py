@@ -184,8 +184,8 @@ def test_each_job_of_a_sweep_has_processes_of_its_own(
     assert done.returncode == 0, done.stderr
     if PROC.exists():
         assert alive(mark) == []
-    for job, rank in {"0": 2, "1": 4}.items():
-        run = tmp_path / "sweep" / job
+    for rank in (2, 4):
+        run = tmp_path / "sweep" / f"adapter.rank-{rank}"
         assert json.loads((run / "adapter" / "adapter_config.json").read_text())["r"] == rank
         assert json.loads((run / "summary.json").read_text())["processes"] == 2
         assert (run / "train.rank1.log").is_file()

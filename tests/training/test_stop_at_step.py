@@ -167,8 +167,9 @@ def test_a_sweep_ends_with_the_job_that_was_told(
 ) -> None:
     tell(AdapterTask, "training_step", signal.SIGTERM, 3)
     assert in_process("sweep", *line[1:], "adapter.rank=2,4", "hydra.sweep.dir=all") == 143
-    assert command(capsys.readouterr().err) == ["train", "resume=all/0"]
-    assert [folder.name for folder in (tmp_path / "all").iterdir() if folder.is_dir()] == ["0"]
+    printed = capsys.readouterr().err
+    assert command(printed.partition("; the sweep")[0]) == ["train", "resume=all/adapter.rank-2"]
+    assert [folder.name for folder in (tmp_path / "all").iterdir() if folder.is_dir()] == ["adapter.rank-2"]
 
 
 @pytest.mark.slow

@@ -1,0 +1,158 @@
+"""``loralight sweep``: one run for each of several values, in a folder that says how they compare.
+
+A job is a run as `loralight train` makes it, in a folder named by what sets it apart. So the same command in the same
+``hydra.sweep.dir`` does what is missing: jobs that are done are passed over, one that was cut goes on, one that failed
+begins again. Imports nothing heavy: Hydra makes the callback before any job.
+"""
+
+import hashlib
+import re
+import shlex
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import open_dict, read_write
+
+from loralight.config.composition import compose
+from loralight.errors import InputError
+
+_GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+_LONGEST_NAME = 100  # of a folder; disks take 255 bytes
+
+begun: list[Path] = []
+"""The folder of the sweep that this process has begun and not reported."""
+
+
+class NoteSweep(Callback):
+    """Hydra's callback by which the command line knows where a sweep is."""
+
+    def on_multirun_start(self, config: Any, **_: Any) -> None:
+        if config.hydra.job.name == "train":
+            begun[:] = [Path(config.hydra.sweep.dir)]
+
+
+def words_of_a_sweep(overrides: Sequence[str]) -> list[str]:
+    """The words of a sweep with ``seeds=5`` spelled out, and folders of jobs named by the settings that vary.
+
+    Raises:
+        InputError: ``seeds`` is no number of seeds (``E-SEEDS``).
+        HydraException: there is no such choice: Hydra itself would come to it after the jobs before it.
+    """
+    spelled = [_seeds(word) if word.startswith("seeds=") else word for word in overrides]
+    _check_choices(spelled)
+    fixed = [name for word in spelled if (name := _fixed_name(word)) is not None]
+    excluded = ",".join(sorted({name for name in fixed if re.fullmatch(r"[\w./@]+", name)}))
+    return [*spelled, f"hydra.job.config.override_dirname.exclude_keys=[{excluded}]"]
+
+
+def place_job_() -> None:
+    """Give the running job of a sweep, in Hydra's own config of it, a folder that is named by what sets it apart."""
+    config: Any = HydraConfig.instance().cfg
+    if config.hydra.mode != RunMode.MULTIRUN or config.hydra.sweep.subdir != ".":
+        return
+    folder = Path(config.hydra.sweep.dir).absolute() / folder_name(config.hydra.job.override_dirname)
+    folder.mkdir(parents=True, exist_ok=True)
+    with read_write(config.hydra), open_dict(config.hydra):
+        config.hydra.runtime.output_dir = str(folder)
+
+
+def folder_name(dirname: str) -> str:
+    """A folder's name from Hydra's ``override_dirname``: letters, digits, dots, ``-`` and ``_``, none too long."""
+    plain = re.sub(r"[^\w.-]+", ".", dirname).strip(".") or "defaults"
+    if plain in (dirname, "defaults") and len(plain) <= _LONGEST_NAME:
+        return plain
+    return f"{plain[:_LONGEST_NAME]}-{hashlib.sha256(dirname.encode()).hexdigest()[:6]}"
+
+
+def failed(error: Exception) -> bool:
+    """Note that the running job of a grid has failed, so that the others go on; false where that is not its place."""
+    hydra = HydraConfig.get()
+    if hydra.mode != RunMode.MULTIRUN or hydra.sweeper.get("_target_") != _GRID:  # a search has a way of its own
+        return False
+    from loralight.reports.sweeps import note_failure
+
+    told = isinstance(error, InputError)
+    if not told:  # a bug of ours or a plugin's, whose place is wanted
+        traceback.print_exception(error)
+    folder, message = Path(hydra.runtime.output_dir), str(error) if told else f"{type(error).__name__}: {error}"
+    note_failure(folder, message)
+    print(f"loralight: {folder.name} failed: {message}", file=sys.stderr)
+    return True
+
+
+def stopped(overrides: Sequence[str], message: str | None) -> str | None:
+    """What to print when a sweep was told to stop: how its job goes on, and how the sweep does."""
+    if message is None or not begun:
+        return message
+    folder = begun.pop()
+    return f"{message}; the sweep goes on with: {command_of(overrides, folder)}"
+
+
+def end(overrides: Sequence[str]) -> int:
+    """Print and write what has come of the sweep of this process; returns the exit code.
+
+    Args:
+        overrides: the words of the command line.
+    """
+    if not begun or not (folder := begun.pop()).is_dir():
+        return 0
+    from loralight import logs
+    from loralight.reports.comparison import Comparison
+    from loralight.reports.sweeps import BEST, NAME, finish
+
+    read = finish(folder)
+    if isinstance(read, Comparison):
+        logs.show("", *read.shown(f"sweep {folder}"), "", *map(str, sorted(folder.glob(f"{NAME}.*"))))
+        if read.best is not None:
+            logs.show(f"best: {read.best.runs[0].folder}, which is also {folder / BEST}")
+    if not (failures := read.failures if isinstance(read, Comparison) else read):
+        return 0
+    jobs = "1 job has" if len(failures) == 1 else f"{len(failures)} jobs have"
+    print(
+        f"loralight: E-SWEEP: {jobs} failed; what is missing is done by: {command_of(overrides, folder)}",
+        file=sys.stderr,
+    )
+    return 2
+
+
+def command_of(overrides: Sequence[str], folder: Path) -> str:
+    """The command line that does a sweep's missing jobs."""
+    words = [word for word in overrides if not word.startswith("hydra.sweep.dir=")]
+    return shlex.join(["loralight", "sweep", *words, f"hydra.sweep.dir={folder}"])
+
+
+def _seeds(word: str) -> str:
+    number = word.removeprefix("seeds=")
+    if not number.isdigit() or not 0 < int(number) <= 1000:
+        raise InputError("E-SEEDS", f"{word}: give a number of seeds, such as seeds=5 for seed=0,1,2,3,4")
+    return f"seed={','.join(map(str, range(int(number))))}"
+
+
+def _check_choices(words: Sequence[str]) -> None:
+    """Compose a config with each of several choices (``adapter=lora,dora``)."""
+    chosen = [word for word in words if re.match(r"[\w/@]+=.*,", word) and not word.startswith(("seed=", "resume="))]
+    others = [word for word in words if word not in chosen and _fixed_name(word) is not None]
+    for word in chosen:
+        override = OverridesParser.create().parse_override(word)
+        for value in override.sweep_string_iterator() if override.is_sweep_override() else ():
+            GlobalHydra.instance().clear()
+            compose("train", [*others, f"{override.key_or_group}={value}"])
+    GlobalHydra.instance().clear()
+
+
+def _fixed_name(word: str) -> str | None:
+    """The name in a word that gives one value; None for one that gives several, or is no override."""
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except HydraException:
+        return None
+    return None if override.is_sweep_override() else override.key_or_group

@@ -1,0 +1,107 @@
+"""One comparison of runs, in every form in which it is shown."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import RenderableType
+
+from loralight.reports.groups import check_comparable, grouped, unknown_rows
+from loralight.reports.page import page
+from loralight.reports.pictures import pictures
+from loralight.reports.runs import FinishedRun
+from loralight.reports.tables import as_csv, as_markdown, as_records, best_of, terminal_table
+from loralight.reports.verdict import verdict
+
+
+class Comparison:
+    """Finished runs of one task, beside one another.
+
+    Args:
+        runs: at least one.
+        metric: that decides which is best, such as ``test/accuracy``.
+        mode: ``max`` or ``min``.
+        failures: error messages by the names of jobs that have no result.
+
+    Raises:
+        InputError: they cannot be compared: see `check_comparable`.
+    """
+
+    def __init__(
+        self, runs: Sequence[FinishedRun], *, metric: str, mode: str, failures: Mapping[str, str] | None = None
+    ) -> None:
+        check_comparable(runs, metric)
+        self.runs, self.metric, self.mode, self.failures = runs, metric, mode, dict(failures or {})
+        self.groups = grouped(runs)
+        self.best = best_of(self.groups, metric, mode=mode)
+
+    @classmethod
+    def of(
+        cls, runs: Sequence[FinishedRun], metric: str | None = None, failures: Mapping[str, str] | None = None
+    ) -> "Comparison":
+        """The comparison by a metric, or by the runs' own monitored one: of test rows, where all have it."""
+        monitored = str(runs[0].settings.get("monitor.metric", "validation/loss"))
+        mode = str(runs[0].settings.get("monitor.mode", "min"))
+        of_test = monitored.replace("validation/", "test/")
+        own = of_test if all(of_test in run.summary["metrics"] for run in runs) else monitored
+        lower = metric is not None and metric.rpartition("/")[2] in ("loss", "perplexity", "ece")
+        mode = mode if metric in (None, own, monitored) else "min" if lower else "max"
+        return cls(runs, metric=metric or own, mode=mode, failures=failures)
+
+    @property
+    def metrics(self) -> list[str]:
+        """The scores that are shown: the one that decides, the same of the other split, the rest of its split."""
+        name = self.metric.partition("/")[2]
+        measured = {measure for run in self.runs for measure in run.summary["metrics"]}
+        other = [measure for measure in sorted(measured) if measure != self.metric and measure.endswith(f"/{name}")]
+        return [self.metric, *other]
+
+    def verdict(self) -> list[str]:
+        """What the numbers say, in sentences."""
+        said = verdict(self.groups, self.best, self.metric, mode=self.mode) if self.best else []
+        for run in unknown_rows(self.runs, self.metric):
+            said.append(f"{run.folder} does not say on which rows it was measured: it is of an earlier version.")
+        return said
+
+    def shown(self, title: str = "comparison") -> list[RenderableType]:
+        """The table and the sentences, for a terminal."""
+        table = terminal_table(self.groups, self.metric, self.best, title=title)
+        failed = [f"failed: {name}: {error}" for name, error in self.failures.items()]
+        return [table, *failed, "", *self.verdict()]
+
+    def write(self, folder: Path, title: str, name: str = "report", *, is_drawn: bool = True) -> list[Path]:
+        """Write the comparison as HTML, Markdown, CSV and JSON.
+
+        Args:
+            folder: where, made if need be.
+            title: of the page.
+            name: of the files, without its ending.
+            is_drawn: whether there is a page with pictures.
+
+        Raises:
+            ModuleNotFoundError: a page is to be written, and matplotlib or jinja2 is not installed.
+        """
+        records = as_records(self.runs, self.groups)
+        texts = {
+            "md": f"{as_markdown(self.groups, self.metrics, self.best)}\n"
+            + "".join(f"{line}\n" for line in self.verdict()),
+            "csv": as_csv(records),
+            "json": json.dumps(
+                {"metric": self.metric, "mode": self.mode, "runs": records, "failed": self.failures}, indent=2
+            )
+            + "\n",
+        }
+        if is_drawn:
+            texts["html"] = page(
+                self.groups,
+                self.metrics,
+                self.best,
+                title=title,
+                verdict=self.verdict(),
+                pictures=pictures(self.groups, self.metric),
+                failures=self.failures,
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        for ending, text in texts.items():
+            (folder / f"{name}.{ending}").write_text(text, encoding="utf-8")
+        return [folder / f"{name}.{ending}" for ending in texts]

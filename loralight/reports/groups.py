@@ -1,0 +1,145 @@
+"""Runs that differ by their seed alone are one group: a row of a report, a point of a picture."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from statistics import median
+from typing import Any
+
+from loralight.artifacts.run_folder import read_overrides
+from loralight.errors import InputError, did_you_mean
+from loralight.reports.intervals import Estimate, estimate
+from loralight.reports.runs import FinishedRun
+
+_NO_DIFFERENCE = (
+    *("seed", "*.seed", "resume", "auto_batch", "names.*", "probe", "logger.*", "trainer.profiler*"),
+    *("callbacks.*.dirpath", "data.num_workers"),
+)
+"""Settings in which runs of one group may differ: seeds, places, output."""
+_NO_LABEL = ("seed", "logger", "resume", "adapter", "task")
+"""Names in a command line that do not set a run apart, or have a column of their own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Runs of equal settings.
+
+    Args:
+        adapter: the name of its file in ``conf/adapter``.
+        label: the words of its command lines that others lack.
+        runs: of different seeds.
+    """
+
+    adapter: str
+    label: str
+    runs: Sequence[FinishedRun]
+
+    @property
+    def name(self) -> str:
+        return f"{self.adapter} {self.label}".strip()
+
+    def score(self, metric: str) -> Estimate | None:
+        """The mean over seeds, with its interval; None unless every run has that metric."""
+        values = [run.score(metric) for run in self.runs]
+        return estimate([value for value in values if value is not None]) if None not in values and values else None
+
+    def cost(self, *names: str) -> float | None:
+        """The median over seeds of a number of the summary, such as ``bytes``, ``adapter``."""
+        found = []
+        for run in self.runs:
+            value: Any = run.summary
+            for name in names:
+                value = value.get(name) if isinstance(value, Mapping) else None
+            if isinstance(value, int | float):
+                found.append(value)
+        return median(found) if found else None
+
+    def ahead_of(self, other: "Group", metric: str) -> Estimate | None:
+        """The mean difference of runs of equal seeds, with its interval; None if no seed is in both."""
+        mine, theirs = ({run.summary.get("seed"): run.score(metric) for run in one.runs} for one in (self, other))
+        pairs = [(mine[seed], theirs[seed]) for seed in mine if seed in theirs]
+        differences = [one - two for one, two in pairs if one is not None and two is not None]
+        return estimate(differences) if differences else None
+
+
+def grouped(runs: Sequence[FinishedRun]) -> list[Group]:
+    """Runs in groups, in the order of the first of each."""
+    found: dict[tuple[Any, ...], list[FinishedRun]] = {}
+    for run in runs:
+        found.setdefault(_key(run), []).append(run)
+    words = [_words(members[0]) for members in found.values()]
+    common = set(words[0]).intersection(*words)
+    labels = [" ".join(word for word in one if word not in common) for one in words]
+    groups = [
+        Group(adapter=members[0].summary["adapter"], label=label, runs=members)
+        for label, members in zip(labels, found.values(), strict=True)
+    ]
+    return [_told_apart(group, groups) for group in groups]
+
+
+def check_comparable(runs: Sequence[FinishedRun], metric: str) -> None:
+    """Refuse runs that a table would set side by side in vain.
+
+    Raises:
+        InputError: they are of several tasks, or were measured on different rows (``E-COMPARE``), or none has the
+            metric (``E-MONITOR``).
+    """
+    first, split = runs[0], metric.partition("/")[0]
+    measured = sorted({name for run in runs for name in run.summary["metrics"]})
+    if not any(metric in run.summary["metrics"] for run in runs):
+        hint = did_you_mean(metric, measured)
+        raise InputError("E-MONITOR", f"metric={metric} is in none of the runs.{hint} Possible: {', '.join(measured)}")
+    for run in runs[1:]:
+        if run.summary["task"] != first.summary["task"]:
+            raise InputError(
+                "E-COMPARE",
+                f"{first.folder} is of task {first.summary['task']}, {run.folder} of {run.summary['task']}: compare "
+                "runs of one task",
+            )
+        one, other = _digest(first, split), _digest(run, split)
+        if one and other and one != other:
+            raise InputError(
+                "E-COMPARE",
+                f"{first.folder} and {run.folder} were measured on different {split} rows: their scores say nothing "
+                "about each other. Compare runs on the same data",
+            )
+
+
+def unknown_rows(runs: Iterable[FinishedRun], metric: str) -> list[FinishedRun]:
+    """The runs whose summary does not say on which rows they were measured: those of an earlier version."""
+    return [run for run in runs if not _digest(run, metric.partition("/")[0])]
+
+
+def _digest(run: FinishedRun, split: str) -> Any:
+    data = run.summary.get("data")
+    digests = data.get("digests") if isinstance(data, Mapping) else None
+    return digests.get(split) if isinstance(digests, Mapping) else None
+
+
+def _key(run: FinishedRun) -> tuple[Any, ...]:
+    kept = {name: value for name, value in run.settings.items() if not _is_any(name, _NO_DIFFERENCE)}
+    return (run.summary["adapter"], *sorted((name, repr(value)) for name, value in kept.items()))
+
+
+def _is_any(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _words(run: FinishedRun) -> list[str]:
+    """The words of a run's command line, without those that say where it lies, or its seed."""
+    said = [word.lstrip("+") for word in read_overrides(run.folder)]
+    return [word for word in said if not word.startswith(("hydra.", "--")) and word.partition("=")[0] not in _NO_LABEL]
+
+
+def _told_apart(group: Group, groups: Sequence[Group]) -> Group:
+    """A group whose label another one has too, with the settings that differ in place of it."""
+    twins = [other for other in groups if other is not group and other.name == group.name]
+    if not twins:
+        return group
+    mine = group.runs[0].settings
+    differ = [
+        f"{name}={value}"
+        for name, value in mine.items()
+        if not _is_any(name, _NO_DIFFERENCE) and any(twin.runs[0].settings.get(name) != value for twin in twins)
+    ]
+    return Group(adapter=group.adapter, label=" ".join([group.label, *differ[:4]]).strip(), runs=group.runs)

@@ -1,0 +1,159 @@
+"""Pictures of a comparison by matplotlib (the ``report`` extra), as SVG for a light or a dark page."""
+
+import re
+from collections.abc import Callable, Sequence
+from io import StringIO
+from typing import Any, NamedTuple
+
+from loralight.reports.groups import Group
+
+_LIGHT = {"ink": "#1f2328", "grid": "#d0d7de"}
+_DARK = {"ink": "#e6edf3", "grid": "#30363d"}
+_BLUE = "#2f81f7"
+_MOST_CURVES = 12  # beyond which lines cannot be told apart
+
+
+class Picture(NamedTuple):
+    """A picture in two sets of colours, both SVG, with the words that stand for it."""
+
+    title: str
+    light: str
+    dark: str
+
+
+def pictures(groups: Sequence[Group], metric: str) -> list[Picture]:
+    """The pictures that these groups have numbers for.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    scored = [group for group in groups if group.score(metric) is not None]
+    made = []
+    if number := numeric_setting(scored):
+        made.append(_drawn(f"{metric} by {number[0]}", lambda axes: _by_setting(axes, scored, metric, *number)))
+    if len(scored) > 1 and len({group.cost("parameters", "trainable") for group in scored}) > 1:
+        made.append(_drawn(f"{metric} by trainable parameters", lambda axes: _by_share(axes, scored, metric)))
+    for title, names, scale in (
+        ("Peak memory, GB", ("bytes", "peak_memory"), 1e-9),
+        ("Time of a step, ms", ("seconds_per_step",), 1e3),
+        ("Adapter file, MB", ("bytes", "adapter"), 1e-6),
+    ):
+        if any(group.cost(*names) for group in groups):
+            height = 1.2 + 0.3 * len(groups)
+            made.append(_drawn(title, lambda axes, n=names, s=scale: _bars(axes, groups, n, s), height=height))  # type: ignore[misc]
+    followed = metric.replace("test/", "validation/")
+    if any(_curve(group, followed) for group in groups):
+        made.append(_drawn(f"{followed} while training", lambda axes: _curves(axes, groups, followed)))
+    return made
+
+
+def numeric_setting(groups: Sequence[Group]) -> tuple[str, list[float]] | None:
+    """The one setting by whose number groups of one adapter differ, such as ``adapter.rank``, and its values."""
+    labels = [re.fullmatch(r"([\w.]+)=([-+.\de]+)", group.label) for group in groups]
+    if len(groups) < 2 or None in labels or len({label[1] for label in labels if label}) > 1:
+        return None
+    if len({group.adapter for group in groups}) > 1:
+        return None
+    try:
+        return labels[0][1], [float(label[2]) for label in labels if label]  # type: ignore[index]
+    except ValueError:
+        return None
+
+
+def _drawn(title: str, draw: Callable[[Any], None], *, height: float = 3.4) -> Picture:
+    return Picture(title, _svg(title, draw, _LIGHT, height), _svg(title, draw, _DARK, height))
+
+
+def _svg(title: str, draw: Callable[[Any], None], colours: dict[str, str], height: float) -> str:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    ink = colours["ink"]
+    style: dict[Any, Any] = {
+        "svg.fonttype": "none",  # text stays text: it can be searched, read aloud, and is small
+        "svg.hashsalt": title,  # the same numbers give the same bytes
+        "text.color": ink,
+        "axes.labelcolor": ink,
+        "axes.edgecolor": colours["grid"],
+        "xtick.color": ink,
+        "ytick.color": ink,
+        "grid.color": colours["grid"],
+        "font.family": "sans-serif",
+        "text.parse_math": False,  # a dollar in a label is one
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(6.4, height), layout="constrained")
+        figure.patch.set_alpha(0)
+        axes = figure.subplots()
+        axes.patch.set_alpha(0)
+        axes.grid(True, linewidth=0.6)
+        axes.set_axisbelow(True)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        draw(axes)
+        written = StringIO()
+        figure.savefig(written, format="svg", metadata={"Date": None})
+    svg = written.getvalue()
+    return svg[svg.index("<svg") :]
+
+
+def _by_setting(axes: Any, groups: Sequence[Group], metric: str, name: str, values: Sequence[float]) -> None:
+    order = sorted(range(len(groups)), key=lambda place: values[place])
+    scores = [score for place in order if (score := groups[place].score(metric)) is not None]
+    ordered, margins = [values[place] for place in order], [score.margin or 0.0 for score in scores]
+    axes.errorbar(ordered, [score.mean for score in scores], margins, fmt="o-", color=_BLUE, capsize=3)
+    _scale(axes, ordered)
+    axes.set_xticks(ordered, [f"{value:g}" for value in ordered])
+    axes.set_xlabel(name)
+    axes.set_ylabel(metric)
+
+
+def _by_share(axes: Any, groups: Sequence[Group], metric: str) -> None:
+    shares = []
+    for group in groups:
+        score, learns = group.score(metric), group.cost("parameters", "trainable")
+        total = group.cost("parameters", "total")
+        if score is not None and learns is not None and total:
+            shares.append(100 * learns / total)
+            axes.errorbar(shares[-1], score.mean, score.margin or 0.0, fmt="o", capsize=3, label=_short(group.name))
+    _scale(axes, shares)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_xlabel("parameters that learn, %")
+    axes.set_ylabel(metric)
+    axes.legend(fontsize=8, frameon=False)
+
+
+def _scale(axes: Any, values: Sequence[float]) -> None:
+    """Logarithmic where the values are far apart."""
+    if min(values) > 0 and max(values) / min(values) > 8:
+        axes.set_xscale("log")
+        axes.minorticks_off()
+
+
+def _bars(axes: Any, groups: Sequence[Group], names: Sequence[str], scale: float) -> None:
+    numbers = [scale * (group.cost(*names) or 0) for group in groups]
+    places = range(len(groups))
+    axes.barh(places, numbers, color=_BLUE)
+    axes.set_yticks(places, [_short(group.name) for group in groups], fontsize=8)
+    axes.invert_yaxis()
+    axes.bar_label(axes.containers[0], fmt="%.3g", padding=3, fontsize=8)
+    axes.margins(x=0.12)
+
+
+def _curves(axes: Any, groups: Sequence[Group], metric: str) -> None:
+    for group in groups[:_MOST_CURVES]:
+        if points := _curve(group, metric):
+            axes.plot(*zip(*points, strict=True), marker=".", label=_short(group.name), linewidth=1.4)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel(metric)
+    axes.legend(fontsize=8, frameon=False)
+
+
+def _curve(group: Group, metric: str) -> list[tuple[float, float]]:
+    """Steps and values of the group's first run; the last value is what the best checkpoint has in the end."""
+    rows = [(row["step"], row[metric]) for row in group.runs[0].curve if "step" in row and metric in row]
+    return rows[:-1] if len(rows) > 1 else rows
+
+
+def _short(text: str, most: int = 44) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -1,0 +1,118 @@
+"""What a finished run's folder says of it, read as data: it may be a stranger's."""
+
+import csv
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from loralight.artifacts.run_folder import flat, read_config
+from loralight.errors import InputError
+from loralight.regular_file import read_regular
+from loralight.untrusted import read_json
+
+SUMMARY = "summary.json"
+
+_MOST_BYTES = 16 * 2**20  # of a file that is read whole
+_DEEPEST = 3  # folders between one that is named and a run's
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedRun:
+    """A run that has ended well.
+
+    Args:
+        folder: the run's.
+        settings: by their whole names, in plain values.
+        summary: see ``summary.json`` in docs/design.md.
+        curve: the rows of ``metrics.csv``, numbers by name.
+    """
+
+    folder: Path
+    settings: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    curve: Sequence[Mapping[str, float]] = ()
+
+    def score(self, metric: str) -> float | None:
+        """A metric of the summary, such as ``test/f1``; None if it was not measured or is not finite."""
+        value = self.summary["metrics"].get(metric)
+        return float(value) if isinstance(value, int | float) else None
+
+
+def find_runs(folders: Sequence[Path]) -> list[Path]:
+    """The runs' folders among ``folders`` and below them, each once, in the order of their names.
+
+    Raises:
+        InputError: one is no folder, or there is no finished run in it (``E-RUN``).
+    """
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError("E-RUN", f"{folder} is no folder; give those of finished runs, or of a sweep")
+        here = list(_runs_below(folder, _DEEPEST))
+        if not here:
+            raise InputError("E-RUN", f"{folder}: there is no finished run in it (none has a {SUMMARY})")
+        found |= {run.resolve(): run for run in here}
+    return list(found.values())
+
+
+def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
+    if (folder / SUMMARY).exists():
+        yield folder
+    elif depth:
+        inner_folders = (entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink())
+        for inner in sorted(inner_folders, key=by_number):
+            yield from _runs_below(inner, depth - 1)
+
+
+def by_number(folder: Path) -> list[tuple[int, int, str]]:
+    """A key by which ``rank-8`` stands before ``rank-16``."""
+    parts = re.split(r"(\d+)", folder.name)
+    return [(1, int(part), "") if part.isdecimal() and len(part) < 18 else (0, 0, part) for part in parts]
+
+
+def read_run(folder: Path) -> FinishedRun:
+    """Read a finished run.
+
+    Raises:
+        InputError: the folder is no run's, or what it holds is damaged (``E-RUN``).
+    """
+    settings = read_config(folder)
+    try:
+        summary = read_json(folder / SUMMARY, _MOST_BYTES)
+        _check(summary)
+        curve = _read_curve(folder / "metrics.csv")
+    except (InputError, OSError, ValueError, csv.Error) as error:
+        raise InputError(
+            "E-RUN", f"{folder} is no finished run, or is damaged: {str(error).split(': ', 1)[-1]}"
+        ) from error
+    return FinishedRun(folder=folder, settings=dict(flat(settings)), summary=summary, curve=curve)
+
+
+def _check(summary: Mapping[str, Any]) -> None:
+    """Raise `ValueError` unless a summary has what reports are made from."""
+    for name, kind in {"task": str, "adapter": str, "metrics": dict, "parameters": dict, "bytes": dict}.items():
+        if not isinstance(summary.get(name), kind):
+            raise ValueError(f"{SUMMARY} has no {name!r}")
+    for name, numbers in {"parameters": ("trainable", "total"), "bytes": ("adapter", "model", "peak_memory")}.items():
+        for number in numbers:
+            if not isinstance(summary[name].get(number), int | float):
+                raise ValueError(f"{SUMMARY} has no number {name}.{number}")
+
+
+def _read_curve(file: Path) -> list[dict[str, float]]:
+    if not file.is_file():
+        return []
+    rows = csv.DictReader(StringIO(read_regular(file, _MOST_BYTES).decode("utf-8")))
+    return [{name: number for name, text in row.items() if (number := _number(text)) is not None} for row in rows]
+
+
+def _number(text: Any) -> float | None:
+    try:
+        number = float(text)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None

@@ -1,0 +1,60 @@
+"""A sweep's folder: its jobs' results and errors, together, and which was best."""
+
+import json
+import os
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+from loralight.artifacts.run_folder import FAILED
+from loralight.errors import InputError
+from loralight.reports.comparison import Comparison
+from loralight.reports.runs import SUMMARY, FinishedRun, by_number, read_run
+from loralight.untrusted import read_json
+
+NAME, BEST = "sweep", "best"
+"""Of the files with its results, and of the link to its best run."""
+
+
+def note_failure(job: Path, error: str) -> None:
+    """Keep why a job of a sweep has no result."""
+    job.mkdir(parents=True, exist_ok=True)
+    (job / FAILED).write_text(json.dumps({"error": error}, indent=2) + "\n", encoding="utf-8")
+
+
+def read_sweep(folder: Path) -> Comparison | dict[str, str]:
+    """The jobs of a sweep, compared; or the errors of all, if none has a result.
+
+    A job may have both: a run that is finished, where another of other settings was to be.
+    """
+    jobs = sorted((entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink()), key=by_number)
+    runs, failures = list[FinishedRun](), dict[str, str]()
+    for job in jobs:
+        try:
+            if (job / FAILED).exists():
+                failures[job.name] = str(read_json(job / FAILED).get("error"))
+            if (job / SUMMARY).exists():
+                runs.append(read_run(job))
+        except InputError as error:
+            failures[job.name] = str(error)
+    return Comparison.of(runs, failures=failures) if runs else failures
+
+
+def finish(folder: Path) -> Comparison | dict[str, str]:
+    """Write a sweep's table and page, point ``best`` to its best run, and return what `read_sweep` does."""
+    read = read_sweep(folder)
+    if isinstance(read, Comparison):
+        is_drawn = all(map(find_spec, ("matplotlib", "jinja2")))  # the report extra
+        read.write(folder, f"sweep {folder.name}", NAME, is_drawn=is_drawn)
+        if read.best is not None:
+            _point(folder / BEST, read.best.runs[0].folder.name)
+    return read
+
+
+def _point(link: Path, target: str) -> None:
+    """Have a link beside ``target`` lead to it, where the disk has links."""
+    new = link.with_name(f".{link.name}")
+    with suppress(OSError):
+        new.unlink(missing_ok=True)
+        new.symlink_to(target, target_is_directory=True)
+        os.replace(new, link)

@@ -1,0 +1,53 @@
+"""What the numbers of a comparison say, in sentences made from them alone."""
+
+from collections.abc import Sequence
+
+from loralight.reports.groups import Group
+
+
+def verdict(groups: Sequence[Group], best: Group, metric: str, *, mode: str) -> list[str]:
+    """A sentence for each group beside the best one, and what it costs.
+
+    A difference is told from chance where the 95 % interval of the paired differences over seeds leaves out zero; for
+    one seed there is none.
+
+    Args:
+        groups: with ``best`` among them.
+        best: of the best mean.
+        metric: that chose it.
+        mode: ``max`` or ``min``.
+    """
+    score = best.score(metric)
+    assert score is not None
+    lines = [f"{best.name} has the best {metric}: {score}."]
+    lines += [_beside(best, other, metric, mode=mode) for other in groups if other is not best]
+    if any(len(group.runs) < 2 for group in groups):
+        lines.append("Of a single seed no difference can be told from chance: several (seeds=5) say how sure it is.")
+    return lines
+
+
+def _beside(best: Group, other: Group, metric: str, *, mode: str) -> str:
+    ahead = best.ahead_of(other, metric)
+    if ahead is None:
+        return f"{other.name} has no run of a seed that {best.name} has: not compared."
+    gain = ahead.mean if mode == "max" else -ahead.mean
+    margin = "" if ahead.margin is None else f" ± {ahead.margin:.4f}"
+    if ahead.margin is None and not gain:
+        said = f"{other.name} is as good, in one seed"
+    elif ahead.margin is None:
+        said = f"{other.name} is {gain:.4f} behind it, in one seed"
+    elif ahead.excludes_zero and gain > 0:
+        said = f"{other.name} is behind it by {gain:.4f}{margin}"
+    else:
+        said = f"{other.name} is not distinguishable from it (difference {gain:.4f}{margin})"
+    return f"{said}{_price(best, other)}."
+
+
+def _price(best: Group, other: Group) -> str:
+    """What the best one takes of what the other takes, where that is another amount."""
+    parts = []
+    for what, names in (("trainable parameters", ("parameters", "trainable")), ("memory", ("bytes", "peak_memory"))):
+        mine, others = best.cost(*names), other.cost(*names)
+        if mine and others and not 0.95 < others / mine < 1.05:
+            parts.append(f"{others / mine:.3g} times the {what}")
+    return f", with {' and '.join(parts)}" if parts else ""

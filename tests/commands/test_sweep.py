@@ -1,0 +1,149 @@
+"""`loralight sweep`: what its folder says, and that it does what is missing."""
+
+import csv
+import json
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loralight.commands.sweep import folder_name
+from loralight.training.task import AdapterTask
+
+InProcess = Callable[..., int]
+
+
+def report(folder: Path) -> Any:
+    return json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+
+
+def jobs(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink()}
+
+
+def test_a_sweep_leaves_a_table_of_its_runs_and_points_to_the_best(
+    in_process: InProcess, tiny_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["sweep", *tiny_run, "adapter.rank=2,4", "seeds=2", "hydra.sweep.dir=all"]
+    assert in_process(*line) == 0
+    printed = capsys.readouterr().out
+    folder = tmp_path / "all"
+    assert jobs(folder) == {f"adapter.rank-{rank}_seed-{seed}" for rank in (2, 4) for seed in (0, 1)}
+    assert {file.name for file in folder.glob("sweep.*")} == {"sweep.csv", "sweep.html", "sweep.json", "sweep.md"}
+    said = report(folder)
+    scores = {run["run"]: run["test/accuracy"] for run in said["runs"]}
+    for run, score in scores.items():
+        summary = json.loads((tmp_path / run / "summary.json").read_text())
+        assert summary["metrics"]["test/accuracy"] == score
+    means = {rank: sum(scores[f"all/adapter.rank-{rank}_seed-{seed}"] for seed in (0, 1)) / 2 for rank in (2, 4)}
+    rank = max(means, key=lambda one: means[one])
+    assert (folder / "best").resolve().name == f"adapter.rank-{rank}_seed-0"
+    assert f"{means[2]:.4f} ±" in printed and f"{means[4]:.4f} ±" in printed
+    with (folder / "sweep.csv").open(encoding="utf-8") as file:
+        assert [row["settings"] for row in csv.DictReader(file)] == ["adapter.rank=2"] * 2 + ["adapter.rank=4"] * 2
+    assert "adapter.rank=2" in (folder / "sweep.md").read_text() and "<svg" in (folder / "sweep.html").read_text()
+
+
+def test_the_same_sweep_again_does_what_is_missing_and_more_values_beside(
+    in_process: InProcess, tiny_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["sweep", *tiny_run, "hydra.sweep.dir=all"]
+    assert in_process(*line, "adapter.rank=2,4096") == 2  # no layer of the tiny BERT is that large
+    printed = capsys.readouterr()
+    assert "adapter.rank-4096 failed: E-RANK" in printed.err and "E-SWEEP: 1 job has failed" in printed.err
+    assert report(tmp_path / "all")["failed"].keys() == {"adapter.rank-4096"}
+    assert len(report(tmp_path / "all")["runs"]) == 1
+    before = (tmp_path / "all" / "adapter.rank-2" / "summary.json").stat().st_mtime_ns
+    assert in_process(*line, "adapter.rank=1,2") == 2  # what failed is still told
+    assert "adapter.rank-2 is done" in capsys.readouterr().err
+    assert (tmp_path / "all" / "adapter.rank-2" / "summary.json").stat().st_mtime_ns == before
+    assert [run["settings"] for run in report(tmp_path / "all")["runs"]] == ["adapter.rank=1", "adapter.rank=2"]
+
+
+def test_a_job_of_other_settings_is_not_taken_for_done(
+    in_process: InProcess, tiny_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["sweep", *tiny_run, "adapter.rank=2,", "hydra.sweep.dir=all"]
+    line[-2] = "adapter.rank=2,3"
+    assert in_process(*line) == 0
+    capsys.readouterr()
+    assert in_process(*line, "optimizer.lr=1e-4") == 2
+    assert "adapter.rank-2 failed: E-OUTPUT" in capsys.readouterr().err
+    assert len(report(tmp_path / "all")["runs"]) == 2  # the first ones are untouched
+
+
+def test_a_sweep_that_was_stopped_says_how_it_goes_on_and_ends_as_if_it_had_not_been(
+    in_process: InProcess,
+    tiny_run: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = [*tiny_run, "adapter.rank=2,4"]
+    assert in_process("sweep", *line, "hydra.sweep.dir=whole") == 0
+    step, steps = AdapterTask.training_step, []
+
+    def told(self: AdapterTask, *arguments: Any) -> Any:
+        steps.append(1)
+        if len(steps) == 7:  # of five: in the second job
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AdapterTask, "training_step", told)
+        assert in_process("sweep", *line, "hydra.sweep.dir=cut") == 143
+    command = capsys.readouterr().err.partition("the sweep goes on with: ")[2].strip()
+    assert shlex.split(command)[:2] == ["loralight", "sweep"]
+    assert in_process(*shlex.split(command)[1:]) == 0
+    for name in jobs(tmp_path / "whole"):
+        one, other = (
+            (tmp_path / folder / name / "adapter" / "adapter_model.safetensors").read_bytes()
+            for folder in ("whole", "cut")
+        )
+        assert one == other
+    assert jobs(tmp_path / "cut") == jobs(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("dirname", "name"),
+    [
+        ("adapter.rank-4_optimizer.lr-1e-05", "adapter.rank-4_optimizer.lr-1e-05"),
+        ("", "defaults"),
+        ("model.checkpoint-../../etc", "model.checkpoint-......etc-"),
+    ],
+)
+def test_a_job_s_folder_has_a_plain_name(dirname: str, name: str) -> None:
+    made = folder_name(dirname)
+    assert made.startswith(name) and "/" not in made
+    assert len({folder_name(f"a-{'x' * 300}{n}") for n in range(3)}) == 3
+    assert len(folder_name(f"a-{'x' * 300}")) < 120
+
+
+@pytest.mark.parametrize("word", ["seeds=0", "seeds=abc", "seeds=1,2"])
+def test_seeds_are_a_number(in_process: InProcess, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert in_process("sweep", word) == 2
+    assert "E-SEEDS" in capsys.readouterr().err
+
+
+def test_a_sweep_that_is_killed_goes_on(
+    loralight: Callable[..., subprocess.CompletedProcess[str]], tiny_run: list[str], tmp_path: Path
+) -> None:
+    line = [*tiny_run, "adapter.rank=2,4", "hydra.sweep.dir=all"]
+    code = (
+        "import os, signal, sys; from loralight.training.task import AdapterTask as T; from loralight.cli import run\n"
+        "step, seen = T.training_step, []\n"
+        "def killed(self, *given):\n"
+        "    seen.append(1)\n"
+        "    if len(seen) == 8: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return step(self, *given)\n"
+        f"T.training_step = killed; run(['sweep', *{line!r}])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True).returncode == -9
+    assert not (tmp_path / "all" / "sweep.json").exists()
+    assert loralight("sweep", *line).returncode == 0
+    assert len(report(tmp_path / "all")["runs"]) == 2
