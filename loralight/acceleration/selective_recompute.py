@@ -57,7 +57,9 @@ def selective_recompute(model: nn.Module) -> Iterator[None]:
         recipe = recipes.get(_storage(tensor))
         if recipe is not None and recipe.is_of(tensor):
             return recipe.serve(tensor.shape)
-        return partial(_unchanged, tensor, tensor._version)
+        # without its history: an operation that keeps its own result would keep itself, and all before it, for good
+        # where no backward pass comes by (a pooler that nobody reads)
+        return partial(_unchanged, tensor if tensor.is_leaf else tensor.detach(), tensor._version)
 
     hooks = [hook for module in model.modules() for hook in _watch(module, note)]
     try:

@@ -118,6 +118,22 @@ def test_nothing_stays_on_the_model_or_in_memory() -> None:
     assert hooks == [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
 
 
+def test_nothing_stays_where_a_part_of_the_model_is_not_read() -> None:
+    model = nn.ModuleDict({"body": nn.Linear(4, 8), "norm": nn.LayerNorm(8), "pooler": nn.Linear(8, 8)})
+    gc.collect()
+    gc.disable()
+    try:
+        with selective_recompute(model):
+            hidden = model["norm"](model["body"](torch.randn(2, 4)))
+            kept = ref(hidden)
+            torch.tanh(model["pooler"](hidden))  # keeps its result, as a pooler does, and nobody reads it
+            hidden.sum().backward()
+        del hidden
+        assert kept() is None
+    finally:
+        gc.enable()
+
+
 def test_a_second_pass_backwards_gives_the_same() -> None:
     model = adapted("Llama")
     with selective_recompute(model):
