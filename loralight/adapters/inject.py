@@ -31,8 +31,8 @@ def inject(model: nn.Module, adapter: Adapter, *, head: Sequence[nn.Module] = ()
         head: parts of ``model`` that are new, such as a classifier: trained in full, never adapted.
 
     Returns:
-        The adapted layers' names by the target pattern that chose them. Those that a pattern means and that stay as they
-        are, for their class, are counted in the log.
+        The adapted layers' names by the target pattern that chose them. Layers that a pattern means and whose class is
+        not known are counted in the log.
 
     Raises:
         InputError: a target matches nothing (``E-TARGET-NONE``), nothing would learn (``E-NO-TRAINABLE``), or the model

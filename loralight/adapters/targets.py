@@ -155,8 +155,8 @@ def _refuse_passed_over(target: str, found: Mapping[str, list[str]]) -> None:
     for kind, names in found.items():
         raise InputError(
             "E-TARGET-NONE",
-            f"adapter.targets: {target!r} means {names[0]}, a {kind}: such a class extends a layer that can be adapted, "
-            "and may compute something else. Name other layers",
+            f"adapter.targets: {target!r} means {names[0]}, a {kind}, which extends a layer that can be adapted, and "
+            "may compute something else. Name other layers",
         )
 
 

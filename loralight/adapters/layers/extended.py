@@ -1,4 +1,4 @@
-"""LoRA on layers of timm and transformers whose class extends PyTorch's own and changes its weight, padding or sum alone.
+"""LoRA on layers of timm and transformers that extend PyTorch's own and change the weight, padding or sum alone.
 
 Those that pad their input or add their bias in another way get an update beside them, as plain layers do. Those that
 standardise their weight have it read as ``W + (alpha / rank) B A``: an update beside them could not be merged.

@@ -1,4 +1,4 @@
-"""Layers whose class extends PyTorch's own compute, adapted and merged, what the class does with W + (alpha / rank) B A."""
+"""Layers whose class extends PyTorch's own compute what its code does with W + (alpha / rank) B A, and merge to it."""
 
 import copy
 import importlib
@@ -158,7 +158,7 @@ def test_layers_of_other_classes_are_counted_by_class_and_refused_by_name(caplog
         "passed over: 2 Halved, such as 1, which may compute more than a plain layer"
     ]
     with pytest.raises(
-        InputError, match=r"^E-TARGET-NONE: adapter.targets: '1' means 1, a Halved: such a class extends"
+        InputError, match=r"^E-TARGET-NONE: adapter.targets: '1' means 1, a Halved, which extends"
     ):
         inject(model(), Lora(targets="1"))
 
