@@ -164,6 +164,11 @@ def _meaning(target: str) -> Callable[[Modules, str], bool]:
     return PRESETS[target] if target in PRESETS else _named(target)
 
 
+def excluding(exclude: str | Sequence[str], names: Iterable[str]) -> list[str]:
+    """The patterns of an exclusion, and these layers by their whole names."""
+    return [*([exclude] if isinstance(exclude, str) else exclude), *(f"^{name}" for name in sorted(names))]
+
+
 def _named(pattern: str) -> Callable[[Modules, str], bool]:
     return lambda _, name: _matches(pattern, name)
 

@@ -49,6 +49,8 @@ def targets_table(task: AdapterTask) -> Table:
     head = {id(part) for part in task.head(task.model)}
     in_head = {id(module) for part in task.head(task.model) for module in part.modules()}
     candidates = {name: module for name, module in task.model.named_modules() if id(module) not in in_head}
+    if task.unread:
+        table.add_row("(left out: never read)", str(len(task.unread)), task.unread[0], "0")
     for kind, names in passed_over(candidates, task.adapted).items():
         table.add_row(f"(passed over: {kind})", str(len(names)), names[0], "0")
     for name, part in task.model.named_modules():

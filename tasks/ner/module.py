@@ -90,6 +90,11 @@ class Ner(AdapterTask):
     def head(self, model: nn.Module) -> list[nn.Module]:
         return new_head(model, self.fresh(model))
 
+    def tiny_batch(self) -> dict[str, Tensor]:
+        ids = [*self.encoder.before, 0, 1, *self.encoder.after]
+        row = {"input_ids": [ids], "window": [0], "position": [len(self.encoder.before)]}
+        return {**join([row, row], self.encoder.padding), "labels": torch.zeros(2, dtype=torch.long)}
+
     def metrics(self) -> MetricCollection:
         return entity_metrics(self.types)
 

@@ -111,6 +111,12 @@ class TextClassification(AdapterTask):
     def head(self, model: nn.Module) -> list[nn.Module]:
         return new_head(model, self.fresh(model))
 
+    def tiny_batch(self) -> dict[str, Tensor]:
+        texts = [["a", "b c"]] * len(self.text_columns)
+        encoded = tokenise(self.tokenizer, *texts, padding=True, return_tensors="pt")
+        labels = torch.zeros(2, len(self.labels)) if self.multi_label else torch.zeros(2, dtype=torch.long)
+        return {**encoded, "labels": labels}
+
     def found_arguments(self) -> dict[str, Any]:
         return {"pooling": self.pooling}
 

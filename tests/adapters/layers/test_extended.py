@@ -157,9 +157,7 @@ def test_layers_of_other_classes_are_counted_by_class_and_refused_by_name(caplog
     assert [record.getMessage() for record in caplog.records] == [
         "passed over: 2 Halved, such as 1, which may compute more than a plain layer"
     ]
-    with pytest.raises(
-        InputError, match=r"^E-TARGET-NONE: adapter.targets: '1' means 1, a Halved, which extends"
-    ):
+    with pytest.raises(InputError, match=r"^E-TARGET-NONE: adapter.targets: '1' means 1, a Halved, which extends"):
         inject(model(), Lora(targets="1"))
 
 
