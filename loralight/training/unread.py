@@ -100,7 +100,7 @@ def _passes(model: nn.Module, learning: Learning, names: set[str], loss: Loss) -
     owners = [layer_of(name, learning.layers) for name in parameters]
     try:
         on_gpu = any(parameter.is_cuda for parameter in parameters.values())
-        with isolate_rng(include_cuda=on_gpu), torch.enable_grad(), _calls(model, names) as called:
+        with _undone(model, on_gpu), torch.enable_grad(), _calls(model, names) as called:
             for number in range(_PASSES):
                 torch.manual_seed(number)
                 if (value := loss()) is None:
@@ -113,6 +113,19 @@ def _passes(model: nn.Module, learning: Learning, names: set[str], loss: Loss) -
         logger.debug("layers that the loss never reads are not looked for: %s", error)
         return None
     return read, called
+
+
+@contextmanager
+def _undone(model: nn.Module, on_gpu: bool) -> Iterator[None]:
+    """A context after which random numbers, and buffers such as a BatchNorm's statistics, are as they were before."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    with isolate_rng(include_cuda=on_gpu):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, kept in before:
+                    buffer.copy_(kept)
 
 
 @contextmanager

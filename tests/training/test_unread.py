@@ -124,6 +124,17 @@ def test_a_layer_that_the_user_named_is_an_error_with_the_setting_that_mends_it(
     built(Lora(targets=targets, rank=2, exclude=listed.split(", ")))
 
 
+def test_the_search_leaves_running_statistics_as_they_were() -> None:
+    class Normed(Toy):
+        def build_model(self) -> nn.Module:
+            model = Net()
+            model.head = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 3))
+            return model
+
+    statistics = dict(built(Lora(targets="all-linear", rank=2), Normed).model.get_submodule("head.0").named_buffers())
+    assert int(statistics["num_batches_tracked"]) == 0 and not statistics["running_mean"].any()
+
+
 def test_a_name_of_which_nothing_else_would_be_left_is_to_go_itself() -> None:
     with pytest.raises(InputError, match=r"reaches pooler: .*; leave 'pooler' out of adapter.targets$"):
         built(Lora(targets=["pooler", "*.used"], rank=2))
