@@ -146,8 +146,10 @@ class TextGenerationData(TaskData):
         if self.packed is not None or not is_shared or not isinstance(model, PreTrainedModel) or keeps_apart(model):
             return
         self.packed = False
-        for split, rows in self.splits.items():
-            self.splits[split] = PackedRows(rows.documents, [[document] for document in range(len(rows.documents))])
+        self.splits = {
+            split: PackedRows(rows.documents, [[document] for document in range(len(rows.documents))])
+            for split, rows in self.splits.items()
+        }
         self._notes = [
             f"{type(model).__name__} lets documents that share a row see one another: each has a row of its own "
             "(data.packed=false)"

@@ -7,7 +7,7 @@ standardise their weight have it read as ``W + (alpha / rank) B A``: an update b
 from collections.abc import Iterable, Mapping
 from functools import cache
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -18,7 +18,7 @@ from loralight.adapters.layers.parameters import LoraParameters, LowRank, read_w
 class Rebuilt(nn.Module):
     """A module whose class is made when it is needed, so that no library is imported for it; it can be pickled."""
 
-    plain: Any
+    plain: ClassVar[type[nn.Module]]
 
     def __reduce__(self) -> Any:
         return _blank, (self.plain,), self.__dict__
