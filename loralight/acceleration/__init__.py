@@ -7,7 +7,7 @@ from loralight.acceleration.dropout import DropoutMasks
 from loralight.acceleration.first_tokens import FirstTokens
 from loralight.acceleration.frozen_linear import FrozenProducts
 from loralight.acceleration.gradient_checkpointing import GradientCheckpointing
-from loralight.acceleration.packed_documents import Line, line_of
+from loralight.acceleration.packed_documents import Line, keeps_apart, line_of
 from loralight.acceleration.rms_norm import FusedRMSNorms
 from loralight.acceleration.selective_recompute import SelectiveRecompute
 from loralight.acceleration.token_scorer import TokenScorer
@@ -28,5 +28,6 @@ __all__ = [
     "SelectiveRecompute",
     "TokenScorer",
     "Unpadding",
+    "keeps_apart",
     "line_of",
 ]

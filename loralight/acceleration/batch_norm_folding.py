@@ -9,6 +9,7 @@ from timm.models import get_notrace_functions, get_notrace_modules
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from loralight.adapters.disabled import Switchable
 from loralight.adapters.layers.lora import LoraLayer
 from loralight.errors import InputError
 from loralight.kernels.batch_norm import FROZEN, Follower, Place
@@ -78,11 +79,18 @@ def _follows_norm(module: nn.Module) -> bool:
 
 
 class _Tracer(fx.Tracer):
-    """Looks no further into the layers that are folded, nor where timm says that nothing can be traced."""
+    """Looks no further into the layers that are folded, nor where timm says that nothing can be traced.
+
+    Nor into layers of ours, which look at their input before they compute.
+    """
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         whole = (*_CONVOLUTIONS, *_NORMS, *get_notrace_modules())  # type: ignore[no-untyped-call]
-        return type(m) in whole or _follows_norm(m) or super().is_leaf_module(m, module_qualified_name)
+        return (
+            type(m) in whole
+            or isinstance(m, Switchable | nn.Dropout)
+            or super().is_leaf_module(m, module_qualified_name)
+        )
 
 
 def _pairs(model: nn.Module, convolutions: Collection[type[nn.Module]]) -> Iterator[tuple[str, str]]:

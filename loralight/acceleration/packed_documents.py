@@ -75,26 +75,32 @@ def line_of(model: PreTrainedModel, position_ids: Tensor) -> Line | None:
     return None if is_compiled or not attends_within_(model) else Line(position_ids)
 
 
-@torch.no_grad()
 def _check_apart(model: PreTrainedModel) -> None:
-    """Raise ``E-PACKED`` if a document's logits depend on its neighbour in the row: it is tried once."""
-    if model in _apart:
-        return
-    ids = torch.tensor([[5, 6, 7, 8, 5, 6, 7]], device=model.device)
-    ids %= num_embeddings(model) or 8
-    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2]], device=model.device)
-    with _evaluated(model):
-        try:
-            together = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 4:]
-            alone = model(input_ids=ids[:, 4:], use_cache=False).logits
-        except TypeError:  # it takes no positions
-            together, alone = torch.zeros(1), torch.ones(1)
-    if not torch.allclose(together.float(), alone.float(), rtol=0.01, atol=0.01 * float(alone.float().abs().max())):
+    if not keeps_apart(model):
         raise InputError(
             "E-PACKED",
             f"{type(model).__name__} lets documents that share a row see one another; set data.packed=false",
         )
+
+
+@torch.no_grad()
+def keeps_apart(model: PreTrainedModel) -> bool:
+    """Whether a document's logits are the same whatever else is in its row; a model that does is tried once."""
+    if model in _apart:
+        return True
+    ids = torch.tensor([[5, 6, 7, 8, 5, 6, 7]], device=model.device)
+    ids %= num_embeddings(model) or 8
+    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2]], device=model.device)
+    with _evaluated(model):
+        alone = model(input_ids=ids[:, 4:], use_cache=False).logits
+        try:
+            together = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 4:]
+        except (InputError, TypeError, ValueError, RuntimeError, LookupError):  # it takes none, or none that start over
+            return False
+    if not torch.allclose(together.float(), alone.float(), rtol=0.01, atol=0.01 * float(alone.float().abs().max())):
+        return False
     _apart.add(model)
+    return True
 
 
 def attends_within_(model: PreTrainedModel) -> bool:

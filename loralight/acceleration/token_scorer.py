@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -34,21 +35,30 @@ class TokenScorer:
         """
         output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         by_parts = self.logits_are_plain is not False and type(output) is nn.Linear and not output.weight.requires_grad
-        with self._states.of(output, learnt, one=by_parts) as given:
+        is_tried = by_parts and self.logits_are_plain is None
+        loud = _loud(output) if is_tried else None
+        with self._states.of(output, learnt, one=by_parts, instead=loud) as given:
             # with a cache, transformers would let packed documents see one another
             logits = model(**inputs, use_cache=False).logits.squeeze(0)
         if not by_parts:
             return plain_token_scores(logits, targets)
-        if self.logits_are_plain is None and len(targets):
+        if loud is not None and len(targets):
             # Gemma caps its logits, Granite scales them
-            self.logits_are_plain = torch.allclose(logits, output(given[0][:1]))
+            self.logits_are_plain = torch.allclose(logits, output(loud.to(given[0].dtype)))
             if not self.logits_are_plain:
                 return self(model, inputs, learnt, targets)
         return token_scores(given[0], targets, output.weight, output.bias)
 
 
+@torch.no_grad()
+def _loud(output: nn.Linear) -> Tensor:
+    """A state (1, width) whose largest logit is 100: small ones, or a padding token's, would show no cap or scale."""
+    direction = torch.linspace(-1, 1, output.in_features, dtype=output.weight.dtype, device=output.weight.device)
+    return (direction * (100 / F.linear(direction, output.weight).abs().amax().clamp(min=1e-3))).unsqueeze(0)
+
+
 class _GivenStates:
-    """The inputs of an output layer at the wanted tokens; the layer itself is handed all tokens, or only one.
+    """The inputs of an output layer at the wanted tokens; the layer itself is handed all tokens, or one, or another.
 
     The hook stays on the layer: a compiled model would be compiled anew for each new one.
     """
@@ -57,15 +67,25 @@ class _GivenStates:
         self._layer: nn.Module | None = None
         self._wanted: Tensor | None = None
         self._one = False
+        self._instead: Tensor | None = None
         self._given: list[Tensor] = []
 
     @contextmanager
-    def of(self, layer: nn.Module, wanted: Tensor, *, one: bool) -> Iterator[list[Tensor]]:
-        """A context in which passes through ``layer`` append its wanted inputs to a list, each (wanted, width)."""
+    def of(
+        self, layer: nn.Module, wanted: Tensor, *, one: bool, instead: Tensor | None = None
+    ) -> Iterator[list[Tensor]]:
+        """A context in which passes through ``layer`` append its wanted inputs to a list, each (wanted, width).
+
+        Args:
+            layer: the output layer.
+            wanted: which tokens, (batch, tokens).
+            one: hand the layer the first of them alone,
+            instead: or this state (1, width).
+        """
         if layer is not self._layer:
             layer.register_forward_pre_hook(self._find)
             self._layer = layer
-        self._wanted, self._one, self._given = wanted, one, []
+        self._wanted, self._one, self._instead, self._given = wanted, one, instead, []
         try:
             yield self._given
         finally:
@@ -77,4 +97,7 @@ class _GivenStates:
             return None
         states = arguments[0][self._wanted]
         self._given.append(states)
+        if self._instead is not None and len(states):
+            loud = states[:1] * 0 + self._instead.to(states.dtype)  # as one of them to a compiler
+            return (loud.unsqueeze(0),)
         return ((states[:1] if self._one else states).unsqueeze(0),)

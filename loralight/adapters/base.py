@@ -1,7 +1,7 @@
 """The contract of every adapter method."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -40,6 +40,10 @@ class Adapter(ABC):
         Returns:
             The adapted layers' names by the target pattern that chose them.
         """
+
+    def without(self, names: Collection[str]) -> "Adapter | None":
+        """The same method that leaves these layers as they are; None, as here, if it has no such setting."""
+        return None
 
     def check_training(self, model: nn.Module) -> None:
         """Raise if to train ``model`` with these settings makes no sense; nothing by default.

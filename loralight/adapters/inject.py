@@ -9,7 +9,9 @@ from torch import nn
 from loralight.adapters.base import Adapter, Added
 from loralight.adapters.disabled import forget_, trained_by, trains_
 from loralight.adapters.layers.torch_encoder import call_parts_, may_fuse_
+from loralight.adapters.targets import passed_over
 from loralight.errors import InputError
+from loralight.logs import logger
 from loralight.models.budget import within_what_may_be_added
 
 
@@ -29,7 +31,8 @@ def inject(model: nn.Module, adapter: Adapter, *, head: Sequence[nn.Module] = ()
         head: parts of ``model`` that are new, such as a classifier: trained in full, never adapted.
 
     Returns:
-        The adapted layers' names by the target pattern that chose them.
+        The adapted layers' names by the target pattern that chose them. Layers that a pattern means and whose class is
+        not known are counted in the log.
 
     Raises:
         InputError: a target matches nothing (``E-TARGET-NONE``), nothing would learn (``E-NO-TRAINABLE``), or the model
@@ -46,6 +49,10 @@ def inject(model: nn.Module, adapter: Adapter, *, head: Sequence[nn.Module] = ()
     candidates = {name: module for name, module in model.named_modules() if id(module) not in in_head}
     with within_what_may_be_added():
         adapted = adapter.apply_(model, candidates)
+    for kind, names in passed_over(candidates, adapted).items():
+        logger.info(
+            "passed over: %s %s, such as %s, which may compute more than a plain layer", len(names), kind, names[0]
+        )
     outside = [module for module in model.modules() if id(module) not in in_head]
     trains_([module for module in outside if _learns(module)], by=type(adapter).__name__)
     call_parts_(model)

@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -89,9 +90,9 @@ def resolve(
 ) -> dict[str, list[str]]:
     """The layers that each target means, among those of exactly the given types.
 
-    A subclass is left out on purpose: it may compute something else than the layer it extends, or, as the output
+    Another subclass is left out on purpose: it may compute something else than the layer it extends, or, as the output
     projection of ``nn.MultiheadAttention`` does, have its weight used without its forward ever being called (it is
-    adapted with the attention layer it belongs to).
+    adapted with the attention layer it belongs to). `passed_over` tells which.
 
     Raises:
         InputError: a target or an exclusion matches nothing (``E-TARGET-NONE``), or everything is excluded; or a target
@@ -103,14 +104,14 @@ def resolve(
     excluded = {name for pattern in exclude for name in match(layers, pattern, "adapter.exclude")}
     hits = {}
     for target in targets:
-        means = PRESETS[target] if target in PRESETS else _named(target)
+        means = _meaning(target)
         if QuantisedLinear not in types:
             refuse_packed(candidates, [name for name in candidates if means(candidates, name)])
-        found = (
-            [name for name in layers if means(candidates, name)]
-            if target in PRESETS
-            else match(layers, target, "adapter.targets")
-        )
+        found = [name for name in layers if means(candidates, name)]
+        if not found:
+            _refuse_passed_over(target, passed_over(candidates, {target: []}))
+        if target not in PRESETS:
+            found = match(layers, target, "adapter.targets")
         hits[target] = [name for name in found if name not in excluded]
         if not hits[target]:
             why = (
@@ -122,6 +123,50 @@ def resolve(
             "E-TARGET-NONE", f"adapter.targets is empty; name a preset ({', '.join(PRESETS)}) or a pattern"
         )
     return hits
+
+
+def passed_over(modules: Modules, adapted: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
+    """The layers that targets mean and that stay as they are, as their class extends a known one; by that class.
+
+    Args:
+        modules: of a model, by name.
+        adapted: its adapted layers by target.
+    """
+    is_adapted = {name for names in adapted.values() for name in names}
+    found: dict[str, list[str]] = {}
+    for name, module in modules.items():
+        if _extends(module) and name not in is_adapted and any(_meaning(each)(modules, name) for each in adapted):
+            found.setdefault(type(module).__name__, []).append(name)
+    return found
+
+
+def _extends(module: object) -> bool:
+    """Whether a layer's class extends one that can be adapted.
+
+    Quantised layers are told of elsewhere; the output of `nn.MultiheadAttention` is adapted with it.
+    """
+    others = (QuantisedLinear, NonDynamicallyQuantizableLinear)
+    known = (nn.Linear, Conv1D, nn.Embedding, nn.modules.conv._ConvNd)
+    exact = (nn.Linear, Conv1D, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return isinstance(module, known) and not isinstance(module, others) and type(module) not in exact
+
+
+def _refuse_passed_over(target: str, found: Mapping[str, list[str]]) -> None:
+    for kind, names in found.items():
+        raise InputError(
+            "E-TARGET-NONE",
+            f"adapter.targets: {target!r} means {names[0]}, a {kind}, which extends a layer that can be adapted, and "
+            "may compute something else. Name other layers",
+        )
+
+
+def _meaning(target: str) -> Callable[[Modules, str], bool]:
+    return PRESETS[target] if target in PRESETS else _named(target)
+
+
+def excluding(exclude: str | Sequence[str], names: Iterable[str]) -> list[str]:
+    """The patterns of an exclusion, and these layers by their whole names."""
+    return [*([exclude] if isinstance(exclude, str) else exclude), *(f"^{name}" for name in sorted(names))]
 
 
 def _named(pattern: str) -> Callable[[Modules, str], bool]:

@@ -76,6 +76,7 @@ def read_data(config: dict[str, Any], made: dict[str, Any]) -> TaskData:
 
 def measure(config: dict[str, Any], task: AdapterTask, data: TaskData) -> dict[str, float]:
     """The task's metrics on the split that ``config`` names."""
+    data.suit_(task.model)
     trainer = build_trainer(config, Path(config["run"]), progress_callbacks(data.batch_size)[1])
     run = trainer.test if config["split"] == "test" else trainer.validate
     return {name: float(value) for name, value in run(task, datamodule=data, verbose=False)[0].items()}

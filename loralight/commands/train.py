@@ -121,6 +121,7 @@ class Run:
         self.resumed = newest(output_dir) if config["resume"] is not None else None
         self.config = with_initialised(config, output_dir) if self.resumed else config
         self.task = build_task(self.config, self.data.model_arguments())
+        self.data.suit_(self.task.model)
         start = None if self.resumed else config["init"]
         self.start = {} if start is None else read_start(self.task, start, self.data.model_arguments())
         _compile_(self.task, self.config["compile"])

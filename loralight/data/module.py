@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import lightning
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from loralight.data.batching import BatchSampler
@@ -122,6 +123,13 @@ class TaskData(lightning.LightningDataModule, ABC):
     def report(self) -> list[str]:
         """Lines about the data for the pre-flight report: rows, labels, cut texts."""
         return [f"{name}: {len(rows)} rows" for name, rows in self.splits.items()]
+
+    def suit_(self, model: nn.Module) -> None:
+        """Change rows, once read, that ``model`` could not take as they are; nothing by default.
+
+        It is called when the model is built, before the first batch and the report.
+        """
+        return None
 
     def setup(self, stage: str | None = None) -> None:
         if self.splits:

@@ -1,6 +1,7 @@
 """Pretrained models: loading them, their structure, their number formats, packing them into few bits."""
 
 from loralight.models.budget import Size, at_most
+from loralight.models.padding import depends_on_padding, each_length
 from loralight.models.pooling import PooledClassifier, PoolingChoice, check_pooling, find_pooling, load_pooled
 from loralight.models.pretrained import (
     agree_on_padding_,
@@ -29,6 +30,8 @@ __all__ = [
     "check_length",
     "check_pooling",
     "check_vocabulary",
+    "depends_on_padding",
+    "each_length",
     "find_pooling",
     "load_classifier",
     "load_model",

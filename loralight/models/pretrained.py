@@ -16,6 +16,7 @@ from torch import nn
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
+    AutoModel,
     AutoTokenizer,
     FeatureExtractionMixin,
     PretrainedConfig,
@@ -162,14 +163,39 @@ def save_model(model: nn.Module, folder: Path, *, beside: Iterable[Processor] = 
         processor.save_pretrained(folder)
 
 
-def longest_input(checkpoint: str, tokenizer: PreTrainedTokenizerBase) -> int:
+def longest_input(checkpoint: str, tokenizer: PreTrainedTokenizerBase, wanted: int) -> int:
     """Tokens that a model takes at most, as its tokenizer or its config says; many a tokenizer says nothing.
+
+    Args:
+        checkpoint: the model.
+        tokenizer: its tokenizer.
+        wanted: a number of tokens; only for one near the end of a table of positions is the model itself looked at.
 
     Raises:
         InputError: the model has no config (``E-MODEL``).
     """
-    positions = getattr(_config(checkpoint).get_text_config(), "max_position_embeddings", None)
-    return min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
+    config = _config(checkpoint)
+    text = config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None) or 0
+    said: int = tokenizer.model_max_length
+    if positions < 1:  # XLNet has no end, and says -1
+        return said
+    padding = getattr(text, "pad_token_id", None) or 0
+    is_near = positions - padding - 1 < wanted <= min(said, positions)
+    return min(said, positions - (_places_before_the_first(checkpoint, config, positions) if is_near else 0))
+
+
+def _places_before_the_first(checkpoint: str, config: PretrainedConfig, positions: int) -> int:
+    """Rows of a table of so many positions that no token has: RoBERTa and its kin count from their padding on.
+
+    Such a table has a padding row: it is looked for in the model itself, without weights.
+    """
+    with _one_message(checkpoint), at_most(_MOST, _too_large(checkpoint)), torch.device("meta"):
+        model = AutoModel.from_config(config, **_code())
+    tables = [part for part in model.modules() if isinstance(part, nn.Embedding)]
+    words = num_embeddings(model)
+    paddings = [table.padding_idx for table in tables if table.num_embeddings == positions != words]
+    return max((padding + 1 for padding in paddings if padding is not None), default=0)
 
 
 def check_length(max_length: int, checkpoint: str, tokenizer: PreTrainedTokenizerBase, *, pair: bool = False) -> None:
@@ -181,7 +207,7 @@ def check_length(max_length: int, checkpoint: str, tokenizer: PreTrainedTokenize
         tokenizer: its tokenizer.
         pair: an input is two texts.
     """
-    longest = longest_input(checkpoint, tokenizer)
+    longest = longest_input(checkpoint, tokenizer, max_length)
     if max_length > longest:
         raise InputError("E-SEQ-LEN", f"model.max_length={max_length}: the model takes {longest} tokens at most")
     marks = tokenizer.num_special_tokens_to_add(pair=pair)

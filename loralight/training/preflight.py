@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from loralight.acceleration.unpadding import is_unpadded
 from loralight.adapters.base import trainable
+from loralight.adapters.targets import passed_over
 from loralight.data import TaskData
 from loralight.models.quantisation import as_before
 from loralight.training.heads import head_rate
@@ -46,6 +47,12 @@ def targets_table(task: AdapterTask) -> Table:
             pattern, str(len(names)), names[0], f"{_learning((task.model.get_submodule(n) for n in names), seen):,}"
         )
     head = {id(part) for part in task.head(task.model)}
+    in_head = {id(module) for part in task.head(task.model) for module in part.modules()}
+    candidates = {name: module for name, module in task.model.named_modules() if id(module) not in in_head}
+    if task.unread:
+        table.add_row("(left out: never read)", str(len(task.unread)), task.unread[0], "0")
+    for kind, names in passed_over(candidates, task.adapted).items():
+        table.add_row(f"(passed over: {kind})", str(len(names)), names[0], "0")
     for name, part in task.model.named_modules():
         if id(part) not in head:
             continue

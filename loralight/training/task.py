@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import lightning
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -40,6 +41,7 @@ from loralight.training.position import Position
 from loralight.training.precision import is_scaled, new_tensors_stay_wide
 from loralight.training.seeding import seed_step
 from loralight.training.step import EpochLoss, Step, Window, weight_of
+from loralight.training.unread import unread_layers
 from loralight.training.watch import Watch
 from loralight.training.whereabouts import place_of_step
 
@@ -114,6 +116,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         self.quantize = quantize
         self.strict_loading = False  # Lightning would demand the frozen weights; `on_load_checkpoint` is the strict one
         self.adapted: dict[str, list[str]] = {}
+        self.unread: list[str] = []  # layers of presets that are left out, as the loss never reads them
         self.settled: dict[str, Any] = {}  # the numbers of `settle`, see `loralight.training.settling`
         self._built = False
         self._evaluation = SharedEvaluation()
@@ -276,6 +279,13 @@ class AdapterTask(lightning.LightningModule, ABC):
         """
         return {}
 
+    def tiny_batch(self) -> Any:
+        """A batch of a few short rows of anything, as `step` takes it; None, as here, if there is none.
+
+        By its gradients it is known before training which layers the loss never reads: presets leave these out.
+        """
+        return None
+
     def fresh(self, model: nn.Module) -> set[str]:
         """Names of the parameters that were initialised anew because the pretrained weights have no such tensor.
 
@@ -306,9 +316,28 @@ class AdapterTask(lightning.LightningModule, ABC):
         self.losses = nn.ModuleDict({split: MeanMetric(nan_strategy=nan) for split in ("validation", "test")})
         self.scores = nn.ModuleDict({split: metrics.clone(prefix=f"{split}/") for split in ("validation", "test")})
         self._built = True
+        if self.optimizer is not None and self._leaves_out_unread():
+            return
         self.train()  # `from_pretrained` returns eval mode, and Lightning keeps the mode it finds
         self.accelerations.attach_(self._facts())  # in training mode, as it will run
         self.accelerations.switch_(True)
+
+    def _leaves_out_unread(self) -> bool:
+        """Build the model anew without the layers of presets that the loss never reads, if there are any."""
+        self.train()
+        unread = unread_layers(self.model, self.learning, self.adapter, self.adapted, self._tiny_loss)
+        other = self.adapter.without(unread) if unread else None
+        if other is None:
+            return False
+        self.adapter, self.unread, self._built = other, unread, False
+        del self.model
+        self.configure_model()
+        return True
+
+    def _tiny_loss(self) -> Tensor | None:
+        batch = self.tiny_batch()
+        device = next(self.model.parameters()).device
+        return None if batch is None else self.step(move_data_to_device(batch, device)).loss
 
     @contextmanager
     def _base(self) -> Iterator[tuple[nn.Module, Sequence[nn.Module]]]:
@@ -434,7 +463,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         self._epoch_loss.add(loss, weight)
         if self.global_step == 0:
             refuse_parameters_outside(self, self.model)
-            self._watch.begin()
+            self._watch.begin(self.adapter, self.adapted)
         # Lightning has divided by the accumulated batches, DDP by the ranks
         factor = self.trainer.world_size * self.trainer.accumulate_grad_batches / max(weight, 1e-12)
         gradients = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,14 +1,15 @@
 """The checks of a training run: each step's gradients, and at the end of an epoch the frozen tensors."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from loralight.errors import InputError
+from loralight.adapters.base import Adapter
 from loralight.training.frozen_watch import FrozenWatch
 from loralight.training.gradients import GradientWatch, SeenStep, layer_of
 from loralight.training.learning import Learning
+from loralight.training.unread import refuse_unread
 
 
 class Watch:
@@ -27,18 +28,21 @@ class Watch:
         self._gradients = GradientWatch()
         self._frozen = FrozenWatch(model, set(learning.tensors()))
 
-    def begin(self) -> None:
+    def begin(self, adapter: Adapter, adapted: Mapping[str, Collection[str]]) -> None:
         """Look at the first step of a run, once its gradients are there.
+
+        Args:
+            adapter: of the run.
+            adapted: its layers by target.
 
         Raises:
             InputError: a parameter has no gradient (``E-UNREACHED``).
         """
         self._gradients.begin()
         if deaf := [name for name, p in self._learning.parameters.items() if p.grad is None]:
-            raise InputError(
-                "E-UNREACHED",
-                f"no gradient reaches {', '.join(deaf[:5])}: the task's step never uses them. Exclude them",
-            )
+            layers = [name for found in adapted.values() for name in found]
+            owners = {name: layer_of(name, layers) for name in deaf}
+            refuse_unread(adapter, {owner if owner in layers else name for name, owner in owners.items()}, adapted)
 
     def look_(self, gradients: Sequence[Tensor | None], *, loss: float, place: Callable[[], str], scaled: bool) -> None:
         """Look at each step; see `GradientWatch.look_`."""

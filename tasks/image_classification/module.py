@@ -91,6 +91,10 @@ class ImageClassification(AdapterTask):
     def head(self, model: nn.Module) -> list[nn.Module]:
         return classifiers(model)
 
+    def tiny_batch(self) -> dict[str, Tensor]:
+        images = torch.zeros(2, *self.preparation["input_size"])
+        return {"images": images, "labels": torch.zeros(2, dtype=torch.long)}
+
     def metrics(self) -> MetricCollection:
         return image_metrics(len(self.labels))
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForTokenClassification, PreTrainedModel
 from loralight import AdapterTask, Step
 from loralight.data import check_smoothing, weights_of_labels
 from loralight.errors import InputError
-from loralight.models import check_vocabulary, load_classifier, new_head
+from loralight.models import check_vocabulary, depends_on_padding, each_length, load_classifier, new_head
 
 from .decoding import by_sentence, decode
 from .metrics import entity_metrics
@@ -81,6 +81,7 @@ class Ner(AdapterTask):
         model = load_classifier(AutoModelForTokenClassification, self.checkpoint, self.tags)
         self.encoder = Encoder(checkpoint=self.checkpoint, max_length=self.max_length, stride=self.stride)
         check_vocabulary(model, self.encoder.tokenizer, self.checkpoint)
+        self._by_length = depends_on_padding(model, padding=self.encoder.padding)
         return model
 
     def save_pretrained(self, folder: Path) -> None:
@@ -89,6 +90,11 @@ class Ner(AdapterTask):
 
     def head(self, model: nn.Module) -> list[nn.Module]:
         return new_head(model, self.fresh(model))
+
+    def tiny_batch(self) -> dict[str, Tensor]:
+        ids = [*self.encoder.before, 0, 1, *self.encoder.after]
+        row = {"input_ids": [ids], "window": [0], "position": [len(self.encoder.before)]}
+        return {**join([row, row], self.encoder.padding), "labels": torch.zeros(2, dtype=torch.long)}
 
     def metrics(self) -> MetricCollection:
         return entity_metrics(self.types)
@@ -109,12 +115,22 @@ class Ner(AdapterTask):
     def probed(self, features: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         return features[batch["window"], batch["position"]], batch["labels"]
 
-    def _logits(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Of each word, (words, tags), in float32."""
+    def _logits(self, batch: Mapping[str, Tensor], *, by_length: bool = False) -> Tensor:
+        """Of each word, (words, tags), in float32; of windows of one length at a time if need be."""
         size = len(batch["input_ids"]) if torch.is_grad_enabled() else _WINDOWS
         parts = zip(torch.split(batch["input_ids"], size), torch.split(batch["attention_mask"], size), strict=True)
-        logits = torch.cat([self.model(input_ids=ids, attention_mask=mask).logits for ids, mask in parts])
+        read = self._of_each_length if by_length else self._of_all
+        logits = torch.cat([read(ids, mask) for ids, mask in parts])
         return logits[batch["window"], batch["position"]].float()
+
+    def _of_all(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.model(input_ids=ids, attention_mask=mask).logits  # type: ignore[no-any-return]
+
+    def _of_each_length(self, ids: Tensor, mask: Tensor) -> Tensor:
+        logits = torch.zeros(*ids.shape, len(self.tags), device=ids.device)
+        for rows, part in each_length({"input_ids": ids, "attention_mask": mask}):
+            logits[rows, : part["input_ids"].shape[1]] = self.model(**part).logits.float()
+        return logits
 
     def predict_batch(self, inputs: Sequence[Any], *, threshold: float = 0.0) -> list[dict[str, Any]]:
         """The entities in texts, in lists of words, or in records with the data's columns.
@@ -130,7 +146,7 @@ class Ner(AdapterTask):
         reads = [self._read(given) for given in inputs]
         batch = join(self.encoder([read.words for read in reads]), self.encoder.padding)
         batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
-        log_probabilities = self._logits(batch).log_softmax(-1)
+        log_probabilities = self._logits(batch, by_length=self._by_length).log_softmax(-1)
         tags = decode(log_probabilities, batch["lengths"])
         chosen = by_sentence(log_probabilities, batch["lengths"]).gather(-1, tags.clamp(min=0)[..., None])[..., 0].exp()
         return [

@@ -17,6 +17,8 @@ from loralight.models import (
     agree_on_padding_,
     check_pooling,
     check_vocabulary,
+    depends_on_padding,
+    each_length,
     find_pooling,
     load_classifier,
     load_pooled,
@@ -92,6 +94,8 @@ class TextClassification(AdapterTask):
         pad_(self.tokenizer, self.checkpoint)
         agree_on_padding_(model, self.tokenizer)
         check_vocabulary(model, self.tokenizer, self.checkpoint)
+        left = self.tokenizer.padding_side == "left"
+        self._by_length = depends_on_padding(model, padding=self.tokenizer.pad_token_id or 0, on_the_left=left)
         return model
 
     def _load(self) -> PreTrainedModel:
@@ -110,6 +114,12 @@ class TextClassification(AdapterTask):
 
     def head(self, model: nn.Module) -> list[nn.Module]:
         return new_head(model, self.fresh(model))
+
+    def tiny_batch(self) -> dict[str, Tensor]:
+        texts = [["a", "b c"]] * len(self.text_columns)
+        encoded = tokenise(self.tokenizer, *texts, padding=True, return_tensors="pt")
+        labels = torch.zeros(2, len(self.labels)) if self.multi_label else torch.zeros(2, dtype=torch.long)
+        return {**encoded, "labels": labels}
 
     def found_arguments(self) -> dict[str, Any]:
         return {"pooling": self.pooling}
@@ -167,7 +177,7 @@ class TextClassification(AdapterTask):
             padding=True,
             return_tensors="pt",
         )
-        logits = self.model(**encoded.to(self.device)).logits.float()  # (batch, labels)
+        logits = self._logits(encoded.to(self.device)).float()  # (batch, labels)
         scaled = logits / self.temperature
         probabilities = (scaled.sigmoid() if self.multi_label else scaled.softmax(-1)).tolist()
         chosen = (self._around_half(logits) > 0.5).tolist()
@@ -175,6 +185,13 @@ class TextClassification(AdapterTask):
             {**record, **self._verdict(dict(zip(self.labels, row, strict=True)), above)}
             for record, row, above in zip(records, probabilities, chosen, strict=True)
         ]
+
+    def _logits(self, batch: Mapping[str, Tensor]) -> Tensor:
+        if not self._by_length:
+            return self.model(**batch).logits  # type: ignore[no-any-return]
+        parts = [(rows, self.model(**part).logits) for rows, part in each_length(batch)]
+        order = torch.cat([rows for rows, _ in parts]).argsort()
+        return torch.cat([logits for _, logits in parts])[order]
 
     def _verdict(self, probabilities: dict[str, float], chosen: Sequence[bool]) -> dict[str, Any]:
         if self.multi_label:

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from datasets import Dataset, Features, Value
 from datasets import List as Items
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from loralight.acceleration import keeps_apart
 from loralight.data import (
     Form,
     Origin,
@@ -75,7 +77,7 @@ class TextGenerationData(TaskData):
         max_length: tokens per row; a longer chat or completion loses its end (and is counted).
         columns: names of the columns: ``messages``, ``prompt`` and ``completion``, ``text``. The first form of which
             train has the columns is taken.
-        packed: several documents may share a row; else each has its own.
+        packed: several documents may share a row; else each has its own. None: they may if the model keeps them apart.
         join: the text between prompt and completion.
         chat_template: a chat template (Jinja), or a file with one; else the tokenizer's own.
         loading: where the rows are, batch size, workers, seed, see `TaskData`.
@@ -89,7 +91,7 @@ class TextGenerationData(TaskData):
         checkpoint: str,
         columns: Mapping[str, str | int],
         max_length: int = 512,
-        packed: bool = True,
+        packed: bool | None = None,
         join: str = "\n",
         chat_template: str | None = None,
         **loading: Any,
@@ -101,6 +103,7 @@ class TextGenerationData(TaskData):
         self.rows: dict[str, Dataset] = {}
         self.documents: dict[str, Dataset] = {}
         self.counts: dict[str, dict[str, int]] = {}
+        self._notes: list[str] = []
         self._prompts: dict[tuple[str, int], list[tuple[dict[str, Any], list[str]]]] = {}
 
     def load(self) -> dict[str, PackedRows]:
@@ -133,8 +136,24 @@ class TextGenerationData(TaskData):
             "cut": sum(encoded["cut"]),
             "used": len(set(encoded["row"])),
         }
-        groups = pack(lengths, self.max_length) if self.packed else [[document] for document in range(len(lengths))]
+        alone = [[document] for document in range(len(lengths))]
+        groups = alone if self.packed is False else pack(lengths, self.max_length)
         return PackedRows(self.documents[split], groups)
+
+    def suit_(self, model: nn.Module) -> None:
+        """Give each document a row of its own, if ``packed`` does not say and the model would mix those of a row."""
+        is_shared = any(len(group) > 1 for rows in self.splits.values() for group in rows.groups)
+        if self.packed is not None or not is_shared or not isinstance(model, PreTrainedModel) or keeps_apart(model):
+            return
+        self.packed = False
+        self.splits = {
+            split: PackedRows(rows.documents, [[document] for document in range(len(rows.documents))])
+            for split, rows in self.splits.items()
+        }
+        self._notes = [
+            f"{type(model).__name__} lets documents that share a row see one another: each has a row of its own "
+            "(data.packed=false)"
+        ]
 
     def _targets(self, split: str) -> np.ndarray[Any, np.dtype[np.int64]]:
         chunks = self.documents[split].data.column("targets").chunks
@@ -202,7 +221,7 @@ class TextGenerationData(TaskData):
                 f"{split}: {num_rows} {kind}, {counts['tokens']:,} tokens{learnt}, in {len(rows)} rows of up to "
                 f"{self.max_length}{''.join(f'; {note}' for note in notes)}"
             )
-        return [*lines, *self._cautions()]
+        return [*lines, *self._notes, *self._cautions()]
 
     def _cautions(self) -> list[str]:
         num_rows = {split: len(rows) for split, rows in self.rows.items()}

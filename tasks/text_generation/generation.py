@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ from transformers import (
 
 from loralight.data import seed_of
 from loralight.errors import InputError
+from loralight.logs import logger
+
+_SEES_PADDING: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()  # the models that were tried
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +97,10 @@ class Writer:
             InputError: a prompt leaves no room for another token, or has none (``E-SEQ-LEN``, ``E-INPUT``).
         """
         groups: dict[tuple[int, int], list[int]] = {}
+        is_mixed = len({len(prompt) for prompt in prompts}) > 1 and self._sees_padding()
         for number, prompt in enumerate(prompts):
             # the penalty would fall on padding too
-            width = len(prompt) if decoding.repetition_penalty != 1 else 0
+            width = len(prompt) if decoding.repetition_penalty != 1 or is_mixed else 0
             groups.setdefault((self._room(prompt, decoding), width), []).append(number)
         answers: dict[int, tuple[str, str]] = {}
         for (room, _), numbers in groups.items():
@@ -153,18 +158,16 @@ class Writer:
         unwanted: threading.Event | None = None,
     ) -> Tensor:
         """New tokens, (prompts, up to ``room``)."""
-        width, pad = max(map(len, prompts)), self.ends[0]
-        device = self.model.device
+        width = max(map(len, prompts))
         written = self.model.generate(  # type: ignore[operator]
-            input_ids=torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompts], device=device),
-            attention_mask=torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device),
+            **self._padded(prompts),
             generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
                 max_new_tokens=room,
                 do_sample=False,
                 num_beams=1,
                 repetition_penalty=float(decoding.repetition_penalty),
                 eos_token_id=self.ends,
-                pad_token_id=pad,
+                pad_token_id=self.ends[0],
             ),
             logits_processor=decoding.processors(prompts),
             stopping_criteria=StoppingCriteriaList([_Said(self.tokenizer, decoding.stop, width, unwanted)]),
@@ -172,6 +175,42 @@ class Writer:
         )
         assert isinstance(written, Tensor)
         return written[:, width:]
+
+    @torch.no_grad()
+    def _sees_padding(self) -> bool:
+        """Whether the token after a prompt depends on the padding before it: a model is tried once, on two prompts."""
+        if self.model not in _SEES_PADDING:
+            rows = [[number % len(self.tokenizer) for number in numbers] for numbers in (range(5, 11), range(7, 10))]
+            together = self._next_logits(rows)
+            alone = torch.cat([self._next_logits([row]) for row in rows])
+            tolerance = max(1e-4, 64 * torch.finfo(alone.dtype).eps) * alone.abs().max()
+            _SEES_PADDING[self.model] = not bool(((together - alone).abs() <= tolerance).all())
+            if _SEES_PADDING[self.model]:
+                name = type(self.model).__name__
+                logger.info(
+                    "what %s writes depends on the padding in its batch: prompts of one length go together", name
+                )
+        return _SEES_PADDING[self.model]
+
+    def _next_logits(self, prompts: Sequence[list[int]]) -> Tensor:
+        """Of the first token that is written, (prompts, vocabulary)."""
+        given = self._padded(prompts)
+        settings = GenerationConfig(max_new_tokens=1, do_sample=False, num_beams=1, pad_token_id=self.ends[0])  # type: ignore[no-untyped-call]
+        written = self.model.generate(  # type: ignore[operator]
+            **given, generation_config=settings, output_logits=True, return_dict_in_generate=True
+        )
+        logits: Tensor = written.logits[0]
+        return logits
+
+    def _padded(self, prompts: Sequence[list[int]]) -> dict[str, Tensor]:
+        """Prompts with padding on the left."""
+        width, pad, device = max(map(len, prompts)), self.ends[0], self.model.device
+        return {
+            "input_ids": torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompts], device=device),
+            "attention_mask": torch.tensor(
+                [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device
+            ),
+        }
 
     def _ended(self, ids: list[int], stop: Sequence[str]) -> tuple[str, str]:
         end = next((at for at, token in enumerate(ids) if token in self.ends), None)

@@ -8,7 +8,12 @@ import torch
 from timm.layers.std_conv import StdConv2d
 from torch import Tensor, nn
 
+from loralight.acceleration.base import Accelerations, Facts
+from loralight.acceleration.batch_norm import FrozenBatchNorms
 from loralight.acceleration.batch_norm_folding import fold_batch_norm_, refuse_without_batch_norm
+from loralight.acceleration.dropout import DropoutMasks
+from loralight.adapters import Lora, LoraLayer, inject
+from loralight.adapters.base import trainable
 from loralight.errors import InputError
 
 
@@ -105,3 +110,35 @@ def test_a_model_that_cannot_be_folded_is_refused(model: nn.Module, message: str
 def test_a_model_without_batch_norm_is_refused_at_once() -> None:
     with pytest.raises(InputError, match="E-FOLD: Sequential has no BatchNorm"):
         refuse_without_batch_norm(nn.Sequential(nn.Conv2d(3, 3, 1)))
+
+
+@pytest.mark.parametrize("name", ["test_byobnet", "test_efficientnet", "densenet121"])
+@pytest.mark.parametrize("order", [["dropout", "batch_norm"], ["batch_norm", "dropout"]], ids="-".join)
+def test_models_with_dropout_and_padded_convolutions_are_linked_and_compute_the_same(
+    name: str, order: list[str]
+) -> None:
+    """Cheap dropout, and an adapted convolution that pads, are layers of ours that torch.fx cannot look into."""
+    model = timm.create_model(name, num_classes=3, drop_rate=0.2)
+    inject(model, Lora(targets="all", rank=1), head=[model.get_classifier()])
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for module in model.train().modules():
+        module.training = isinstance(module, nn.Dropout)
+        if isinstance(module, LoraLayer):
+            nn.init.normal_(module.lora_B, std=0.01)
+    x = torch.rand(2, 3, 32, 32)
+
+    def step() -> list[Tensor]:
+        torch.manual_seed(0)
+        loss = model(x).square().sum()
+        return [loss.detach(), *torch.autograd.grad(loss, list(trainable(model).values()), allow_unused=False)]
+
+    kinds = {"dropout": DropoutMasks(), "batch_norm": FrozenBatchNorms()}
+    accelerations = Accelerations({name: kinds[name] for name in order})
+    kinds["dropout"].attach_(Facts(model=model))
+    kinds["dropout"].switch_(True)  # as where a model is built that has trained before
+    expected = step()
+    accelerations.attach_(Facts(model=model, still=norms, fixed=norms))
+    accelerations.switch_(True)
+    assert sum("follower" in vars(module) for module in model.modules()) > 3
+    for found, wanted in zip(step(), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4 * float(wanted.detach().abs().max()))

@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
-from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 from loralight.acceleration import TokenScorer
 from loralight.adapters import Lora, inject
@@ -37,6 +45,22 @@ def test_a_model_that_changes_its_logits_afterwards_keeps_its_own_loss() -> None
         name, factor = next((n, p) for n, p in model.named_parameters() if n.endswith("lora_B"))
         ours, theirs = (torch.autograd.grad(loss, factor)[0] for loss in losses_of(scorer, model, targets, ids))
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-9, msg=name)
+
+
+def test_a_first_batch_whose_logits_are_small_or_zero_shows_what_becomes_of_large_ones() -> None:
+    torch.manual_seed(0)
+    sizes = SMALL | HEADS | {"layer_norm_eps": 1e-5}
+    capped = Gemma2ForCausalLM(Gemma2Config(**sizes, final_logit_softcapping=30.0, query_pre_attn_scalar=8))
+    scaled = CohereForCausalLM(CohereConfig(**sizes, logit_scale=0.1, pad_token_id=0))
+    for model in (capped, scaled):
+        model.double().eval().requires_grad_(False)
+        vocabulary = model.get_output_embeddings().weight.clone()
+        scorer, ids = TokenScorer(), torch.randint(1, 50, (2, 9))
+        model.get_output_embeddings().weight.mul_(1e-3)
+        ids[0, 0] = 0  # of padding, whose embedding is zero
+        losses_of(scorer, model, ids.roll(-1, 1), ids)
+        model.get_output_embeddings().weight.copy_(100 * vocabulary)
+        torch.testing.assert_close(*losses_of(scorer, model, ids.roll(-1, 1), ids), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # which Dynamo looks at

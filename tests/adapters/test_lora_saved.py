@@ -10,11 +10,12 @@ import lightning
 import pytest
 import timm
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
-from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Mamba2Config, Mamba2Model, MixtralConfig, MixtralForCausalLM
 
-from loralight.adapters import Lora
+from loralight.adapters import Lora, inject
 from loralight.adapters.base import trainable
 from loralight.artifacts.export import load_adapter, read_recipe, save_adapter
 from loralight.training.checkpoint import FolderCheckpointIO
@@ -138,3 +139,18 @@ def test_layers_of_every_kind_are_trained_and_come_back_bit_for_bit(kind: str, t
     assert torch.equal(output(resumed, x), expected) and torch.equal(output(loaded, x), expected)
     assert not torch.equal(output(make(kind), x), expected)
     assert torch.equal(output(copy.deepcopy(task), x), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.parametrize(("targets", "has_form"), [(["in_proj"], True), (["in_proj", "out_proj"], False)])
+def test_layers_of_mamba_that_peft_refuses_have_no_form_there(targets: list[str], has_form: bool) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_heads": 4, "head_dim": 8, "state_size": 4, "n_groups": 1}
+    model = Mamba2Model(Mamba2Config(vocab_size=20, **sizes))
+    plain, adapter = copy.deepcopy(model), Lora(targets=targets, rank=2)
+    inject(model, adapter)
+    assert (adapter.peft_config(model) is not None) is has_form
+    if has_form:
+        get_peft_model(plain, LoraConfig(target_modules=targets))  # type: ignore[arg-type]
+    else:
+        with pytest.raises(ValueError, match="incompatible with Mamba"):
+            get_peft_model(plain, LoraConfig(target_modules=targets))  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from transformers.pytorch_utils import Conv1D
 
 from loralight.adapters.layers.attention import LoraAttention
 from loralight.adapters.layers.embedding import LoraEmbedding, refuse_rescaling
+from loralight.adapters.layers.extended import is_read_with_its_update, kind_of_extended
 from loralight.adapters.layers.lora import LAYERS, LoraLayer
 from loralight.adapters.layers.quantised import LoraQuantisedLinear
 from loralight.adapters.layers.slices import SLICED, SLICES
@@ -25,7 +26,9 @@ KINDS: dict[type[nn.Module], type[LoraLayer | LoraAttention]] = {
 
 def kind_of(layer: nn.Module, slices: str | None) -> Any:
     """The LoRA class of a layer, with A and B for each of ``slices`` if these are adapted apart."""
-    return KINDS[type(layer)] if slices is None else SLICED.get(type(layer), LoraAttention)
+    if slices is not None:
+        return SLICED.get(type(layer), LoraAttention)
+    return KINDS.get(type(layer)) or kind_of_extended(type(layer))
 
 
 def check_slices(slices: Mapping[str, str]) -> None:
@@ -60,7 +63,7 @@ def check(name: str, layer: Any, *, special: Mapping[str, Any], slices: str | No
             (``E-LAYER``), or it has no such slices (``E-SLICES``).
     """
     refuse_rescaling(name, layer)
-    if isinstance(layer, nn.MultiheadAttention | nn.Parameter):
+    if isinstance(layer, nn.MultiheadAttention | nn.Parameter) or is_read_with_its_update(type(layer)):
         _refuse(name, special, list(special), "is adapted in its weights alone")
     elif isinstance(layer, nn.Embedding) and special.get("init") == "eva":
         _refuse(name, special, ["init"], "takes numbers of tokens, which have no directions")

@@ -1,8 +1,9 @@
 """AdaLoRA: Zhang et al., 2023, https://arxiv.org/abs/2303.10512."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from loralight.adapters.methods.low_rank import (
     patterns,
     refuse_excess,
 )
+from loralight.adapters.targets import excluding
 from loralight.errors import InputError
 
 
@@ -86,6 +88,9 @@ class AdaLora(Adapter):
             raise InputError(
                 "E-PENALTY", f"adapter.orthogonality is {self.orthogonality!r}; give a weight of at least 0"
             )
+
+    def without(self, names: Collection[str]) -> Self:
+        return replace(self, exclude=excluding(self.exclude, names))
 
     def apply_(self, model: nn.Module, candidates: Mapping[str, nn.Module]) -> dict[str, list[str]]:
         hits, names = choose(model, candidates, self.targets, types=tuple(ADALORA_LAYERS), exclude=self.exclude)

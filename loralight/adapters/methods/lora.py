@@ -12,6 +12,7 @@ from loralight.adapters.base import Adapter
 from loralight.adapters.layers.attention import show_weights_
 from loralight.adapters.layers.eva import redraw_
 from loralight.adapters.layers.experts import adapt_experts_, expert_weights
+from loralight.adapters.layers.extended import extended_among
 from loralight.adapters.layers.initialisation import INITIALISATIONS
 from loralight.adapters.layers.kinds import KINDS, check, check_slices, kind_of
 from loralight.adapters.layers.lora import LoraLayer
@@ -81,7 +82,8 @@ class Lora(LowRankAdapter):
 
     def apply_(self, model: nn.Module, candidates: Mapping[str, nn.Module]) -> dict[str, list[str]]:
         layers: dict[str, Any] = {**candidates, **expert_weights(candidates)}
-        hits = resolve(layers, self.targets, types=(*self.layers, nn.Parameter), exclude=self.exclude)
+        types = (*self.layers, *extended_among(layers.values()), nn.Parameter)
+        hits = resolve(layers, self.targets, types=types, exclude=self.exclude)
         names = dict.fromkeys(name for found in hits.values() for name in found)
         together = tied(model, layers, names, self.exclude)
         sizes, slices = self.sizes(together), by_name(self.slices, together, "adapter.slices")

@@ -1,9 +1,9 @@
 """The part that LoRA and its relatives share: the choice of layers, their ranks, and their names in PEFT."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self, TypeVar
 
 from torch import nn
 
@@ -13,7 +13,7 @@ from loralight.adapters.layers.lora import LoraConv1D, LoraLayer
 from loralight.adapters.layers.parameters import LowRank
 from loralight.adapters.peft.config import targeting
 from loralight.adapters.peft.lora_names import peft_by_weight, peft_experts, peft_has_a_form, peft_tensor_names
-from loralight.adapters.targets import match, resolve
+from loralight.adapters.targets import excluding, match, resolve
 from loralight.errors import InputError
 
 T = TypeVar("T")
@@ -64,6 +64,9 @@ class LowRankAdapter(Adapter):
         check_probability("dropout", self.dropout)
         if self.lr_rank is not None:
             check_rank("lr_rank", self.lr_rank)
+
+    def without(self, names: Collection[str]) -> Self:
+        return replace(self, exclude=excluding(self.exclude, names))
 
     def apply_(self, model: nn.Module, candidates: Mapping[str, nn.Module]) -> dict[str, list[str]]:
         hits, names = choose(model, candidates, self.targets, types=tuple(self.layers), exclude=self.exclude)

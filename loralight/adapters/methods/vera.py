@@ -1,13 +1,15 @@
 """VeRA: Kopiczko et al., 2023, https://arxiv.org/abs/2310.11454."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
 
 from torch import nn
 
 from loralight.adapters.base import Adapter
 from loralight.adapters.layers.vera import VERA_LAYERS, upgrade_
 from loralight.adapters.methods.low_rank import check_probability, check_rank, choose
+from loralight.adapters.targets import excluding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,9 @@ class Vera(Adapter):
     def __post_init__(self) -> None:
         check_rank("rank", self.rank)
         check_probability("dropout", self.dropout)
+
+    def without(self, names: Collection[str]) -> Self:
+        return replace(self, exclude=excluding(self.exclude, names))
 
     def apply_(self, model: nn.Module, candidates: Mapping[str, nn.Module]) -> dict[str, list[str]]:
         hits, names = choose(model, candidates, self.targets, types=tuple(VERA_LAYERS), exclude=self.exclude)

@@ -9,6 +9,8 @@ from loralight.adapters.layers.lora import LoraLayer, LoraLinear, LoraProduct
 from loralight.adapters.layers.parameters import LoraParameters
 
 _PARTS = ("lora_A", "lora_B")
+_OF_MAMBA = ("out_proj", "conv1d")  # layers that PEFT refuses in these models, as their kernels read the weight
+_MAMBAS = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
 _OF_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")  # parts of experts to PEFT
 
 
@@ -17,7 +19,7 @@ def peft_has_a_form(model: nn.Module) -> bool:
 
     Its attention layers and fused projections have one A for all of q, k and v; of tied layers it ties those of some
     models only; beside experts it takes no layer whose weight is (in, out); and weights that are named by themselves
-    are those of linear layers, without dropout.
+    are those of linear layers, without dropout. Of Mamba it refuses some layers.
     """
     modules = list(model.modules())
     layers = [module for module in modules if isinstance(module, LoraLayer)]
@@ -25,7 +27,16 @@ def peft_has_a_form(model: nn.Module) -> bool:
     transposed = any(isinstance(layer, LoraProduct) and layer.weight_is_transposed for layer in layers)
     named = all(type(layer) is LoraLinear and not layer.lora_dropout for layer in peft_by_weight(model).values())
     known = all(layer.is_known_to_peft for layer in layers) and all(module.has_peft_form for module in parameters)
-    return known and named and not (transposed and any(isinstance(module, LoraExperts) for module in parameters))
+    is_mixed = transposed and any(isinstance(module, LoraExperts) for module in parameters)
+    return known and named and not is_mixed and not _refused_by_name(model)
+
+
+def _refused_by_name(model: nn.Module) -> bool:
+    """Whether PEFT refuses a layer for its name and the type of its model."""
+    if not isinstance(model, PreTrainedModel) or model.config.model_type not in _MAMBAS:
+        return False
+    layers = [name for name, module in model.named_modules() if isinstance(module, LoraLayer)]
+    return any(name.rpartition(".")[2] in _OF_MAMBA for name in layers)
 
 
 def peft_by_weight(model: nn.Module) -> dict[str, LoraLayer]:

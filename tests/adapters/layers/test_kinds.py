@@ -12,7 +12,8 @@ from loralight.adapters.layers.lora import LoraLayer, LoraLinear
 from loralight.adapters.multi.parts import parts_of
 from loralight.errors import InputError
 
-ADDITIVE = {"LoraLinear", "LoraConv1D", "LoraConv1d", "LoraConv2d", "LoraConv3d", "LoraQuantisedLinear"}
+IN_PEFT = {"LoraLinear", "LoraConv1D", "LoraConv1d", "LoraConv2d", "LoraConv3d", "LoraQuantisedLinear", "LoraUnfused"}
+ADDITIVE = IN_PEFT | {"LoraPadded"}
 DORA = {f"Dora{kind}" for kind in ("Linear", "Conv1D", "Conv1d", "Conv2d", "Conv3d", "Embedding", "QuantisedLinear")}
 
 
@@ -29,7 +30,7 @@ def own(capability: str) -> set[str]:
 
 def test_these_kinds_can_these_things() -> None:
     assert own("is_additive") == ADDITIVE
-    assert own("has_peft_form") == ADDITIVE | DORA | {"LoraEmbedding", "LoraEncoderLinear"}
+    assert own("has_peft_form") == IN_PEFT | DORA | {"LoraEmbedding", "LoraEncoderLinear"}
     assert own("follows_norm") == {"LoraConv1d", "LoraConv2d", "LoraConv3d"}
 
 

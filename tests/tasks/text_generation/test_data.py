@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import BertConfig, RobertaConfig
+from transformers import AutoModelForCausalLM, BertConfig, RobertaConfig
 
 from loralight.errors import InputError
 from loralight.models.pretrained import check_causal
@@ -47,6 +48,36 @@ def documents(row: dict[str, list[int]]) -> list[tuple[list[int], list[int]]]:
     starts = [at for at, position in enumerate(row["position_ids"]) if position == 0]
     ends = [*starts[1:], len(row["input_ids"])]
     return [(row["input_ids"][a:b], row["targets"][a:b]) for a, b in zip(starts, ends, strict=True)]
+
+
+BLOOM = {"n_layer": 2, "n_head": 2, "hidden_size": 32, "initializer_range": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "packed", "shared"),
+    [
+        ("Llama", {}, None, True),
+        ("Bloom", BLOOM, None, False),
+        ("Bloom", BLOOM, True, True),
+        ("Llama", {}, False, False),
+    ],
+)
+def test_documents_share_a_row_by_default_if_the_model_keeps_them_apart(
+    family: str,
+    changes: dict[str, Any],
+    packed: bool | None,
+    shared: bool,
+    language_model: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    checkpoint = language_model(family, **changes)
+    data = make(tmp_path, checkpoint, texts(TEXTS[:2] * 2), packed=packed)
+    before = sum(data.lengths("train"))
+    data.suit_(AutoModelForCausalLM.from_pretrained(checkpoint))
+    assert (len(data.splits["train"]) < 4) is shared
+    assert sum(data.lengths("train")) == before == sum(len(row["input_ids"]) for row in data.splits["train"])
+    is_told = any("lets documents that share a row see one another" in line for line in data.report())
+    assert is_told is (packed is None and not shared)
 
 
 def test_every_token_of_a_text_is_learnt_once_however_it_is_cut(tmp_path: Path, tiny_llama: str) -> None:

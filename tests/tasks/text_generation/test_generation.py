@@ -9,7 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
+from loralight.adapters import Lora
 from loralight.errors import InputError
+from loralight.tasks.text_generation import TextGeneration
 from loralight.tasks.text_generation.generation import Decoding, Writer
 
 from .conftest import FAMILIES
@@ -204,3 +206,17 @@ def test_a_failure_while_streaming_reaches_the_listener(writer: Writer, monkeypa
 def test_an_option_that_makes_no_sense_is_an_error(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=f"^E-OPTION: {message}"):
         decoding(**options)
+
+
+RWKV = {"attention_hidden_size": 32, "hidden_size": 32, "num_hidden_layers": 2, "context_length": 64}
+
+
+@pytest.mark.parametrize(("family", "changes"), [("Rwkv", RWKV), ("GPT2", {})])
+def test_a_text_is_continued_the_same_in_any_company(
+    family: str, changes: dict[str, Any], language_model: Callable[..., str]
+) -> None:
+    task = TextGeneration(checkpoint=language_model(family, **changes), adapter=Lora(targets="all-linear", rank=2))
+    task.configure_model()
+    prompts = ["the quick", "what is it? it is a fine", "dog"]
+    alone = [task.predict([prompt], max_new_tokens=6)[0] for prompt in prompts]
+    assert task.predict(prompts, max_new_tokens=6) == alone

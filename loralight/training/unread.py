@@ -1,0 +1,139 @@
+"""The layers that a task's loss never reads, found by backward passes on a tiny batch before training.
+
+A pooler whose output the head leaves, or a layer that is called for another kind of input, would learn nothing.
+"""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+
+from loralight.adapters.base import Adapter
+from loralight.adapters.targets import PRESETS
+from loralight.errors import InputError
+from loralight.logs import logger
+from loralight.training.gradients import layer_of
+from loralight.training.learning import Learning
+
+Loss = Callable[[], Tensor | None]
+
+_PASSES = 8  # in one of which a layer that training skips at random takes part
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+
+
+def unread_layers(
+    model: nn.Module, learning: Learning, adapter: Adapter, adapted: Mapping[str, Collection[str]], loss: Loss
+) -> list[str]:
+    """Names of the adapted layers that presets chose and that the loss never reads.
+
+    A layer that is not called is left to the data if others of its name are read: it may be an expert of a mixture.
+
+    Args:
+        model: adapted, in training mode.
+        learning: its trainable part.
+        adapter: the method.
+        adapted: the adapted layers by target.
+        loss: of a tiny batch; None if there is none.
+
+    Raises:
+        InputError: the user has named one of them (``E-UNREACHED``).
+    """
+    names = {name for found in adapted.values() for name in found}
+    found = _passes(model, learning, names, loss)
+    if found is None:
+        return []
+    read, called = found
+    alike = {_NUMBER.sub("*", name) for name in read}
+    unread = {name for name in names - read if name in called or _NUMBER.sub("*", name) not in alike}
+    by_name = {name for pattern, chosen in adapted.items() if pattern not in PRESETS for name in chosen}
+    if adapter.without(()) is None:
+        return []
+    if unread & by_name:
+        refuse_unread(adapter, unread & by_name, adapted)
+    return sorted(unread)
+
+
+def refuse_unread(adapter: Adapter, unread: Collection[str], adapted: Mapping[str, Collection[str]]) -> None:
+    """Raise ``E-UNREACHED`` with the setting that leaves these layers out, where the method has one.
+
+    Args:
+        adapter: of the run.
+        unread: adapted layers, or parameters of the head.
+        adapted: the adapted layers by target.
+    """
+    more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
+    raise InputError(
+        "E-UNREACHED",
+        f"no gradient reaches {', '.join(sorted(unread)[:5])}{more}: the task's step never uses them; "
+        f"{_remedy(adapter, unread, adapted)}",
+    )
+
+
+def _remedy(adapter: Adapter, unread: Collection[str], adapted: Mapping[str, Collection[str]]) -> str:
+    layers = {name for found in adapted.values() for name in found}
+    if not layers >= set(unread) or adapter.without(()) is None:
+        return "exclude them, or freeze them"
+    if idle := [target for target, found in adapted.items() if set(found) <= set(unread)]:
+        return f"leave {', '.join(map(repr, idle))} out of adapter.targets"
+    return f"set adapter.exclude='[{', '.join(patterns(unread, layers))}]'"
+
+
+def patterns(chosen: Collection[str], names: Iterable[str]) -> list[str]:
+    """A few patterns that mean the ``chosen`` of all ``names``, with ``*`` for numbers where that means no other."""
+    together: dict[str, set[str]] = {}
+    for name in names:
+        together.setdefault(_NUMBER.sub("*", name), set()).add(name)
+    found: dict[str, None] = {}
+    for name in sorted(chosen):
+        pattern = _NUMBER.sub("*", name)
+        found["^" + name if pattern == name or not together[pattern] <= set(chosen) else pattern] = None
+    return list(found)
+
+
+def _passes(model: nn.Module, learning: Learning, names: set[str], loss: Loss) -> tuple[set[str], set[str]] | None:
+    """The layers that a gradient reaches, and those that are called; None if that cannot be found."""
+    read: set[str] = set()
+    parameters = learning.parameters
+    owners = [layer_of(name, learning.layers) for name in parameters]
+    try:
+        on_gpu = any(parameter.is_cuda for parameter in parameters.values())
+        with _undone(model, on_gpu), torch.enable_grad(), _calls(model, names) as called:
+            for number in range(_PASSES):
+                torch.manual_seed(number)
+                if (value := loss()) is None:
+                    return None
+                gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+                read |= {owner for owner, gradient in zip(owners, gradients, strict=True) if gradient is not None}
+                if names <= read:
+                    break
+    except Exception as error:  # whatever a model's own code raises; the first step of training looks again
+        logger.debug("layers that the loss never reads are not looked for: %s", error)
+        return None
+    return read, called
+
+
+@contextmanager
+def _undone(model: nn.Module, on_gpu: bool) -> Iterator[None]:
+    """A context after which random numbers, and buffers such as a BatchNorm's statistics, are as they were before."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    with isolate_rng(include_cuda=on_gpu):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, kept in before:
+                    buffer.copy_(kept)
+
+
+@contextmanager
+def _calls(model: nn.Module, names: set[str]) -> Iterator[set[str]]:
+    """The names of those modules that are called."""
+    called: set[str] = set()
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if name in names:
+                hooks.callback(module.register_forward_hook(lambda *_, name=name: called.add(name)).remove)
+        yield called

@@ -1,0 +1,374 @@
+"""Small models with random weights of the architectures in the registries of transformers and timm, and their trial.
+
+A trial trains an architecture for two steps with the default settings, loads what was saved, merges it, and compares
+loss and gradients with those of the plain library's model of the merged weights.
+"""
+
+import copy
+import itertools
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import timm
+import torch
+import transformers
+from timm.layers import DropPath
+from timm.models import save_for_hf
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.models.auto import modeling_auto as registry
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+import loralight
+from loralight import acceleration
+from loralight.adapters import Lora, LoraLayer, merge
+from loralight.adapters.layers.parameters import LoraParameters
+from loralight.adapters.layers.tied import LoraTwin
+from loralight.errors import InputError
+from loralight.tasks.image_classification import ImageClassification
+from loralight.tasks.text_classification import TextClassification
+from loralight.tasks.text_generation import TextGeneration
+from loralight.training.task import AdapterTask
+
+WORDS = 120
+CALM = ("dropout", "dropout_prob", "_pdrop", "dropout_rate", "layerdrop")  # ends of names of probabilities, set to 0
+SIZES: dict[str, Any] = {
+    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), 128),
+    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "embedding_size", "emb_dim", "model_dim"), 32),
+    **dict.fromkeys(("word_embed_proj_dim", "embedding_dim", "lru_width"), 32),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"), 2),
+    **dict.fromkeys(("num_decoder_layers", "num_encoder_layers", "num_experts_per_tok", "moe_k"), 2),
+    "num_key_value_heads": 2,
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads"), 4),
+    **dict.fromkeys(("decoder_attention_heads", "mamba_n_heads", "mamba_num_heads", "linear_num_value_heads"), 4),
+    **dict.fromkeys(("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts", "block_size"), 4),
+    **dict.fromkeys(("mamba_dt_rank", "time_step_rank", "rotary_dim"), 4),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim", "n_inner"), 64),
+    **dict.fromkeys(("hidden_dim", "ffn_hidden_size", "mlp_hidden_size", "intermediate_size_mlp"), 64),
+    "feed_forward_size": 64,
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "expert_intermediate_size"), 32),
+    **dict.fromkeys(("moe_shared_expert_intermediate_size", "shared_intermediate_size"), 32),
+    **dict.fromkeys(("head_dim", "d_kv", "attention_head_size", "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim"), 8),
+    **dict.fromkeys(("qk_rope_head_dim", "v_head_dim", "linear_key_head_dim", "linear_value_head_dim"), 8),
+    **dict.fromkeys(("mamba_d_state", "mamba_chunk_size", "state_size", "chunk_size", "ssm_state_size"), 8),
+    **dict.fromkeys(("hidden_size_per_layer_input", "index_head_dim", "index_topk", "attention_window"), 8),
+    **dict.fromkeys(("qk_head_dim", "mamba_d_head", "mamba_head_dim", "attention_window_size", "sliding_window"), 16),
+    **dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "first_k_dense_replace"), 1),
+    **dict.fromkeys(("linear_num_key_heads", "mamba_expand", "index_n_heads"), 2),
+    **dict.fromkeys(("initializer_range", "init_std"), 0.2),  # as far from zero as trained weights are
+    **{"num_kv_shared_layers": 0, "max_position_embeddings": 66, "n_positions": 64, "n_ctx": 64},
+}
+TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+KINDS = ("layer_types", "layers_block_type", "mlp_layer_types", "block_types")  # of each layer
+OWN: dict[str, dict[str, Any]] = {
+    "dots3_note_text": {"num_key_value_heads": 4},
+    "esm": {"mask_token_id": 4, "token_dropout": False, "vocab_size": 128},
+    "esmc": {"num_key_value_heads": 4},
+    "falcon_h1": {"mamba_d_ssm": 64},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "hunyuan_v1_dense": {"head_dim": 8},
+    "hunyuan_v1_moe": {"head_dim": 8},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "layoutlmv3": {"coordinate_size": 5, "shape_size": 6, "visual_embed": False},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "lilt": {"channel_shrink_ratio": 4},
+    "mamba2": {"num_heads": 8, "head_dim": 8},
+    "ministral": {"head_dim": 8},
+    "nemotron": {"num_key_value_heads": 2, "head_dim": 8},
+    "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [4, 16], "attn_layers": ["local", "lsh"]},
+    "xlstm": {"hidden_size": 64, "num_heads": 2, "qk_dim_factor": 1.0},
+    "xmod": {"default_language": "en_XX"},
+    "zaya": {"num_experts_per_tok": 1},
+}
+"""Sizes that must fit one another."""
+
+SMALL_NAMES = ("test_", "atto", "femto", "pico", "nano", "xxxs", "xxs", "xx_small", "_xs", "tiny", "_t", "_s")
+MAPPINGS: dict[str, Mapping[str, Any]] = {
+    "text_generation": registry.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    "text_classification": registry.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+}
+LIBRARY = {
+    "text_generation": AutoModelForCausalLM,
+    "text_classification": transformers.AutoModelForSequenceClassification,
+}
+
+
+class NotRunError(Exception):
+    """The plain library does not run an architecture as it is built here."""
+
+
+def found() -> Iterator[tuple[str, str]]:
+    """Each task with each architecture that it may train."""
+    for task, mapping in MAPPINGS.items():
+        yield from ((task, name) for name in sorted(mapping))
+    yield from (("image_classification", family) for family in timm.list_modules())
+
+
+def config_of(kind: type[Any], depth: int = 0, own: Mapping[str, Any] | None = None) -> Any:
+    """A config of a class with small sizes, and of each kind of layer one."""
+    usual = kind()
+    given = usual.to_dict()
+    sizes = {name: size for name, size in SIZES.items() if given.get(name) is not None}
+    sizes |= {name: token for name, token in TOKENS.items() if name in given}
+    sizes |= {name: 0.0 for name, value in given.items() if isinstance(value, float) and name.endswith(CALM)}
+    if given.get("kv_lora_rank"):
+        sizes["num_key_value_heads"] = 4
+    layers = {name: list(dict.fromkeys(given[name])) for name in KINDS if isinstance(given.get(name), list | tuple)}
+    num_layers = max([2, *map(len, layers.values())])
+    sizes |= {name: num_layers for name in ("num_hidden_layers", "n_layer", "num_layers") if name in sizes}
+    layers = {name: (kinds * num_layers)[:num_layers] for name, kinds in layers.items() if kinds}
+    for name in getattr(kind, "sub_configs", {}):
+        part = getattr(usual, name, None)
+        if part is not None and depth < 3:
+            sizes[name] = config_of(type(part), depth + 1).to_dict()
+    try:
+        return kind(**{**sizes, **layers, **(own or {})})
+    except Exception:  # it finds the kinds of layers by itself
+        return kind(**{**sizes, **(own or {})})
+
+
+@cache
+def tokenizer() -> PreTrainedTokenizerBase:
+    """One of words."""
+    marks = ["[PAD]", "[BOS]", "[EOS]", "[UNK]", "[MASK]"]
+    numbers = {word: number for number, word in enumerate([*marks, *(f"w{number}" for number in range(WORDS))])}
+    made = Tokenizer(models.WordLevel(numbers, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    around = {"single": "[BOS] $A [EOS]", "pair": "[BOS] $A [EOS] $B [EOS]"}
+    made.post_processor = processors.TemplateProcessing(**around, special_tokens=[("[BOS]", 1), ("[EOS]", 2)])
+    names = {"pad_token": "[PAD]", "bos_token": "[BOS]", "eos_token": "[EOS]", "unk_token": "[UNK]"}
+    names |= {"cls_token": "[BOS]", "sep_token": "[EOS]", "mask_token": "[MASK]"}
+    return PreTrainedTokenizerFast(tokenizer_object=made, **names)
+
+
+@torch.no_grad()
+def live_(model: nn.Module) -> None:
+    """Draw anew what is zero in a model that has never been trained, so that gradients reach all that is before it."""
+    for parameter in model.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.2)
+
+
+def still_(model: nn.Module) -> nn.Module:
+    """Switch off what is drawn at random in training, which no two libraries draw alike."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout | DropPath):
+            setattr(module, "p" if isinstance(module, nn.Dropout) else "drop_prob", 0.0)
+    return model
+
+
+def write_text_model(task: str, name: str, folder: Path) -> None:
+    """A checkpoint of a type of transformers: the language model, or the base that classifiers are put on.
+
+    Raises:
+        NotRunError: the library does not build it, or it computes nothing on texts.
+    """
+    torch.manual_seed(0)
+    kind: Any = AutoModelForCausalLM if task == "text_generation" else AutoModel
+    ids = torch.arange(5, 21).view(2, 8)
+    ids[:, -1] = TOKENS["eos_token_id"]
+    try:
+        config = config_of(CONFIG_MAPPING[name], own=OWN.get(name))
+        if hasattr(config, "is_decoder") and task == "text_generation":
+            config.is_decoder = True
+        model = kind.from_config(config)
+        live_(model)
+        model.save_pretrained(folder)
+        tokenizer().save_pretrained(folder)
+        plain = LIBRARY[task].from_pretrained(folder).train()
+        settings = {"use_cache": False} if task == "text_generation" else {}  # as in training
+        plain(input_ids=ids, attention_mask=torch.ones_like(ids), **settings).logits.sum().backward()
+    except Exception as error:
+        raise NotRunError(" ".join(f"{type(error).__name__}: {error}".split())[:150]) from error
+
+
+def write_image_model(family: str, folder: Path) -> int:
+    """A checkpoint of the architecture in a family of timm whose name says that it is small; returns its image size."""
+    names = timm.list_models(module=family)
+    order = sorted(names, key=lambda name: next((n for n, s in enumerate(SMALL_NAMES) if s in name), len(SMALL_NAMES)))
+    usual = timm.get_pretrained_cfg(order[0])
+    is_fixed = usual is not None and usual.fixed_input_size
+    fails = ""
+    for size, less in itertools.product((64, 96, 224, 256), ({"depth": 2, "embed_dim": 48, "num_heads": 3}, {})):
+        torch.manual_seed(0)
+        settings = {**less, **({"img_size": size} if is_fixed else {})}
+        try:
+            model = timm.create_model(order[0], num_classes=7, **settings)
+            live_(model)
+            model.eval()(torch.rand(1, 3, size, size))
+            config = {"pretrained_cfg": {"input_size": (3, size, size), "num_classes": 7}}
+            save_for_hf(model, str(folder), model_config=config, model_args=less, safe_serialization=True)
+            return size
+        except Exception as error:
+            fails = " ".join(f"{type(error).__name__}: {error}".split())[:150]
+    raise NotRunError(fails)
+
+
+def task_of(kind: str, folder: Path, size: int) -> AdapterTask:
+    """A task with the default accelerations, not built yet."""
+    names = ("Unpadding", "FirstTokens", "ChannelsLast", "DropoutMasks", "FusedRMSNorms", "FrozenBatchNorms")
+    names += ("FrozenProducts", "SelectiveRecompute")
+    settings: dict[str, Any] = {
+        "checkpoint": str(folder),
+        "adapter": Lora(targets="all" if kind == "image_classification" else "all-linear", rank=2),
+        "optimizer": partial(torch.optim.AdamW, lr=1e-2),
+        "accelerations": {name: getattr(acceleration, name)() for name in names},
+    }
+    if kind == "text_generation":
+        return TextGeneration(**settings, samples=0)
+    if kind == "text_classification":
+        return TextClassification(**settings, labels=["a", "b", "c"], max_length=32)
+    return ImageClassification(**settings, labels=["a", "b", "c"], image_size=size)
+
+
+def batch_of(kind: str, task: Any, size: int) -> dict[str, Tensor]:
+    """Rows of different lengths, or images."""
+    random = torch.Generator().manual_seed(1)
+    if kind == "image_classification":
+        return {"images": torch.rand(2, 3, size, size, generator=random), "labels": torch.tensor([0, 2])}
+    if kind == "text_generation":
+        ids = torch.randint(5, WORDS, (2, 9), generator=random)
+        return {"input_ids": ids[:, :-1], "targets": ids[:, 1:]}
+    rows = [[f"w{number}" for number in range(start, start + length)] for start, length in ((3, 12), (40, 8))]
+    encoded = task.tokenizer([" ".join(row) for row in rows], padding=True, return_tensors="pt")
+    return {**encoded, "labels": torch.tensor([0, 2])}
+
+
+def updates(model: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """The layer and the part of it that has A and B, by the name of the weight that they change."""
+    layers = {f"{name}.weight": (layer, layer) for name, layer in model.named_modules() if _is_single(layer)}
+    read = {name: module for name, module in model.named_modules() if isinstance(module, LoraParameters)}
+    return layers | {f"{name}.{key}": (one, part) for name, one in read.items() for key, part in one.lora.items()}
+
+
+def _is_single(layer: nn.Module) -> bool:
+    return isinstance(layer, LoraLayer) and not isinstance(layer, LoraTwin)
+
+
+def loss_and_gradients(task: AdapterTask, batch: Any, wanted: list[nn.Parameter]) -> tuple[Tensor, list[Tensor | None]]:
+    """Of a training step."""
+    torch.manual_seed(0)
+    with task.accelerations.step(task.model):
+        loss = task.step(batch).loss
+    return loss.detach(), list(torch.autograd.grad(loss, wanted, allow_unused=True))
+
+
+def trial(kind: str, name: str, folder: Path) -> None:
+    """Train, load, merge and compare; whatever is wrong is raised.
+
+    Raises:
+        NotRunError: the plain library does not run it.
+        InputError: loralight refuses it.
+    """
+    base, size = folder / "base", 0
+    if kind == "image_classification":
+        size = write_image_model(name, base)
+    else:
+        write_text_model(kind, name, base)
+    task = task_of(kind, base, size)
+    task.configure_model()
+    batch = batch_of(kind, task, size)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = lightning.Trainer(max_steps=2, accelerator="cpu", default_root_dir=folder, **quiet)
+    trainer.fit(task, torch.utils.data.DataLoader([batch] * 3, batch_size=None))  # type: ignore[arg-type]
+    still_(task.train())
+    layers = updates(task.model)
+    factors = [factor for _, part in layers.values() for factor in (part.lora_A, part.lora_B)]
+    loss, gradients = loss_and_gradients(task, batch, factors)
+    kept = {key: (part.lora_A.detach().clone(), part.lora_B.detach().clone()) for key, (_, part) in layers.items()}
+    scales = {key: part.scaling for key, (_, part) in layers.items()}
+    as_matrix = {key: _as_matrix(layer) for key, (layer, _) in layers.items()}
+    _check_loading(task, batch, folder)
+    task.accelerations.detach_(task.model)
+    merge(task.model)
+    task.save_pretrained(_made(folder / "merged"))
+    task.model = still_(library_model(kind, folder / "merged"))
+    weights = [task.model.get_parameter(key).requires_grad_() for key in layers]
+    plain_loss, plain = loss_and_gradients(task, batch, weights)
+    assert torch.allclose(loss, plain_loss, rtol=1e-3, atol=1e-4), (loss, plain_loss)
+    for number, (key, gradient) in enumerate(zip(layers, plain, strict=True)):
+        found_A, found_B = gradients[2 * number : 2 * number + 2]
+        assert (gradient is None) == (found_A is None and found_B is None), key
+        if gradient is None or found_A is None or found_B is None:
+            continue
+        matrix, (a, b) = as_matrix[key](gradient), kept[key]
+        _check_close(key, found_A.flatten(1), scales[key] * b.flatten(1).T @ matrix)
+        _check_close(key, found_B.flatten(1), scales[key] * matrix @ a.flatten(1).T)
+
+
+def _as_matrix(layer: Any) -> Any:
+    return layer.as_matrix if isinstance(layer, LoraLayer) and layer.weight.ndim == 2 else lambda w: w.flatten(1)
+
+
+def _check_close(key: str, given: Tensor, wanted: Tensor) -> None:
+    difference, size = float((given - wanted).norm()), float(wanted.norm())
+    assert difference <= 5e-3 * size + 1e-5, (key, difference, size)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def _check_loading(task: AdapterTask, batch: Any, folder: Path) -> None:
+    """An adapter that is loaded again computes the same."""
+    task.save(folder / "adapter")
+    loaded = loralight.load(folder / "adapter", device="cpu")
+    with torch.no_grad(), task.evaluating():
+        expected = task.step(copy.copy(batch)).loss
+    with torch.no_grad():
+        given = loaded.step(copy.copy(batch)).loss
+    assert torch.allclose(given, expected, rtol=1e-5, atol=1e-6), (given, expected)
+
+
+def library_model(kind: str, folder: Path) -> nn.Module:
+    """The plain library's model of a folder, as it is in training; BatchNorm as it is in evaluation."""
+    if kind == "image_classification":
+        model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        return model.eval().requires_grad_(False)
+    model = LIBRARY[kind].from_pretrained(folder)
+    return model.train().requires_grad_(False)
+
+
+def outcome(kind: str, name: str, folder: Path) -> tuple[str, str]:
+    """``trains``, or ``refused`` or ``not run here`` with the reason."""
+    try:
+        trial(kind, name, folder)
+    except NotRunError as error:
+        return "not run here", str(error)
+    except InputError as error:
+        return "refused", " ".join(str(error).split())[:200]
+    return "trains", ""
+
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
+_ENTRY = re.compile(r"^\| `(?P<kind>\w+)` \| (?P<result>[a-z ]+) \| (?P<names>.*?) \|(?P<why>.*)\|$")
+
+
+def versions() -> str:
+    """Those that outcomes depend on."""
+    of_torch = torch.__version__.partition("+")[0]
+    return f"transformers {transformers.__version__}, timm {timm.__version__}, torch {of_torch}"
+
+
+def told() -> tuple[str, dict[tuple[str, str], tuple[str, str]]]:
+    """The versions of the page, and what it says of each task and architecture: the result and its reason."""
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    said = next(line for line in lines if line.startswith("Found with "))
+    entries = [found for line in lines if (found := _ENTRY.match(line))]
+    return said.removeprefix("Found with ").rstrip("."), {
+        (entry["kind"], name.strip("`")): (entry["result"], entry["why"].strip())
+        for entry in entries
+        for name in entry["names"].split(", ")
+    }
+
+
+def is_of_the_commit(kind: str, name: str) -> bool:
+    """Whether an architecture is of the tenth that each commit tries."""
+    return zlib.crc32(f"{kind} {name}".encode()) % 10 == 0
