@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from itertools import pairwise
@@ -24,6 +24,7 @@ VERBS = {
     "estimate": "the memory that training would take, and the largest batch that fits; loads no weights",
     "sweep": "train once for each of several values (train --multirun)",
     "together": "several trainings on one base model, which is in memory once",
+    "explain": "what a setting, a choice or the code of an error means",
     "tasks": "the task plugins found, and their required settings",
     "new-task": "write a small working task plugin, to be changed into yours",
 }
@@ -36,6 +37,7 @@ HELP = """loralight: fine-tune pretrained models with adapters.
 
   loralight train                                     the default task on its demo data
   loralight train --help                              every choice and setting
+  loralight explain optimizer.lr                      what a setting means, or an error (E-COLUMN)
   loralight train adapter.rank=16 data.train=my.csv   other settings, other data
   loralight predict run=runs/... input=texts.txt      what a trained adapter says
 
@@ -96,7 +98,15 @@ def _run(arguments: list[str]) -> int:
         if verb == "new-task":
             import_module("loralight.commands.new_task").main(rest)
             return 0
+        if verb == "explain":
+            words, flags = _sort(rest)
+            helps = [flag for flag in flags if flag in ("--help", "-h")]
+            import_module("loralight.commands.explain").main([*words, *helps], _config_folders(flags))
+            return 0
         return _run_verb(verb, rest)
+    except BrokenPipeError:  # `loralight train --help | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except InputError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
@@ -142,6 +152,7 @@ def _split_verb(arguments: list[str]) -> tuple[str | None, list[str]]:
 
 def _run_verb(verb: str, arguments: list[str]) -> int:
     overrides, flags = _sort(arguments)
+    folders = _config_folders(flags)
     if verb == "sweep":
         verb, flags = "train", [*flags, "--multirun"]
     from loralight.artifacts.run_settings import with_those_of_a_run
@@ -149,9 +160,9 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     from loralight.config.own_data import with_own_data
 
     if verb in ("train", "estimate"):
-        overrides = with_own_data(overrides, _config_folders(flags))
+        overrides = with_own_data(overrides, folders)
     overrides = [quoted(o) if _SEPARATES.fullmatch(o) else o for o in overrides]
-    overrides = with_those_of_a_run(verb, overrides, conf=_config_folders(flags))
+    overrides = with_those_of_a_run(verb, overrides, conf=folders)
     if verb == "together":  # a run's name is followed by a command line, which Hydra is to take for a text
         overrides = [f"++{quoted(o)}" if o.startswith(("runs.", "each=")) else o for o in overrides]
     if verb == "predict":  # a task's own names, checked once the task is known
@@ -166,23 +177,27 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
         with whole_errors():
-            run_hydra(_job(verb, wants_traceback), verb)
-    except Stopped:
+            if {"--help", "-h"} & set(flags):
+                print(import_module("loralight.config.help_page").help_page(verb, overrides, folders))
+                return 0
+            run_hydra(_job(verb, wants_traceback, folders), verb)
+    except (Stopped, BrokenPipeError):
         raise
     except SystemExit as stopped:
         return int(stopped.code or 0)
-    except BrokenPipeError:  # `loralight train --help | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
         message = str(error) if isinstance(error, InputError) else explain(error, verb, overrides)
         if message is None or wants_traceback:
             raise
-        return _fail(message)
+        return _fail(message + _meanings(message, verb, overrides, folders))
     return 0
 
 
-def _job(verb: str, wants_traceback: bool = False) -> Callable[[Any], Any]:
+def _meanings(message: str, verb: str, overrides: list[str], folders: Sequence[str]) -> str:
+    return str(import_module("loralight.config.settings").told_of(message, verb, overrides, folders))
+
+
+def _job(verb: str, wants_traceback: bool = False, folders: Sequence[str] = ()) -> Callable[[Any], Any]:
     def job(config: Any) -> Any:
         from loralight.resources import spare_the_hub_without_network
 
@@ -204,7 +219,8 @@ def _job(verb: str, wants_traceback: bool = False) -> Callable[[Any], Any]:
             with suppress(OSError):  # Hydra has made the run's folder; only an empty one goes, and never the user's own
                 if folder != Path.cwd():
                     folder.rmdir()
-            raise SystemExit(_fail(str(error))) from None
+            overrides = [*HydraConfig.get().overrides.task]
+            raise SystemExit(_fail(f"{error}{_meanings(str(error), verb, overrides, folders)}")) from None
 
     return job
 
@@ -239,5 +255,5 @@ def _complete(arguments: list[str]) -> int:
     from loralight.config.composition import run_hydra
 
     sys.argv = ["loralight", *arguments]
-    run_hydra(_job("train"), "train" if verb in (None, "sweep", "tasks", "new-task") else verb)
+    run_hydra(_job("train"), "train" if verb in (None, "sweep", "explain", "tasks", "new-task") else verb)
     return 0

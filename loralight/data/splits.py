@@ -77,9 +77,7 @@ def load_splits(
         test: likewise.
         validation_fraction: share of the training rows held out where there is no validation split.
         limit_rows: only so many rows of train, chosen at random.
-        header: see `read_file`, as the next two.
-        delimiter: likewise; a file of any ending is then a table.
-        encoding: likewise.
+        header, delimiter, encoding: see `read_file`.
         seed: of these choices of rows.
         readers: for formats beside `FORMATS`.
 
