@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from itertools import pairwise
@@ -175,12 +175,17 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
 
     sys.argv = ["loralight", *overrides, *flags]  # Hydra's parser wants flags last
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+    def fail(message: str) -> int:
+        told_of = import_module("loralight.config.settings").told_of
+        return _fail(message + told_of(message, verb, overrides, folders))
+
     try:
         with whole_errors():
             if {"--help", "-h"} & set(flags):
                 print(import_module("loralight.config.help_page").help_page(verb, overrides, folders))
                 return 0
-            run_hydra(_job(verb, wants_traceback, folders), verb)
+            run_hydra(_job(verb, wants_traceback, fail), verb)
     except (Stopped, BrokenPipeError):
         raise
     except SystemExit as stopped:
@@ -189,15 +194,11 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
         message = str(error) if isinstance(error, InputError) else explain(error, verb, overrides)
         if message is None or wants_traceback:
             raise
-        return _fail(message + _meanings(message, verb, overrides, folders))
+        return fail(message)
     return 0
 
 
-def _meanings(message: str, verb: str, overrides: list[str], folders: Sequence[str]) -> str:
-    return str(import_module("loralight.config.settings").told_of(message, verb, overrides, folders))
-
-
-def _job(verb: str, wants_traceback: bool = False, folders: Sequence[str] = ()) -> Callable[[Any], Any]:
+def _job(verb: str, wants_traceback: bool = False, fail: Callable[[str], int] = _fail) -> Callable[[Any], Any]:
     def job(config: Any) -> Any:
         from loralight.resources import spare_the_hub_without_network
 
@@ -219,8 +220,7 @@ def _job(verb: str, wants_traceback: bool = False, folders: Sequence[str] = ()) 
             with suppress(OSError):  # Hydra has made the run's folder; only an empty one goes, and never the user's own
                 if folder != Path.cwd():
                     folder.rmdir()
-            overrides = [*HydraConfig.get().overrides.task]
-            raise SystemExit(_fail(f"{error}{_meanings(str(error), verb, overrides, folders)}")) from None
+            raise SystemExit(fail(str(error))) from None
 
     return job
 

@@ -69,7 +69,7 @@ class ConfFile:
     def parents(self) -> list[str]:
         """The options of its group, or the verbs, that its defaults list begins with."""
         root = _compose(self._text())
-        entries = next((value.value for key, value in _pairs(root) if key.value == "defaults"), [])
+        entries: list[Any] = next((value.value for key, value in _pairs(root) if key.value == "defaults"), [])
         names = [entry.value.partition("@")[0] for entry in entries if isinstance(entry, yaml.ScalarNode)]
         return [name for name in names if name != "_self_"]
 

@@ -33,7 +33,7 @@ def help_page(verb: str, overrides: list[str], folders: Sequence[str] = ()) -> s
 
 
 def _choices(settings: Settings, width: int, folders: Sequence[str]) -> Iterator[str]:
-    for group, choice in reversed(settings.choices.items()):
+    for group, choice in reversed([*settings.choices.items()]):
         if "/" not in group:  # else another choice decides
             others = sorted({file.option for file in conf_files(folders) if file.group == group} - {choice})
             first = f"  {group}={'null' if choice is None else choice}"
