@@ -18,6 +18,7 @@ VERBS = {
     "train": "fine-tune a model: check, fit, test, save",
     "evaluate": "the metrics of a finished run, on any split or other data",
     "predict": "predictions of a trained adapter for new inputs, a line of JSON each",
+    "chat": "turn by turn with a language model that was trained on chats",
     "merge": "a plain model with the adapter in its weights, and how true it is to the adapted one",
     "spectrum": "size and rank of a trained low-rank update, layer by layer",
     "combine": "a weighted sum of trained adapters, as an adapter of its own",
@@ -165,7 +166,9 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     overrides = with_those_of_a_run(verb, overrides, conf=folders)
     if verb == "together":  # a run's name is followed by a command line, which Hydra is to take for a text
         overrides = [f"++{quoted(o)}" if o.startswith(("runs.", "each=")) else o for o in overrides]
-    if verb == "predict":  # a task's own names, checked once the task is known
+    if verb == "chat":  # a sentence, which has commas and marks that mean something to Hydra
+        overrides = [quoted(o) if o.startswith("system=") else o for o in overrides]
+    if verb in ("predict", "chat"):  # a task's own names, checked once the task is known
         overrides = [f"++{o}" if o.startswith(("options.", "arguments.")) else o for o in overrides]
 
     from loralight.artifacts.run_folder import share_name
