@@ -13,6 +13,7 @@ import datasets
 from datasets import Dataset
 
 from loralight.data import csv_files
+from loralight.data.bars import bars
 from loralight.data.encodings import check_encoding, check_text
 from loralight.data.origin import Origin
 from loralight.errors import InputError, did_you_mean
@@ -61,6 +62,7 @@ def load_splits(
     test: str | None = None,
     validation_fraction: float = 0.1,
     limit_rows: int | None = None,
+    limit_eval_rows: int | None = None,
     header: bool | None = None,
     delimiter: str | None = None,
     encoding: str | None = None,
@@ -77,6 +79,7 @@ def load_splits(
         test: likewise.
         validation_fraction: share of the training rows held out where there is no validation split.
         limit_rows: only so many rows of train, chosen at random.
+        limit_eval_rows: only so many of validation and of test, likewise; scores are then no more than a look.
         header, delimiter, encoding: see `read_file`.
         seed: of these choices of rows.
         readers: for formats beside `FORMATS`.
@@ -105,12 +108,19 @@ def load_splits(
     loaded = Splits(splits, {split: Origin(split=split, source=source) for split, source in sources.items()})
     if "validation" not in loaded:
         _hold_out(loaded, validation_fraction, seed)
-    if limit_rows is not None and limit_rows < 1:
-        raise InputError("E-DATA", f"data.limit_rows is {limit_rows}; give at least 1, or null for all rows")
-    if limit_rows is not None and limit_rows < len(loaded["train"]):
-        chosen = _numbers(loaded["train"]).shuffle(seed=seed)["number"][:limit_rows]
-        _choose(loaded, {"train": chosen})
+    _limit(loaded, ["train"], "limit_rows", limit_rows, seed)
+    _limit(loaded, ["validation", "test"], "limit_eval_rows", limit_eval_rows, seed)
     return loaded
+
+
+def _limit(splits: Splits, names: Sequence[str], setting: str, limit: int | None, seed: int) -> None:
+    if limit is not None and limit < 1:
+        raise InputError("E-DATA", f"data.{setting} is {limit}; give at least 1, or null for all rows")
+    for name in names:
+        if limit is not None and limit < len(splits.get(name, ())):
+            chosen = _numbers(splits[name]).shuffle(seed=seed)["number"][:limit]
+            splits.origins[name] = splits.origins[name].select(chosen, name)
+            splits[name] = splits[name].select(list(chosen))
 
 
 def _reading(
@@ -215,7 +225,7 @@ def read_file(
     arguments = csv_files.reading(file, header=header, delimiter=delimiter, encoding=encoding) if is_csv else {}
     if kind == "json" and encoding:
         arguments["encoding"] = encoding
-    with _one_message(file):
+    with _one_message(file), bars():
         rows = datasets.load_dataset(kind, data_files=file, split="train", **arguments)
     if is_csv and header is None:
         csv_files.check_header(rows, file)
