@@ -12,10 +12,13 @@ _LONG = 10_000
 
 @contextmanager
 def bars(num_rows: int = 0) -> Iterator[None]:
-    """Show them for a long pass and to a terminal alone; afterwards they are as they were."""
+    """Hide them but for a long pass, and from all but a terminal; afterwards they are as they were."""
     hidden = are_progress_bars_disabled()
-    (enable_progress_bars if num_rows >= _LONG and sys.stderr.isatty() else disable_progress_bars)()
+    if hidden or (num_rows >= _LONG and sys.stderr.isatty()):
+        yield
+        return
+    disable_progress_bars()
     try:
         yield
     finally:
-        (disable_progress_bars if hidden else enable_progress_bars)()
+        enable_progress_bars()

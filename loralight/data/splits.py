@@ -225,7 +225,7 @@ def read_file(
     arguments = csv_files.reading(file, header=header, delimiter=delimiter, encoding=encoding) if is_csv else {}
     if kind == "json" and encoding:
         arguments["encoding"] = encoding
-    with _one_message(file), bars():
+    with _one_message(file):
         rows = datasets.load_dataset(kind, data_files=file, split="train", **arguments)
     if is_csv and header is None:
         csv_files.check_header(rows, file)
@@ -287,11 +287,10 @@ def _split_key(split: str, given: str | None, found: Iterable[str], path: str) -
 @contextmanager
 def _one_message(source: str) -> Iterator[None]:
     """Turn an error of `datasets` on data that it cannot reach or read into one message."""
-    datasets.disable_progress_bars()
     verbosity = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
-        with warnings.catch_warnings():  # rows with more cells than the header would lose some
+        with bars(), warnings.catch_warnings():  # rows with more cells than the header would lose some
             warnings.filterwarnings("error", message="Length of header or names does not match length of data")
             yield
     except Exception as error:  # its readers raise what pandas, pyarrow and the hub's client raise
