@@ -5,7 +5,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
-_WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
+WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
 
 
 def mismatch(value: Any, hint: Any) -> str:
@@ -14,7 +14,7 @@ def mismatch(value: Any, hint: Any) -> str:
     if hint is Any or isinstance(hint, typing.TypeVar):
         return ""
     if origin in (Union, types.UnionType):
-        scalar = any(option in _WORDS for option in inner)
+        scalar = any(option in WORDS for option in inner)
         options = [option for option in inner if not (scalar and _is_foreign(value, option))]
         expected = [mismatch(value, option) for option in options]
         return "" if "" in expected else " or ".join(dict.fromkeys(expected))
@@ -22,10 +22,10 @@ def mismatch(value: Any, hint: Any) -> str:
         return "null" if value is not None else ""
     if origin is Literal:
         return "" if value in inner else f"one of {', '.join(map(str, inner))}"
-    if hint in _WORDS:
+    if hint in WORDS:
         accepted = (int, float) if hint is float else (hint,)
         fits = isinstance(value, accepted) and (hint is bool or not isinstance(value, bool))
-        return "" if fits else _WORDS[hint]
+        return "" if fits else WORDS[hint]
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             return "a mapping"
@@ -41,6 +41,6 @@ def mismatch(value: Any, hint: Any) -> str:
 
 def _is_foreign(value: Any, hint: Any) -> bool:
     """Whether ``hint`` is a class of which ``value`` is not an instance: ``float | Tensor`` takes no text."""
-    if not isinstance(hint, type) or hint in (*_WORDS, type(None), Any) or getattr(hint, "_is_protocol", False):
+    if not isinstance(hint, type) or hint in (*WORDS, type(None), Any) or getattr(hint, "_is_protocol", False):
         return False
     return not isinstance(value, hint)

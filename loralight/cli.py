@@ -18,6 +18,7 @@ VERBS = {
     "train": "fine-tune a model: check, fit, test, save",
     "evaluate": "the metrics of a finished run, on any split or other data",
     "predict": "predictions of a trained adapter for new inputs, a line of JSON each",
+    "chat": "turn by turn with a language model that was trained on chats",
     "merge": "a plain model with the adapter in its weights, and how true it is to the adapted one",
     "spectrum": "size and rank of a trained low-rank update, layer by layer",
     "combine": "a weighted sum of trained adapters, as an adapter of its own",
@@ -25,6 +26,7 @@ VERBS = {
     "sweep": "train once for each of several values, and compare the runs",
     "compare": "finished runs side by side: scores with intervals, costs, a page",
     "together": "several trainings on one base model, which is in memory once",
+    "explain": "what a setting, a choice or the code of an error means",
     "tasks": "the task plugins found, and their required settings",
     "new-task": "write a small working task plugin, to be changed into yours",
 }
@@ -37,6 +39,7 @@ HELP = """loralight: fine-tune pretrained models with adapters.
 
   loralight train                                     the default task on its demo data
   loralight train --help                              every choice and setting
+  loralight explain optimizer.lr                      what a setting means, or an error (E-COLUMN)
   loralight train adapter.rank=16 data.train=my.csv   other settings, other data
   loralight predict run=runs/... input=texts.txt      what a trained adapter says
 
@@ -97,7 +100,15 @@ def _run(arguments: list[str]) -> int:
         if verb == "new-task":
             import_module("loralight.commands.new_task").main(rest)
             return 0
+        if verb == "explain":
+            words, flags = _sort(rest)
+            helps = [flag for flag in flags if flag in ("--help", "-h")]
+            import_module("loralight.commands.explain").main([*words, *helps], _config_folders(flags))
+            return 0
         return _run_verb(verb, rest)
+    except BrokenPipeError:  # `loralight train --help | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except InputError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
@@ -144,6 +155,7 @@ def _split_verb(arguments: list[str]) -> tuple[str | None, list[str]]:
 def _run_verb(verb: str, arguments: list[str]) -> int:
     overrides, flags = _sort(arguments)
     said, is_sweep = overrides, verb == "sweep" or (verb == "train" and bool({"-m", "--multirun"} & set(flags)))
+    folders = _config_folders(flags)
     if verb == "sweep":
         verb, flags = "train", [*flags, "--multirun"]
     from loralight.artifacts.run_settings import with_those_of_a_run
@@ -151,14 +163,16 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     from loralight.config.own_data import with_own_data
 
     if verb in ("train", "estimate"):
-        overrides = with_own_data(overrides, _config_folders(flags))
+        overrides = with_own_data(overrides, folders)
     overrides = [quoted(o) if _SEPARATES.fullmatch(o) else o for o in overrides]
-    overrides = with_those_of_a_run(verb, overrides, conf=_config_folders(flags))
+    overrides = with_those_of_a_run(verb, overrides, conf=folders)
     if verb == "together":  # a run's name is followed by a command line, which Hydra is to take for a text
         overrides = [f"++{quoted(o)}" if o.startswith(("runs.", "each=")) else o for o in overrides]
     if verb == "compare":
         overrides = _with_runs(overrides)
-    if verb == "predict":  # a task's own names, checked once the task is known
+    if verb == "chat":  # a sentence, which has commas and marks that mean something to Hydra
+        overrides = [quoted(o) if o.startswith("system=") else o for o in overrides]
+    if verb in ("predict", "chat"):  # a task's own names, checked once the task is known
         overrides = [f"++{o}" if o.startswith(("options.", "arguments.")) else o for o in overrides]
 
     from loralight.artifacts.run_folder import share_name
@@ -168,32 +182,39 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
 
     sys.argv = ["loralight", *overrides, *flags]  # Hydra's parser wants flags last
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+    def fail(message: str) -> int:
+        told_of = import_module("loralight.config.settings").told_of
+        return _fail(message + told_of(message, verb, overrides, folders))
+
     try:
         with whole_errors():
+            if {"--help", "-h"} & set(flags):
+                print(import_module("loralight.config.help_page").help_page(verb, overrides, folders))
+                return 0
             if is_sweep:
                 overrides = import_module("loralight.commands.sweep").words_of_a_sweep(overrides)
                 sys.argv = ["loralight", *overrides, *flags]
-            run_hydra(_job(verb, wants_traceback), verb)
+            run_hydra(_job(verb, wants_traceback, fail), verb)
         if is_sweep:
             return int(import_module("loralight.commands.sweep").end(said))
     except Stopped as stopped:
         if is_sweep:
             stopped.message = import_module("loralight.commands.sweep").stopped(said, stopped.message)
         raise
+    except BrokenPipeError:
+        raise
     except SystemExit as stopped:
         return int(stopped.code or 0)
-    except BrokenPipeError:  # `loralight train --help | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
         message = str(error) if isinstance(error, InputError) else explain(error, verb, overrides)
         if message is None or wants_traceback:
             raise
-        return _fail(message)
+        return fail(message)
     return 0
 
 
-def _job(verb: str, wants_traceback: bool = False) -> Callable[[Any], Any]:
+def _job(verb: str, wants_traceback: bool = False, fail: Callable[[str], int] = _fail) -> Callable[[Any], Any]:
     def job(config: Any) -> Any:
         from loralight.resources import spare_the_hub_without_network
 
@@ -221,7 +242,7 @@ def _job(verb: str, wants_traceback: bool = False) -> Callable[[Any], Any]:
             with suppress(OSError):  # Hydra has made the run's folder; only an empty one goes, and never the user's own
                 if folder != Path.cwd():
                     folder.rmdir()
-            raise SystemExit(_fail(str(error))) from None
+            raise SystemExit(fail(str(error))) from None
 
     return job
 
@@ -264,5 +285,5 @@ def _complete(arguments: list[str]) -> int:
     from loralight.config.composition import run_hydra
 
     sys.argv = ["loralight", *arguments]
-    run_hydra(_job("train"), "train" if verb in (None, "sweep", "tasks", "new-task") else verb)
+    run_hydra(_job("train"), "train" if verb in (None, "sweep", "explain", "tasks", "new-task") else verb)
     return 0

@@ -3,13 +3,17 @@
 import logging
 import sys
 import warnings
+from collections.abc import Iterable, Iterator
 from io import StringIO
 from pathlib import Path
+from time import monotonic
+from typing import TypeVar
 
 from rich import get_console, reconfigure
 from rich.console import Console, RenderableType
 from rich.logging import RichHandler
 
+T = TypeVar("T")
 logger = logging.getLogger("loralight")
 _reports = logging.getLogger("loralight.reports")  # tables, which the terminal has seen already
 
@@ -82,12 +86,32 @@ def _terminal(line: str) -> logging.Handler:
 
 
 def show(*reports: RenderableType) -> None:
-    """Print tables and lines to standard output, and keep them in the log file."""
+    """Print tables and lines to standard output, and keep them in the log file.
+
+    In a terminal they go by the console that draws the progress bar, which would overwrite the first line otherwise.
+    """
     kept = StringIO()
-    for console in (Console(), Console(file=kept, width=120)):
+    in_terminal = sys.stdout.isatty() and get_console().is_terminal
+    for console in (get_console() if in_terminal else Console(), Console(file=kept, width=120)):
         for report in reports:
             console.print(report, markup=False, highlight=False, soft_wrap=isinstance(report, str))
     _reports.info("\n%s", kept.getvalue())
+
+
+def telling(parts: Iterable[T], what: str, total: int, *, every: float = 10.0) -> Iterator[T]:
+    """The parts of a work, of which a line tells how many are done, every so many seconds that it takes."""
+    told = monotonic()
+    for done, part in enumerate(parts):
+        if monotonic() - told >= every:
+            told = monotonic()
+            logger.info("%s: %d of %d", what, done, total)
+        yield part
+
+
+def cut(text: str, most: int = 240) -> str:
+    """A text for a cell of a table: of a long one, such as a dialogue, its beginning and its end."""
+    half = (most - 3) // 2
+    return text if len(text) <= most else f"{text[:half].rstrip()} … {text[-half:].lstrip()}"
 
 
 def keep(line: str) -> None:

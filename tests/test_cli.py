@@ -1,6 +1,7 @@
 """The command line: what it answers, how fast it can, and how it says what is wrong."""
 
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -34,6 +35,9 @@ sys.exit(run(sys.argv[1:]))
         (["tasks"], 0, "text_classification"),
         (["train", "--cfg", "job"], 0, "rank: 8"),
         (["train", "--help"], 0, "== Choices"),
+        (["train", "task=ner", "--help"], 0, "task.stride="),
+        (["explain", "optimizer.lr"], 0, "learning rate"),
+        (["explain", "E-MEMORY"], 0, "Out of memory"),
         (["train", "adapter.rnk=4"], 2, "'rank'"),
         (["train", "adapter=lroa"], 2, "'lora'"),
         (["trian"], 2, "'train'"),
@@ -65,7 +69,21 @@ def test_help_lists_every_verb(in_process: InProcess, capsys: pytest.CaptureFixt
     assert set(VERBS) <= set(listed)
 
 
-@pytest.mark.parametrize("verb", sorted(VERBS.keys() - {"tasks", "new-task"}))  # these take no settings
+def test_help_has_a_line_of_meaning_for_a_setting_and_what_else_could_be_chosen(
+    in_process: InProcess, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    assert in_process("train", "task=ner", "--help") == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^  task=ner +or image_classification, text_classification", printed, re.M)
+    assert re.search(r"^task=ner: The names of people, places", printed, re.M)
+    assert re.search(r"^  adapter.rank=8 +rows of A and columns of B$", printed, re.M)
+    assert re.search(r"^  trainer.precision=32-true +bf16-mixed, 16-mixed, bf16-true$", printed, re.M)
+    settings = printed.partition("== Settings")[2].splitlines()
+    assert not [line for line in settings if len(line) > 100 and " " in line[34:].strip()]
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS.keys() - {"explain", "tasks", "new-task"}))  # these take no settings
 def test_every_verb_explains_itself(verb: str, in_process: InProcess, capsys: pytest.CaptureFixture[str]) -> None:
     assert in_process(verb, "--help") == 0
     assert "== Settings" in capsys.readouterr().out
@@ -124,6 +142,9 @@ def test_a_config_dir_brings_experiments_of_ones_own(
         (["evaluate", "run=nowhere"], "E-RUN: run=nowhere"),
         (["evaluate"], "Missing mandatory value: run"),
         (["predict", "input=x.txt"], "Missing mandatory value: run"),
+        (["train", "adapter.rnk=4"], "\n  adapter.rank=8: rows of A and columns of B\n"),
+        (["train", "adapter.rank=abc"], "not an integer\n  adapter.rank: rows of A and columns of B\n"),
+        (["train", "+optimizer.weight_decy=1"], "\n  optimizer.weight_decay=0.01: not on biases and norms\n"),
         (["tasks", "--plugin-dir", "nowhere"], "E-PLUGIN: --plugin-dir nowhere"),
         (["--plugin-dir=nowhere", "train"], "E-PLUGIN: --plugin-dir nowhere"),
         (["-m", "train", "adapter=lora,lroa"], "Did you mean 'lora'?"),

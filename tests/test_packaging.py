@@ -30,8 +30,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("sources")
     for name in ("loralight", "conf", "tasks"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, copy)
+    (copy / "docs").mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE", "docs/debugging.md"):
+        shutil.copy(ROOT / name, copy / name)
     out = tmp_path_factory.mktemp("wheel")
     run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(copy)], copy)
     (built,) = out.glob("*.whl")
@@ -54,7 +55,9 @@ def files_of(folder: str) -> set[str]:
 def test_the_wheel_holds_every_file_and_nothing_beside_the_package(wheel: Path) -> None:
     held = {name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")}
     library = {name.removeprefix("loralight/") for name in files_of("loralight")}
-    assert sorted(files_of("conf") | files_of("tasks") | library) == sorted(n for n in held if ".dist-info/" not in n)
+    page = {f"loralight-{loralight.__version__}.data/data/share/loralight/debugging.md"}
+    files = files_of("conf") | files_of("tasks") | library | page
+    assert sorted(files) == sorted(n for n in held if ".dist-info/" not in n)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +88,11 @@ def test_an_installed_wheel_trains_from_an_empty_folder(installed: Path, tiny_ru
     assert "test/accuracy" in printed
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
     assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+
+
+def test_an_installed_wheel_explains_a_code_by_the_page_on_debugging(installed: Path, tmp_path: Path) -> None:
+    printed = run([str(installed / "loralight"), "explain", "E-MEMORY"], tmp_path)
+    assert "Out of memory (docs/debugging.md)" in printed and "E-MEMORY`) tells the allocation" in printed
 
 
 def test_every_command_in_the_document_on_adding_a_task_runs(installed: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from rich.table import Table
 from loralight.adapters.base import trainable
 from loralight.artifacts.export import WEIGHTS
 from loralight.data import TaskData
-from loralight.logs import show
+from loralight.logs import cut, show
 from loralight.models.quantisation import as_before
 from loralight.training.memory import peak_memory
 from loralight.training.preflight import human, num_bytes
@@ -131,19 +131,19 @@ def _predictions_table(task: AdapterTask, examples: list[tuple[Any, str]]) -> Ta
     for column in [*answers[0], "right answer"]:
         table.add_column(column)
     for answer, (_, truth) in zip(answers, examples, strict=True):
-        table.add_row(*(_short(value) for value in answer.values()), truth)
+        table.add_row(*(_short(value) for value in answer.values()), cut(truth))
     return table
 
 
 def _short(value: Any) -> str:
     if isinstance(value, list):
-        return "; ".join(map(_short, value))
+        return cut("; ".join(map(_short, value)))
     if isinstance(value, dict):
         if texts := [text for text in value.values() if isinstance(text, str)]:
             return ": ".join(texts)  # a record, such as an entity's type and its words
         best = sorted(value.items(), key=lambda item: -item[1])[:3]
         return ", ".join(f"{name} {number:.3f}" for name, number in best)
-    return str(value)
+    return cut(str(value))
 
 
 def _device() -> str:

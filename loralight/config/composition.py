@@ -4,7 +4,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -65,6 +65,26 @@ def run_hydra(job: Callable[[DictConfig], Any], config_name: str) -> None:
 def compose(config_name: str, overrides: list[str]) -> DictConfig:
     """The config that a command line would give, outside of a Hydra application."""
     return _without_hydra(_composed(config_name, overrides))
+
+
+def compose_for_help(
+    config_name: str, overrides: list[str], folders: Sequence[str] = ()
+) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """The config that a command line would give, with its references; the choices in it; the head of its help.
+
+    Args:
+        config_name: of the verb.
+        overrides: from the command line.
+        folders: that ``--config-dir`` names.
+    """
+    GlobalHydra.instance().clear()
+    searched = [f"hydra.searchpath=[{','.join(_as_word(f'file://{Path(one).absolute()}') for one in folders)}]"]
+    config = _composed(config_name, [*(searched if folders else []), *overrides])
+    choices, header = config.hydra.runtime.choices, str(config.hydra.help.header)
+    chosen = {group: choice for group, choice in choices.items() if not group.startswith("hydra/")}
+    container = OmegaConf.to_container(_without_hydra(config))
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}, chosen, header
 
 
 def _composed(config_name: str, overrides: list[str]) -> DictConfig:
@@ -156,7 +176,11 @@ def settings_of(config_name: str, overrides: list[str], output_dir: Path) -> dic
 
 
 def explain(error: BaseException, config_name: str, overrides: list[str]) -> str | None:
-    """The user's message for a wrong override or an unfit machine; None for any other error."""
+    """The user's message for what can be mended; None for any other error.
+
+    That is a wrong override (``E-OVERRIDE``), flags that exclude one another (``E-FLAGS``), or a machine with too
+    little room (``E-DISK``, ``E-MEMORY``).
+    """
     message = str(error).strip()
     if isinstance(error, OSError) and error.errno in REFUSED:
         return f"E-DISK: {error.filename or 'the disk'}: {error.strerror}; make room, or choose another place"

@@ -13,6 +13,8 @@ import tokenizers
 import transformers
 from datasets import Dataset, Features
 
+from loralight.data.bars import bars
+
 Columns = dict[str, list[Any]]
 
 
@@ -27,13 +29,15 @@ def encode_rows(
         features: the new columns; inferred from the encoded rows if None.
         arguments: a tokenizer and whatever else the result depends on.
     """
-    return rows.map(
-        _Encoding(function=function, arguments=arguments),
-        batched=True,
-        with_indices=True,
-        remove_columns=rows.column_names,
-        features=features,
-    )
+    with bars(len(rows)):
+        return rows.map(
+            _Encoding(function=function, arguments=arguments),
+            batched=True,
+            with_indices=True,
+            remove_columns=rows.column_names,
+            features=features,
+            desc="encoding",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

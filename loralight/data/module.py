@@ -25,8 +25,9 @@ class TaskData(lightning.LightningDataModule, ABC):
     with the very batch that an uninterrupted one would have seen, whatever the number of workers.
 
     Args:
-        path, name, train, validation, test, validation_fraction, limit_rows, header, delimiter, encoding: where the
-            rows are and how they are written, see `load_splits`.
+        path, name, train, validation, test, validation_fraction, limit_rows, limit_eval_rows: where the rows are and
+            which, see `load_splits`.
+        header, delimiter, encoding: how they are written, see `load_splits`.
         batch_size: rows per process and step.
         eval_batch_size: likewise in validation and test; ``batch_size`` if None.
         length_grouped: batches of rows of like length, which saves computing on padding.
@@ -52,6 +53,7 @@ class TaskData(lightning.LightningDataModule, ABC):
         test: str | None = None,
         validation_fraction: float = 0.1,
         limit_rows: int | None = None,
+        limit_eval_rows: int | None = None,
         header: bool | None = None,
         delimiter: str | None = None,
         encoding: str | None = None,
@@ -79,6 +81,7 @@ class TaskData(lightning.LightningDataModule, ABC):
             test=test,
             validation_fraction=validation_fraction,
             limit_rows=limit_rows,
+            limit_eval_rows=limit_eval_rows,
             header=header,
             delimiter=delimiter,
             encoding=encoding,

@@ -13,6 +13,7 @@ import datasets
 from datasets import Dataset
 
 from loralight.data import csv_files
+from loralight.data.bars import bars
 from loralight.data.encodings import check_encoding, check_text
 from loralight.data.origin import Origin
 from loralight.errors import InputError, did_you_mean
@@ -61,6 +62,7 @@ def load_splits(
     test: str | None = None,
     validation_fraction: float = 0.1,
     limit_rows: int | None = None,
+    limit_eval_rows: int | None = None,
     header: bool | None = None,
     delimiter: str | None = None,
     encoding: str | None = None,
@@ -77,9 +79,8 @@ def load_splits(
         test: likewise.
         validation_fraction: share of the training rows held out where there is no validation split.
         limit_rows: only so many rows of train, chosen at random.
-        header: see `read_file`, as the next two.
-        delimiter: likewise; a file of any ending is then a table.
-        encoding: likewise.
+        limit_eval_rows: only so many of validation and of test, likewise; scores are then no more than a look.
+        header, delimiter, encoding: see `read_file`.
         seed: of these choices of rows.
         readers: for formats beside `FORMATS`.
 
@@ -107,12 +108,19 @@ def load_splits(
     loaded = Splits(splits, {split: Origin(split=split, source=source) for split, source in sources.items()})
     if "validation" not in loaded:
         _hold_out(loaded, validation_fraction, seed)
-    if limit_rows is not None and limit_rows < 1:
-        raise InputError("E-DATA", f"data.limit_rows is {limit_rows}; give at least 1, or null for all rows")
-    if limit_rows is not None and limit_rows < len(loaded["train"]):
-        chosen = _numbers(loaded["train"]).shuffle(seed=seed)["number"][:limit_rows]
-        _choose(loaded, {"train": chosen})
+    _limit(loaded, ["train"], "limit_rows", limit_rows, seed)
+    _limit(loaded, ["validation", "test"], "limit_eval_rows", limit_eval_rows, seed)
     return loaded
+
+
+def _limit(splits: Splits, names: Sequence[str], setting: str, limit: int | None, seed: int) -> None:
+    if limit is not None and limit < 1:
+        raise InputError("E-DATA", f"data.{setting} is {limit}; give at least 1, or null for all rows")
+    for name in names:
+        if limit is not None and limit < len(splits.get(name, ())):
+            chosen = _numbers(splits[name]).shuffle(seed=seed)["number"][:limit]
+            splits.origins[name] = splits.origins[name].select(chosen, name)
+            splits[name] = splits[name].select(list(chosen))
 
 
 def _reading(
@@ -279,11 +287,10 @@ def _split_key(split: str, given: str | None, found: Iterable[str], path: str) -
 @contextmanager
 def _one_message(source: str) -> Iterator[None]:
     """Turn an error of `datasets` on data that it cannot reach or read into one message."""
-    datasets.disable_progress_bars()
     verbosity = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
-        with warnings.catch_warnings():  # rows with more cells than the header would lose some
+        with bars(), warnings.catch_warnings():  # rows with more cells than the header would lose some
             warnings.filterwarnings("error", message="Length of header or names does not match length of data")
             yield
     except Exception as error:  # its readers raise what pandas, pyarrow and the hub's client raise

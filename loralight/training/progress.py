@@ -1,6 +1,7 @@
 """A run's output while it trains: a bar with loss and throughput, a line for each epoch, the duration of steps."""
 
 import sys
+from collections.abc import Container, Mapping
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -10,6 +11,8 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 
 from loralight.logs import logger
 from loralight.training.task import AdapterTask
+
+_MOST_IN_A_LINE = 5  # scores
 
 
 class Throughput(Callback):
@@ -53,7 +56,7 @@ class EpochLines(Callback):
         assert isinstance(pl_module, AdapterTask)
         measured = trainer.callback_metrics if self._is_validated else {}
         scores = {name: value for name, value in measured.items() if name.startswith("validation/")}
-        values = [f"{name} {value:.4f}" for name, value in {"train/loss": pl_module.epoch_loss, **scores}.items()]
+        values = {"train/loss": pl_module.epoch_loss, **{name: float(value) for name, value in scores.items()}}
         of = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
         seconds = perf_counter() - self._started
         if trainer.is_global_zero:
@@ -63,8 +66,19 @@ class EpochLines(Callback):
                 of,
                 trainer.global_step,
                 seconds,
-                ", ".join(values),
+                _scores(values, {getattr(callback, "monitor", None) for callback in trainer.checkpoint_callbacks}),
             )
+
+
+def _scores(values: Mapping[str, float], watched: Container[str | None]) -> str:
+    """Losses and what the best checkpoint is chosen by; of many scores the others in columns below, epoch by epoch."""
+    first = [name for name in values if len(values) <= _MOST_IN_A_LINE or name.endswith("loss") or name in watched]
+    others = [name for name in values if name not in first]
+    line = ", ".join(f"{name} {values[name]:.4f}" for name in first)
+    columns = [f"{name.removeprefix('validation/')} {values[name]:.4f}" for name in others]
+    return "\n  ".join(
+        [line, *("   ".join(columns[at : at + _MOST_IN_A_LINE]) for at in range(0, len(columns), _MOST_IN_A_LINE))]
+    )
 
 
 class ProgressBar(RichProgressBar):

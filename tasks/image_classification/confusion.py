@@ -20,6 +20,18 @@ def write_table(confusion: Tensor, labels: Sequence[str], file: Path) -> None:
         csv.writer(opened).writerows([["right answer \\ predicted", *labels], *rows])
 
 
+def most_confused(confusion: Tensor, labels: Sequence[str], count: int = 3) -> list[str]:
+    """The pairs of labels that are most often taken one for the other, as words, the worst first."""
+    wrong = confusion - confusion.diag().diag()
+    order = wrong.flatten().sort(descending=True, stable=True).indices[:count].tolist()
+    pairs = [divmod(place, len(labels)) for place in order]
+    return [
+        f"{labels[right]} taken for {labels[taken]} {int(wrong[right, taken])} times of {int(confusion[right].sum())}"
+        for right, taken in pairs
+        if wrong[right, taken]
+    ]
+
+
 def draw(confusion: Tensor, labels: Sequence[str], title: str, file: Path) -> None:
     """Draw which labels are taken for which: each row's shares by colour and, of few labels, its counts in numbers.
 

@@ -18,7 +18,7 @@ from loralight.logs import logger
 from loralight.training import check_temperature, fit_temperature
 
 from .backbone import classifiers, find_backbone, load_backbone, save_backbone
-from .confusion import MOST_DRAWN, draw, write_table
+from .confusion import MOST_DRAWN, draw, most_confused, write_table
 from .images import MODES, SUFFIXES, convert, list_images, open_image
 from .metrics import MacroF1, image_metrics
 from .mixing import Mixing
@@ -145,6 +145,8 @@ class ImageClassification(AdapterTask):
         if self.trainer.global_step == 0 or not self.trainer.is_global_zero or folder is None:
             return
         write_table(confusion, self.labels, Path(folder) / "confusion_matrix.csv")
+        if worst := most_confused(confusion, self.labels):
+            logger.info("most often confused, of all in confusion_matrix.csv: %s", "; ".join(worst))
         if len(self.labels) > MOST_DRAWN:
             return
         try:

@@ -18,13 +18,15 @@ from loralight.acceleration import TokenScorer, line_of
 from loralight.data import form_of
 from loralight.errors import InputError
 from loralight.kernels import TokenScores
-from loralight.logs import show
+from loralight.logs import logger, show, telling
 from loralight.models import check_vocabulary, load_model, load_tokenizer
 
 from . import samples
 from .data import IGNORED, TextGenerationData
 from .generation import Decoding, Writer
 from .metrics import text_metrics, text_scores, token_metrics
+
+_AT_A_TIME = 16  # prompts whose answers are scored
 
 
 class TextGeneration(AdapterTask):
@@ -155,6 +157,7 @@ class TextGeneration(AdapterTask):
     def on_train_start(self) -> None:
         """Measure the pretrained model, which the adapter does not change before the first step."""
         if self._keeps_samples() and self.global_step == 0:
+            logger.info("before training: measures the pretrained model on the validation rows, and writes samples")
             self._note(self._scores_of_validation())
 
     def on_validation_epoch_end(self) -> None:
@@ -177,8 +180,9 @@ class TextGeneration(AdapterTask):
         """The metrics of a validation, without one: Lightning's own check before training sees two batches."""
         scores = token_metrics().to(self.device)
         loader = self._data().val_dataloader()
+        total = int(min(self.trainer.num_val_batches, default=0))
         with self.evaluating(), self.trainer.precision_plugin.forward_context():
-            for batch in islice(loader, int(min(self.trainer.num_val_batches, default=0))):
+            for batch in telling(islice(loader, total), "validation batches before training", total):
                 step = self.step(self.trainer.strategy.batch_to_device(batch))
                 scores.update(step.predictions, step.targets)
         return {**_floats(scores), **self._text_scores("validation")}
@@ -214,7 +218,12 @@ class TextGeneration(AdapterTask):
             return {}
         metrics = {name: metric.to(self.device) for name, metric in text_metrics(self.text_metrics).items()}
         prompts = self._data().prompts(split, self.num_text_rows)[self.trainer.global_rank :: self.trainer.world_size]
-        answers = self.predict([record for record, _ in prompts], max_new_tokens=self.text_tokens)
+        parts = [[record for record, _ in prompts[at : at + _AT_A_TIME]] for at in range(0, len(prompts), _AT_A_TIME)]
+        answers = [
+            answer
+            for part in telling(parts, f"answers for {', '.join(metrics)}, {_AT_A_TIME} prompts at a time", len(parts))
+            for answer in self.predict(part, max_new_tokens=self.text_tokens)
+        ]
         texts, references = [answer["completion"].strip() for answer in answers], [found for _, found in prompts]
         for metric in metrics.values():
             metric.update(texts, references)

@@ -7,6 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
+from loralight.logs import cut
+
 FILE = "samples.jsonl"
 
 
@@ -47,5 +49,6 @@ def samples_table(before: Sequence[Mapping[str, str]], after: Sequence[Mapping[s
     for column in ("prompt", "before", "after", "in the data"):
         table.add_column(column, overflow="fold", ratio=1)
     for then, now in zip(before, after, strict=True):
-        table.add_row(*(text.strip() for text in (then["prompt"], then["written"], now["written"], now["reference"])))
+        texts = (then["prompt"], then["written"], now["written"], now["reference"])
+        table.add_row(*(cut(text.strip()) for text in texts))
     return table

@@ -178,3 +178,21 @@ def test_a_json_array_holds_the_inputs_and_a_remark_in_brackets_is_a_text(
     for text in ("[sighs] what a film", "[1]", "[]"):
         monkeypatch.setattr("sys.stdin", io.StringIO(text))
         assert read_inputs("-") == [text]
+
+
+def test_a_terminal_asks_and_answers_line_by_line_and_goes_on_after_one_that_cannot_be_read(
+    run: Path, in_process: InProcess, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines, printed = iter(["a fine film", "{no record", "a dull film"]), list[str]()
+
+    def ask(prompt: str) -> str:
+        printed.append(capsys.readouterr().out)
+        if (line := next(lines, None)) is None:
+            raise EOFError
+        return line
+
+    monkeypatch.setattr("sys.stdin", type("Terminal", (io.StringIO,), {"isatty": lambda _: True})())
+    monkeypatch.setattr("builtins.input", ask)
+    assert in_process("predict", f"run={run}", "input=-", "device=cpu") == 0
+    texts = [[answer["text"] for answer in answers(part)] for part in printed]
+    assert texts == [[], ["a fine film"], [], ["a dull film"]], "each before the next is asked for"

@@ -236,6 +236,8 @@ def test_a_sweep_trains_once_for_each_value(
     in_process: InProcess, tiny_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert in_process("sweep", *tiny_run, "adapter.rank=2,4") == 0
+    printed = capsys.readouterr()
+    assert "[HYDRA]" not in printed.out + printed.err and "adapter.rank=4" in printed.out
     (sweep,) = (tmp_path / "runs" / "text_classification").glob("sweep_*")
     for rank in (2, 4):
         run = sweep / f"adapter.rank-{rank}"

@@ -7,10 +7,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, are_progress_bars_disabled
 
 from loralight.data import encoding
 from loralight.data.encoding import encode_rows
+from loralight.data.splits import read_file
 
 SOURCE = """
 from .sizes import FACTOR
@@ -86,3 +87,17 @@ def test_another_version_of_a_library_is_encoded_anew(
         monkeypatch.setattr(encoding.tokenizers, "__version__", version)
         encode_rows(rows, _module().encode, log=str(log), offset=0)
     assert log.read_text() == "3 3 "
+
+
+def lengths_of(columns: dict[str, list[str]], _: list[int]) -> dict[str, list[int]]:
+    return {"length": [len(text) for text in columns["text"]]}
+
+
+def test_short_passes_over_rows_draw_no_bar(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("text\n" + "a\n" * 50)
+    rows = read_file(str(file))
+    encode_rows(rows, lengths_of)
+    assert not are_progress_bars_disabled(), "for whoever uses datasets beside"
+    printed = capfd.readouterr().err
+    assert "Map" not in printed and "Generating" not in printed and "encoding" not in printed

@@ -83,6 +83,15 @@ def test_without_a_validation_split_a_fraction_of_train_is_held_out_by_seed(tmp_
     assert set(load_splits(train=file, validation_fraction=0.25, seed=4)["validation"]["text"]) != held_out
 
 
+def test_limit_eval_rows_takes_rows_of_validation_and_test_alone(tmp_path: Path) -> None:
+    files = {split: numbered(tmp_path / f"{split}.csv", 40) for split in ("train", "validation")}
+    limited = load_splits(**files, limit_eval_rows=10)
+    whole = load_splits(**files)
+    assert (len(limited["train"]), len(limited["validation"])) == (40, 10)
+    place = limited.origins["validation"].row(3)
+    assert limited["validation"][3] == whole["validation"][int(place.rpartition(" ")[2])], place
+
+
 def test_limit_rows_takes_rows_of_train_alone_at_random_by_seed(tmp_path: Path) -> None:
     files = {"train": numbered(tmp_path / "a.csv", 40), "validation": numbered(tmp_path / "b.csv", 20)}
     first, again, other = (load_splits(**files, limit_rows=10, seed=seed) for seed in (0, 0, 1))

@@ -19,7 +19,8 @@ class Dora(LowRankAdapter):
     Merged, it costs nothing; in training a layer keeps one more activation than LoRA's, its output.
 
     Args:
-        targets: as for the other methods, and the preset ``embedding``.
+        targets: which layers, one pattern or several: presets (``all``, ``all-linear``, ``all-conv``, ``attention``,
+            ``mlp``, ``embedding``), module names, or globs over dotted module names. Each must match.
     """
 
     layers: ClassVar[Mapping[type[nn.Module], type[LoraLayer]]] = DORA_LAYERS

@@ -29,8 +29,9 @@ class Lora(LowRankAdapter):
     """Low-rank updates ``scaling B A`` of frozen weights.
 
     Args:
-        targets: as for the other methods, and the presets ``embedding`` and ``experts``. Experts go by the name of
-            their weight (``experts.down_proj``).
+        targets: which layers, one pattern or several: presets (``all``, ``all-linear``, ``all-conv``, ``attention``,
+            ``mlp``, ``embedding``, ``experts``), module names, or globs over dotted module names. Each must match.
+            Experts go by the name of their weight (``experts.down_proj``).
         alpha: the update is scaled by ``alpha / rank``, or by ``alpha / sqrt(rank)`` with ``use_rslora``; 2 x rank if
             None, and 16 at every rank with ``use_rslora``, whose point is that the rank does not move it.
         slices: for layers that compute queries, keys and values at once (q over k over v, as in timm and GPT-2, not

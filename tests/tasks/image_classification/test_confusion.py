@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 
-from loralight.tasks.image_classification.confusion import draw, write_table
+from loralight.tasks.image_classification.confusion import draw, most_confused, write_table
 
 
 def test_the_table_has_a_row_for_each_right_label(tmp_path: Path) -> None:
@@ -46,3 +46,14 @@ def test_the_picture_is_dark_where_the_counts_are(tmp_path: Path, num_labels: in
 def test_labels_of_any_letters_are_drawn_even_one_that_does_not_occur(tmp_path: Path) -> None:
     draw(torch.tensor([[3, 1], [0, 0]]), ["1 $ or 2 $", "狗"], "test split", tmp_path / "picture.png")
     assert np.ptp(pixels(tmp_path / "picture.png")) == 255
+
+
+def test_the_worst_pairs_are_told_and_no_right_answers() -> None:
+    confusion = torch.tensor([[90, 2, 8], [0, 50, 0], [9, 1, 40]])
+    told = most_confused(confusion, ["ash", "birch", "elm"])
+    assert told == [
+        "elm taken for ash 9 times of 50",
+        "ash taken for elm 8 times of 100",
+        "ash taken for birch 2 times of 100",
+    ]
+    assert most_confused(torch.eye(3, dtype=torch.long), ["ash", "birch", "elm"]) == []

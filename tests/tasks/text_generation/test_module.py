@@ -330,6 +330,8 @@ def test_a_resumed_run_keeps_what_was_written_before_training(
 ) -> None:
     assert in_process("train", *small_run, "trainer.max_epochs=1") == 0
     before = lines_of(tmp_path / "run")
+    log = tmp_path / "run" / "train.log"
+    assert "before training: measures the pretrained model" in log.read_text().partition("epoch 1/1")[0]
     assert in_process("train", "resume=run", "trainer.max_epochs=2") == 0
     after = lines_of(tmp_path / "run")
     assert after[:2] == before and len(after) == 3

@@ -1,0 +1,68 @@
+"""``loralight chat``: turn by turn with a language model that was trained on chats."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig
+
+from loralight import logs
+from loralight.artifacts.loading import build, find_recipe
+from loralight.commands.typed import typed
+from loralight.config.build import task_class
+from loralight.config.check import check_keywords
+from loralight.config.composition import plain
+from loralight.errors import InputError
+from loralight.models.trust import trust_of, trusting
+from loralight.training.task import AdapterTask
+
+RESET = "/reset"
+
+
+def main(config: DictConfig) -> None:
+    """The job that Hydra runs: answers each line with all turns before it in view.
+
+    Raises:
+        InputError: the adapter cannot be loaded, or answers no chats (``E-INPUT``, ``E-STREAM``).
+    """
+    logs.configure()
+    settings = plain(config)
+    path, made = find_recipe(
+        settings["run"], base=settings["checkpoint"], task=settings["task"], arguments=settings["arguments"]
+    )
+    check_keywords(task_class(made).predict_batch, settings["options"], "options")
+    with trusting(**trust_of(settings)):
+        task = build(path, made, settings["device"])
+    if sys.stdin.isatty():
+        print(f"{RESET} begins anew, Ctrl-D ends")
+    _converse(task, settings["system"], settings["options"])
+
+
+def _converse(task: AdapterTask, system: str | None, options: Mapping[str, Any]) -> None:
+    start = [] if system is None else [_turn("system", system)]
+    turns = list(start)
+    for line in typed("> "):
+        if line == RESET:
+            turns = list(start)
+            continue
+        asked = [*turns, _turn("user", line)]
+        try:
+            turns = [*asked, _turn("assistant", _answer(task, asked, options))]
+        except InputError as error:
+            if turns == start:
+                raise
+            print(f"loralight: {error}. {RESET} begins anew", file=sys.stderr)  # too long a conversation, say
+
+
+def _answer(task: AdapterTask, turns: Sequence[Mapping[str, str]], options: Mapping[str, Any]) -> str:
+    """Print the answer as it is written."""
+    text = ""
+    for piece in task.stream(turns, **options):
+        print(piece, end="", flush=True)
+        text += piece
+    print()
+    return text
+
+
+def _turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}

@@ -1,0 +1,101 @@
+"""`loralight chat`: each answer is that of `predict` to all turns so far."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import loralight
+from loralight.adapters import Lora
+from loralight.commands.typed import typed
+from loralight.tasks.text_generation import TextGeneration
+
+Chat = Callable[..., list[str]]
+OPTIONS = ["options.max_new_tokens=6", "device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_llama: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    def saved(column: str) -> Path:
+        folder = tmp_path_factory.mktemp(column) / "adapter"
+        task = TextGeneration(checkpoint=tiny_llama, columns={column: column}, adapter=Lora(targets="all-linear"))
+        task.configure_model()
+        task.save(folder)
+        return folder
+
+    return saved
+
+
+def answer(folder: Path, *turns: tuple[str, str]) -> str:
+    messages = [{"role": role, "content": content} for role, content in turns]
+    (found,) = loralight.load(folder).predict([messages], max_new_tokens=6)
+    return str(found["completion"])
+
+
+def test_it_answers_with_all_turns_in_view_until_it_is_told_to_begin_anew(
+    adapter: Callable[[str], Path],
+    in_process: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = adapter("messages")
+    monkeypatch.setattr("sys.stdin", io.StringIO("what is it?\n\nany fine day\n/reset\nany fine day\n"))
+    assert in_process("chat", f"run={folder}", "system=be lazy", *OPTIONS) == 0
+    printed = capsys.readouterr().out
+    start = [("system", "be lazy"), ("user", "what is it?")]
+    first = answer(folder, *start)
+    second = answer(folder, *start, ("assistant", first), ("user", "any fine day"))
+    anew = answer(folder, start[0], ("user", "any fine day"))
+    assert printed == f"{first}\n{second}\n{anew}\n" and len({first, second, anew}) == 3
+
+
+def test_a_conversation_that_has_grown_too_long_can_begin_anew(
+    adapter: Callable[[str], Path],
+    in_process: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"it\n{'the quick fox ' * 60}\nit\n"))
+    assert in_process("chat", f"run={adapter('messages')}", *OPTIONS) == 0
+    printed = capsys.readouterr()
+    assert printed.err.count("E-SEQ-LEN") == 1 and "/reset begins anew" in printed.err
+
+
+@pytest.mark.parametrize(("given", "code"), [(["options.temperatur=1"], "temperature"), (["run=nowhere"], "E-")])
+def test_what_it_cannot_do_is_said_before_the_first_turn(
+    given: list[str],
+    code: str,
+    adapter: Callable[[str], Path],
+    in_process: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert in_process("chat", f"run={adapter('messages')}", *given) == 2
+    assert code in capsys.readouterr().err
+
+
+def test_a_model_that_has_learnt_no_chats_is_refused(
+    adapter: Callable[[str], Path],
+    in_process: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("what is it?\n"))
+    assert in_process("chat", f"run={adapter('text')}", *OPTIONS) == 2
+    assert "E-INPUT" in capsys.readouterr().err
+
+
+def test_a_terminal_shows_a_prompt_and_ends_by_ctrl_d(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines, shown = iter(["one", " ", "two"]), []
+
+    def ask(prompt: str) -> str:
+        shown.append(prompt)
+        if (line := next(lines, None)) is None:
+            raise EOFError
+        return line
+
+    terminal: Any = type("Terminal", (io.StringIO,), {"isatty": lambda _: True})()
+    monkeypatch.setattr("sys.stdin", terminal)
+    monkeypatch.setattr("builtins.input", ask)
+    assert [*typed("> ")] == ["one", "two"] and shown == ["> "] * 4

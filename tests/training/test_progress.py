@@ -1,0 +1,53 @@
+"""The lines that a run prints of its epochs."""
+
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from loralight.training.progress import EpochLines
+from loralight.training.task import AdapterTask
+
+
+class Trained(AdapterTask):
+    epoch_loss = 0.5  # type: ignore[assignment]
+
+    build_model = step = metrics = predict_batch = None  # type: ignore[assignment]
+
+
+SEVEN = ("loss", "accuracy", "f1", "precision", "recall", "balanced_accuracy", "mcc")
+
+
+def line_of(names: tuple[str, ...], caplog: pytest.LogCaptureFixture) -> str:
+    """What is printed of an epoch whose validation has measured these."""
+    trainer: Any = SimpleNamespace(
+        callback_metrics={f"validation/{name}": torch.tensor(at / 10) for at, name in enumerate(names)},
+        checkpoint_callbacks=[SimpleNamespace(monitor="validation/f1"), SimpleNamespace(monitor="step")],
+        max_epochs=3,
+        is_global_zero=True,
+        current_epoch=0,
+        global_step=45,
+    )
+    task, lines = Trained.__new__(Trained), EpochLines()
+    lines.on_train_epoch_start(trainer, task)
+    lines.on_validation_end(trainer, task)
+    with caplog.at_level("INFO", logger="loralight"):
+        lines.on_train_epoch_end(trainer, task)
+    return caplog.messages[-1]
+
+
+def test_a_few_scores_are_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    told = line_of(SEVEN[:2], caplog)
+    assert re.fullmatch(
+        r"epoch 1/3, step 45, 0 s: train/loss 0\.5000, validation/loss 0\.0000, validation/accuracy 0\.1000", told
+    )
+
+
+def test_of_many_scores_the_one_that_chooses_stands_with_the_losses_and_the_others_below(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first, second = line_of(SEVEN, caplog).split("\n")
+    assert first.endswith("train/loss 0.5000, validation/loss 0.0000, validation/f1 0.2000")
+    assert second == "  accuracy 0.1000   precision 0.3000   recall 0.4000   balanced_accuracy 0.5000   mcc 0.6000"
