@@ -1,11 +1,13 @@
 """The result of a task's step on a batch, and the sums over the batches of an optimizer step."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torchmetrics import MetricCollection
 
 from loralight import stopping
 
@@ -20,12 +22,17 @@ class Step(NamedTuple):
         weight: how many items (sentences, tokens) the mean is over; the batch's number of targets if None. Losses
             are averaged over all items of an optimizer step, on every rank and in every accumulated batch, so that
             several processes compute the gradient of one.
+        numbers: further means over these items, which are logged by their names beside the loss: in training of each
+            step, in validation and test of all items. Every step of a split gives the same names.
+        arguments: further arguments of the metrics' update by name; each metric gets those that it declares.
     """
 
     loss: Tensor
     predictions: Tensor
     targets: Tensor
     weight: float | Tensor | None = None
+    numbers: Mapping[str, float | Tensor] = MappingProxyType({})
+    arguments: Mapping[str, Any] = MappingProxyType({})
 
 
 def weight_of(step: Step) -> Tensor:
@@ -35,6 +42,11 @@ def weight_of(step: Step) -> Tensor:
     dtype = torch.promote_types(step.loss.dtype, torch.float32)
     # a number that is copied to a GPU, as `torch.as_tensor` does, waits for all that is queued there
     return weight.to(dtype) if isinstance(weight, Tensor) else step.loss.new_full((), weight, dtype=dtype)
+
+
+def measure_(metrics: MetricCollection, step: Step) -> None:
+    """Update metrics with what a step has predicted."""
+    metrics.update(step.predictions, step.targets, **step.arguments)
 
 
 class Window:
