@@ -1,7 +1,15 @@
 """Pretrained models: loading them, their structure, their number formats, packing them into few bits."""
 
 from loralight.models.budget import Size, at_most
-from loralight.models.pooling import PooledClassifier, PoolingChoice, check_pooling, find_pooling, load_pooled
+from loralight.models.pooling import (
+    PooledClassifier,
+    PoolingChoice,
+    check_pooling,
+    find_pooling,
+    load_encoder,
+    load_pooled,
+    pool,
+)
 from loralight.models.pretrained import (
     agree_on_padding_,
     check_causal,
@@ -31,12 +39,14 @@ __all__ = [
     "check_vocabulary",
     "find_pooling",
     "load_classifier",
+    "load_encoder",
     "load_model",
     "load_pooled",
     "load_tokenizer",
     "new_head",
     "num_embeddings",
     "pad_",
+    "pool",
     "read_object",
     "tokenise",
     "trust",

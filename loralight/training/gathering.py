@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd import Function
 
 _COUNTS: ContextVar[bool | None] = ContextVar("counts", default=None)
 """Whether this rank's rows count in the training step that is computed; None outside of one."""
@@ -41,7 +42,7 @@ def gather_rows(rows: Tensor) -> Gathered:
     sizes = _sizes(len(rows), counts, rows.device)
     rank, most = dist.get_rank(), max(size for size, _ in sizes)
     padded = torch.cat([rows, rows.new_zeros(most - len(rows), *rows.shape[1:])])
-    everyones = _AllRows.apply(padded)  # type: ignore[no-untyped-call]  # (ranks, most, ...)
+    everyones: Tensor = _AllRows.apply(padded)  # (ranks, most, ...)
     # a row that only stands in for one is another rank's too, and nobody else's negative
     parts = [rows if at == rank else everyones[at, : size * counts] for at, (size, counts) in enumerate(sizes)]
     return Gathered(torch.cat(parts), sum(len(part) for part in parts[:rank]))
@@ -61,10 +62,10 @@ def _sizes(size: int, counts: bool, device: torch.device) -> list[tuple[int, int
     own = torch.tensor([size, int(counts)], device=device)
     found = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(found, own)
-    return [tuple(one) for one in torch.stack(found).tolist()]
+    return [(size, counts) for size, counts in torch.stack(found).tolist()]
 
 
-class _AllRows(torch.autograd.Function):
+class _AllRows(Function):
     """Stacks a tensor of each rank; a rank's gradient is the sum of what all ranks' losses give its tensor."""
 
     @staticmethod

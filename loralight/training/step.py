@@ -1,5 +1,6 @@
 """The result of a task's step on a batch, and the sums over the batches of an optimizer step."""
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -24,7 +25,8 @@ class Step(NamedTuple):
             several processes compute the gradient of one.
         numbers: further means over these items, which are logged by their names beside the loss: in training of each
             step, in validation and test of all items. Every step of a split gives the same names.
-        arguments: further arguments of the metrics' update by name; each metric gets those that it declares.
+        arguments: further arguments of the metrics' update; each metric gets those whose names it declares, and
+            predictions and targets in the places that are left.
     """
 
     loss: Tensor
@@ -45,8 +47,16 @@ def weight_of(step: Step) -> Tensor:
 
 
 def measure_(metrics: MetricCollection, step: Step) -> None:
-    """Update metrics with what a step has predicted."""
-    metrics.update(step.predictions, step.targets, **step.arguments)
+    """Update each metric with what it declares of a step.
+
+    In the collection's own update, two metrics for which a first batch gives equal sums would be one from then on.
+    """
+    for metric in metrics.values():
+        parameters = inspect.signature(metric.update).parameters
+        named = {name: value for name, value in step.arguments.items() if name in parameters}
+        is_open = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters.values())
+        places = 2 if is_open else len(parameters) - len(named)
+        metric.update(*(step.predictions, step.targets)[:places], **named)
 
 
 class Window:

@@ -941,32 +941,53 @@ class Numbers(Toy):
         self.splits: list[str] = []
 
     def metrics(self) -> MetricCollection:
-        return MetricCollection({"accuracy": MulticlassAccuracy(3, average="micro"), "share": Share()})
+        accuracy = MulticlassAccuracy(3, average="micro")
+        return MetricCollection({"accuracy": accuracy, "share": Share(), "all": Share(of_all=True), "texts": Texts()})
 
     def step(self, batch: Batch) -> Step:
         self.splits.append(self.split)
         found = super().step(batch)
         first = batch[0][:, 0]
-        return found._replace(numbers={"first": first.mean()}, arguments={"counted": first > 0})
+        return found._replace(
+            numbers={"first": first.mean()}, arguments={"counted": first > 0, "texts": ["a"] * len(first)}
+        )
 
 
 class Share(Metric):
-    """The share of rows that are counted."""
+    """The share of rows that are counted, or that are there: with the same states, which a first batch makes equal."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, of_all: bool = False) -> None:
         super().__init__()
-        for name in ("counted", "rows"):
+        self.of_all = of_all
+        for name in ("sum", "rows"):
             self.add_state(name, torch.tensor(0.0), dist_reduce_fx="sum")
 
     def update(self, predictions: Tensor, targets: Tensor, counted: Tensor) -> None:
-        self.counted, self.rows = self.counted + counted.sum(), self.rows + len(targets)
+        assert len(predictions) == len(targets)
+        self.sum, self.rows = self.sum + (len(targets) if self.of_all else counted.sum()), self.rows + len(targets)
 
     def compute(self) -> Tensor:
-        return torch.as_tensor(self.counted / self.rows)
+        return torch.as_tensor(self.sum / self.rows)
+
+
+class Texts(Metric):
+    """How many texts there are; it wants no tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("number", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, texts: list[str]) -> None:
+        assert all(isinstance(text, str) for text in texts)
+        self.number = self.number + len(texts)
+
+    def compute(self) -> Tensor:
+        return torch.as_tensor(self.number)
 
 
 def test_numbers_of_a_step_are_logged_over_all_items_and_metrics_get_what_they_declare() -> None:
     task, batches = Numbers(), batches_of(8, 3, 8)
+    batches[0][0][:, 0].abs_()  # all rows of the first batch are counted
     run = trainer(max_epochs=1)
     run.fit(task, batches, batches)
     firsts = [rows[:, 0] for rows, _ in batches]
@@ -976,6 +997,7 @@ def test_numbers_of_a_step_are_logged_over_all_items_and_metrics_get_what_they_d
             measured = measure(task, batches, verbose=False)[0]
             assert measured[f"{split}/first"] == pytest.approx(float(torch.cat(firsts).mean()))
             assert measured[f"{split}/share"] == pytest.approx(float((torch.cat(firsts) > 0).float().mean()))
+            assert (measured[f"{split}/all"], measured[f"{split}/texts"]) == (1, 19)
     assert task.splits == ["train"] * 3 + ["validation"] * 9 + ["test"] * 6
 
 
