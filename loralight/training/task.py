@@ -380,17 +380,22 @@ class AdapterTask(lightning.LightningModule, ABC):
                 f"{type(self).__name__} sets automatic_optimization=False, but AdapterTask makes the optimizer's "
                 "steps: leave it as it is, and compute the loss in step"
             )
-        if self.updates_per_batch > 1 < self.trainer.accumulate_grad_batches:
-            raise InputError(
-                "E-UPDATES",
-                f"{type(self).__name__} makes {self.updates_per_batch} optimizer steps with each batch, and cannot "
-                "take several batches for a step: set trainer.accumulate_grad_batches=1",
-            )
+        self._check_updates()
         self.start_accelerations_()
         optimizer = self.make_optimizer()
         self._watch = Watch(self.model, self.learning, optimizer)
         optimizer.register_load_state_dict_pre_hook(by_position)
         return scheduled(optimizer, self.scheduler, self.trainer)
+
+    def _check_updates(self) -> None:
+        told = f"{type(self).__name__}.updates_per_batch is {self.updates_per_batch}"
+        if self.updates_per_batch < 1:
+            raise InputError("E-UPDATES", f"{told}; give at least 1")
+        if self.updates_per_batch > 1 < self.trainer.accumulate_grad_batches:
+            raise InputError(
+                "E-UPDATES",
+                f"{told}, and a step cannot be of several batches too: set trainer.accumulate_grad_batches=1",
+            )
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move or cast the task; the adapter's own tensors and the head stay in float32, so no small step is lost."""

@@ -1061,6 +1061,29 @@ def test_several_updates_are_made_with_one_rollout() -> None:
     assert run.global_step == 2, "a batch is a step of the run, which may be stopped and gone on with between batches"
 
 
-def test_several_updates_with_a_batch_and_several_batches_for_an_update_are_refused() -> None:
-    with pytest.raises(InputError, match=r"^E-UPDATES: Rollouts makes 3 optimizer steps .*accumulate_grad_batches=1$"):
-        trainer(accumulate_grad_batches=2).fit(Rollouts(), batches_of(4, 4), batches_of(4))
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint")  # ours resumes in mid-epoch
+def test_a_run_with_several_updates_goes_on_between_batches(tmp_path: Path) -> None:
+    def save(run: lightning.Trainer, *_: Any) -> None:
+        if run.global_step == 1:
+            run.save_checkpoint(tmp_path / "inside")
+
+    ends = []
+    for checkpoint in (None, tmp_path / "inside"):
+        torch.manual_seed(0)
+        task = Rollouts()
+        callbacks = [lightning.pytorch.callbacks.LambdaCallback(on_train_batch_end=save)]
+        trainer(callbacks=callbacks, plugins=[FolderCheckpointIO()]).fit(
+            task, datamodule=RowsOfToy(batch_size=2, num_workers=0), ckpt_path=checkpoint
+        )
+        ends.append((learned(task), len(task.drawn)))
+    assert equal(ends[0][0], ends[1][0]) and (ends[0][1], ends[1][1]) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("number", "batches", "told"), [(0, 1, r"is 0; give at least 1$"), (3, 2, r"is 3: .*accumulate_grad_batches=1$")]
+)
+def test_updates_that_cannot_be_are_refused(number: int, batches: int, told: str) -> None:
+    task = Rollouts()
+    task.updates_per_batch = number
+    with pytest.raises(InputError, match=rf"^E-UPDATES: Rollouts.updates_per_batch {told}"):
+        trainer(accumulate_grad_batches=batches).fit(task, batches_of(4, 4), batches_of(4))

@@ -3,19 +3,18 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from loralight import TaskData
-from loralight.data import Splits, check_columns
+from loralight.data import Readers, Splits, check_columns
 from loralight.errors import InputError
 from loralight.models import check_length, load_tokenizer
 
-from .encoding import encode, span_of
+from .encoding import encode, padded, span_of
 
 
 def read_squad(file: str) -> Dataset:
@@ -30,7 +29,7 @@ def read_squad(file: str) -> Dataset:
 class QuestionsData(TaskData):
     """A batch: input_ids, attention_mask, allowed (batch, tokens); labels (batch, 2): first and last token."""
 
-    readers = {".json": read_squad}  # noqa: RUF012
+    readers: ClassVar[Readers] = {".json": read_squad}
 
     def __init__(self, *, checkpoint: str, columns: Mapping[str, str], max_length: int = 256, **loading: Any) -> None:
         super().__init__(**loading)
@@ -60,15 +59,8 @@ class QuestionsData(TaskData):
         return [self.columns[role] for role in ("question", "context", "answers")]
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        def padded(lists: list[list[int]], value: int) -> Tensor:
-            return pad_sequence([torch.tensor(one) for one in lists], batch_first=True, padding_value=value)
-
-        return {
-            "input_ids": padded([row["input_ids"] for row in rows], self.padding),
-            "attention_mask": padded([[1] * len(row["input_ids"]) for row in rows], 0),
-            "allowed": padded([row["allowed"] for row in rows], 0),
-            "labels": torch.tensor([row["labels"] for row in rows]),
-        }
+        batch = padded([row["input_ids"] for row in rows], [row["allowed"] for row in rows], self.padding)
+        return {**batch, "labels": torch.tensor([row["labels"] for row in rows])}
 
     def lengths(self, split: str) -> Sequence[int]:
         return [len(ids) for ids in self.splits[split]["input_ids"]]

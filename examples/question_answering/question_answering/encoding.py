@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from loralight.models import tokenise
@@ -26,6 +29,16 @@ def encode(
         for row in range(len(questions))
     ]
     return {"input_ids": encoded["input_ids"], "allowed": allowed, "offsets": encoded["offset_mapping"]}
+
+
+def padded(input_ids: Sequence[Sequence[int]], allowed: Sequence[Sequence[int]], padding: int) -> dict[str, Tensor]:
+    """``input_ids``, ``allowed`` and ``attention_mask`` of rows of unlike lengths, (rows, tokens) each."""
+
+    def tensor(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+        return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
+
+    masks = [[1] * len(ids) for ids in input_ids]
+    return {"input_ids": tensor(input_ids, padding), "allowed": tensor(allowed, 0), "attention_mask": tensor(masks, 0)}
 
 
 def span_of(allowed: Sequence[int], offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from loralight import AdapterTask, Step
 from loralight.errors import InputError
 from loralight.models import load_model, load_tokenizer, new_head
 
-from .encoding import encode
+from .encoding import encode, padded
 from .metrics import ExactSpans, SpanF1
 
 
@@ -72,8 +72,9 @@ class QuestionAnswering(AdapterTask):
                 raise InputError("E-INPUT", f"{given!r:.80}: give a record with the texts question and context")
         questions, texts = ([given[key] for given in inputs] for key in ("question", "context"))
         encoded = encode(self.tokenizer, questions, texts, self.max_length)
-        rows = {"input_ids": encoded["input_ids"], "allowed": encoded["allowed"]}
-        found, scores = self.likeliest(*self.log_probabilities(self.padded(rows)))
+        batch = padded(encoded["input_ids"], encoded["allowed"], self.tokenizer.pad_token_id or 0)
+        batch = self.transfer_batch_to_device(batch, self.device, 0)
+        found, scores = self.likeliest(*self.log_probabilities(batch))
         places = [
             (offsets[first][0], offsets[last][1])
             for offsets, (first, last) in zip(encoded["offsets"], found.tolist(), strict=True)
@@ -82,13 +83,3 @@ class QuestionAnswering(AdapterTask):
             {"question": question, "answer": text[start:end], "start": start, "score": round(score, 4)}
             for question, text, (start, end), score in zip(questions, texts, places, scores.exp().tolist(), strict=True)
         ]
-
-    def padded(self, rows: Mapping[str, list[list[int]]]) -> dict[str, Tensor]:
-        """Rows of unlike lengths as tensors, (batch, tokens)."""
-        longest = max(map(len, rows["input_ids"]))
-        filler = {"input_ids": self.tokenizer.pad_token_id or 0, "allowed": 0, "attention_mask": 0}
-        rows = {**rows, "attention_mask": [[1] * len(ids) for ids in rows["input_ids"]]}
-        return {
-            name: torch.tensor([row + [filler[name]] * (longest - len(row)) for row in lists], device=self.device)
-            for name, lists in rows.items()
-        }
