@@ -1080,7 +1080,7 @@ def test_a_run_with_several_updates_goes_on_between_batches(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("number", "batches", "told"), [(0, 1, r"is 0; give at least 1$"), (3, 2, r"is 3: .*accumulate_grad_batches=1$")]
+    ("number", "batches", "told"), [(0, 1, r"is 0; give at least 1$"), (3, 2, r"is 3, .*accumulate_grad_batches=1$")]
 )
 def test_updates_that_cannot_be_are_refused(number: int, batches: int, told: str) -> None:
     task = Rollouts()
