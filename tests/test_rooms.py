@@ -56,7 +56,8 @@ def test_the_tour_s_links_lead_to_what_they_name(script: Callable[[str], Any]) -
 
 
 FACES = {"acceleration", "adapters", "data", "errors", "kernels", "logs", "models", "resources", "testing", "training"}
-PLUGINS = [file for folder in ("tasks", "loralight/skeleton") for file in (DOCS.parent / folder).rglob("*.py")]
+WITH_PLUGINS = ("examples", "loralight/skeleton", "tasks")
+PLUGINS = [file for folder in WITH_PLUGINS for file in (DOCS.parent / folder).rglob("*.py")]
 
 
 @pytest.mark.parametrize("file", PLUGINS, ids=lambda file: str(file.relative_to(DOCS.parent)))

@@ -46,7 +46,7 @@ def save_adapter(task: AdapterTask, folder: Path, *, recipe: dict[str, Any], met
             heads = task.learning.whole_modules
             card = {
                 **config,
-                "task_type": task.peft_task_type,
+                "task_type": task.peft_task_type or config.get("task_type"),
                 "base_model_name_or_path": base,
                 "modules_to_save": heads or None,
             }

@@ -2,7 +2,15 @@
 
 from loralight.models.budget import Size, at_most
 from loralight.models.padding import depends_on_padding, each_length
-from loralight.models.pooling import PooledClassifier, PoolingChoice, check_pooling, find_pooling, load_pooled
+from loralight.models.pooling import (
+    PooledClassifier,
+    PoolingChoice,
+    check_pooling,
+    find_pooling,
+    load_encoder,
+    load_pooled,
+    pool,
+)
 from loralight.models.pretrained import (
     agree_on_padding_,
     check_causal,
@@ -34,12 +42,14 @@ __all__ = [
     "each_length",
     "find_pooling",
     "load_classifier",
+    "load_encoder",
     "load_model",
     "load_pooled",
     "load_tokenizer",
     "new_head",
     "num_embeddings",
     "pad_",
+    "pool",
     "read_object",
     "tokenise",
     "trust",

@@ -143,6 +143,18 @@ def pool(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
     return states[torch.arange(len(states), device=states.device), place]
 
 
+def load_encoder(checkpoint: str) -> PreTrainedModel:
+    """A pretrained model whose tokens' states are read, without a pooler, which nothing would train.
+
+    Raises:
+        InputError: see `load_model`.
+    """
+    model = load_model(AutoModel, checkpoint)
+    if isinstance(getattr(model, "pooler", None), nn.Module):
+        model.pooler = None  # type: ignore[assignment]
+    return model
+
+
 def load_pooled(
     checkpoint: str, *, pooling: Pooling, labels: Sequence[str], max_length: int, **config: Any
 ) -> PooledClassifier:

@@ -17,7 +17,15 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 from loralight.adapters.base import Added, trainable
 from loralight.adapters.disabled import disabled
@@ -34,7 +42,10 @@ _LABELS, _WORDS = 3, 100
 
 
 class AdapterContract:
-    """The promises of an adapter method, put to a BERT of two layers with random weights; a subclass names the method.
+    """The promises of an adapter method, put to a small BERT with random weights; a subclass names the method.
+
+    Those that hold for any model are also put to convolutions, GPT-2's `Conv1D`, tied weights and a Llama. Where the
+    method has a form in PEFT, PEFT itself is asked.
 
         class TestMyMethod(AdapterContract, adapter="my_method", plugin=Path("my_method")): ...
 
@@ -90,11 +101,11 @@ class AdapterContract:
         if task.adapter.keeps_keys:
             assert base.keys() <= model.state_dict().keys()
 
-    @pytest.mark.parametrize("kind", ["convolutions", "Conv1D", "tied weights"])
+    @pytest.mark.parametrize("kind", ["convolutions", "Conv1D", "tied weights", "Llama"])
     def test_on_layers_of_other_kinds_it_promises_the_same_or_refuses_them(self, method: str, kind: str) -> None:
         base, adapter = _OTHERS[kind]().eval().requires_grad_(False), _adapter(method, _TARGETS[kind])
         tied = len(list(base.parameters())) < len(list(base.named_parameters(remove_duplicate=False)))
-        assert tied == (kind != "convolutions")
+        assert tied == (kind in ("Conv1D", "tied weights"))
         model, expected = copy.deepcopy(base), _output(base)
         try:
             inject(model, adapter)
@@ -114,6 +125,28 @@ class AdapterContract:
             assert model.state_dict().keys() == base.state_dict().keys()
             assert (_output(model) - adapted).norm() <= 1e-5 * adapted.norm()
             assert len(list(model.parameters())) == len(list(base.parameters())), "tied weights still are"
+
+    @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # of transformers
+    @pytest.mark.filterwarnings("ignore:Unsupported layer type .* encountered:UserWarning")  # of PEFT, of any norm
+    @pytest.mark.parametrize("kind", ["convolutions", "Conv1D", "tied weights", "Llama", "BERT"])
+    def test_where_it_has_a_form_in_peft_peft_itself_computes_the_same_from_the_folder(
+        self, method: str, kind: str, tmp_path: Path
+    ) -> None:
+        peft = pytest.importorskip("peft")
+        torch.manual_seed(1)
+        base, adapter = _OTHERS[kind]().eval().requires_grad_(False), _adapter(method, _TARGETS[kind])
+        model = copy.deepcopy(base)
+        try:
+            inject(model, adapter, head=_head_of_bert(model) if kind == "BERT" else [])
+        except InputError as error:
+            pytest.skip(f"refused: {error}")
+        _disturb(model)
+        if adapter.peft_config(model) is None:
+            pytest.skip("PEFT has no such method, or not for these layers")
+        save_adapter(model, adapter, tmp_path / "adapter")
+        theirs = _output(peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval())
+        ours = _output(model)
+        assert (theirs[:, -ours.shape[1] :] - ours).norm() <= 1e-5 * ours.norm(), "but for the outputs of soft tokens"
 
     def test_what_requires_gradients_is_in_the_optimizer_once_and_in_the_checkpoint(self, trained: "Trained") -> None:
         learns = {name: p for name, p in trained.task.named_parameters() if p.requires_grad}
@@ -236,12 +269,22 @@ def _decoder() -> nn.Module:
     return GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=_WORDS, **ends))
 
 
+def _llama() -> nn.Module:
+    """Linear layers without biases, RMSNorm, and fewer heads for keys than for queries."""
+    ends: Any = {"bos_token_id": None, "eos_token_id": None}
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=_WORDS, **sizes, **heads, **ends))
+
+
 _OTHERS: dict[str, Callable[[], nn.Module]] = {
+    "BERT": lambda: _bert(),
     "convolutions": lambda: timm.create_model("test_resnet", zero_init_last=False),
     "Conv1D": _decoder,
     "tied weights": _decoder,
+    "Llama": _llama,
 }
-_TARGETS = {"convolutions": "all", "Conv1D": "all-linear", "tied weights": "all"}
+_TARGETS = {"BERT": "all", "convolutions": "all", "Conv1D": "all-linear", "tied weights": "all", "Llama": "all-linear"}
 
 
 def _adapter(method: str, targets: str) -> Any:
@@ -252,9 +295,27 @@ def _adapter(method: str, targets: str) -> Any:
 
 @torch.no_grad()
 def _output(model: nn.Module) -> Tensor:
-    if isinstance(model, GPT2LMHeadModel):
-        return torch.as_tensor(model(batch_of(5)["input_ids"]).logits)
+    if any(isinstance(module, PreTrainedModel) for module in model.modules()):  # PEFT's own is around it
+        return torch.as_tensor(model(input_ids=batch_of(5)["input_ids"]).logits)
     return torch.as_tensor(model(torch.linspace(-1, 1, 2 * 3 * 32 * 32).sin().view(2, 3, 32, 32)))
+
+
+def _bert() -> BertForSequenceClassification:
+    config = BertConfig(
+        vocab_size=_WORDS,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    config.num_labels = _LABELS
+    return BertForSequenceClassification(config)
+
+
+def _head_of_bert(model: nn.Module) -> list[nn.Module]:
+    assert isinstance(model, BertForSequenceClassification) and model.bert.pooler is not None
+    return [model.bert.pooler, model.classifier]
 
 
 class TinyBert(AdapterTask):
@@ -264,21 +325,10 @@ class TinyBert(AdapterTask):
     """
 
     def build_model(self) -> BertForSequenceClassification:
-        config = BertConfig(
-            vocab_size=_WORDS,
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=64,
-            max_position_embeddings=64,
-        )
-        config.num_labels = _LABELS
-        return BertForSequenceClassification(config)
+        return _bert()
 
     def head(self, model: nn.Module) -> list[nn.Module]:
-        assert isinstance(model, BertForSequenceClassification)
-        assert model.bert.pooler is not None
-        return [model.bert.pooler, model.classifier]
+        return _head_of_bert(model)
 
     def metrics(self) -> MetricCollection:
         return MetricCollection({"accuracy": MulticlassAccuracy(_LABELS, average="micro")})

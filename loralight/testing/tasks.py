@@ -27,6 +27,7 @@ from loralight.config.plugins import use_folder
 from loralight.data import TaskData
 from loralight.testing.adapters import AdapterContract
 from loralight.training.checkpoint import read_checkpoint
+from loralight.training.step import measure_
 from loralight.training.task import AdapterTask, Step
 
 _ROWS = 6  # of a split that are looked at
@@ -38,7 +39,8 @@ class TaskContract:
         class TestMyTask(TaskContract, overrides=["task=my_task"], plugin=Path("my_task")): ...
 
     The data needs at least eight training rows. Every promise is one test, on the CPU, with the model that the
-    overrides name; a small one makes them fast.
+    overrides name; a small one makes them fast. What a task cannot promise by its nature is an attribute of the class,
+    such as `rows_depend`; one that is not true fails too.
 
     Args:
         overrides: as on the command line.
@@ -47,6 +49,16 @@ class TaskContract:
 
     overrides: ClassVar[Sequence[str]] = ()
     plugin: ClassVar[Path | None] = None
+
+    rows_depend: ClassVar[bool] = False
+    """Whether a row's loss depends on the other rows of its batch, as where these are its negatives. It may not depend
+    on their order."""
+
+    step_draws: ClassVar[bool] = False
+    """Whether a step draws random numbers outside of training too, as one that samples answers does."""
+
+    loss_is_objective: ClassVar[bool] = True
+    """Whether less loss is better, which the value of a policy gradient does not tell."""
 
     def __init_subclass__(cls, *, overrides: Sequence[str] = (), plugin: Path | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -143,6 +155,8 @@ class TaskContract:
         assert trainable(trained.task.model).keys() <= moved
 
     def test_training_lowers_the_loss_on_what_it_is_trained_on(self, data: TaskData, task: AdapterTask) -> None:
+        if not self.loss_is_objective:
+            pytest.skip("declared: the loss is no objective")
         batch = _batch(data, "train")
         optimizer = torch.optim.Adam(trainable(task.model).values(), lr=task.adapter.lr)
         first = float(_step(task, batch).loss)
@@ -152,24 +166,35 @@ class TaskContract:
             optimizer.step()
         assert float(_step(task, batch).loss) < first
 
+    def test_a_step_draws_random_numbers_only_if_it_is_declared(self, data: TaskData, task: AdapterTask) -> None:
+        batch = _batch(data, "validation")
+        losses = {float(_step(task, batch, seed=seed).loss) for seed in range(5)}
+        assert (len(losses) > 1) == self.step_draws, f"step_draws is {self.step_draws}; five steps gave {losses}"
+
     def test_a_batch_has_the_loss_of_its_rows_one_by_one(self, data: TaskData, task: AdapterTask) -> None:
         """So that padding changes nothing, and several processes or accumulated batches compute what one would."""
+        if self.step_draws:
+            pytest.skip("declared: a step draws, other numbers for a row alone")
         rows = _rows_of(data, "validation")
         alone = [_step(task, data.collate([row])) for row in rows]
         weights = torch.stack([_weight(step) for step in alone])
         together = _step(task, data.collate(rows))
         losses = torch.stack([step.loss for step in alone])
         torch.testing.assert_close(_weight(together), weights.sum(), rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(together.loss, (losses * weights).sum() / weights.sum(), rtol=1e-4, atol=1e-5)
+        mean = (losses * weights).sum() / weights.sum()
+        if self.rows_depend:
+            assert not torch.isclose(together.loss, mean, rtol=1e-4), "they do not depend: leave rows_depend out"
+            mean = _step(task, data.collate(rows[::-1])).loss
+        torch.testing.assert_close(together.loss, mean, rtol=1e-4, atol=1e-5)
 
     def test_metrics_do_not_depend_on_the_batches(self, data: TaskData, task: AdapterTask) -> None:
+        if self.rows_depend or self.step_draws:
+            pytest.skip("declared: what a step computes of a row depends on the others, or on chance")
         rows = _rows_of(data, "validation")
         together, alone = task.metrics(), task.metrics()
-        step = _step(task, data.collate(rows))
-        together.update(step.predictions, step.targets)
+        measure_(together, _step(task, data.collate(rows)))
         for row in rows:
-            step = _step(task, data.collate([row]))
-            alone.update(step.predictions, step.targets)
+            measure_(alone, _step(task, data.collate([row])))
         _assert_close(alone.compute(), together.compute())
 
     def test_predictions_are_plain_data_and_do_not_depend_on_the_batch(self, data: TaskData, task: AdapterTask) -> None:
@@ -254,7 +279,8 @@ def _batch(data: TaskData, split: str) -> Any:
 
 
 @torch.no_grad()
-def _step(task: AdapterTask, batch: Any) -> Step:
+def _step(task: AdapterTask, batch: Any, *, seed: int = 0) -> Step:
+    torch.manual_seed(seed)  # what it draws is the same each time
     return task.step(batch)
 
 

@@ -2,6 +2,7 @@
 
 from loralight.training.calibration import CalibrationError, check_temperature, fit_temperature
 from loralight.training.checkpoint import verify, write_folder
+from loralight.training.gathering import Gathered, gather_rows
 from loralight.training.step import Step
 from loralight.training.task import AdapterTask
 from loralight.training.thresholds import check_thresholds, choose_thresholds
@@ -9,11 +10,13 @@ from loralight.training.thresholds import check_thresholds, choose_thresholds
 __all__ = [
     "AdapterTask",
     "CalibrationError",
+    "Gathered",
     "Step",
     "check_temperature",
     "check_thresholds",
     "choose_thresholds",
     "fit_temperature",
+    "gather_rows",
     "verify",
     "write_folder",
 ]

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from loralight.data import TaskData
 from loralight.training.heads import linear_layer
 from loralight.training.settling import settled
+from loralight.training.step import measure_
 from loralight.training.task import AdapterTask
 
 _MOST_NUMBERS = 20_000_000  # of features that are fitted: 52,000 items of 384; more move the third digit
@@ -241,7 +242,7 @@ def _score(task: AdapterTask, split: str, batches: Iterable[Any], device: torch.
     metrics = task.metrics().to(device)
     for batch in batches:
         step = task.step(move_data_to_device(batch, device))
-        metrics.update(step.predictions, step.targets)
+        measure_(metrics, step)
     return [(f"{split}/{name}", float(value)) for name, value in metrics.compute().items()]
 
 

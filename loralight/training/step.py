@@ -1,11 +1,14 @@
 """The result of a task's step on a batch, and the sums over the batches of an optimizer step."""
 
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torchmetrics import MetricCollection
 
 from loralight import stopping
 
@@ -20,12 +23,18 @@ class Step(NamedTuple):
         weight: how many items (sentences, tokens) the mean is over; the batch's number of targets if None. Losses
             are averaged over all items of an optimizer step, on every rank and in every accumulated batch, so that
             several processes compute the gradient of one.
+        numbers: further means over these items, which are logged by their names beside the loss: in training of each
+            step, in validation and test of all items. Every step of a split gives the same names.
+        arguments: further arguments of the metrics' update; each metric gets those whose names it declares, and
+            predictions and targets in the places that are left.
     """
 
     loss: Tensor
     predictions: Tensor
     targets: Tensor
     weight: float | Tensor | None = None
+    numbers: Mapping[str, float | Tensor] = MappingProxyType({})
+    arguments: Mapping[str, Any] = MappingProxyType({})
 
 
 def weight_of(step: Step) -> Tensor:
@@ -35,6 +44,19 @@ def weight_of(step: Step) -> Tensor:
     dtype = torch.promote_types(step.loss.dtype, torch.float32)
     # a number that is copied to a GPU, as `torch.as_tensor` does, waits for all that is queued there
     return weight.to(dtype) if isinstance(weight, Tensor) else step.loss.new_full((), weight, dtype=dtype)
+
+
+def measure_(metrics: MetricCollection, step: Step) -> None:
+    """Update each metric with what it declares of a step.
+
+    In the collection's own update, two metrics for which a first batch gives equal sums would be one from then on.
+    """
+    for metric in metrics.values():
+        parameters = inspect.signature(metric.update).parameters
+        named = {name: value for name, value in step.arguments.items() if name in parameters}
+        is_open = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters.values())
+        places = 2 if is_open else len(parameters) - len(named)
+        metric.update(*(step.predictions, step.targets)[:places], **named)
 
 
 class Window:

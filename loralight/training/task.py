@@ -33,6 +33,7 @@ from loralight.training.arguments import remembering
 from loralight.training.checkpoint import read_checkpoint
 from loralight.training.evaluation_mode import SharedEvaluation
 from loralight.training.frozen_modes import BatchNormMode, FrozenModes, choose_modes_
+from loralight.training.gathering import training_together
 from loralight.training.heads import HeadSettings, head_rate
 from loralight.training.learning import Learning
 from loralight.training.optim import by_name, by_position, parameter_groups, scheduled
@@ -40,12 +41,14 @@ from loralight.training.ownership import check_head, refuse_new_and_frozen, refu
 from loralight.training.position import Position
 from loralight.training.precision import is_scaled, new_tensors_stay_wide
 from loralight.training.seeding import seed_step
-from loralight.training.step import EpochLoss, Step, Window, weight_of
+from loralight.training.step import EpochLoss, Step, Window, measure_, weight_of
 from loralight.training.unread import unread_layers
 from loralight.training.watch import Watch
 from loralight.training.whereabouts import place_of_step
 
 __all__ = ["AdapterTask", "Step"]
+
+Split = Literal["train", "validation", "test"]
 
 
 class AdapterTask(lightning.LightningModule, ABC):
@@ -80,9 +83,16 @@ class AdapterTask(lightning.LightningModule, ABC):
     peft_task_type: ClassVar[str | None] = None
     """PEFT's name for this kind of task (``SEQ_CLS``, ...), by which it picks its wrapper class."""
 
+    updates_per_batch: int = 1
+    """Optimizer steps with each training batch: a step may draw a rollout at the first and keep it for the others."""
+
+    update: int = 0
+    """Which of these `step` computes, from 0."""
+
     model: nn.Module
     learning: Learning
     losses: nn.ModuleDict
+    means: nn.ModuleDict
     scores: nn.ModuleDict
     arguments: dict[str, Any]
     """The arguments that are plain data: the folder of its adapter keeps them, and loading builds the task by them."""
@@ -119,6 +129,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         self.unread: list[str] = []  # layers of presets that are left out, as the loss never reads them
         self.settled: dict[str, Any] = {}  # the numbers of `settle`, see `loralight.training.settling`
         self._built = False
+        self._split: Split | None = None
         self._evaluation = SharedEvaluation()
         self._fresh: set[str] = set()  # names of the parameters that the pretrained weights do not have
         self._modes = FrozenModes()
@@ -314,6 +325,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         metrics = self.metrics()
         nan = float("nan")  # makes the mean nan; by default such a loss is left out of it
         self.losses = nn.ModuleDict({split: MeanMetric(nan_strategy=nan) for split in ("validation", "test")})
+        self.means = nn.ModuleDict({split: nn.ModuleDict() for split in ("validation", "test")})
         self.scores = nn.ModuleDict({split: metrics.clone(prefix=f"{split}/") for split in ("validation", "test")})
         self._built = True
         if self.optimizer is not None and self._leaves_out_unread():
@@ -397,11 +409,22 @@ class AdapterTask(lightning.LightningModule, ABC):
                 f"{type(self).__name__} sets automatic_optimization=False, but AdapterTask makes the optimizer's "
                 "steps: leave it as it is, and compute the loss in step"
             )
+        self._check_updates()
         self.start_accelerations_()
         optimizer = self.make_optimizer()
         self._watch = Watch(self.model, self.learning, optimizer)
         optimizer.register_load_state_dict_pre_hook(by_position)
         return scheduled(optimizer, self.scheduler, self.trainer)
+
+    def _check_updates(self) -> None:
+        told = f"{type(self).__name__}.updates_per_batch is {self.updates_per_batch}"
+        if self.updates_per_batch < 1:
+            raise InputError("E-UPDATES", f"{told}; give at least 1")
+        if self.updates_per_batch > 1 < self.trainer.accumulate_grad_batches:
+            raise InputError(
+                "E-UPDATES",
+                f"{told}, and a step cannot be of several batches too: set trainer.accumulate_grad_batches=1",
+            )
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move or cast the task; the adapter's own tensors and the head stay in float32, so no small step is lost."""
@@ -430,18 +453,34 @@ class AdapterTask(lightning.LightningModule, ABC):
         """Names of the BatchNorm layers that `batch_norm` lets change."""
         return list(self._modes.adapted_norms)
 
+    @property
+    def split(self) -> Split:
+        """The split whose batch `step` is given; outside of a trainer it is ``train`` in training mode alone."""
+        return self._split or ("train" if self.training else "validation")
+
+    @contextmanager
+    def _of(self, split: Split) -> Iterator[None]:
+        self._split = split
+        try:
+            yield
+        finally:
+            self._split = None
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        place = {"rank": self.global_rank, "epoch": self.current_epoch, "batch": batch_idx}
+        place = {"rank": self.global_rank, "epoch": self.current_epoch, "batch": batch_idx, "update": self.update}
         seed_step(self.seed, **place, device=self.device)
         self._modes.keep_()  # a part's own train() passes ours by
         self.accelerations.switch_(True)
-        with self.accelerations.step(self.model):
+        stands_in = self._stands_in(batch_idx)
+        with self.accelerations.step(self.model), self._of("train"), training_together(counts=not stands_in):
             step = self.step(batch)
         weight, loss = weight_of(step), step.loss.detach()
-        if self._stands_in(batch_idx):
+        if stands_in:
             weight = torch.zeros_like(weight)
         self._window.add(loss, weight, partial(self.trainer.strategy.reduce, reduce_op="sum"))
         self.log("train/loss", loss, prog_bar=True)
+        for name, value in step.numbers.items():
+            self.log(f"train/{self._unused(name)}", torch.as_tensor(value).detach())
         penalty = self.adapter.penalty(self.model)
         if penalty is None:
             return step.loss * weight
@@ -487,9 +526,12 @@ class AdapterTask(lightning.LightningModule, ABC):
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
         """Make the step, then let the adapter do what it does after one: before any callback saves a checkpoint."""
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         num_steps = float(self.trainer.estimated_stepping_batches)
-        self.adapter.after_step_(self.model, step=self.global_step + 1, num_steps=num_steps)
+        for update in range(self.updates_per_batch):
+            self.update = update
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+            self.adapter.after_step_(self.model, step=self.global_step + 1, num_steps=num_steps)
+        self.update = 0
 
     def on_train_epoch_end(self) -> None:
         self._watch.end_epoch()
@@ -506,15 +548,39 @@ class AdapterTask(lightning.LightningModule, ABC):
     def test_step(self, batch: Any, batch_idx: int) -> None:
         self._measure("test", batch)
 
-    def _measure(self, split: str, batch: Any) -> Step:
-        step = self.step(batch)
+    def _measure(self, split: Split, batch: Any) -> Step:
+        with self._of(split):
+            step = self.step(batch)
         loss, scores = self.losses[split], self.scores[split]
         assert isinstance(loss, MeanMetric) and isinstance(scores, MetricCollection)
         loss.update(step.loss, weight_of(step))
-        scores.update(step.predictions, step.targets)
+        measure_(scores, step)
         self.log(f"{split}/loss", loss, on_epoch=True)
         self.log_dict(scores, on_epoch=True)
+        for name, value in step.numbers.items():
+            mean = self._mean_of(split, self._unused(name))
+            mean.update(torch.as_tensor(value).detach(), weight_of(step))
+            self.log(f"{split}/{name}", mean, on_epoch=True, metric_attribute=f"means.{split}.{name}")
         return step
+
+    def _unused(self, name: str) -> str:
+        scores = self.scores["validation"]
+        assert isinstance(scores, MetricCollection)
+        if name in ("loss", "epoch_loss", "penalty") or name in scores:
+            raise InputError(
+                "E-NUMBERS", f"the step of {type(self).__name__} names a number {name!r}, which is logged already"
+            )
+        return name
+
+    def _mean_of(self, split: str, name: str) -> MeanMetric:
+        """Of a step's number over all items; made at the first step, whose numbers are not known before."""
+        means = self.means[split]
+        assert isinstance(means, nn.ModuleDict)
+        if name not in means:
+            means[name] = MeanMetric(nan_strategy=float("nan")).to(self.device)
+        found = means[name]
+        assert isinstance(found, MeanMetric)
+        return found
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # Lightning's takes ``checkpoint`` for an argument of its own

@@ -10,7 +10,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling as TheirP
 from transformers import AutoModel, AutoTokenizer, BertForMaskedLM
 
 from loralight.errors import InputError
-from loralight.models import check_pooling, find_pooling, load_pooled, load_tokenizer
+from loralight.models import check_pooling, find_pooling, load_encoder, load_pooled, load_tokenizer
 from loralight.models.fresh import watching_origins
 from loralight.models.pooling import Pooling, pool
 from loralight.resources import resolve
@@ -116,3 +116,14 @@ def test_a_mistyped_pooling_is_told_what_was_meant() -> None:
     with pytest.raises(InputError, match=r"E-POOLING.*mean"):
         check_pooling("mena")
     check_pooling("auto")
+
+
+def test_an_encoder_has_the_states_of_its_tokens_and_no_pooler_that_nothing_would_train() -> None:
+    whole = AutoModel.from_pretrained(resolve(MINILM)).eval()
+    with watching_origins() as origins:
+        encoder = load_encoder(MINILM).eval()
+    ids = torch.arange(1, 9)[None]
+    with torch.no_grad():
+        assert torch.equal(encoder(input_ids=ids).last_hidden_state, whole(input_ids=ids).last_hidden_state)
+    assert whole.pooler is not None and not origins.fresh(encoder)
+    assert not [name for name, _ in encoder.named_parameters() if "pooler" in name]

@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, log_loss
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
 from loralight.acceleration import FrozenProducts, GradientCheckpointing
 from loralight.adapters import AdaLora, Dora, FullFineTuning, LinearProbe, Lora
 from loralight.adapters.base import trainable
+from loralight.data import TaskData
 from loralight.errors import InputError
 from loralight.kernels import onednn
 from loralight.testing import TaskContract
@@ -126,6 +127,64 @@ def test_the_contract_of_tasks_finds_a_frozen_part_that_starts_at_random() -> No
     task.configure_model()
     with pytest.raises(AssertionError, match=r"body\.0\.bias"):
         TaskContract.test_what_starts_at_random_learns(TaskContract(), task)
+
+
+class RowsOfToy(TaskData):
+    """Six rows."""
+
+    def load(self) -> dict[str, Any]:
+        ((rows, labels),) = batches_of(6)
+        return {key: list(zip(rows, labels, strict=True)) for key in ("train", "validation")}
+
+    def collate(self, rows: list[Any]) -> Batch:
+        features, labels = zip(*rows, strict=True)
+        return torch.stack(features), torch.stack(labels)
+
+
+class Negatives(Toy):
+    def step(self, batch: Batch) -> Step:
+        logits = self.model(batch[0])
+        return Step(F.cross_entropy(logits @ logits.T, torch.arange(len(logits))), logits, batch[1])
+
+
+class Samples(Toy):
+    def step(self, batch: Batch) -> Step:
+        found = super().step(batch)
+        return found._replace(loss=found.loss * torch.rand(()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "declared", "refused"),
+    [
+        (Toy, {}, set()),
+        (Toy, {"rows_depend": True}, {"one_by_one"}),
+        (Toy, {"step_draws": True}, {"draws"}),
+        (Negatives, {}, {"one_by_one"}),
+        (Negatives, {"rows_depend": True}, set()),
+        (Samples, {}, {"draws"}),
+        (Samples, {"step_draws": True}, set()),
+    ],
+)
+def test_the_contract_takes_the_exceptions_that_are_declared_and_true(
+    kind: type[Toy], declared: dict[str, bool], refused: set[str]
+) -> None:
+    contract, data, task = type("Contract", (TaskContract,), declared)(), RowsOfToy(), kind()
+    data.setup()
+    task.configure_model()
+    task.eval()
+    tests = {
+        "draws": contract.test_a_step_draws_random_numbers_only_if_it_is_declared,
+        "one_by_one": contract.test_a_batch_has_the_loss_of_its_rows_one_by_one,
+    }
+    failed = set()
+    for name, test in tests.items():
+        try:
+            test(data, task)
+        except AssertionError:
+            failed.add(name)
+        except pytest.skip.Exception:
+            continue
+    assert failed == refused
 
 
 @pytest.mark.parametrize("hook", OWNED)
@@ -873,3 +932,159 @@ def test_an_adapter_is_called_after_each_optimizer_step_with_its_gradients_and_b
 def test_an_optimizer_that_is_no_partial_with_a_rate_is_refused_at_once(optimizer: Any) -> None:
     with pytest.raises(InputError, match=r"^E-OPTIMIZER: optimizer is .*AdamW.*; give functools.partial"):
         Toy(adapter=Lora(targets="0"), optimizer=optimizer)
+
+
+class Numbers(Toy):
+    """Tells the split of each step, and a number; its metrics want weights too."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(optimizer=partial(torch.optim.SGD, lr=0.05), **arguments)
+        self.splits: list[str] = []
+
+    def metrics(self) -> MetricCollection:
+        accuracy = MulticlassAccuracy(3, average="micro")
+        return MetricCollection({"accuracy": accuracy, "share": Share(), "all": Share(of_all=True), "texts": Texts()})
+
+    def step(self, batch: Batch) -> Step:
+        self.splits.append(self.split)
+        found = super().step(batch)
+        first = batch[0][:, 0]
+        return found._replace(
+            numbers={"first": first.mean()}, arguments={"counted": first > 0, "texts": ["a"] * len(first)}
+        )
+
+
+class Share(Metric):
+    """The share of rows that are counted, or that are there: with the same states, which a first batch makes equal."""
+
+    def __init__(self, *, of_all: bool = False) -> None:
+        super().__init__()
+        self.of_all = of_all
+        for name in ("sum", "rows"):
+            self.add_state(name, torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, predictions: Tensor, targets: Tensor, counted: Tensor) -> None:
+        assert len(predictions) == len(targets)
+        self.sum, self.rows = self.sum + (len(targets) if self.of_all else counted.sum()), self.rows + len(targets)
+
+    def compute(self) -> Tensor:
+        return torch.as_tensor(self.sum / self.rows)
+
+
+class Texts(Metric):
+    """How many texts there are; it wants no tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("number", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, texts: list[str]) -> None:
+        assert all(isinstance(text, str) for text in texts)
+        self.number = self.number + len(texts)
+
+    def compute(self) -> Tensor:
+        return torch.as_tensor(self.number)
+
+
+def test_numbers_of_a_step_are_logged_over_all_items_and_metrics_get_what_they_declare() -> None:
+    task, batches = Numbers(), batches_of(8, 3, 8)
+    batches[0][0][:, 0].abs_()  # all rows of the first batch are counted
+    run = trainer(max_epochs=1)
+    run.fit(task, batches, batches)
+    firsts = [rows[:, 0] for rows, _ in batches]
+    assert float(run.callback_metrics["train/first"]) == pytest.approx(float(firsts[-1].mean()))
+    for split, measure in (("validation", run.validate), ("test", run.test)):
+        for _ in range(2):  # a second pass begins anew
+            measured = measure(task, batches, verbose=False)[0]
+            assert measured[f"{split}/first"] == pytest.approx(float(torch.cat(firsts).mean()))
+            assert measured[f"{split}/share"] == pytest.approx(float((torch.cat(firsts) > 0).float().mean()))
+            assert (measured[f"{split}/all"], measured[f"{split}/texts"]) == (1, 19)
+    assert task.splits == ["train"] * 3 + ["validation"] * 9 + ["test"] * 6
+
+
+def test_a_step_works_outside_of_a_trainer_and_knows_its_split_there() -> None:
+    task = Numbers()
+    task.configure_model()
+    (batch,) = batches_of(4)
+    task.train().step(batch)
+    task.eval().step(batch)
+    assert task.splits == ["train", "validation"]
+
+
+@pytest.mark.parametrize("name", ["loss", "accuracy"])
+def test_a_number_cannot_take_the_name_of_what_is_logged_already(name: str) -> None:
+    class Twice(Numbers):
+        def step(self, batch: Batch) -> Step:
+            return super().step(batch)._replace(numbers={name: 1.0})
+
+    with pytest.raises(InputError, match=f"E-NUMBERS: the step of Twice names a number '{name}'"):
+        trainer().fit(Twice(), batches_of(4), batches_of(4))
+
+
+class Rollouts(Toy):
+    """Draws once for each batch, and makes several steps with what was drawn."""
+
+    updates_per_batch = 3
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**{"optimizer": partial(torch.optim.SGD, lr=0.05), **arguments})
+        self.drawn: list[Tensor] = []
+        self.noises: list[float] = []
+
+    def step(self, batch: Batch) -> Step:
+        if self.split == "train":
+            self.noises.append(float(torch.rand(())))
+            if self.update == 0:
+                self.drawn.append(torch.randint(0, 3, batch[1].shape))
+            batch = batch[0], self.drawn[-1]
+        return super().step(batch)
+
+
+def test_several_updates_are_made_with_one_rollout() -> None:
+    torch.manual_seed(0)
+    task = Rollouts(base_dropout=False)
+    task.configure_model()
+    for module in task.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    twin, batches = copy.deepcopy(task), batches_of(8, 8)
+    run = trainer(num_sanity_val_steps=0)
+    run.fit(task, batches, batches_of(8))
+    assert len(task.drawn) == 2 and len(set(task.noises)) == 6, "each update has random numbers of its own"
+    twin.train()
+    optimizer = torch.optim.SGD(trainable(twin.model).values(), lr=0.05)
+    for (rows, _), drawn in zip(batches, task.drawn, strict=True):
+        for _ in range(3):
+            optimizer.zero_grad()
+            F.cross_entropy(twin.model(rows), drawn).backward()
+            optimizer.step()
+    torch.testing.assert_close(learned(task), learned(twin), rtol=1e-5, atol=1e-6)
+    assert run.global_step == 2, "a batch is a step of the run, which may be stopped and gone on with between batches"
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint")  # ours resumes in mid-epoch
+def test_a_run_with_several_updates_goes_on_between_batches(tmp_path: Path) -> None:
+    def save(run: lightning.Trainer, *_: Any) -> None:
+        if run.global_step == 1:
+            run.save_checkpoint(tmp_path / "inside")
+
+    ends = []
+    for checkpoint in (None, tmp_path / "inside"):
+        torch.manual_seed(0)
+        task = Rollouts()
+        callbacks = [lightning.pytorch.callbacks.LambdaCallback(on_train_batch_end=save)]
+        trainer(callbacks=callbacks, plugins=[FolderCheckpointIO()]).fit(
+            task, datamodule=RowsOfToy(batch_size=2, num_workers=0), ckpt_path=checkpoint
+        )
+        ends.append((learned(task), len(task.drawn)))
+    assert equal(ends[0][0], ends[1][0]) and (ends[0][1], ends[1][1]) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("number", "batches", "told"), [(0, 1, r"is 0; give at least 1$"), (3, 2, r"is 3, .*accumulate_grad_batches=1$")]
+)
+def test_updates_that_cannot_be_are_refused(number: int, batches: int, told: str) -> None:
+    task = Rollouts()
+    task.updates_per_batch = number
+    with pytest.raises(InputError, match=rf"^E-UPDATES: Rollouts.updates_per_batch {told}"):
+        trainer(accumulate_grad_batches=batches).fit(task, batches_of(4, 4), batches_of(4))

@@ -64,6 +64,7 @@ class PromptTuning(Adapter):
         config = model.config.get_text_config()
         return {
             "peft_type": "PROMPT_TUNING",
+            "task_type": "CAUSAL_LM",  # without one, PEFT's model passes over the prompt and says nothing
             "num_virtual_tokens": self.num_tokens,
             "prompt_tuning_init": "RANDOM",
             "token_dim": prompt.embeddings.shape[1],
