@@ -7,11 +7,11 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
-import loralight
 from loralight.config.plugins import discover
 
 CODE = re.compile(r"E-[A-Z0-9]+(?:-[A-Z0-9]+)*")
 PAGE = "docs/debugging.md"
+_PACKAGE = Path(__file__).resolve().parents[1]
 _WORDS = re.compile(r"\w{2}")
 _QUOTED = re.compile(rf"[\"'`]({CODE.pattern})[\"'`:]")
 
@@ -58,7 +58,7 @@ def messages(code: str, files: Iterable[Path]) -> list[str]:
 
 def page() -> str:
     """The page on debugging, of a clone or as it is installed; empty where it is left out."""
-    clone = Path(loralight.__file__).resolve().parents[1] / PAGE
+    clone = _PACKAGE.parent / PAGE
     if clone.is_file():
         return clone.read_text(encoding="utf-8")
     try:
@@ -69,7 +69,7 @@ def page() -> str:
 
 
 def _sources() -> Iterator[Path]:
-    folders = [Path(loralight.__file__).parent, *(plugin.folder for plugin in discover() if plugin.folder)]
+    folders = [_PACKAGE, *(plugin.folder for plugin in discover() if plugin.folder)]
     files = dict.fromkeys(file for folder in folders for file in sorted(folder.rglob("*.py")))
     return (file for file in files if "skeleton" not in file.parts)
 

@@ -52,7 +52,7 @@ def each_length(batch: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, dict[str,
     """
     mask = batch["attention_mask"].bool()
     lengths = mask.sum(1)
-    for length in lengths.unique():
+    for length in lengths.unique():  # type: ignore[no-untyped-call]
         rows = (lengths == length).nonzero().squeeze(1)
         yield rows, {name: tensor[rows][mask[rows]].view(len(rows), -1) for name, tensor in batch.items()}
 

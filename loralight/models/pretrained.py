@@ -191,7 +191,7 @@ def _places_before_the_first(checkpoint: str, config: PretrainedConfig, position
     Such a table has a padding row: it is looked for in the model itself, without weights.
     """
     with _one_message(checkpoint), at_most(_MOST, _too_large(checkpoint)), torch.device("meta"):
-        model = AutoModel.from_config(config, **_code())
+        model = AutoModel.from_config(config, **_code())  # type: ignore[no-untyped-call]
     tables = [part for part in model.modules() if isinstance(part, nn.Embedding)]
     words = num_embeddings(model)
     paddings = [table.padding_idx for table in tables if table.num_embeddings == positions != words]

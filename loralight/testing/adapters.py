@@ -272,8 +272,8 @@ def _decoder() -> nn.Module:
 def _llama() -> nn.Module:
     """Linear layers without biases, RMSNorm, and fewer heads for keys than for queries."""
     ends: Any = {"bos_token_id": None, "eos_token_id": None}
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes: Any = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads: Any = {"num_attention_heads": 4, "num_key_value_heads": 2}
     return LlamaForCausalLM(LlamaConfig(vocab_size=_WORDS, **sizes, **heads, **ends))
 
 

@@ -18,7 +18,7 @@ from loralight.adapters.layers.parameters import LoraParameters, LowRank, read_w
 class Rebuilt(nn.Module):
     """A module whose class is made when it is needed, so that no library is imported for it; it can be pickled."""
 
-    plain: ClassVar[type[nn.Module]]
+    plain: ClassVar[Any]
 
     def __reduce__(self) -> Any:
         return _blank, (self.plain,), self.__dict__
@@ -44,7 +44,9 @@ class LoraPadded(Rebuilt, LoraConv2d):
     def low_rank(self, x: Tensor, lora_A: Tensor, lora_B: Tensor) -> Tensor:
         from timm.layers.padding import pad_same  # loaded already: the layer is timm's
 
-        return super().low_rank(pad_same(x, self.kernel_size, self.stride, self.dilation), lora_A, lora_B)
+        return super().low_rank(
+            pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation)), lora_A, lora_B
+        )
 
 
 class LoraStandardised(Rebuilt, LoraParameters):

@@ -28,7 +28,8 @@ def kind_of(layer: nn.Module, slices: str | None) -> Any:
     """The LoRA class of a layer, with A and B for each of ``slices`` if these are adapted apart."""
     if slices is not None:
         return SLICED.get(type(layer), LoraAttention)
-    return KINDS.get(type(layer)) or kind_of_extended(type(layer))
+    plain: Any = type(layer)
+    return KINDS.get(plain) or kind_of_extended(plain)
 
 
 def check_slices(slices: Mapping[str, str]) -> None:

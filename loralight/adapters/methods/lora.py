@@ -83,7 +83,7 @@ class Lora(LowRankAdapter):
 
     def apply_(self, model: nn.Module, candidates: Mapping[str, nn.Module]) -> dict[str, list[str]]:
         layers: dict[str, Any] = {**candidates, **expert_weights(candidates)}
-        types = (*self.layers, *extended_among(layers.values()), nn.Parameter)
+        types: Any = (*self.layers, *extended_among(candidates.values()), nn.Parameter)
         hits = resolve(layers, self.targets, types=types, exclude=self.exclude)
         names = dict.fromkeys(name for found in hits.values() for name in found)
         together = tied(model, layers, names, self.exclude)
