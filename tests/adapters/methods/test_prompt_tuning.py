@@ -61,7 +61,7 @@ def test_a_decoder_computes_with_a_prompt_what_peft_does(kind: str) -> None:
     base, model = decoder(kind)
     adapter = PromptTuning(num_tokens=COUNT)
     fields = {key: value for key, value in adapter.peft_config(model).items() if key != "peft_type"}
-    theirs = peft.get_peft_model(base, peft.PromptTuningConfig(task_type="CAUSAL_LM", **fields)).eval()
+    theirs = peft.get_peft_model(base, peft.PromptTuningConfig(**fields)).eval()
     (name,) = trainable(model)
     assert adapter.peft_names(model) == {name: "prompt_embeddings"}
     peft.set_peft_model_state_dict(theirs, {"prompt_embeddings": prompt_of(model)})
