@@ -197,7 +197,7 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
                 sys.argv = ["loralight", *overrides, *flags]
             run_hydra(_job(verb, wants_traceback, fail), verb)
         if is_sweep:
-            return int(import_module("loralight.commands.sweep").end(said))
+            import_module("loralight.commands.sweep").end(said)
     except Stopped as stopped:
         if is_sweep:
             stopped.message = import_module("loralight.commands.sweep").stopped(said, stopped.message)

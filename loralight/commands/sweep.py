@@ -97,14 +97,17 @@ def stopped(overrides: Sequence[str], message: str | None) -> str | None:
     return f"{message}; the sweep goes on with: {command_of(overrides, folder)}"
 
 
-def end(overrides: Sequence[str]) -> int:
-    """Print and write what has come of the sweep of this process; returns the exit code.
+def end(overrides: Sequence[str]) -> None:
+    """Print and write what has come of the sweep of this process.
 
     Args:
         overrides: the words of the command line.
+
+    Raises:
+        InputError: jobs have failed (``E-SWEEP``).
     """
     if not begun or not (folder := begun.pop()).is_dir():
-        return 0
+        return
     from loralight import logs
     from loralight.reports.comparison import Comparison
     from loralight.reports.sweeps import BEST, NAME, finish
@@ -114,14 +117,11 @@ def end(overrides: Sequence[str]) -> int:
         logs.show("", *read.shown(f"sweep {folder}"), "", *map(str, sorted(folder.glob(f"{NAME}.*"))))
         if read.best is not None:
             logs.show(f"best: {read.best.runs[0].folder}, which is also {folder / BEST}")
-    if not (failures := read.failures if isinstance(read, Comparison) else read):
-        return 0
-    jobs = "1 job has" if len(failures) == 1 else f"{len(failures)} jobs have"
-    print(
-        f"loralight: E-SWEEP: {jobs} failed; what is missing is done by: {command_of(overrides, folder)}",
-        file=sys.stderr,
-    )
-    return 2
+    if failures := read.failures if isinstance(read, Comparison) else read:
+        jobs = "1 job has" if len(failures) == 1 else f"{len(failures)} jobs have"
+        raise InputError(
+            "E-SWEEP", f"{jobs} failed, see above; what is missing is done by: {command_of(overrides, folder)}"
+        )
 
 
 def command_of(overrides: Sequence[str], folder: Path) -> str:
