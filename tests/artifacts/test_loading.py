@@ -98,7 +98,7 @@ def test_answers_do_not_depend_on_the_batch_size(adapter: Path, batch_size: int)
     one_by_one = [answer for text in TEXTS for answer in task.predict([text])]
     found = task.predict(TEXTS, batch_size=batch_size)
     assert [answer["label"] for answer in found] == [answer["label"] for answer in one_by_one]
-    torch.testing.assert_close(probabilities(found), probabilities(one_by_one), rtol=0, atol=2e-6)
+    torch.testing.assert_close(probabilities(found), probabilities(one_by_one), rtol=0, atol=5e-6)
 
 
 def test_a_batch_size_of_none_is_an_error(adapter: Path) -> None:

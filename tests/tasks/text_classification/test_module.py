@@ -251,7 +251,7 @@ def test_several_labels_are_answered_by_thresholds_that_validation_rows_settle(t
     settled = make(tiny_bert, labels=LABELS, multi_label=True, **found)
     answers = settled.predict(TEXTS)
     probabilities = [list(answer["probabilities"].values()) for answer in answers]
-    torch.testing.assert_close(torch.tensor(probabilities), (logits / scale).sigmoid(), rtol=0, atol=2e-6)
+    torch.testing.assert_close(torch.tensor(probabilities), (logits / scale).sigmoid(), rtol=0, atol=5e-6)
     chosen = [[name in answer["label"] for name in LABELS] for answer in answers]
     assert torch.tensor(chosen).equal((logits / scale).sigmoid() > torch.tensor(found["thresholds"]))
     with torch.no_grad():
