@@ -41,7 +41,10 @@ def unread_layers(
     Raises:
         InputError: the user has named one of them (``E-UNREACHED``).
     """
-    names = {name for found in adapted.values() for name in found}
+    learn = {
+        layer_of(name, learning.layers) for name in learning.parameters
+    }  # a norm's statistics follow by themselves
+    names = {name for found in adapted.values() for name in found if name in learn}
     found = _passes(model, learning, names, loss)
     if found is None:
         return []
