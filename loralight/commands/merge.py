@@ -130,6 +130,8 @@ def _merge_and_measure(
     config: dict[str, Any], task: AdapterTask, data: TaskData | None, dtype: torch.dtype
 ) -> dict[str, Any]:
     """Turn the task's model into the merged one in ``dtype``; the part of the certificate that is measured."""
+    if data is not None:
+        data.suit_(task.model)
     device, rows = task.device, [] if data is None else probe_rows(data)
     found: dict[str, Any] = {}
     for state in ("adapted", "merged"):

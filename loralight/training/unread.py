@@ -41,9 +41,7 @@ def unread_layers(
     Raises:
         InputError: the user has named one of them (``E-UNREACHED``).
     """
-    learn = {
-        layer_of(name, learning.layers) for name in learning.parameters
-    }  # a norm's statistics follow by themselves
+    learn = {layer_of(name, learning.layers) for name in learning.parameters}  # but for a norm's statistics
     names = {name for found in adapted.values() for name in found if name in learn}
     found = _passes(model, learning, names, loss)
     if found is None:
