@@ -16,6 +16,7 @@ from loralight.adapters.disabled import is_off
 from loralight.adapters.inject import Mergeable, merge, mergeable
 from loralight.data import TaskData
 from loralight.models.quantisation import QuantisedLinear
+from loralight.training.step import Step
 from loralight.training.task import AdapterTask
 
 CERTIFICATE = "merge_certificate.json"
@@ -54,16 +55,21 @@ def outputs(task: AdapterTask, data: TaskData, rows: Sequence[int]) -> list[list
             found[-1].append(flat[:: max(1, -(-flat.numel() // _VALUES))].cpu())
         return tensor
 
+    def step(row: int) -> Step:
+        torch.manual_seed(row)
+        batch = data.collate([data.splits[PROBED][row]])
+        return task.step(task.transfer_batch_to_device(batch, task.device, 0))
+
+    for row in rows[:1]:
+        step(row)  # in its first one a task may try the model out
     hook = task.model.register_forward_hook(look)
     try:
         for row in rows:
             found.append([])
-            torch.manual_seed(row)
-            batch = data.collate([data.splits[PROBED][row]])
-            step = task.step(task.transfer_batch_to_device(batch, task.device, 0))
+            made = step(row)
             if not found[-1]:  # the task calls parts of its model alone
-                keep(step.predictions)
-                keep(step.loss)
+                keep(made.predictions)
+                keep(made.loss)
     finally:
         hook.remove()
     return found
@@ -71,7 +77,7 @@ def outputs(task: AdapterTask, data: TaskData, rows: Sequence[int]) -> list[list
 
 def difference(adapted: list[list[Tensor]], merged: list[list[Tensor]]) -> dict[str, float]:
     """How far the merged model's `outputs` are from the adapted one's; the relative error is that of their norm."""
-    # from the last on: before its first step a task may have tried the model out
+    # from the last on: a task may try the model out before a step
     pairs = [pair for rows in zip(adapted, merged, strict=True) for pair in zip(*map(reversed, rows), strict=False)]
     before, after = (torch.cat(side).double() for side in zip(*pairs, strict=True))
     gap = (after - before).abs()
