@@ -16,6 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 import loralight
 import loralight.conf
+import loralight.config.settings  # for what a message tells of a setting
 import loralight.tasks
 from loralight.cli import run
 from loralight.errors import InputError

@@ -11,6 +11,7 @@ from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 
+import loralight.config.settings  # noqa: F401  # for what a message tells of a setting
 from loralight.cli import run
 
 commands: list[list[str]] = json.loads(Path(sys.argv[1]).read_text())
