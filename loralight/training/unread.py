@@ -41,6 +41,8 @@ def unread_layers(
     Raises:
         InputError: the user has named one of them (``E-UNREACHED``).
     """
+    if adapter.without(()) is None:  # no layer could be left out
+        return []
     learn = {layer_of(name, learning.layers) for name in learning.parameters}  # but for a norm's statistics
     names = {name for found in adapted.values() for name in found if name in learn}
     found = _passes(model, learning, names, loss)
@@ -50,8 +52,6 @@ def unread_layers(
     alike = {_NUMBER.sub("*", name) for name in read}
     unread = {name for name in names - read if name in called or _NUMBER.sub("*", name) not in alike}
     by_name = {name for pattern, chosen in adapted.items() if pattern not in PRESETS for name in chosen}
-    if adapter.without(()) is None:
-        return []
     if unread & by_name:
         refuse_unread(adapter, unread & by_name, adapted)
     return sorted(unread)
