@@ -40,6 +40,7 @@ _MAY_CHANGE = (
 _GROW_WITH_VERSIONS = {
     "acceleration",
     "adapter",
+    "budget",
     "data",
     "init",
     "probe",

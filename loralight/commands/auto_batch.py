@@ -2,17 +2,14 @@
 
 import gc
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.utilities import move_data_to_device
 
 from loralight.commands.estimate import Estimate, longest_batch
-from loralight.config.build import build_task, build_trainer
+from loralight.commands.trial import Trial
 from loralight.errors import InputError
 from loralight.logs import show
-from loralight.training.footprint import train_step
 from loralight.training.launch import process_rank
 from loralight.training.preflight import human
 
@@ -67,23 +64,12 @@ def largest_that_runs(run: Callable[[int], Any], size: int) -> int:
 
 def _tried_on_device(estimate: Estimate, size: int) -> int:
     """The largest batch up to ``size`` with which a real step succeeds; afterwards the device is as empty as before."""
-    chosen = largest_that_runs(_real_step(estimate), size)
+    chosen = largest_that_runs(_real_step(Trial(estimate.config, estimate.data)), size)
     gc.collect()
     torch.cuda.empty_cache()
     return chosen
 
 
-def _real_step(estimate: Estimate) -> Callable[[int], None]:
-    """A training step on so many of the longest rows, with the model's weights."""
-    precision = build_trainer(estimate.config, Path(), []).precision_plugin
-    task = build_task(estimate.config, estimate.data.model_arguments())
-    precision.convert_module(task)
-    task.to(estimate.device)
-    task.start_accelerations_()
-    optimizer = task.make_optimizer()
-
-    def run(size: int) -> None:
-        batch = move_data_to_device(precision.convert_input(longest_batch(estimate.data, size)), estimate.device)
-        train_step(task, optimizer, batch, precision.forward_context)
-
-    return run
+def _real_step(trial: Trial) -> Callable[[int], Any]:
+    """A training step on so many of the longest rows."""
+    return lambda size: trial.step(longest_batch(trial.data, size))

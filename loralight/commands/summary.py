@@ -57,6 +57,7 @@ def summarise(
             "model": num_bytes(parameters),
             "peak_memory": peak_memory(),
         },
+        "lr": config["optimizer"].get("lr"),
         "seconds_per_step": seconds_per_step,
         "batch_size": data.batch_size,
         "steps": task.trainer.global_step,

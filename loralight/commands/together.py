@@ -19,6 +19,7 @@ from loralight.artifacts.run_folder import going_on, take
 from loralight.artifacts.run_settings import with_those_of_a_run
 from loralight.commands.next_commands import how_to_go_on
 from loralight.commands.train import Run
+from loralight.commands.trial import check_trial
 from loralight.config.build import check_config
 from loralight.config.composition import plain, settings_of
 from loralight.config.overrides import folder_of
@@ -46,6 +47,7 @@ def main(config: DictConfig) -> None:
         check_config(of_run)
         if num_processes(of_run["trainer"]) > 1:
             raise InputError("E-DEVICES", f"{name}: runs that share a base are in one process; take trainer.devices=1")
+        check_trial(of_run, alone=False)
         if of_run["auto_batch"]:
             raise InputError("E-AUTO-BATCH", f"{name}: what fits depends on the other runs; give data.batch_size")
     settings = {name: going_on(folders[name], of_run) for name, of_run in settings.items()}

@@ -21,6 +21,7 @@ from loralight.commands.auto_batch import with_largest_batch
 from loralight.commands.initialising import initialise_, with_initialised
 from loralight.commands.next_commands import how_to_go_on, next_commands
 from loralight.commands.summary import final_report, summarise
+from loralight.commands.trial import check_trial, read_tried, try_out
 from loralight.commands.warm_start import read_start
 from loralight.config.build import build_data, build_task, build_trainer, check_config, recipe
 from loralight.config.composition import plain
@@ -71,6 +72,7 @@ def main(config: DictConfig) -> float | None:
         (output_dir / FAILED).unlink(missing_ok=True)
         print(f"loralight: {output_dir} is done", file=sys.stderr)
         return read_run(output_dir).score(settings["monitor"]["metric"])
+    check_trial(settings, alone=process_rank() is None)
     settings, was_told = going_on(output_dir, settings), settings["resume"] is not None
     if settings["auto_batch"]:
         settings, overrides = with_largest_batch(settings, overrides)
@@ -81,6 +83,8 @@ def main(config: DictConfig) -> float | None:
                 take(output_dir, settings, overrides)
             if settings["resume"] and not was_told:
                 print(f"loralight: {output_dir} holds an unfinished run of these settings: goes on", file=sys.stderr)
+        with telling_of_disk(output_dir), telling_of_memory(settings, output_dir):
+            try_out(settings, output_dir)
         stopping.check()
         best: float | None = launch(work, settings, output_dir)
     except Stopped as stopped:
@@ -119,6 +123,10 @@ class Run:
         self.output_dir = output_dir
         self.data = build_data(config)
         self.resumed = newest(output_dir) if config["resume"] is not None else None
+        tried = read_tried(config, output_dir)
+        if tried.lr is not None:
+            config = {**config, "optimizer": {**config["optimizer"], "lr": tried.lr}}
+        self.most_steps = tried.most_steps
         self.config = with_initialised(config, output_dir) if self.resumed else config
         self.task = build_task(self.config, self.data.model_arguments())
         self.data.suit_(self.task.model)
@@ -135,6 +143,8 @@ class Run:
             memory = memory_table(*before_activations(self.task), title="memory before activations")
             logs.show(*self.data.report(), *padding, targets_table(self.task), *rates_line(self.task))
             logs.show(accelerations_table(self.task), memory)
+            if tried.lr is not None:
+                logs.logger.info("optimizer.lr=auto: %g", tried.lr)
             if self.resumed:
                 logs.logger.info("going on from %s", self.resumed)
 
@@ -148,7 +158,7 @@ class Run:
             initialise_(task, data, trainer, self.output_dir, self.config["names"]["adapter"])
         is_solved = probe is not None and task.adapter.is_probe and self._is_auto
         if self._is_auto and not is_solved:
-            logs.logger.info(set_epochs_(trainer, task, data))
+            logs.logger.info(set_epochs_(trainer, task, data, most_steps=self.most_steps))
         for caution in [] if is_solved else few_steps(trainer, data):
             logs.logger.info(caution)
         with stopping.held():

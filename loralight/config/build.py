@@ -44,12 +44,12 @@ def check_config(config: Mapping[str, Any]) -> None:
     trusted = trusted_packages()
     if expected := mismatch(config.get("seed", 0), int):
         raise InputError("E-CONFIG", f"seed: {config['seed']!r} is not {expected}")
-    for part in ("adapter", "optimizer"):
-        check(config.get(part), part, trusted)
+    check(config.get("adapter"), "adapter", trusted)
+    check(optimizer_node(config), "optimizer", trusted)
     check(trainer_node(config), "trainer", trusted)
     check(config.get("data"), "data", trusted, base=TaskData)
     make(config["adapter"])  # values of the right type that make no sense, such as rank 0
-    check_optimizer(make(config["optimizer"]))
+    check_optimizer(make(optimizer_node(config)))
     clip = config["trainer"].get("gradient_clip_val")
     if clip is not None and not 0 <= clip < math.inf:  # nan would make every gradient nan
         raise InputError("E-TRAINER", f"trainer.gradient_clip_val is {clip}; give at least 0, which clips nothing")
@@ -104,7 +104,8 @@ def build_task(config: Mapping[str, Any], data_arguments: Mapping[str, Any]) -> 
         data_arguments: arguments of the task that the data knows.
     """
     lightning.seed_everything(config.get("seed", 0), verbose=False)
-    training = {part: make(config[part]) for part in ("optimizer", "scheduler") if config.get(part) is not None}
+    nodes = {"optimizer": optimizer_node(config), "scheduler": config.get("scheduler")}
+    training = {part: make(node) for part, node in nodes.items() if node is not None}
     accelerations = {name: make(node) for name, node in (config.get("acceleration") or {}).items() if node is not None}
     given = {**config["task"], **data_arguments}
     with trusting(**trust_of(config)):
@@ -114,6 +115,12 @@ def build_task(config: Mapping[str, Any], data_arguments: Mapping[str, Any]) -> 
             raise InputError("E-PLUGIN", f"task._target_: {kind} does not derive from loralight.AdapterTask")
         task.configure_model()
     return task
+
+
+def optimizer_node(config: Mapping[str, Any]) -> Any:
+    """The optimizer's settings, at the method's own rate where one is to be found (``lr=auto``)."""
+    node = config.get("optimizer")
+    return {**node, "lr": config["adapter"]["lr"]} if isinstance(node, Mapping) and node.get("lr") == AUTO else node
 
 
 def trainer_node(config: Mapping[str, Any]) -> Any:

@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import lightning
+from torch.utils.data import DataLoader
 
 from loralight.data import TaskData
 from loralight.training.task import AdapterTask
@@ -30,6 +32,16 @@ class Epochs:
     number: int
     validated_every: int
 
+    def steps(self, of_epoch: int, *, most: int = -1) -> int:
+        """Optimizer steps, of so many an epoch; no more than ``most``, if that is above 0."""
+        steps = self.number * of_epoch
+        return min(steps, most) if most > 0 else steps
+
+    def at_most(self, number: int) -> "Epochs":
+        """So many epochs or fewer, the last of which is validated."""
+        every = min(self.validated_every, number)
+        return Epochs(number=min(self.number, number // every * every), validated_every=every)
+
 
 def epochs_for(steps: int, *, has_head: bool) -> Epochs:
     """The epochs for data of so many optimizer steps each.
@@ -46,19 +58,28 @@ def epochs_for(steps: int, *, has_head: bool) -> Epochs:
     return Epochs(number=every * math.ceil(number / every), validated_every=every)
 
 
-def set_epochs_(trainer: lightning.Trainer, task: AdapterTask, data: TaskData) -> str:
-    """Give ``trainer`` the epochs that suit the data, of all its processes; returns a line that says so."""
-    steps = _steps_of_epoch(trainer, data)
-    chosen = epochs_for(steps, has_head=bool(task.head(task.model)))
+def set_epochs_(trainer: lightning.Trainer, task: AdapterTask, data: TaskData, *, most_steps: int | None) -> str:
+    """Give ``trainer`` the epochs that suit the data, of all its processes; returns a line that says so.
+
+    Args:
+        most_steps: that there is time for; None for any number. Less than an epoch is a part of one.
+    """
+    steps = steps_of_epoch(trainer, data)
+    chosen, told = epochs_for(steps, has_head=bool(task.head(task.model))), "trainer.max_epochs=auto"
+    if most_steps is not None and most_steps < chosen.number * steps:
+        chosen, told = chosen.at_most(max(1, most_steps // steps)), "budget"
+        if most_steps < steps:
+            steps = most_steps
+            trainer.limit_train_batches = steps * trainer.accumulate_grad_batches
     trainer.fit_loop.max_epochs = chosen.number
     trainer.check_val_every_n_epoch = chosen.validated_every
     every = f", validated every {chosen.validated_every}" if chosen.validated_every > 1 else ""
-    return f"trainer.max_epochs=auto: {chosen.number} epochs of {steps} steps{every}"
+    return f"{told}: {chosen.number} epoch{'s' * (chosen.number > 1)} of {steps} steps{every}"
 
 
 def few_steps(trainer: lightning.Trainer, data: TaskData) -> list[str]:
     """A line on a run of so few optimizer steps that it can hardly arrive anywhere; none on one that is a mere try."""
-    steps, epochs, most = _steps_of_epoch(trainer, data), trainer.max_epochs or 0, trainer.max_steps
+    steps, epochs, most = steps_of_epoch(trainer, data), trainer.max_epochs or 0, trainer.max_steps
     total = min([steps * epochs] * (epochs > 0) + [most] * (most > 0), default=_FEW_STEPS)
     if total >= _FEW_STEPS or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return []
@@ -73,9 +94,25 @@ def few_steps(trainer: lightning.Trainer, data: TaskData) -> list[str]:
     ]
 
 
-def _steps_of_epoch(trainer: lightning.Trainer, data: TaskData) -> int:
-    """Optimizer steps of an epoch, in which all processes take part."""
-    batches = math.ceil(len(data.splits["train"]) / (data.batch_size * trainer.world_size))
+def planned_epochs(trainer: lightning.Trainer, task: AdapterTask, steps: int) -> Epochs:
+    """The epochs that a trainer has, of so many steps each, or that `set_epochs_` would give it."""
+    if trainer.max_epochs is None or trainer.max_epochs < 0:
+        return epochs_for(steps, has_head=bool(task.head(task.model)))
+    return Epochs(number=trainer.max_epochs, validated_every=1)
+
+
+def num_batches(loader: DataLoader[Any], limit: int | float) -> int:
+    """The batches that Lightning takes of a split under one of its limits."""
+    return min(limit, len(loader)) if isinstance(limit, int) else math.ceil(len(loader) * limit)
+
+
+def steps_of_epoch(trainer: lightning.Trainer, data: TaskData, *, num_ranks: int | None = None) -> int:
+    """Optimizer steps of an epoch, in which all processes take part.
+
+    Args:
+        num_ranks: how many these are; the trainer's if None.
+    """
+    batches = math.ceil(len(data.splits["train"]) / (data.batch_size * (num_ranks or trainer.world_size)))
     limit = trainer.limit_train_batches
     batches = min(batches, limit) if isinstance(limit, int) else math.ceil(batches * limit)
     return max(1, math.ceil(batches / trainer.accumulate_grad_batches))

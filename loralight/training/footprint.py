@@ -8,7 +8,7 @@ from typing import Any
 from weakref import ref
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -90,16 +90,20 @@ def train_step(
     batch: Any,
     precision: Precision = nullcontext,
     *,
+    clip: float | None = None,
     after_forward: Callable[[], None] = lambda: None,
-) -> None:
-    """Take a step, as Lightning does."""
+) -> Tensor:
+    """Take a step, as Lightning does, with gradients of a norm up to ``clip``; returns the loss, ()."""
     with precision(), task.accelerations.step(task.model):
         loss, penalty = task.step(batch).loss, task.adapter.penalty(task.model)
         loss = loss if penalty is None else loss + penalty
     after_forward()
     optimizer.zero_grad()  # the gradients of the step before are there until now
     torch.autograd.backward(loss)
+    if clip:
+        nn.utils.clip_grad_norm_(trainable(task.model).values(), clip)
     optimizer.step()
+    return loss.detach()
 
 
 class Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -6,7 +6,6 @@ is learned inside it (Alain and Bengio, 2016, https://arxiv.org/abs/1610.01644).
 https://arxiv.org/abs/2202.10054).
 """
 
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from loralight.data import TaskData
+from loralight.training.epochs import num_batches
 from loralight.training.heads import linear_layer
 from loralight.training.settling import settled
 from loralight.training.step import measure_
@@ -117,8 +117,8 @@ def _counts(targets: Tensor, num_labels: int) -> Tensor:
 
 def _some(loader: DataLoader[Any], limit: int | float) -> Iterable[Any]:
     """The batches that Lightning would take of a split under ``limit``; can be gone through again."""
-    count = limit if isinstance(limit, int) else math.ceil(len(loader) * limit)
-    return loader if count >= len(loader) else list(islice(loader, count))
+    count = num_batches(loader, limit)
+    return loader if count == len(loader) else list(islice(loader, count))
 
 
 def linear_head(task: AdapterTask) -> nn.Linear:

@@ -1,0 +1,205 @@
+"""What a run tries before it begins: ``optimizer.lr=auto`` finds a rate, ``budget=10min`` the steps that fit a time.
+
+It is tried in one process and kept in the run's folder, so that processes that share a run, and a run that is resumed,
+have the same.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from statistics import mean
+from time import perf_counter
+from typing import Any
+
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from torch.utils.data import DataLoader
+
+from loralight.commands.evaluate import measuring
+from loralight.config.build import build_data, build_task, build_trainer
+from loralight.data import TaskData
+from loralight.errors import InputError
+from loralight.logs import show
+from loralight.training.epochs import num_batches, planned_epochs, steps_of_epoch
+from loralight.training.footprint import train_step
+from loralight.training.launch import num_processes
+from loralight.training.rate_range import find_rate, num_steps
+from loralight.training.time_budget import Pace, parse_time
+from loralight.untrusted import read_json
+
+AUTO = "auto"
+_FILE = "tried.json"
+_TIMED = 12  # batches of training, and as many of validation
+_SHARE = 0.03  # of the budget, after which no more of them are timed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """What was found.
+
+    Args:
+        lr: the optimizer's learning rate; None if the settings say it.
+        most_steps: optimizer steps that fit the budget; None if there is none.
+    """
+
+    lr: float | None = None
+    most_steps: int | None = None
+
+
+class Trial:
+    """A model on its device, with which training steps are tried, and its data.
+
+    Args:
+        config: as composed for ``loralight train``, in plain values.
+        data: its data, if that is read already.
+    """
+
+    def __init__(self, config: dict[str, Any], data: TaskData | None = None) -> None:
+        self.config, alone = config, measuring(config)
+        self.trainer = build_trainer(alone, Path(), [])
+        self.device, self._precision = self.trainer.strategy.root_device, self.trainer.precision_plugin
+        self.data = build_data(alone) if data is None else data
+        self.task = build_task(alone, self.data.model_arguments())
+        self.data.suit_(self.task.model)
+        self._precision.convert_module(self.task)
+        self.task.to(self.device)
+        self.task.start_accelerations_()
+        self.optimizer = self.task.make_optimizer()
+
+    def step(self, batch: Any) -> float:
+        """Take a training step on a batch; returns its loss."""
+        clip = self.config["trainer"].get("gradient_clip_val")
+        context = self._precision.forward_context
+        return float(train_step(self.task, self.optimizer, self._moved(batch), context, clip=clip))
+
+    @torch.no_grad()
+    def measure(self, batch: Any) -> float:
+        """Compute a batch as validation does; returns its loss."""
+        with self._precision.forward_context():
+            return float(self.task.step(self._moved(batch)).loss)
+
+    def _moved(self, batch: Any) -> Any:
+        return move_data_to_device(self._precision.convert_input(batch), self.device)
+
+
+def check_trial(config: dict[str, Any], *, alone: bool) -> None:
+    """Check what is to be tried, before anything heavy.
+
+    Args:
+        alone: whether this process is the only one of the run, and this the only run of the process.
+
+    Raises:
+        InputError: the budget is none, or would decide what is said already (``E-BUDGET``), or nobody can try anything
+            for all (``E-TRIAL``).
+    """
+    trainer = config["trainer"]
+    if config["budget"] is not None:
+        parse_time(config["budget"])
+        if config["resume"] is None and (trainer["max_epochs"] != AUTO or trainer["max_steps"] != -1):
+            raise InputError(
+                "E-BUDGET", "budget= decides how long the run is: leave out trainer.max_epochs and trainer.max_steps"
+            )
+    if not alone and (asked := _asked(config)):
+        raise InputError(
+            "E-TRIAL",
+            f"{' and '.join(asked)}: this is tried before a run begins, by one process alone, and here are several "
+            "processes or several runs. Try it in a run by itself, and give what it prints",
+        )
+
+
+def try_out(config: dict[str, Any], folder: Path) -> None:
+    """Try what the settings ask for, if anything, and keep it in the run's folder; a resumed run has it there.
+
+    Raises:
+        InputError: not one step fits the budget (``E-BUDGET``).
+    """
+    if config["resume"] is None and _asked(config):
+        (folder / _FILE).write_text(json.dumps(asdict(_try(config))) + "\n", encoding="utf-8")
+
+
+def read_tried(config: dict[str, Any], folder: Path) -> Tried:
+    """What was tried for a run.
+
+    Raises:
+        InputError: its folder does not say it, or something else (``E-RUN``).
+    """
+    asked = _asked(config)
+    found = read_json(folder / _FILE) if asked and os.path.lexists(folder / _FILE) else {}
+    good = {
+        "optimizer.lr=auto": isinstance(lr := found.get("lr"), float) and 0 < lr < math.inf,
+        "budget": isinstance(steps := found.get("most_steps"), int) and steps > 0,
+    }
+    if not all(good[name] for name in asked):
+        raise InputError("E-RUN", f"{folder / _FILE} does not say what was found for {' and '.join(asked)}")
+    return Tried(lr=lr if good["optimizer.lr=auto"] else None, most_steps=steps if good["budget"] else None)
+
+
+def _asked(config: dict[str, Any]) -> list[str]:
+    is_asked = {"optimizer.lr=auto": config["optimizer"].get("lr") == AUTO, "budget": config["budget"] is not None}
+    return [name for name, is_so in is_asked.items() if is_so]
+
+
+def _try(config: dict[str, Any]) -> Tried:
+    started = perf_counter()
+    trial = Trial(config)
+    around = perf_counter() - started  # the run builds the model again
+    ranks = num_processes(config["trainer"]) * config["trainer"]["num_nodes"]
+    of_epoch = steps_of_epoch(trial.trainer, trial.data, num_ranks=ranks)
+    planned = planned_epochs(trial.trainer, trial.task, of_epoch)
+    steps, most = planned.steps(of_epoch, most=config["trainer"]["max_steps"]), None
+    if config["budget"] is not None:
+        budget = parse_time(config["budget"])
+        pace = _pace(trial, ranks, most_seconds=_SHARE * budget).beside(around)
+        left = budget - (perf_counter() - started)
+        most = pace.steps(left, of_epoch=of_epoch, validated_every=planned.validated_every)
+    if config["optimizer"].get("lr") != AUTO:
+        return Tried(most_steps=most)
+    steps = steps if most is None else min(steps, most)
+    if not (count := num_steps(steps)):
+        show(f"optimizer.lr=auto: a run of {steps} steps is too short to try rates: the method's own is taken")
+    return Tried(lr=_rate(trial, count), most_steps=None if most is None else max(most - count, 1))
+
+
+def _rate(trial: Trial, count: int) -> float:
+    """The rate that a range test of so many steps finds, in two digits; the method's own if it finds none."""
+    own = float(trial.config["adapter"]["lr"])
+    torch.manual_seed(trial.config["seed"])
+    found = find_rate(trial.optimizer, trial.step, list(islice(_batches(trial.data), count)), own=own)
+    return own if found is None else float(f"{found:.2g}")
+
+
+def _batches(data: TaskData) -> Iterator[Any]:
+    """Training batches without end."""
+    while True:
+        yield from data.train_dataloader()
+
+
+def _pace(trial: Trial, ranks: int, *, most_seconds: float) -> Pace:
+    """What steps and validation take, by some of each, of which no more are timed after ``most_seconds``."""
+    data, trainer = trial.data, trial.trainer
+    train, validation = data.train_dataloader(), data.val_dataloader()
+    step = _seconds(trial.step, train, most_seconds) * trainer.accumulate_grad_batches
+    measured = _seconds(trial.measure, validation, most_seconds) / ranks
+    held_out = num_batches(validation, trainer.limit_val_batches)
+    around = held_out
+    if "test" in data.splits:
+        around += num_batches(data.test_dataloader(), trainer.limit_test_batches)
+    if trial.config["probe"]:
+        around = 2 * around + len(train)
+    return Pace(step=step, validation=measured * held_out, around=measured * around)
+
+
+def _seconds(run: Callable[[Any], object], loader: DataLoader[Any], most: float) -> float:
+    """Seconds that ``run`` takes with a batch, by some that lie apart: neighbours are of like lengths."""
+    numbers, seconds = list(loader.batch_sampler or []), list[float]()
+    for rows in numbers[:: max(1, len(numbers) // _TIMED)]:
+        started = perf_counter()
+        run(loader.collate_fn([loader.dataset[row] for row in rows]))
+        seconds.append(perf_counter() - started)
+        if sum(seconds) > most and len(seconds) > 1:
+            break
+    return mean(seconds[1:] or seconds)  # the first one warms up
