@@ -24,6 +24,7 @@ VERBS = {
     "combine": "a weighted sum of trained adapters, as an adapter of its own",
     "estimate": "the memory that training would take, and the largest batch that fits; loads no weights",
     "sweep": "train once for each of several values, and compare the runs",
+    "study": "methods of fine-tuning side by side on your data, each at the best of several rates",
     "compare": "finished runs side by side: scores with intervals, costs, a page",
     "together": "several trainings on one base model, which is in memory once",
     "explain": "what a setting, a choice or the code of an error means",
@@ -50,6 +51,7 @@ HELP = """loralight: fine-tune pretrained models with adapters.
 
 
 _SEPARATES = re.compile(r"\+*[\w.]+=[,;:|\t ]")  # a value that Hydra cannot read as it comes out of a shell's quotes
+_COMMA = re.compile(r",(?![^\[{]*[\]}])")  # that is in no list
 _FLAGS_WITH_VALUE = {
     "--cfg",
     "-c",
@@ -170,6 +172,8 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
         overrides = [f"++{quoted(o)}" if o.startswith(("runs.", "each=")) else o for o in overrides]
     if verb == "compare":
         overrides = _with_runs(overrides)
+    if verb == "study":
+        overrides = _with_words(overrides)
     if verb == "chat":  # a sentence, which has commas and marks that mean something to Hydra
         overrides = [quoted(o) if o.startswith("system=") else o for o in overrides]
     if verb in ("predict", "chat"):  # a task's own names, checked once the task is known
@@ -253,6 +257,17 @@ def _with_runs(words: list[str]) -> list[str]:
 
     folders = [word for word in words if "=" not in word or Path(word).is_dir()]
     return [*(word for word in words if word not in folders), *([as_override("runs", folders)] if folders else [])]
+
+
+def _with_words(words: list[str]) -> list[str]:
+    """The words of ``loralight study``, of which those that are no settings of its own are those of its runs."""
+    from loralight.config.composition import as_override
+
+    own = [word for word in words if word.startswith(("methods=", "seeds=", "jobs=", "hydra."))]
+    methods = [word.removeprefix("methods=") for word in own if re.match(r"methods=[^\[]", word)]
+    listed = [as_override("methods", [one.strip() for one in _COMMA.split(given)]) for given in methods]
+    others = [word for word in own if word.removeprefix("methods=") not in methods]
+    return [*others, *listed, as_override("words", [word for word in words if word not in own])]
 
 
 def _sort(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -44,11 +44,16 @@ def finish(folder: Path) -> Comparison | dict[str, str]:
     """Write a sweep's table and page, point ``best`` to its best run, and return what `read_sweep` does."""
     read = read_sweep(folder)
     if isinstance(read, Comparison):
-        is_drawn = all(map(find_spec, ("matplotlib", "jinja2")))  # the report extra
-        read.write(folder, f"sweep {folder.name}", NAME, is_drawn=is_drawn)
+        write_report(read, folder, f"sweep {folder.name}", NAME)
         if read.best is not None:
             _point(folder / BEST, read.best.runs[0].folder.name)
     return read
+
+
+def write_report(comparison: Comparison, folder: Path, title: str, name: str) -> list[Path]:
+    """Write a comparison in every form for which its packages are installed; returns the files."""
+    is_drawn = all(map(find_spec, ("matplotlib", "jinja2")))  # the report extra
+    return comparison.write(folder, title, name, is_drawn=is_drawn)
 
 
 def _point(link: Path, target: str) -> None:

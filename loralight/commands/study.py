@@ -1,0 +1,214 @@
+"""``loralight study``: methods of fine-tuning beside one another on the user's own data, each at its best rate.
+
+A method is tried at its own learning rate, one below and one above. An optimum at the edge of a grid tells nothing, so
+the grid grows until the best rate, by validation rows, has a worse one to each side. There the method runs with further
+seeds. Each run is a process of ``loralight train`` with a folder of its own: so its memory is its own, and the same
+command in the same folder does what is missing.
+"""
+
+import json
+import shlex
+from collections.abc import Mapping
+from concurrent.futures import as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from loralight import logs
+from loralight.artifacts.run_folder import FAILED
+from loralight.commands.processes import Processes
+from loralight.commands.sweep import folder_name
+from loralight.config.build import check_config
+from loralight.config.composition import plain, settings_of
+from loralight.config.first_look import first_look
+from loralight.config.overrides import quoted
+from loralight.config.own_data import with_own_data
+from loralight.errors import InputError
+from loralight.reports.comparison import Comparison
+from loralight.reports.runs import SUMMARY, FinishedRun, read_run
+from loralight.reports.sweeps import note_failure, write_report
+from loralight.stopping import Stopped
+from loralight.training.rate_grid import FACTOR, best_power, next_power
+
+_WORDS = "study.words.json"
+
+
+def main(config: DictConfig) -> None:
+    """The job that Hydra runs.
+
+    Raises:
+        InputError: a setting cannot be (``E-STUDY``, and those of `loralight train`), before anything runs; or some
+            failed (``E-STUDY``), once all others are done.
+        Stopped: a signal ended it.
+    """
+    logs.configure()
+    hydra, settings = HydraConfig.get(), plain(config)
+    sources = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    study = Study(Path(hydra.runtime.output_dir), settings, [f"--config-dir={Path(one).absolute()}" for one in sources])
+    try:
+        study.run()
+    except Stopped as stopped:
+        again = f"give the same command with hydra.run.dir={shlex.quote(str(study.folder))}, which does what is missing"
+        raise Stopped(stopped.by, again) from None
+    study.report()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """What is compared.
+
+    Args:
+        words: of ``loralight train``, such as ``adapter=lora``.
+        lr: its own learning rate; None where its words give one, which is kept.
+        metric: of validation rows, by which a rate is chosen.
+        sign: 1 where more of it is better, else -1.
+    """
+
+    words: tuple[str, ...]
+    lr: float | None
+    metric: str
+    sign: int
+
+
+class Study:
+    """Runs of several methods, in a folder.
+
+    Args:
+        folder: of all runs.
+        settings: see ``conf/study.yaml``.
+        flags: of the command line.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], flags: list[str]) -> None:
+        self.folder, self.words, self.seeds = folder, [str(word) for word in settings["words"]], settings["seeds"]
+        for name, number in (("seeds", self.seeds), ("jobs", 1 if settings["jobs"] is None else settings["jobs"])):
+            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+                raise InputError("E-STUDY", f"{name}={number}: give a number of at least 1")
+        if taken := [word for word in self.words if _name(word) in ("optimizer.lr", "adapter.lr", "seed")]:
+            raise InputError(
+                "E-STUDY", f"{taken[0]}: a study chooses rates and seeds. A method's own words may give its rate"
+            )
+        self.methods = [self._method(shlex.split(str(one))) for one in settings["methods"]]
+        if len({method.words for method in self.methods}) != len(self.methods) or not self.methods:
+            raise InputError("E-STUDY", "methods= has one twice, or none: give methods=lora,dora,full, say")
+        self._keep_words()
+        self.processes = Processes(settings["jobs"], flags)
+        self.chosen: dict[Method, list[FinishedRun]] = {}
+        self.failures: dict[str, str] = {}
+        self._progress = _Progress(sum(self.seeds + (2 if method.lr else 0) for method in self.methods))
+
+    def run(self) -> None:
+        """Do all runs that are missing."""
+        logs.show(
+            f"methods: {len(self.methods)}; seeds of each: {self.seeds}; runs: {self._progress.expected} or more, "
+            f"{self.processes.jobs} at a time, in {self.folder}"
+        )
+        with self.processes.ending() as pool:
+            for done in as_completed([pool.submit(self._run_method, method) for method in self.methods]):
+                done.result()
+
+    def report(self) -> None:
+        """Print and write what the runs say.
+
+        Raises:
+            InputError: some have failed (``E-STUDY``).
+        """
+        if runs := [run for method in self.methods for run in self.chosen.get(method, [])]:
+            comparison = Comparison.of(runs, failures=self.failures)
+            files = write_report(comparison, self.folder, f"study {self.folder.name}", "study")
+            logs.show("", *comparison.shown(f"study {self.folder}"), "", *map(str, files))
+        if self.failures:
+            raise InputError(
+                "E-STUDY",
+                f"{len(self.failures)} of the runs failed, see above; they are tried again by the same command with "
+                f"hydra.run.dir={self.folder}",
+            )
+
+    def _method(self, words: list[str]) -> Method:
+        """A method, whose settings are checked; a word that is no setting is the name of its adapter."""
+        words = [word if "=" in word else f"adapter={word}" for word in words]
+        of_run = settings_of("train", with_own_data([*self.words, *words]), self.folder)
+        first_look(of_run)
+        check_config(of_run)
+        is_given = any(_name(word) in ("optimizer.lr", "adapter.lr") for word in words)
+        return Method(
+            words=tuple(words),
+            lr=None if is_given else float(of_run["adapter"]["lr"]),
+            metric=of_run["monitor"]["metric"],
+            sign=1 if of_run["monitor"]["mode"] == "max" else -1,
+        )
+
+    def _keep_words(self) -> None:
+        """Note the words that all runs have; a study with others belongs into another folder."""
+        file = self.folder / _WORDS
+        if file.exists() and json.loads(file.read_text(encoding="utf-8")) != self.words:
+            raise InputError("E-STUDY", f"{self.folder} has a study with other settings; choose another hydra.run.dir=")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(self.words) + "\n", encoding="utf-8")
+
+    def _run_method(self, method: Method) -> None:
+        """Find a method's rate with the first seed, then run it with the others."""
+        runs: dict[int, FinishedRun | None] = {}
+        power: int | None = 0
+        while power is not None:
+            runs[power] = self._run(method, power, seed=0)
+            scores = {tried: _score(run, method) for tried, run in runs.items()}
+            power = next_power(scores) if method.lr is not None and _has_steps(runs[0]) else None
+        if (best := runs[best_power(scores)]) is not None:
+            others = [self._run(method, best_power(scores), seed=seed) for seed in range(1, self.seeds)]
+            self.chosen[method] = [best, *(run for run in others if run is not None)]
+
+    def _run(self, method: Method, power: int, *, seed: int) -> FinishedRun | None:
+        """A run, unless it is there already; None if it failed."""
+        rate = [] if method.lr is None else [f"optimizer.lr={method.lr * FACTOR**power:.3g}"]
+        words = [*method.words, *rate, f"seed={seed}"]
+        name, folder = " ".join(words), self.folder / folder_name("_".join(words))
+        if not (folder / SUMMARY).exists():
+            to_folder = quoted(f"hydra.run.dir={folder}")
+            error = self.processes.train([*self.words, *words, to_folder], self.folder / f"{folder.name}.log")
+            if error is not None:
+                note_failure(folder, error)
+                self.failures[name] = error
+                self._progress.tell(f"{name} failed: {error}")
+                return None
+        (folder / FAILED).unlink(missing_ok=True)
+        run = read_run(folder)
+        self._progress.tell(f"{name}: {method.metric} {run.score(method.metric)}")
+        return run
+
+
+def _name(word: str) -> str:
+    return word.lstrip("+").partition("=")[0]
+
+
+def _score(run: FinishedRun | None, method: Method) -> float | None:
+    score = None if run is None else run.score(method.metric)
+    return None if score is None else method.sign * score
+
+
+def _has_steps(run: FinishedRun | None) -> bool:
+    """Whether a run has learnt by steps: a probe that was solved for has no rate."""
+    return run is not None and run.summary.get("steps") != 0
+
+
+@dataclass
+class _Progress:
+    """A line for each run that has ended, with the time that those to come may take.
+
+    Args:
+        expected: runs, at least.
+    """
+
+    expected: int
+    done: int = 0
+    since: float = field(default_factory=monotonic)
+
+    def tell(self, what: str) -> None:
+        self.done += 1
+        self.expected = max(self.expected, self.done)
+        minutes = (monotonic() - self.since) / self.done * (self.expected - self.done) / 60
+        logs.show(f"{self.done}/{self.expected}, {minutes:.0f} min to go or more: {what}")

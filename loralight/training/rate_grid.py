@@ -1,0 +1,30 @@
+"""A search for a learning rate that does not end at the edge of its grid."""
+
+from collections.abc import Mapping
+
+FACTOR = 10**0.5
+"""From one rate of the grid to the next."""
+
+_FIRST = (0, -1, 1)  # powers of it
+_FARTHEST = 4  # powers, to each side
+
+
+def next_power(scores: Mapping[int, float | None]) -> int | None:
+    """The rate to try next, as a power of `FACTOR`; None once the best has a worse one to each side.
+
+    Args:
+        scores: by power, the higher the better; None of a run that failed. If that at 0 has, nothing is searched.
+    """
+    if 0 in scores and scores[0] is None:
+        return None
+    if waiting := [power for power in _FIRST if power not in scores]:
+        return waiting[0]
+    best = best_power(scores)
+    beside = [power for power in (best - 1, best + 1) if power not in scores and abs(power) <= _FARTHEST]
+    return beside[0] if beside else None
+
+
+def best_power(scores: Mapping[int, float | None]) -> int:
+    """The power of the best score; of several, that nearest to 0."""
+    found = {power: score for power, score in scores.items() if score is not None}
+    return max(found, key=lambda power: (found[power], -abs(power)), default=0)
