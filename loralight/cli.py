@@ -21,6 +21,7 @@ VERBS = {
     "chat": "turn by turn with a language model that was trained on chats",
     "merge": "a plain model with the adapter in its weights, and how true it is to the adapted one",
     "spectrum": "size and rank of a trained low-rank update, layer by layer",
+    "ranks": "the scores of a trained low-rank update at lower ranks, and the least that is as good",
     "combine": "a weighted sum of trained adapters, as an adapter of its own",
     "estimate": "the memory that training would take, and the largest batch that fits; loads no weights",
     "sweep": "train once for each of several values, and compare the runs",

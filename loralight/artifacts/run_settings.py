@@ -34,7 +34,7 @@ def with_those_of_a_run(verb: str, overrides: list[str], conf: Sequence[str] = (
     """For ``resume=DIR``, and to evaluate or merge ``run=DIR``: that run's settings first, so none must be retyped."""
     # Hydra takes each key of a mapping for a setting, but an adapter's are names of layers
     overrides = [f"++{o}" if _MAPPING.match(o) else o for o in overrides]
-    key = {"train": "resume", "evaluate": "run", "merge": "run"}.get(verb)
+    key = {"train": "resume", "evaluate": "run", "merge": "run", "ranks": "run"}.get(verb)
     given = [o for o in overrides if o.partition("=")[0] == key and o.partition("=")[2] not in ("", "null")]
     if key is None or not given:
         return overrides

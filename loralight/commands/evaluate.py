@@ -35,6 +35,15 @@ def main(config: DictConfig) -> dict[str, float]:
 
 def work(config: dict[str, Any]) -> dict[str, float]:
     """Evaluate the run's adapter on the data that ``config`` describes."""
+    config, task, data = read_trained(config)
+    metrics = measure(config, task, data)
+    baseline = {f"{config['split']}/{name}": value for name, value in data.baseline(config["split"]).items()}
+    logs.show(metrics_table(metrics, baseline))
+    return metrics
+
+
+def read_trained(config: dict[str, Any]) -> tuple[dict[str, Any], AdapterTask, TaskData]:
+    """A run's config for measuring, its trained task, and the data that the config describes."""
     check_split(config["split"])
     config, folder, made = _with_adapter(measuring(config))
     check_config(config)
@@ -42,10 +51,7 @@ def work(config: dict[str, Any]) -> dict[str, float]:
     with no_larger_than_saved(folder):
         task = build_task(config, data.model_arguments())
     load_adapter(task, folder, made)
-    metrics = measure(config, task, data)
-    baseline = {f"{config['split']}/{name}": value for name, value in data.baseline(config["split"]).items()}
-    logs.show(metrics_table(metrics, baseline))
-    return metrics
+    return config, task, data
 
 
 def check_split(split: str) -> None:
