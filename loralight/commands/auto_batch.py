@@ -1,13 +1,12 @@
 """``auto_batch=true``: the largest batch that fits the memory, found before a run begins and kept as its setting."""
 
-import gc
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from loralight.commands.estimate import Estimate, longest_batch
-from loralight.commands.trial import Trial
+from loralight.commands.trial import Trial, free_device
 from loralight.errors import InputError
 from loralight.logs import show
 from loralight.training.launch import process_rank
@@ -53,8 +52,7 @@ def largest_that_runs(run: Callable[[int], Any], size: int) -> int:
             return size
         except torch.OutOfMemoryError:
             size -= max(size // 10, 1)
-        gc.collect()
-        torch.cuda.empty_cache()
+        free_device()
     raise InputError(
         "E-MEMORY",
         "a step on one row takes more memory than the device has; give shorter rows (a smaller model.max_length, say) "
@@ -65,8 +63,7 @@ def largest_that_runs(run: Callable[[int], Any], size: int) -> int:
 def _tried_on_device(estimate: Estimate, size: int) -> int:
     """The largest batch up to ``size`` with which a real step succeeds; afterwards the device is as empty as before."""
     chosen = largest_that_runs(_real_step(Trial(estimate.config, estimate.data)), size)
-    gc.collect()
-    torch.cuda.empty_cache()
+    free_device()
     return chosen
 
 

@@ -60,6 +60,7 @@ def main(config: DictConfig) -> float | None:
     """
     hydra = HydraConfig.get()
     settings, output_dir = plain(config), Path(hydra.runtime.output_dir)
+    logs.configure(rank=process_rank() or 0)
     check_config(settings)
     if none := [
         name for name in ("max_epochs", "max_steps", "limit_train_batches") if settings["trainer"].get(name) == 0

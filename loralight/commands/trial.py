@@ -4,6 +4,7 @@ It is tried in one process and kept in the run's folder, so that processes that 
 have the same.
 """
 
+import gc
 import json
 import math
 import os
@@ -86,6 +87,12 @@ class Trial:
         return move_data_to_device(self._precision.convert_input(batch), self.device)
 
 
+def free_device() -> None:
+    """Give back the memory of models that are no longer used."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
 def check_trial(config: dict[str, Any], *, alone: bool) -> None:
     """Check what is to be tried, before anything heavy.
 
@@ -119,6 +126,7 @@ def try_out(config: dict[str, Any], folder: Path) -> None:
     """
     if config["resume"] is None and _asked(config):
         (folder / _FILE).write_text(json.dumps(asdict(_try(config))) + "\n", encoding="utf-8")
+        free_device()
 
 
 def read_tried(config: dict[str, Any], folder: Path) -> Tried:
