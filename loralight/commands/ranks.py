@@ -1,8 +1,10 @@
 """``loralight ranks``: from one run at a high rank, the scores at all lower ones, and the least that is as good."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 from lightning.fabric.utilities import move_data_to_device
@@ -37,6 +39,7 @@ class Point:
         energy: the share of the updates' squared norm that is left.
         score: the metric.
         behind: by how much it is worse than the whole update, with its interval.
+        error: the standard error of that; None if there are too few rows for one.
     """
 
     rank: int
@@ -44,11 +47,12 @@ class Point:
     energy: float
     score: float
     behind: Estimate
+    error: float | None
 
     @property
     def is_as_good(self) -> bool:
-        """Whether chance alone would explain that it is worse."""
-        return self.behind.mean <= 0 or (self.behind.margin is not None and not self.behind.excludes_zero)
+        """Whether it is within one standard error of the whole update."""
+        return self.behind.mean <= (self.error or 0.0)
 
 
 def main(config: DictConfig) -> list[Point]:
@@ -68,7 +72,7 @@ def main(config: DictConfig) -> list[Point]:
     if best is None:
         logs.show("each lower rank is worse than the run's own")
     else:
-        logs.show(f"the least rank that cannot be told from the run's own: adapter.rank={best}")
+        logs.show(f"the least rank within one standard error of the run's own: adapter.rank={best}")
     if output and best is not None:
         load_many({"run": run}, device="cpu", **trust_of(settings)).combine({"run": 1.0}, output=output, rank=best)
         logs.show(f"adapter of rank {best}: {output}")
@@ -82,7 +86,10 @@ def main(config: DictConfig) -> list[Point]:
 
 
 def least_as_good(points: Sequence[Point]) -> int | None:
-    """The least rank, layers alike, from which on all are as good as the whole update; None if each is worse."""
+    """The least rank, layers alike, from which on all are as good as the whole update; None if each is worse.
+
+    That is the rule of one standard error (Breiman et al., 1984): as far as that the score of other rows would move.
+    """
     least = None
     for point in sorted((point for point in points if point.way == "alike"), key=lambda point: -point.rank):
         if not point.is_as_good:
@@ -117,15 +124,19 @@ def _curve(settings: dict[str, Any]) -> tuple[list[Point], str]:
             ranks = ranks_of(spectra, rank)
             with cut_to(layers, ranks):
                 scores = measured()
-            behind = _behind([sign * score for score in whole], [sign * score for score in scores])
+            behind, error = _behind([sign * score for score in whole], [sign * score for score in scores])
             energy = energy_kept(spectra, ranks)
-            points.append(Point(rank=rank, way=way, energy=energy, score=scores[0], behind=behind))
+            points.append(Point(rank=rank, way=way, energy=energy, score=scores[0], behind=behind, error=error))
     return points, metric
 
 
-def _behind(whole: Sequence[float], scores: Sequence[float]) -> Estimate:
-    margin = None if len(whole) == 1 else estimate(pseudo_values(whole, scores)).margin
-    return Estimate(whole[0] - scores[0], margin)
+def _behind(whole: Sequence[float], scores: Sequence[float]) -> tuple[Estimate, float | None]:
+    """The difference of two scores on the same rows with its interval, and its standard error."""
+    difference = whole[0] - scores[0]
+    if len(whole) == 1:
+        return Estimate(difference), None
+    values = pseudo_values(whole, scores)
+    return Estimate(difference, estimate(values).margin), stdev(values) / math.sqrt(len(values))
 
 
 def _lower(rank: int) -> list[int]:
@@ -135,7 +146,7 @@ def _lower(rank: int) -> list[int]:
 
 def _table(points: Sequence[Point], metric: str) -> Table:
     table = Table(title="trained update at lower ranks", title_justify="left")
-    for column in ("rank", "directions kept", "of the update", metric, "behind the run's"):
+    for column in ("rank", "directions kept", "of the update", metric.replace("/", "\n", 1), "behind the run's"):
         table.add_column(column, justify="left" if column == "directions kept" else "right")
     for point in points:
         table.add_row(str(point.rank), point.way, f"{point.energy:.1%}", f"{point.score:.4f}", str(point.behind))

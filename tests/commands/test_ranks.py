@@ -51,11 +51,11 @@ def loss_in(file: Path) -> float:
     return float(json.loads(file.read_text())["validation/loss"])
 
 
-def behind(rank: int, mean: float, margin: float | None = 0.01, way: str = "alike") -> Point:
-    return Point(rank=rank, way=way, energy=1.0, score=0.5, behind=Estimate(mean, margin))
+def behind(rank: int, mean: float, error: float | None = 0.01, way: str = "alike") -> Point:
+    return Point(rank=rank, way=way, energy=1.0, score=0.5, behind=Estimate(mean), error=error)
 
 
-def test_the_least_rank_is_that_from_which_on_all_are_as_good() -> None:
+def test_the_least_rank_is_that_from_which_on_all_are_within_a_standard_error() -> None:
     assert least_as_good([behind(8, 0.0), behind(4, 0.005), behind(2, 0.02), behind(1, 0.0)]) == 4
     assert least_as_good([behind(8, 0.0), behind(4, -0.5), behind(2, 0.02)]) == 4
     assert least_as_good([behind(8, 0.0, None), behind(4, 0.001, None)]) == 8  # nothing tells chance apart
