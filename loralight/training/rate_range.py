@@ -1,8 +1,9 @@
 """``optimizer.lr=auto``: a learning-rate range test (Smith, 2015, https://arxiv.org/abs/1506.01186).
 
 The rate rises from a hundredth of the method's own to a hundred times it, by one factor from step to step. The loss
-falls the faster the higher the rate is, until the rate is too high. A run at the rate of the lowest loss would be at
-that edge all the time: an eighth of it is taken, docs/recipes.md.
+falls until the rate is too high. A whole run at the last rate that does no harm would be at that edge all the time: a
+twelfth of it is taken, docs/recipes.md. Where the loss is lowest is no guide: over a decade or more of rates it is low,
+and one batch's loss decides.
 """
 
 import math
@@ -15,9 +16,10 @@ _LEAST_STEPS = 16  # with fewer a rate is over half a decade from the next, and 
 _MOST_STEPS = 100
 _SHARE = 0.08  # of the run's steps
 _DECADES = 2.0  # to each side of the method's own rate
-_BELOW = 8.0  # the edge, docs/recipes.md
+_BELOW = 12.0  # the edge, docs/recipes.md
 _WINDOW = 5  # steps over which the loss is averaged
-_DIVERGED = 2.0  # times the lowest loss
+_LOST = 0.15  # of what the loss has fallen by, at the edge
+_DIVERGED = 2.0  # times the first loss
 
 
 def num_steps(of_run: int) -> int:
@@ -47,7 +49,7 @@ def find_rate(
             group["lr"] = rate * factor
         losses.append(step(batch))
         smooth = averaged(losses)
-        if not smooth[-1] < _DIVERGED * max(losses[0], min(smooth)):  # nan too
+        if not smooth[-1] < _DIVERGED * losses[0]:  # nan too
             break
     edge = _edge(losses)
     return None if edge is None else own * factors[edge] / _BELOW
@@ -61,7 +63,10 @@ def averaged(losses: Sequence[float]) -> list[float]:
 
 
 def _edge(losses: Sequence[float]) -> int | None:
-    """The number of the step with the lowest loss; None if that is one of the first."""
+    """The last step at which the loss has lost little of what it had fallen by; None where it never fell."""
     smooth = [loss if math.isfinite(loss) else math.inf for loss in averaged(losses)]
     lowest = min(range(len(smooth)), key=smooth.__getitem__, default=0)
-    return lowest if lowest >= _WINDOW else None
+    if lowest < _WINDOW:
+        return None
+    most = smooth[lowest] + _LOST * (smooth[0] - smooth[lowest])
+    return max(step for step, loss in enumerate(smooth) if loss <= most)
