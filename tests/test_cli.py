@@ -122,7 +122,7 @@ def test_a_config_dir_brings_experiments_of_ones_own(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (["adapter.rank=5", "trian"], "E-VERB: 'trian' is no verb. Did you mean 'train'?"),
+        (["adapter.rank=5", "trian"], "E-VERB: 'trian' is no verb. Did you mean 'train'"),
         (["frobnicate"], "There are: train"),
         (["train", "optimizer.weight_deca=0"], "Did you mean 'optimizer.weight_decay'?"),
         (["train", "rank=5"], "Did you mean 'adapter.rank'?"),
