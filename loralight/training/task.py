@@ -396,12 +396,17 @@ class AdapterTask(lightning.LightningModule, ABC):
         )
         return self.optimizer(groups)
 
-    def start_accelerations_(self) -> None:
-        """Let take hold what has to know the device and dtypes that the model is trained with."""
-        self.accelerations.start_(self._facts())
+    def start_accelerations_(self, data: Any = None, folder: Path | None = None) -> None:
+        """Let take hold what has to know the device and dtypes that the model is trained with.
 
-    def _facts(self) -> Facts:
-        return Facts(model=self.model, still=self._modes.still, fixed=self._modes.fixed)
+        Args:
+            data: of the run; None if it is not loralight's.
+            folder: of the run, if one begins.
+        """
+        self.accelerations.start_(self._facts(data=data if isinstance(data, TaskData) else None, folder=folder))
+
+    def _facts(self, **of_run: Any) -> Facts:
+        return Facts(model=self.model, still=self._modes.still, fixed=self._modes.fixed, **of_run)
 
     def configure_optimizers(self) -> Any:
         if not self.automatic_optimization:
@@ -410,7 +415,7 @@ class AdapterTask(lightning.LightningModule, ABC):
                 "steps: leave it as it is, and compute the loss in step"
             )
         self._check_updates()
-        self.start_accelerations_()
+        self.start_accelerations_(self.trainer.datamodule, Path(self.trainer.default_root_dir))  # type: ignore[attr-defined]
         optimizer = self.make_optimizer()
         self._watch = Watch(self.model, self.learning, optimizer)
         optimizer.register_load_state_dict_pre_hook(by_position)
@@ -539,6 +544,9 @@ class AdapterTask(lightning.LightningModule, ABC):
         self.log("train/epoch_loss", self.epoch_loss, sync_dist=True)  # the same on all ranks already
         if self.trainer.is_last_batch:  # else a longer run may be to go on within the epoch
             self._epoch_loss = EpochLoss()
+
+    def on_fit_end(self) -> None:
+        self.accelerations.end_()
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Measure a batch; callbacks are given what its step has predicted."""

@@ -34,6 +34,7 @@ OWNED = (
     "configure_optimizers",
     "load_from_checkpoint",
     "on_before_optimizer_step",
+    "on_fit_end",
     "on_load_checkpoint",
     "on_save_checkpoint",
     "on_train_epoch_end",
