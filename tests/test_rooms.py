@@ -25,8 +25,8 @@ OF_A_RUN = ("datasets", "hydra", "lightning", "omegaconf")
         ("from loralight.adapters import Lora, inject, merge", OF_A_RUN),
         ("import loralight.kernels.linear", [*OF_A_RUN, "transformers"]),
         ("from loralight.models import load_model", OF_A_RUN),
-        ("from loralight import AdapterTask", ["hydra", "omegaconf"]),
-        ("from loralight import TaskData", ["hydra", "omegaconf"]),
+        ("from loralight import AdapterTask, Step, TaskData", ["datasets", "hydra", "omegaconf"]),
+        ("from loralight.training import AdapterTask", ["datasets", "hydra", "omegaconf"]),
     ],
 )
 def test_an_import_brings_no_more_than_it_needs(line: str, absent: list[str]) -> None:
@@ -65,6 +65,21 @@ def test_a_plugin_imports_what_rooms_show_and_nothing_behind_it(file: Path) -> N
     imported = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
     of_ours = [node.module for node in imported if node.module and node.module.split(".")[0] == "loralight"]
     assert {*of_ours} <= {"loralight", *(f"loralight.{face}" for face in FACES)}
+    hidden = [
+        f"{node.module}.{alias.name}"
+        for node in imported
+        if node.module in of_ours
+        for alias in node.names
+        if alias.name not in import_module(node.module).__all__ and alias.name not in FACES
+    ]
+    assert hidden == []
+
+
+@pytest.mark.parametrize("face", [f"loralight.{face}" for face in FACES])
+def test_a_room_shows_no_name_that_it_does_not_have(face: str) -> None:
+    room = import_module(face)
+    assert [name for name in room.__all__ if getattr(room, name, None) is None] == []
+    assert not hasattr(room, "absent")
 
 
 SHOWN = ["loralight", *(f"loralight.{face}" for face in sorted(FACES - {"errors", "logs", "resources"}))]
