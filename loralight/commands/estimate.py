@@ -16,7 +16,7 @@ from loralight import logs
 from loralight.adapters import FullFineTuning
 from loralight.adapters.base import trainable
 from loralight.artifacts.output import refuse_existing
-from loralight.commands.evaluate import measuring
+from loralight.commands.measuring import measuring
 from loralight.config.build import build_data, build_task, build_trainer, check_config
 from loralight.config.composition import plain
 from loralight.data import TaskData
