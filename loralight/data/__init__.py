@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loralight.data.cautions import cut_rows, few_rows, odd_names, repeated_rows, uneven_rows
+    from loralight.data.charsets import read_text_file
     from loralight.data.class_counts import always_the_commonest, count_classes, counts_line
     from loralight.data.classes import Classes, check_spelling, has_no_names, read_classes
     from loralight.data.encoding import encode_rows
-    from loralight.data.encodings import read_text_file
     from loralight.data.forms.chats import Chat, read_template
     from loralight.data.forms.choosing import columns_of_form, form_of
     from loralight.data.forms.form import Form
@@ -78,7 +78,7 @@ _HOMES = {
         "class_counts": "always_the_commonest count_classes counts_line",
         "classes": "Classes check_spelling has_no_names read_classes",
         "encoding": "encode_rows",
-        "encodings": "read_text_file",
+        "charsets": "read_text_file",
         "forms.chats": "Chat read_template",
         "forms.choosing": "columns_of_form form_of",
         "forms.form": "Form",

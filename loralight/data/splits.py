@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from loralight.data import csv_files
 from loralight.data.bars import bars
-from loralight.data.encodings import check_encoding, check_text
+from loralight.data.charsets import check_encoding, check_text
 from loralight.data.origin import Origin
 from loralight.errors import InputError, did_you_mean
 from loralight.resources import no_such_file, resolve
