@@ -1,6 +1,7 @@
 """What an import brings with it: a room's wall is of use where one can take the room alone."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -53,6 +54,24 @@ def test_the_tour_s_links_lead_to_what_they_name(script: Callable[[str], Any]) -
     links = script("links")
     text = links.TOUR.read_text(encoding="utf-8")
     assert len(links.LINK.findall(text)) > 20 and text == links.mended(text), "mend them: python docs/links.py"
+
+
+CHANGES = re.findall(
+    r"^\| (.+) \| (.+) \|$", (DOCS.parent / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE
+)
+
+
+def test_the_files_that_a_change_opens_are_few_and_are_there() -> None:
+    table = dict(CHANGES[[change for change, _ in CHANGES].index("a learning-rate schedule") :])
+    assert len(table) >= 12
+    for change, files in table.items():
+        named = re.findall(r"`([\w./<>-]+[./][\w./<>-]*)`|\]\(([\w./-]+)\)", files)
+        paths = [one or other for one, other in named]
+        assert 1 <= len(paths) <= 3, change
+        for path in paths:
+            folder, _, name = path.rpartition("/")
+            known = folder if "<" in name else path
+            assert any((place / known).exists() for place in (DOCS.parent, PACKAGE)), f"{change}: {path}"
 
 
 FACES = {"acceleration", "adapters", "data", "errors", "kernels", "logs", "models", "resources", "testing", "training"}

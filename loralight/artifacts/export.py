@@ -148,7 +148,7 @@ def no_larger_than_saved(folder: Path) -> AbstractContextManager[None]:
     saved = sum(math.prod(shape) for _, shape in read_shapes(folder / WEIGHTS).values())
     return adding_at_most(
         Size(tensors=200_000, values=4 * saved + 2**26),
-        InputError("E-ADAPTER", f"{folder}: its settings, a rank say, ask for far more than its {WEIGHTS} holds"),
+        InputError("E-ADAPTER", f"{folder}: its settings, such as a rank, ask for far more than its {WEIGHTS} holds"),
     )
 
 

@@ -240,7 +240,8 @@ def _kind(source: str) -> str:
 def _expected(reading: Readers) -> str:
     suffixes = ", ".join(kind for kind in reading if kind != "/")
     folder = ", nor a folder" if "/" in reading else ""
-    return f"not a file that ends in {suffixes}{folder}. A table of another ending needs data.delimiter=tab, say"
+    other = "A table of another ending needs its delimiter, such as data.delimiter=tab"
+    return f"not a file that ends in {suffixes}{folder}. {other}"
 
 
 def _read_path(path: str, name: str | None, reading: Readers) -> Mapping[str, _Found]:

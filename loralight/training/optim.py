@@ -64,7 +64,8 @@ def check_partial(optimizer: Any) -> None:
     """Raise ``E-OPTIMIZER`` unless a task's optimizer is None, or a partial with a learning rate."""
     if optimizer is not None and not (isinstance(optimizer, partial) and "lr" in optimizer.keywords):
         raise InputError(
-            "E-OPTIMIZER", f"optimizer is {optimizer!r:.80}; give functools.partial(torch.optim.AdamW, lr=1e-3), say"
+            "E-OPTIMIZER",
+            f"optimizer is {optimizer!r:.80}; give one such as functools.partial(torch.optim.AdamW, lr=1e-3)",
         )
 
 
