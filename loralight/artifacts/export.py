@@ -26,7 +26,7 @@ _MAX_RECIPE = 2**20
 """A few kilobytes and the names of the labels, of which there may be thousands."""
 
 
-class Adapted(Protocol):
+class Exported(Protocol):
     """A task, or another owner of a model with its adapter."""
 
     model: nn.Module
@@ -37,7 +37,7 @@ class Adapted(Protocol):
     def peft_task_type(self) -> str | None: ...
 
 
-def save_adapter(task: Adapted, folder: Path, *, recipe: dict[str, Any], metrics: dict[str, float]) -> None:
+def save_adapter(task: Exported, folder: Path, *, recipe: dict[str, Any], metrics: dict[str, float]) -> None:
     """Write the adapter's folder: weights and config in PEFT's format, recipe, model card.
 
     Args:
@@ -152,12 +152,12 @@ def no_larger_than_saved(folder: Path) -> AbstractContextManager[None]:
     )
 
 
-def load_adapter(task: Adapted, folder: Path, recipe: dict[str, Any]) -> None:
+def load_adapter(task: Exported, folder: Path, recipe: dict[str, Any]) -> None:
     """Load an adapter's weights into the model they were trained for; raises as `adapter_tensors`."""
     task.learning.load_(adapter_tensors(task, folder, recipe), str(folder))
 
 
-def adapter_tensors(task: Adapted, folder: Path, recipe: dict[str, Any]) -> dict[str, torch.Tensor]:
+def adapter_tensors(task: Exported, folder: Path, recipe: dict[str, Any]) -> dict[str, torch.Tensor]:
     """An adapter's weights by the names of the model that they were trained for.
 
     Raises:
@@ -180,7 +180,7 @@ def adapter_tensors(task: Adapted, folder: Path, recipe: dict[str, Any]) -> dict
     return {ours.get(name, name): tensor for name, tensor in read_tensors(folder / WEIGHTS).items()}
 
 
-def _peft_names(task: Adapted) -> dict[str, str]:
+def _peft_names(task: Exported) -> dict[str, str]:
     """PEFT's name of each trainable tensor."""
     renamed = task.adapter.peft_names(task.model)
     prefixed = {name: PREFIX + theirs if "." in theirs else theirs for name, theirs in renamed.items()}
@@ -191,7 +191,7 @@ def _write_json(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _card(task: Adapted, recipe: dict[str, Any], metrics: dict[str, float], name: str) -> str:
+def _card(task: Exported, recipe: dict[str, Any], metrics: dict[str, float], name: str) -> str:
     """The model card, whose head the Hugging Face hub reads."""
     base, task_name = recipe["base"]["name"] or "unknown", _name_of_task(recipe)
     learns = sum(parameter.numel() for parameter in task.learning.parameters.values())
@@ -240,7 +240,7 @@ def _how_with_us(recipe: dict[str, Any], name: str) -> str:
     return f'import loralight\n\nmodel = loralight.load("{name}")\nmodel.predict([...])'
 
 
-def _how_with_peft(task: Adapted, name: str) -> str:
+def _how_with_peft(task: Exported, name: str) -> str:
     return f"""
 With PEFT, given the base model with a new head of {", ".join(task.learning.whole_modules) or "none"}:
 

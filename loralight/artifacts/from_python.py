@@ -13,7 +13,7 @@ from loralight.adapters.base import Adapter, trainable
 from loralight.adapters.disabled import trained_by
 from loralight.adapters.inject import inject
 from loralight.artifacts import export
-from loralight.artifacts.export import Adapted
+from loralight.artifacts.export import Exported
 from loralight.artifacts.loading import find_device
 from loralight.artifacts.peft_format import is_of_peft, modules_to_save, peft_adapter
 from loralight.config.build import adapter_recipe, checked_adapter, task_name
@@ -151,7 +151,7 @@ class _WithoutTask:
         return cls(model=model, adapter=adapter, learning=Learning(model, head=parts, layers=[], norms=[], added=()))
 
 
-def _write(task: Adapted, folder: str | Path, recipe: Mapping[str, Any]) -> None:
+def _write(task: Exported, folder: str | Path, recipe: Mapping[str, Any]) -> None:
     folder = Path(folder)
     _refuse_others(folder)
     twin = _finished(task)
@@ -159,11 +159,11 @@ def _write(task: Adapted, folder: str | Path, recipe: Mapping[str, Any]) -> None
     export.save_adapter(twin, folder, recipe=made, metrics={})
 
 
-def _finished(task: Adapted) -> Adapted:
+def _finished(task: Exported) -> Exported:
     """The task with its adapter in the form that is kept: another one, so that training may go on with the first."""
     shared: dict[int, Any] = {id(p): p for p in task.model.parameters() if not p.requires_grad}
     trainer = vars(task).get("_trainer")
-    twin: Adapted = copy.deepcopy(task, shared | {id(trainer): trainer})
+    twin: Exported = copy.deepcopy(task, shared | {id(trainer): trainer})
     twin.adapter = twin.adapter.finish_(twin.model)
     return twin
 
