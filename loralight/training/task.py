@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-import loralight
+import loralight  # its face, which finds the functions of rooms above on first use
 from loralight.acceleration.base import Acceleration, Accelerations, Facts
 from loralight.adapters.base import Adapter
 from loralight.adapters.inject import inject
