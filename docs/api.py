@@ -7,6 +7,7 @@ from pathlib import Path
 import pdoc
 
 import loralight
+import loralight.data
 
 ROOMS = ("acceleration", "adapters", "data", "kernels", "models", "testing", "training")
 # Modules called like a function that the room shows; pdoc would write a page for each.
@@ -16,8 +17,9 @@ HIDDEN = ("!loralight.adapters.disabled", "!loralight.adapters.inject", "!lorali
 def write(folder: Path) -> None:
     """Write ``index.html``, and a page for the package and for each room; what pdoc would warn of is an error."""
     warnings.filterwarnings("error", module="pdoc")
-    for name in loralight.__all__:
-        setattr(loralight, name, getattr(loralight, name))  # imported on first use, of which pdoc knows nothing
+    for face in (loralight, loralight.data):
+        for name in face.__all__:
+            setattr(face, name, getattr(face, name))  # imported on first use, of which pdoc knows nothing
     loralight.__all__ += ROOMS  # pdoc goes to those modules inside a package that it names
     pdoc.render.configure(docformat="google", footer_text=f"loralight {loralight.__version__}")
     pdoc.pdoc("loralight", *HIDDEN, output_directory=folder)

@@ -11,7 +11,7 @@ from loralight.version import __version__
 if TYPE_CHECKING:
     from loralight.adapters import inject, merge
     from loralight.artifacts.bank import load_many
-    from loralight.artifacts.from_python import load_adapter, save_adapter
+    from loralight.artifacts.from_python import load_adapter, load_task, save_adapter, save_task
     from loralight.artifacts.loading import load
     from loralight.data import TaskData
     from loralight.training.task import AdapterTask, Step
@@ -25,8 +25,10 @@ __all__ = [
     "load",
     "load_adapter",
     "load_many",
+    "load_task",
     "merge",
     "save_adapter",
+    "save_task",
 ]
 
 _HOMES = {
@@ -37,8 +39,10 @@ _HOMES = {
     "load": "loralight.artifacts.loading",  # a module named `load` would take the function's place here once imported
     "load_adapter": "loralight.artifacts.from_python",
     "load_many": "loralight.artifacts.bank",
+    "load_task": "loralight.artifacts.from_python",
     "merge": "loralight.adapters",
     "save_adapter": "loralight.artifacts.from_python",
+    "save_task": "loralight.artifacts.from_python",
 }
 
 

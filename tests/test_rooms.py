@@ -1,6 +1,7 @@
 """What an import brings with it: a room's wall is of use where one can take the room alone."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,8 +26,8 @@ OF_A_RUN = ("datasets", "hydra", "lightning", "omegaconf")
         ("from loralight.adapters import Lora, inject, merge", OF_A_RUN),
         ("import loralight.kernels.linear", [*OF_A_RUN, "transformers"]),
         ("from loralight.models import load_model", OF_A_RUN),
-        ("from loralight import AdapterTask", ["hydra", "omegaconf"]),
-        ("from loralight import TaskData", ["hydra", "omegaconf"]),
+        ("from loralight import AdapterTask, Step, TaskData", ["datasets", "hydra", "omegaconf"]),
+        ("from loralight.training import AdapterTask", ["datasets", "hydra", "omegaconf"]),
     ],
 )
 def test_an_import_brings_no_more_than_it_needs(line: str, absent: list[str]) -> None:
@@ -55,6 +56,24 @@ def test_the_tour_s_links_lead_to_what_they_name(script: Callable[[str], Any]) -
     assert len(links.LINK.findall(text)) > 20 and text == links.mended(text), "mend them: python docs/links.py"
 
 
+CHANGES = re.findall(
+    r"^\| (.+) \| (.+) \|$", (DOCS.parent / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE
+)
+
+
+def test_the_files_that_a_change_opens_are_few_and_are_there() -> None:
+    table = dict(CHANGES[[change for change, _ in CHANGES].index("a learning-rate schedule") :])
+    assert len(table) >= 12
+    for change, files in table.items():
+        named = re.findall(r"`([\w./<>-]+[./][\w./<>-]*)`|\]\(([\w./-]+)\)", files)
+        paths = [one or other for one, other in named]
+        assert 1 <= len(paths) <= 3, change
+        for path in paths:
+            folder, _, name = path.rpartition("/")
+            known = folder if "<" in name else path
+            assert any((place / known).exists() for place in (DOCS.parent, PACKAGE)), f"{change}: {path}"
+
+
 FACES = {"acceleration", "adapters", "data", "errors", "kernels", "logs", "models", "resources", "testing", "training"}
 WITH_PLUGINS = ("examples", "loralight/skeleton", "tasks")
 PLUGINS = [file for folder in WITH_PLUGINS for file in (DOCS.parent / folder).rglob("*.py")]
@@ -65,6 +84,21 @@ def test_a_plugin_imports_what_rooms_show_and_nothing_behind_it(file: Path) -> N
     imported = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
     of_ours = [node.module for node in imported if node.module and node.module.split(".")[0] == "loralight"]
     assert {*of_ours} <= {"loralight", *(f"loralight.{face}" for face in FACES)}
+    hidden = [
+        f"{node.module}.{alias.name}"
+        for node in imported
+        if node.module in of_ours
+        for alias in node.names
+        if alias.name not in import_module(node.module).__all__ and alias.name not in FACES
+    ]
+    assert hidden == []
+
+
+@pytest.mark.parametrize("face", [f"loralight.{face}" for face in FACES])
+def test_a_room_shows_no_name_that_it_does_not_have(face: str) -> None:
+    room = import_module(face)
+    assert [name for name in room.__all__ if getattr(room, name, None) is None] == []
+    assert not hasattr(room, "absent")
 
 
 SHOWN = ["loralight", *(f"loralight.{face}" for face in sorted(FACES - {"errors", "logs", "resources"}))]

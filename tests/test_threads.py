@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import loralight
-from loralight.adapters import Lora, inject
+from loralight.adapters import IA3, Adapter, Houlsby, Lora, Parallel, PrefixTuning, inject
 from loralight.adapters.base import trainable
 from loralight.adapters.layers.attention import show_weights_
 from loralight.adapters.multi.parts import parts_of
@@ -151,6 +151,20 @@ def test_requests_at_once_are_answered_as_one_after_the_other(kind: str, checkpo
     assert_equal(at_once(ask, requests), expected)
     assert task.training, "the mode is what it was"
     assert_equal([ask(request) for request in requests[:6]], expected[:6])
+
+
+METHODS = [Houlsby(), IA3(), Parallel(), PrefixTuning()]
+
+
+@pytest.mark.parametrize("adapter", METHODS, ids=lambda adapter: type(adapter).__name__)
+def test_no_method_tells_one_thread_of_another(adapter: Adapter, checkpoints: dict[str, str]) -> None:
+    arguments = KINDS["text_classification"][1]
+    task = TextClassification(checkpoint=checkpoints["text_classification"], **arguments, adapter=adapter)
+    task.configure_model()
+    disturb_(task.model)
+    requests = [texts(number) for number in range(24)]
+    expected = [task.predict(request) for request in requests]
+    assert_equal(at_once(task.predict, requests), expected)
 
 
 def test_a_request_that_fails_spoils_no_other(checkpoints: dict[str, str]) -> None:

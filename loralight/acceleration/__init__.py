@@ -8,6 +8,7 @@ from loralight.acceleration.first_tokens import FirstTokens
 from loralight.acceleration.frozen_linear import FrozenProducts
 from loralight.acceleration.gradient_checkpointing import GradientCheckpointing
 from loralight.acceleration.packed_documents import Line, keeps_apart, line_of
+from loralight.acceleration.prefix_cache import PrefixCache
 from loralight.acceleration.rms_norm import FusedRMSNorms
 from loralight.acceleration.selective_recompute import SelectiveRecompute
 from loralight.acceleration.token_scorer import TokenScorer
@@ -25,6 +26,7 @@ __all__ = [
     "FusedRMSNorms",
     "GradientCheckpointing",
     "Line",
+    "PrefixCache",
     "SelectiveRecompute",
     "TokenScorer",
     "Unpadding",

@@ -3,9 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
+
+if TYPE_CHECKING:
+    from loralight.data import TaskData  # which brings the library of data sets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,11 +20,15 @@ class Facts:
         model: built and adapted.
         still: the modules that training leaves in evaluation mode.
         fixed: BatchNorm layers of which nothing ever changes; they are among ``still``.
+        data: of the run that begins, where it is one of loralight's.
+        folder: of the run that begins.
     """
 
     model: nn.Module
     still: Sequence[nn.Module] = ()
     fixed: Sequence[nn.Module] = ()
+    data: "TaskData | None" = None
+    folder: Path | None = None
 
 
 class Acceleration:
@@ -52,6 +60,10 @@ class Acceleration:
     def step(self, model: nn.Module) -> AbstractContextManager[None]:
         """The context of a training step's forward pass."""
         return nullcontext()
+
+    def end_(self) -> None:
+        """Let go of what training alone needed: it has come to its end."""
+        return None
 
     def detach_(self, model: nn.Module) -> None:
         """Leave the model as it was: before its adapter is merged, or shares a batch with others."""
@@ -96,6 +108,10 @@ class Accelerations:
             for acceleration in self._on.values():
                 contexts.enter_context(acceleration.step(model))
             yield
+
+    def end_(self) -> None:
+        for acceleration in self._on.values():
+            acceleration.end_()
 
     def detach_(self, model: nn.Module) -> None:
         """Leave the model as it was, in the opposite order; none is on from then on."""

@@ -1,8 +1,8 @@
 """Language models that attend within each document of a row, in place of masking the other documents.
 
 A mask of packed rows has attention compare all tokens of a row, though most lie in other documents. So the tokens of
-all rows go through the model in one line, document after document, of which only attention has to know: it learns it
-through transformers' registry, as it does in an encoder without padding (`loralight.acceleration.unpadding`).
+all rows go through the model in one line, document after document, of which only attention has to know, as in an
+encoder without padding (`loralight.acceleration.unpadding`).
 """
 
 from collections.abc import Iterator
@@ -13,16 +13,16 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
 from loralight.acceleration.ragged import Ragged
 from loralight.acceleration.unpadding import attend_by_row
 from loralight.errors import InputError
 from loralight.logs import logger
+from loralight.models.attention import Attention
 from loralight.models.pretrained import num_embeddings
 
-_NAME = "loralight_documents"  # of our attention function, as transformers calls its own `sdpa`
 _attends: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # the models that were tried
 _apart: WeakSet[nn.Module] = WeakSet()  # the models that keep documents apart
 _ATTENDED: ContextVar[Ragged | None] = ContextVar("documents_attended_to", default=None)
@@ -114,18 +114,18 @@ def attends_within_(model: PreTrainedModel) -> bool:
         _attends[model] = reason is None
         if reason is not None:
             logger.info("%s compares documents that share a row: %s", type(model).__name__, reason)
-    return _attends[model] and model.config._attn_implementation == _NAME
+    return _attends[model] and _ATTENTION.is_of(model)
 
 
 def _why_not(model: PreTrainedModel) -> str | None:
     config = model.config.get_text_config()
-    if model.config._attn_implementation not in ("sdpa", _NAME):  # its config may be that of another model too
-        return f"its attention is {model.config._attn_implementation!r}, not 'sdpa'"
+    if not _ATTENTION.is_of(model) and (taken := _ATTENTION.why_not(model)):  # its config may be another model's too
+        return taken
     kinds = set(getattr(config, "layer_types", None) or ())
     if kinds - {"full_attention"} or (not kinds and getattr(config, "sliding_window", None)):
         return "some of its layers do not look back to the beginning"
     expected = _logits_of_two_documents(model, in_line=False)
-    model.set_attn_implementation(_NAME)
+    _ATTENTION.take_place_in_(model)
     try:
         difference = (_logits_of_two_documents(model, in_line=True) - expected).abs().max()
         if difference <= (0.03 if expected.dtype.itemsize < 4 else 1e-3) * expected.abs().max():
@@ -133,7 +133,7 @@ def _why_not(model: PreTrainedModel) -> str | None:
         reason = "its outputs would differ"
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
-    model.set_attn_implementation("sdpa")
+    _ATTENTION.leave_(model)
     return reason
 
 
@@ -167,5 +167,4 @@ def _mask(**settings: Any) -> Any:
     return sdpa_mask(**settings) if documents is None else documents
 
 
-AttentionInterface.register(_NAME, attend_by_row)
-AttentionMaskInterface.register(_NAME, _mask)
+_ATTENTION = Attention("documents", attend_by_row, _mask)

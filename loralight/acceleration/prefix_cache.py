@@ -6,72 +6,104 @@ the first block: nothing need be known of the data, and a row that comes in anot
 
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
 
-import lightning
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from loralight.acceleration.base import Acceleration, Facts
 from loralight.acceleration.ragged import Ragged
 from loralight.adapters.base import trainable
-from loralight.data import TaskData
 from loralight.errors import InputError
 from loralight.logs import logger
 from loralight.models.blocks import blocks, depths
 
-_cached: WeakSet[nn.Module] = WeakSet()
 
-
-def is_cached(block: nn.Module) -> bool:
-    """Whether the outputs of a block are kept, all of them."""
-    return block in _cached
-
-
-class PrefixCache(lightning.Callback):
+class PrefixCache(Acceleration):
     """Skips the frozen blocks below the lowest one that learns wherever all rows of a batch have passed them before.
 
     The file lies in the run's folder, one for each process, and a resumed run goes on with it; it takes the tokens of
     all rows times the model's width, and is deleted at the end.
-
-    Raises:
-        InputError: no block below the trainable ones is frozen, or its output would differ by epoch (``E-PREFIX``).
     """
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        frozen = _frozen_blocks(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
-        self._file = Path(trainer.default_root_dir) / f"prefix.rank{trainer.global_rank}.sqlite"
-        self._prefix = Prefix(frozen, self._file)
-        logger.info("%d frozen blocks are computed once for each row, and kept in %s", len(frozen), self._file)
+    def __init__(self) -> None:
+        self._prefix: Prefix | None = None
 
-    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._prefix.remove_()
-        self._file.unlink()
+    def start_(self, facts: Facts) -> str | None:
+        """Have the blocks read what the run's folder keeps of them.
 
-    def on_exception(self, *_: Any) -> None:
-        if hasattr(self, "_prefix"):
-            self._prefix.remove_()
+        Raises:
+            InputError: no block below the trainable ones is frozen, or its output would differ by epoch (``E-PREFIX``).
+        """
+        if facts.folder is None:
+            return "there is no run whose folder could keep the rows"
+        self._leave_()
+        frozen = _frozen_blocks(facts)
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        self._prefix = Prefix(frozen, facts.folder / f"prefix.rank{rank}.sqlite")
+        logger.info("%d frozen blocks are computed once for each row, and kept in %s", len(frozen), self._prefix.file)
+        return None
+
+    def end_(self) -> None:
+        file = self._leave_()
+        if file is not None:
+            file.unlink()
+
+    def detach_(self, model: nn.Module) -> None:
+        self._leave_()
+
+    def _leave_(self) -> Path | None:
+        """Let the blocks compute for themselves; returns the file that is left, if there is one."""
+        prefix, self._prefix = self._prefix, None
+        if prefix is not None:
+            prefix.remove_()
+        return None if prefix is None else prefix.file
 
 
-def _frozen_blocks(task: Any, data: Any) -> list[nn.Module]:
+def _frozen_blocks(facts: Facts) -> list[nn.Module]:
     """The blocks that come before all that learns."""
-    depth_of, _ = depths(task.model)
-    lowest = min(depth_of[parameter] for parameter in trainable(task.model).values())
-    reasons = {
-        "the first trainable block is the model's first; choose adapter.targets in upper blocks, such as "
-        "'[*.layer.4.*,*.layer.5.*]'": lowest < 2,
-        "dropout changes what the frozen blocks give; set task.base_dropout=false": task.base_dropout,
-        f"task.batch_norm={task.batch_norm} changes the frozen blocks": bool(task.adapted_norms),
-        "the data gives other rows in each epoch": isinstance(data, TaskData) and data.rows_differ_by_epoch,
-    }
-    for reason, holds in reasons.items():
-        if holds:
-            raise InputError("E-PREFIX", f"callbacks=prefix_cache: {reason}")
-    return list(blocks(dict(task.model.named_modules())).values())[: lowest - 1]
+    depth_of, _ = depths(facts.model)
+    lowest = min(depth_of[parameter] for parameter in trainable(facts.model).values())
+    if lowest < 2:
+        raise _refused(
+            "the first trainable block is the model's first; choose adapter.targets in upper blocks, such as "
+            "'[*.layer.4.*,*.layer.5.*]'"
+        )
+    frozen = list(blocks(dict(facts.model.named_modules())).values())[: lowest - 1]
+    still = {id(module) for module in facts.still}
+    moving = [module for block in frozen for module in block.modules() if id(module) not in still]
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in moving):
+        raise _refused("BatchNorm that follows the data changes the frozen blocks; set task.batch_norm=frozen")
+    if moving:
+        raise _refused("dropout changes what the frozen blocks give; set task.base_dropout=false")
+    if facts.data is not None and facts.data.rows_differ_by_epoch:
+        raise _refused("the data gives other rows in each epoch")
+    return frozen
+
+
+def _refused(why: str) -> InputError:
+    return InputError("E-PREFIX", f"acceleration=prefix_cache: {why}. Or leave it out")
+
+
+@dataclass(eq=False)
+class _Forward:
+    """What stands in for a block's own forward pass."""
+
+    prefix: "Prefix"
+    number: int
+    compute: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.prefix.give(self.number, self.compute, *args, **kwargs)
+
+
+def is_cached(block: nn.Module) -> bool:
+    """Whether the outputs of a block are kept, all of them."""
+    return isinstance(vars(block).get("forward"), _Forward)
 
 
 class Prefix:
@@ -84,8 +116,9 @@ class Prefix:
     """
 
     def __init__(self, frozen: Sequence[nn.Module], file: Path) -> None:
+        self.file = file
         self._blocks = frozen
-        self._rows = sqlite3.connect(file, isolation_level=None)
+        self._rows: sqlite3.Connection | None = sqlite3.connect(file, isolation_level=None)
         self._rows.execute("PRAGMA journal_mode=WAL")
         self._rows.execute("PRAGMA synchronous=OFF")  # a killed process loses nothing by that, a lost machine all
         self._rows.execute("CREATE TABLE IF NOT EXISTS rows (key BLOB PRIMARY KEY, states BLOB) WITHOUT ROWID")
@@ -94,29 +127,40 @@ class Prefix:
         self._returns_tuple: bool | None = None  # not known before the first batch
         self.num_skipped = 0
         for number, block in enumerate(frozen):
-            block.forward = partial(self._pass, number, block.forward)
-            _cached.add(block)
+            block.forward = _Forward(self, number, block.forward)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of the model computes for itself: the rows stay with this one."""
+        return {**vars(self), "_rows": None}
 
     def remove_(self) -> None:
         """Give the blocks their own computation back."""
         for block in self._blocks:
             vars(block).pop("forward", None)
-            _cached.discard(block)
-        self._rows.close()
+        if self._rows is not None:
+            self._rows.close()
 
-    def _pass(self, number: int, compute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def give(self, number: int, compute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The output of a block, computed or, with that of all the others, read.
+
+        Args:
+            number: of the block.
+            compute: its own forward pass, of the other arguments.
+        """
+        if self._rows is None:
+            return compute(*args, **kwargs)
         states, is_last = args[0] if args else kwargs["hidden_states"], number == len(self._blocks) - 1
         ragged = next((given for given in (*args, *kwargs.values()) if isinstance(given, Ragged)), None)
         if number == 0:
             # transformers 5.3 also passes a token's position in the line, which does not belong to its document
             known = {name: value for name, value in kwargs.items() if name != "cache_position"}
             self._keys = list(_keys(states, ragged, (args, known)))
-            self._found = self._read() if self._returns_tuple is not None else None
+            self._found = self._read(self._rows) if self._returns_tuple is not None else None
         if self._found is None:
             output = compute(*args, **kwargs)
             self._returns_tuple = isinstance(output, tuple)
             if is_last:
-                self._write(_split(output[0] if self._returns_tuple else output, ragged))
+                self._write(self._rows, _split(output[0] if self._returns_tuple else output, ragged))
             return output
         if is_last:
             self.num_skipped += 1
@@ -124,21 +168,21 @@ class Prefix:
             states = torch.stack(found) if ragged is None else torch.cat(found).unsqueeze(0)
         return (states,) if self._returns_tuple else states
 
-    def _read(self) -> list[Tensor] | None:
+    def _read(self, kept: sqlite3.Connection) -> list[Tensor] | None:
         """The states of all rows, if all are known."""
         found = []
         for key in self._keys:
-            row = self._rows.execute("SELECT states FROM rows WHERE key = ?", (key,)).fetchone()
+            row = kept.execute("SELECT states FROM rows WHERE key = ?", (key,)).fetchone()
             if row is None:
                 return None
             found.append(safetensors.torch.load(row[0])["states"])
         return found
 
-    def _write(self, rows: Sequence[Tensor]) -> None:
+    def _write(self, kept: sqlite3.Connection, rows: Sequence[Tensor]) -> None:
         values = (safetensors.torch.save({"states": row.detach().cpu().contiguous()}) for row in rows)
-        self._rows.execute("BEGIN")
-        self._rows.executemany("INSERT OR IGNORE INTO rows VALUES (?, ?)", zip(self._keys, values, strict=True))
-        self._rows.execute("COMMIT")
+        kept.execute("BEGIN")
+        kept.executemany("INSERT OR IGNORE INTO rows VALUES (?, ?)", zip(self._keys, values, strict=True))
+        kept.execute("COMMIT")
 
 
 def _split(states: Tensor, ragged: Ragged | None) -> Sequence[Tensor]:

@@ -2,7 +2,7 @@
 
 Padding is two to three times the tokens in random batches of short sentences. Linear layers, norms and activations take
 tokens one by one, so an encoder's blocks are given the tokens of all rows in one line; only attention has to know which
-belong together. That it learns through transformers' registry of attention functions: no model's code is replaced.
+belong together (`loralight.models.attention`).
 """
 
 import inspect
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
@@ -22,10 +22,10 @@ from loralight.acceleration.base import Acceleration, Facts
 from loralight.acceleration.ragged import ALL_TOKENS, Ragged
 from loralight.errors import InputError
 from loralight.kernels.dropout import attend, can_be_cheap
+from loralight.models.attention import Attention
 from loralight.models.blocks import blocks
 from loralight.models.pretrained import num_embeddings
 
-_NAME = "loralight_unpadded"  # of our attention function, as transformers calls its own `sdpa`
 SHORT_ROWS = 3  # that a model is tried on
 _IS_OFF: ContextVar[bool] = ContextVar("unpadding_is_off", default=False)
 
@@ -48,7 +48,7 @@ class Unpadding(Acceleration):
         assert isinstance(model, PreTrainedModel)
         for hook in self._hooks:
             hook.remove()
-        model.set_attn_implementation("sdpa")
+        _ATTENTION.leave_(model)
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def padded() -> Iterator[None]:
 
 def is_unpadded(model: nn.Module) -> bool:
     """Whether ``model`` leaves out padding: an adapter may have taken attention into its own hands since."""
-    return isinstance(model, PreTrainedModel) and model.config._attn_implementation == _NAME
+    return isinstance(model, PreTrainedModel) and _ATTENTION.is_of(model)
 
 
 def _unpad_(model: PreTrainedModel, hooks: list[RemovableHandle]) -> str | None:
@@ -78,8 +78,8 @@ def _unpad_(model: PreTrainedModel, hooks: list[RemovableHandle]) -> str | None:
     encoder = encoder_of(model)
     if encoder is None:
         return "its blocks are in no encoder of their own"
-    if model.config._attn_implementation != "sdpa":
-        return f"its attention is {model.config._attn_implementation!r}, not 'sdpa'"
+    if taken := _ATTENTION.why_not(model):
+        return taken
     if model.can_generate():
         return "it writes text token by token, from a cache that has a place for padding"
     try:
@@ -90,7 +90,7 @@ def _unpad_(model: PreTrainedModel, hooks: list[RemovableHandle]) -> str | None:
         encoder.register_forward_pre_hook(_line_up, with_kwargs=True),
         encoder.register_forward_hook(_pad, with_kwargs=True),
     ]
-    model.set_attn_implementation(_NAME)
+    _ATTENTION.take_place_in_(model)
     with _passing_through(encoder) as lines:
         try:
             found = outputs_of_short_rows(model)
@@ -107,7 +107,7 @@ def _unpad_(model: PreTrainedModel, hooks: list[RemovableHandle]) -> str | None:
             reason = " ".join(str(error).split())[:200]
     for hook in hooks:
         hook.remove()
-    model.set_attn_implementation("sdpa")
+    _ATTENTION.leave_(model)
     return reason
 
 
@@ -228,8 +228,7 @@ def _mask(*, mask_function: Any, attention_mask: Tensor | None = None, **setting
     return sdpa_mask(mask_function=mask_function, attention_mask=attention_mask, **settings)
 
 
-AttentionInterface.register(_NAME, attend_by_row)
-AttentionMaskInterface.register(_NAME, _mask)
+_ATTENTION = Attention("unpadded", attend_by_row, _mask)
 
 
 @contextmanager

@@ -4,16 +4,18 @@ import json
 import math
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
+from loralight.adapters.base import Adapter
 from loralight.errors import InputError
 from loralight.models.budget import Size, adding_at_most
 from loralight.training.checkpoint import verify, write_folder
 from loralight.training.fingerprint import fingerprint
-from loralight.training.task import AdapterTask
+from loralight.training.learning import Learning
 from loralight.untrusted import read_json, read_shapes, read_tensors
 from loralight.version import __version__
 
@@ -24,21 +26,36 @@ _MAX_RECIPE = 2**20
 """A few kilobytes and the names of the labels, of which there may be thousands."""
 
 
-def save_adapter(task: AdapterTask, folder: Path, *, recipe: dict[str, Any], metrics: dict[str, float]) -> None:
+class Exported(Protocol):
+    """A task, or another owner of a model with its adapter."""
+
+    model: nn.Module
+    adapter: Adapter
+    learning: Learning
+
+    @property
+    def peft_task_type(self) -> str | None: ...
+
+
+def save_adapter(task: Exported, folder: Path, *, recipe: dict[str, Any], metrics: dict[str, float]) -> None:
     """Write the adapter's folder: weights and config in PEFT's format, recipe, model card.
 
     Args:
-        task: a task whose model is built.
+        task: whose model is built.
         folder: written in one step; replaced if it exists.
         recipe: the task's and the adapter's names and arguments, from which `loralight.load` builds them again; of a
             model without a task the adapter's, its head's parts, and in ``base`` its name.
         metrics: those that the model card shows.
     """
     names = _peft_names(task)
-    tensors = {names[name]: tensor.cpu().contiguous() for name, tensor in task.trainable_tensors().items()}
+    tensors = {names[name]: tensor.cpu().contiguous() for name, tensor in task.learning.tensors().items()}
     config = task.adapter.peft_config(task.model)
     base = recipe["task"]["arguments"].get("checkpoint") if "task" in recipe else recipe["base"]["name"]
-    full = {**recipe, "base": {"name": base, "fingerprint": fingerprint(task)}, "loralight_version": __version__}
+    full = {
+        **recipe,
+        "base": {"name": base, "fingerprint": fingerprint(task)},
+        "loralight_version": __version__,
+    }
 
     def fill(building: Path) -> None:
         save_file(tensors, building / WEIGHTS, metadata={"format": "pt"})
@@ -131,16 +148,16 @@ def no_larger_than_saved(folder: Path) -> AbstractContextManager[None]:
     saved = sum(math.prod(shape) for _, shape in read_shapes(folder / WEIGHTS).values())
     return adding_at_most(
         Size(tensors=200_000, values=4 * saved + 2**26),
-        InputError("E-ADAPTER", f"{folder}: its settings, a rank say, ask for far more than its {WEIGHTS} holds"),
+        InputError("E-ADAPTER", f"{folder}: its settings, such as a rank, ask for far more than its {WEIGHTS} holds"),
     )
 
 
-def load_adapter(task: AdapterTask, folder: Path, recipe: dict[str, Any]) -> None:
+def load_adapter(task: Exported, folder: Path, recipe: dict[str, Any]) -> None:
     """Load an adapter's weights into the model they were trained for; raises as `adapter_tensors`."""
-    task.load_trainable(adapter_tensors(task, folder, recipe), str(folder))
+    task.learning.load_(adapter_tensors(task, folder, recipe), str(folder))
 
 
-def adapter_tensors(task: AdapterTask, folder: Path, recipe: dict[str, Any]) -> dict[str, torch.Tensor]:
+def adapter_tensors(task: Exported, folder: Path, recipe: dict[str, Any]) -> dict[str, torch.Tensor]:
     """An adapter's weights by the names of the model that they were trained for.
 
     Raises:
@@ -156,27 +173,25 @@ def adapter_tensors(task: AdapterTask, folder: Path, recipe: dict[str, Any]) -> 
     ours = {theirs: name for name, theirs in _peft_names(task).items()}
     shapes = {ours.get(name, name): shape for name, shape in read_shapes(folder / WEIGHTS).items()}
     # before any value is read: how many there are is the file's word
-    task.check_trainable(
-        {n: torch.empty(s.shape, dtype=s.dtype, device="meta") for n, s in shapes.items()}, str(folder)
-    )
-    for name, tensor in task.trainable_tensors().items():
+    task.learning.check({n: torch.empty(s.shape, dtype=s.dtype, device="meta") for n, s in shapes.items()}, str(folder))
+    for name, tensor in task.learning.tensors().items():
         if tensor.is_floating_point() != shapes[name].dtype.is_floating_point:
             raise InputError("E-ADAPTER-KEYS", f"{folder}: {name} is {shapes[name].dtype} instead of {tensor.dtype}")
     return {ours.get(name, name): tensor for name, tensor in read_tensors(folder / WEIGHTS).items()}
 
 
-def _peft_names(task: AdapterTask) -> dict[str, str]:
+def _peft_names(task: Exported) -> dict[str, str]:
     """PEFT's name of each trainable tensor."""
     renamed = task.adapter.peft_names(task.model)
     prefixed = {name: PREFIX + theirs if "." in theirs else theirs for name, theirs in renamed.items()}
-    return {name: prefixed.get(name, PREFIX + name) for name in task.trainable_tensors()}
+    return {name: prefixed.get(name, PREFIX + name) for name in task.learning.tensors()}
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _card(task: AdapterTask, recipe: dict[str, Any], metrics: dict[str, float], name: str) -> str:
+def _card(task: Exported, recipe: dict[str, Any], metrics: dict[str, float], name: str) -> str:
     """The model card, whose head the Hugging Face hub reads."""
     base, task_name = recipe["base"]["name"] or "unknown", _name_of_task(recipe)
     learns = sum(parameter.numel() for parameter in task.learning.parameters.values())
@@ -225,7 +240,7 @@ def _how_with_us(recipe: dict[str, Any], name: str) -> str:
     return f'import loralight\n\nmodel = loralight.load("{name}")\nmodel.predict([...])'
 
 
-def _how_with_peft(task: AdapterTask, name: str) -> str:
+def _how_with_peft(task: Exported, name: str) -> str:
     return f"""
 With PEFT, given the base model with a new head of {", ".join(task.learning.whole_modules) or "none"}:
 

@@ -2,24 +2,25 @@
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
-from torchmetrics import MetricCollection
 from transformers import PreTrainedModel
 
 from loralight.adapters.base import Adapter, trainable
 from loralight.adapters.disabled import trained_by
 from loralight.adapters.inject import inject
 from loralight.artifacts import export
+from loralight.artifacts.export import Exported
 from loralight.artifacts.loading import find_device
 from loralight.artifacts.peft_format import is_of_peft, modules_to_save, peft_adapter
 from loralight.config.build import adapter_recipe, checked_adapter, task_name
 from loralight.errors import InputError
 from loralight.training.checkpoint import MANIFEST
 from loralight.training.learning import Learning
-from loralight.training.task import AdapterTask, Step
+from loralight.training.task import AdapterTask
 
 Task = TypeVar("Task", bound=AdapterTask)
 
@@ -55,7 +56,7 @@ def save_adapter(model: nn.Module, adapter: Adapter, folder: str | Path) -> None
     names = {id(module): name for name, module in model.named_modules()}
     base = model.name_or_path if isinstance(model, PreTrainedModel) else ""
     recipe = {"head": [names[id(part)] for part in parts], "base": {"name": base or None}}
-    _write(_Bare(model=model, adapter=adapter, parts=parts), folder, recipe)
+    _write(_WithoutTask.of(model, adapter, parts), folder, recipe)
 
 
 def load_adapter(model: nn.Module, folder: str | Path) -> Adapter:
@@ -82,12 +83,24 @@ def load_adapter(model: nn.Module, folder: str | Path) -> Adapter:
     parts = _parts(model, made["head"] if "head" in made else modules_to_save(path, model), path)
     with export.no_larger_than_saved(path):
         inject(model, adapter, head=parts)
-    export.load_adapter(_Bare(model=model, adapter=adapter, parts=parts), path, made)
+    export.load_adapter(_WithoutTask.of(model, adapter, parts), path, made)
     return adapter
 
 
 def save_task(task: AdapterTask, folder: str | Path) -> None:
-    """See `loralight.AdapterTask.save`."""
+    """Write a task's adapter and a recipe that loads it again, in PEFT's format where the method has one.
+
+    An installed plugin's task comes back by `loralight.load`, that of a class in a script by `load_task`, or by its
+    class's own `load`.
+
+    Args:
+        task: whose model is built.
+        folder: written in one step; an adapter's folder that is there already is replaced.
+
+    Raises:
+        InputError: the model is not built (``E-UNBUILT``), or the folder holds something else (``E-OUTPUT``).
+    """
+    task.check_built()
     arguments = {**task.arguments, **task.found_arguments()}
     name = task_name(type(task))
     named = {"class": type(task).__name__} if name is None else {"name": name}
@@ -95,8 +108,18 @@ def save_task(task: AdapterTask, folder: str | Path) -> None:
     _write(task, folder, {"task": made, "head": task.learning.whole_modules})
 
 
-def load_task(kind: type[Task], folder: str | Path, *, device: str, arguments: Mapping[str, Any]) -> Task:
-    """See `loralight.AdapterTask.load`."""
+def load_task(kind: type[Task], folder: str | Path, *, device: str = "auto", **arguments: Any) -> Task:
+    """A task with the adapter that `save_task` wrote, in evaluation mode.
+
+    Args:
+        kind: the task's class.
+        folder: see `save_task`.
+        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``mps``.
+        arguments: of the constructor, beside the plain data that the folder has of them, which they replace.
+
+    Raises:
+        InputError: as `loralight.load`; also for a folder of another class (``E-ADAPTER``).
+    """
     path = export.adapter_folder(folder)
     made = export.read_made(path)
     saved = made.get("task", {})
@@ -114,31 +137,21 @@ def load_task(kind: type[Task], folder: str | Path, *, device: str, arguments: M
     return task.to(find_device(device))
 
 
-class _Bare(AdapterTask):
-    """A model that is adapted already, as a task: so an adapter's folder is written and read in one way."""
+@dataclass(kw_only=True)
+class _WithoutTask:
+    """A model with its adapter that no task is around: its folder is written and read as a task's is."""
 
-    def __init__(self, *, model: nn.Module, adapter: Adapter, parts: Sequence[nn.Module]) -> None:
-        super().__init__(adapter=adapter)
-        self.model, self._parts = model, parts
-        self.learning = Learning(model, head=parts, layers=[], norms=[], added=())
+    model: nn.Module
+    adapter: Adapter
+    learning: Learning
+    peft_task_type: str | None = None
 
-    def build_model(self) -> nn.Module:
-        return self.model
-
-    def head(self, model: nn.Module) -> list[nn.Module]:
-        return list(self._parts)
-
-    def step(self, batch: Any) -> Step:
-        raise NotImplementedError
-
-    def metrics(self) -> MetricCollection:
-        return MetricCollection({})
-
-    def predict_batch(self, inputs: Sequence[Any], *args: Any, **options: Any) -> list[dict[str, Any]]:
-        raise NotImplementedError
+    @classmethod
+    def of(cls, model: nn.Module, adapter: Adapter, parts: Sequence[nn.Module]) -> "_WithoutTask":
+        return cls(model=model, adapter=adapter, learning=Learning(model, head=parts, layers=[], norms=[], added=()))
 
 
-def _write(task: AdapterTask, folder: str | Path, recipe: Mapping[str, Any]) -> None:
+def _write(task: Exported, folder: str | Path, recipe: Mapping[str, Any]) -> None:
     folder = Path(folder)
     _refuse_others(folder)
     twin = _finished(task)
@@ -146,11 +159,11 @@ def _write(task: AdapterTask, folder: str | Path, recipe: Mapping[str, Any]) -> 
     export.save_adapter(twin, folder, recipe=made, metrics={})
 
 
-def _finished(task: AdapterTask) -> AdapterTask:
+def _finished(task: Exported) -> Exported:
     """The task with its adapter in the form that is kept: another one, so that training may go on with the first."""
     shared: dict[int, Any] = {id(p): p for p in task.model.parameters() if not p.requires_grad}
     trainer = vars(task).get("_trainer")
-    twin: AdapterTask = copy.deepcopy(task, shared | {id(trainer): trainer})
+    twin: Exported = copy.deepcopy(task, shared | {id(trainer): trainer})
     twin.adapter = twin.adapter.finish_(twin.model)
     return twin
 

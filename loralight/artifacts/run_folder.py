@@ -11,7 +11,7 @@ import yaml
 
 from loralight.artifacts.lock import LOCK, hold
 from loralight.config import local_packages
-from loralight.config.earlier import VALUES_BEFORE, as_now
+from loralight.config.earlier import VALUES_BEFORE, as_now, said_now
 from loralight.errors import InputError
 from loralight.plain_yaml import parse_yaml, read_yaml
 
@@ -155,7 +155,7 @@ def read_overrides(folder: Path) -> list[str]:
     said = read_yaml(file) if os.path.lexists(file) else []
     if not isinstance(said, list) or not all(isinstance(override, str) for override in said):
         raise InputError("E-RUN", f"{file} is no list of texts")
-    return said
+    return said_now(said)
 
 
 def _refers(value: Any) -> bool:

@@ -55,8 +55,8 @@ def largest_that_runs(run: Callable[[int], Any], size: int) -> int:
         free_device()
     raise InputError(
         "E-MEMORY",
-        "a step on one row takes more memory than the device has; give shorter rows (a smaller model.max_length, say) "
-        "or a smaller model",
+        "a step on one row takes more memory than the device has; give shorter rows (such as "
+        "a smaller model.max_length) or a smaller model",
     )
 
 

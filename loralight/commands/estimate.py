@@ -16,7 +16,7 @@ from loralight import logs
 from loralight.adapters import FullFineTuning
 from loralight.adapters.base import trainable
 from loralight.artifacts.output import refuse_existing
-from loralight.commands.evaluate import measuring
+from loralight.commands.measuring import measuring
 from loralight.config.build import build_data, build_task, build_trainer, check_config
 from loralight.config.composition import plain
 from loralight.data import TaskData
@@ -145,8 +145,8 @@ class Estimate:
             least = human(sum(self.sizes(1).values()) / (1 - _SPARE))
             raise InputError(
                 "E-MEMORY",
-                f"not even a batch of one row fits {human(limit)}: it needs {least}. Give shorter rows (a smaller "
-                "model.max_length, say), a smaller model, or trainer.precision=bf16-true",
+                f"not even a batch of one row fits {human(limit)}: it needs {least}. Give shorter rows (such as "
+                "a smaller model.max_length), a smaller model, or trainer.precision=bf16-true",
             )
         return min(chosen, self._most)
 

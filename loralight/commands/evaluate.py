@@ -12,13 +12,10 @@ from loralight.artifacts.export import load_adapter, no_larger_than_saved, read_
 from loralight.artifacts.output import refuse_existing
 from loralight.artifacts.peft_format import is_of_peft, peft_adapter
 from loralight.artifacts.run_folder import read_config
+from loralight.commands.measuring import check_split, measure, measuring, read_data
 from loralight.commands.summary import metrics_table
-from loralight.config.build import adapter_node, build_data, build_task, build_trainer, check_config
+from loralight.config.build import adapter_node, build_task, check_config
 from loralight.config.composition import plain
-from loralight.data import TaskData
-from loralight.errors import InputError
-from loralight.training.progress import progress_callbacks
-from loralight.training.task import AdapterTask
 
 
 def main(config: DictConfig) -> dict[str, float]:
@@ -52,40 +49,6 @@ def read_trained(config: dict[str, Any]) -> tuple[dict[str, Any], AdapterTask, T
         task = build_task(config, data.model_arguments())
     load_adapter(task, folder, made)
     return config, task, data
-
-
-def check_split(split: str) -> None:
-    """Raise ``E-SPLIT`` unless it is a split that metrics are measured on."""
-    if split not in ("validation", "test"):
-        raise InputError("E-SPLIT", f"split={split}: choose validation or test")
-
-
-def measuring(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's config for measuring in this process, and writing nothing."""
-    alone = {"devices": 1, "strategy": "auto"}
-    return {**config, "callbacks": {}, "logger": {}, "trainer": {**config["trainer"], **alone}}
-
-
-def read_data(config: dict[str, Any], made: dict[str, Any]) -> TaskData:
-    """The data, encoded as in training: the task's arguments of then (label names in their order) are the data's now.
-
-    Raises:
-        InputError: it cannot be read, or lacks the split that ``config`` names (``E-SPLIT``).
-    """
-    told = {name: value for name, value in made["task"]["arguments"].items() if name not in config["task"]}
-    config["data"] |= {name: value for name, value in told.items() if name in config["data"]}
-    data, split = build_data(config), config["split"]
-    if split is not None and split not in data.splits:
-        raise InputError("E-SPLIT", f"split={split}: the data has {', '.join(data.splits)}; give data.{split}=")
-    return data
-
-
-def measure(config: dict[str, Any], task: AdapterTask, data: TaskData) -> dict[str, float]:
-    """The task's metrics on the split that ``config`` names."""
-    data.suit_(task.model)
-    trainer = build_trainer(config, Path(config["run"]), progress_callbacks(data.batch_size)[1])
-    run = trainer.test if config["split"] == "test" else trainer.validate
-    return {name: float(value) for name, value in run(task, datamodule=data, verbose=False)[0].items()}
 
 
 def _with_adapter(config: dict[str, Any]) -> tuple[dict[str, Any], Path, dict[str, Any]]:

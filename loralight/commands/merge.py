@@ -24,7 +24,7 @@ from loralight.artifacts.certificate import (
 from loralight.artifacts.export import adapter_folder, read_recipe
 from loralight.artifacts.loading import load
 from loralight.artifacts.output import refuse_existing
-from loralight.commands.evaluate import check_split, measure, measuring, read_data
+from loralight.commands.measuring import check_split, measure, measuring, read_data
 from loralight.config.build import check_config
 from loralight.config.composition import plain
 from loralight.data import TaskData

@@ -9,9 +9,11 @@ ARGUMENTS_OF_TASKS = {"gradient_checkpointing", "prepack", "selective_recompute"
 VALUES_BEFORE: MappingProxyType[str, Any] = MappingProxyType({"task.pooling": "model", "adapter.lr_rank": None})
 """Settings that earlier versions lacked and whose default is not how they computed, with the value that is."""
 
+_CACHE = "prefix_cache"
 _MOVED = {
     "loralight.optim.schedule": "loralight.training.optim.schedule",
-    "loralight.prefix_cache.PrefixCache": "loralight.acceleration.prefix_cache.PrefixCache",
+    "loralight.prefix_cache.PrefixCache": "loralight.acceleration.PrefixCache",
+    "loralight.acceleration.prefix_cache.PrefixCache": "loralight.acceleration.PrefixCache",
     **{
         f"loralight.adapters.{module}.{name}": f"loralight.adapters.{name}"
         for module, names in {
@@ -31,9 +33,38 @@ _MOVED = {
 def as_now(config: dict[str, Any]) -> dict[str, Any]:
     """A run's config by the names of this version; one that is not a run's is returned as it is."""
     renamed: dict[str, Any] = _renamed(config)
+    _regroup_(renamed)
     if isinstance(task := renamed.get("task"), dict):
         renamed["task"] = {name: value for name, value in task.items() if name not in ARGUMENTS_OF_TASKS}
     return renamed
+
+
+def said_now(overrides: list[str]) -> list[str]:
+    """A run's command line, in the choices of this version."""
+    chosen = [o for o in overrides if o.lstrip("+").startswith("callbacks=") and _CACHE in o]
+    others = [f"callbacks={_without_cache(o.partition('=')[2])}" if o in chosen else o for o in overrides]
+    return [*others, f"acceleration={_CACHE}"] if chosen else others
+
+
+def _regroup_(config: dict[str, Any]) -> None:
+    """The cache of frozen blocks was a callback."""
+    callbacks, names = config.get("callbacks") or {}, config.get("names")
+    found = [name for name, node in callbacks.items() if _is_cache(node)] if isinstance(callbacks, dict) else []
+    for name in found:
+        config["acceleration"] = {**(config.get("acceleration") or {}), _CACHE: callbacks.pop(name)}
+    if found and isinstance(names, dict) and names.get("callbacks") is not None:
+        names["callbacks"] = _without_cache(str(names["callbacks"]))
+        names["acceleration"] = _CACHE
+
+
+def _is_cache(node: Any) -> bool:
+    return isinstance(node, dict) and node.get("_target_") == "loralight.acceleration.PrefixCache"
+
+
+def _without_cache(options: str) -> str:
+    """The other choices in a list of callbacks; the cache alone brought the default ones along."""
+    others = [option.strip() for option in options.strip("[]").split(",") if option.strip() != _CACHE]
+    return f"[{','.join(others)}]" if others else "default"
 
 
 def _renamed(value: Any) -> Any:

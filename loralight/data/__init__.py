@@ -1,28 +1,32 @@
 """From rows to batches: reading splits, labels, encoding, and the data module that plugins build on."""
 
-from loralight.data.cautions import cut_rows, few_rows, odd_names, repeated_rows, uneven_rows
-from loralight.data.class_counts import always_the_commonest, count_classes, counts_line
-from loralight.data.classes import Classes, check_spelling, has_no_names, read_classes
-from loralight.data.encoding import encode_rows
-from loralight.data.encodings import read_text_file
-from loralight.data.forms.chats import Chat, read_template
-from loralight.data.forms.choosing import columns_of_form, form_of
-from loralight.data.forms.form import Form
-from loralight.data.forms.texts import PlainText, PromptCompletion
-from loralight.data.label_ids import LabelNames, name_label_ids
-from loralight.data.labels import (
-    are_lists,
-    check_smoothing,
-    check_splits,
-    label_name,
-    split_labels,
-    weights_of_labels,
-)
-from loralight.data.module import TaskData
-from loralight.data.origin import Origin
-from loralight.data.packing import PackedRows, pack
-from loralight.data.seeds import seed_of
-from loralight.data.splits import FORMATS, Readers, Splits, check_columns, column_name, read_file
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loralight.data.cautions import cut_rows, few_rows, odd_names, repeated_rows, uneven_rows
+    from loralight.data.charsets import read_text_file
+    from loralight.data.class_counts import always_the_commonest, count_classes, counts_line
+    from loralight.data.classes import Classes, check_spelling, has_no_names, read_classes
+    from loralight.data.encoding import encode_rows
+    from loralight.data.forms.chats import Chat, read_template
+    from loralight.data.forms.choosing import columns_of_form, form_of
+    from loralight.data.forms.form import Form
+    from loralight.data.forms.texts import PlainText, PromptCompletion
+    from loralight.data.label_ids import LabelNames, name_label_ids
+    from loralight.data.labels import (
+        are_lists,
+        check_smoothing,
+        check_splits,
+        label_name,
+        split_labels,
+        weights_of_labels,
+    )
+    from loralight.data.module import TaskData
+    from loralight.data.origin import Origin
+    from loralight.data.packing import PackedRows, pack
+    from loralight.data.seeds import seed_of
+    from loralight.data.splits import FORMATS, Readers, Splits, check_columns, column_name, read_file
 
 __all__ = [
     "FORMATS",
@@ -66,3 +70,33 @@ __all__ = [
     "uneven_rows",
     "weights_of_labels",
 ]
+
+_HOMES = {
+    name: f"{__name__}.{home}"
+    for home, names in {
+        "cautions": "cut_rows few_rows odd_names repeated_rows uneven_rows",
+        "class_counts": "always_the_commonest count_classes counts_line",
+        "classes": "Classes check_spelling has_no_names read_classes",
+        "encoding": "encode_rows",
+        "charsets": "read_text_file",
+        "forms.chats": "Chat read_template",
+        "forms.choosing": "columns_of_form form_of",
+        "forms.form": "Form",
+        "forms.texts": "PlainText PromptCompletion",
+        "label_ids": "LabelNames name_label_ids",
+        "labels": "are_lists check_smoothing check_splits label_name split_labels weights_of_labels",
+        "module": "TaskData",
+        "origin": "Origin",
+        "packing": "PackedRows pack",
+        "seeds": "seed_of",
+        "splits": "FORMATS Readers Splits check_columns column_name read_file",
+    }.items()
+    for name in names.split()
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import names on first use: who trains on rows of his own waits for no library of data sets."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -108,7 +108,7 @@ def check_marks(labels: Mapping[str, list[list[str]]], origins: Mapping[str, Ori
                 raise InputError(
                     "E-LABEL-RANGE",
                     f"{origins[split].row(row)}, column {column!r}: -1 is no label but marks a row that has none; take "
-                    "such rows out. If -1 is a class, name them all: data.labels='[-1, 0, 1]', say",
+                    "such rows out. If -1 is a class, name them all, as in data.labels='[-1, 0, 1]'",
                 )
 
 

@@ -6,7 +6,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from loralight.data.splits import FORMATS, read_file
 from loralight.errors import InputError
 
 
@@ -19,6 +18,8 @@ def read_inputs(source: str) -> list[Any]:
     Raises:
         InputError: the file cannot be read, or is empty (``E-DATA``, ``E-DATA-EMPTY``).
     """
+    from loralight.data.splits import FORMATS, read_file  # which bring the library of data sets along
+
     if source != "-" and Path(source).suffix.lower() in FORMATS:
         inputs: list[Any] = read_file(source).to_list()
     else:

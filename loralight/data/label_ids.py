@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import List, Value
 
-from loralight.data.encodings import read_text_file
+from loralight.data.charsets import read_text_file
 from loralight.data.labels import are_lists, label_name
 from loralight.data.origin import Origin
 from loralight.data.splits import Splits

@@ -4,7 +4,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import lightning
 from torch import nn
@@ -12,9 +12,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from loralight.data.batching import BatchSampler
 from loralight.data.row_digest import digest
-from loralight.data.splits import Readers, load_splits
 from loralight.errors import InputError
 from loralight.stopping import outlive
+
+if TYPE_CHECKING:
+    from loralight.data.splits import Readers
 
 
 class TaskData(lightning.LightningDataModule, ABC):
@@ -36,7 +38,7 @@ class TaskData(lightning.LightningDataModule, ABC):
         seed: of the order of rows.
     """
 
-    readers: ClassVar[Readers] = {}
+    readers: ClassVar["Readers"] = {}
     """Readers of the formats that this data may come in beside tables."""
 
     rows_differ_by_epoch: ClassVar[bool] = False
@@ -63,6 +65,9 @@ class TaskData(lightning.LightningDataModule, ABC):
         num_workers: int | None = None,
         seed: int = 0,
     ) -> None:
+        # the library of data sets takes seconds to import, for which a task alone need not wait
+        from loralight.data.splits import load_splits
+
         super().__init__()
         if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1):
             raise InputError(

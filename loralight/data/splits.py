@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from loralight.data import csv_files
 from loralight.data.bars import bars
-from loralight.data.encodings import check_encoding, check_text
+from loralight.data.charsets import check_encoding, check_text
 from loralight.data.origin import Origin
 from loralight.errors import InputError, did_you_mean
 from loralight.resources import no_such_file, resolve
@@ -240,7 +240,8 @@ def _kind(source: str) -> str:
 def _expected(reading: Readers) -> str:
     suffixes = ", ".join(kind for kind in reading if kind != "/")
     folder = ", nor a folder" if "/" in reading else ""
-    return f"not a file that ends in {suffixes}{folder}. A table of another ending needs data.delimiter=tab, say"
+    other = "A table of another ending needs its delimiter, such as data.delimiter=tab"
+    return f"not a file that ends in {suffixes}{folder}. {other}"
 
 
 def _read_path(path: str, name: str | None, reading: Readers) -> Mapping[str, _Found]:

@@ -3,21 +3,22 @@
 import hashlib
 from typing import Protocol
 
-from torch import Tensor, nn
+from torch import nn
+
+from loralight.training.learning import Learning
 
 
 class Adapted(Protocol):
     """A task, or another owner of an adapted model."""
 
     model: nn.Module
-
-    def trainable_tensors(self) -> dict[str, Tensor]: ...
+    learning: Learning
 
 
 def fingerprint(task: Adapted) -> str:
     """Tells base models apart: sha256 over names, shapes and up to 256 values of each frozen tensor, shortened."""
     digest = hashlib.sha256()
-    learns = {tensor.data_ptr() for tensor in task.trainable_tensors().values()}  # a tied weight has several names
+    learns = {tensor.data_ptr() for tensor in task.learning.tensors().values()}  # a tied weight has several names
     for name, tensor in sorted(task.model.state_dict().items()):
         if tensor.data_ptr() not in learns:
             flat = tensor.flatten()

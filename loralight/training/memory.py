@@ -34,7 +34,9 @@ def at_hand(device: torch.device) -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     free = _kilobytes("/proc/meminfo", "MemAvailable")
     if device.type != "cpu" or free is None:
-        raise InputError("E-MEMORY", f"how much memory {device.type} has free is not known here; give memory=8GB, say")
+        raise InputError(
+            "E-MEMORY", f"how much memory {device.type} has free is not known here; give it, such as memory=8GB"
+        )
     if _LIMIT.is_file() and (limit := _LIMIT.read_text().strip()).isdigit():
         free = min(free, int(limit) - int(_USED.read_text()))
     return free + in_use()

@@ -60,6 +60,15 @@ def parameter_groups(
     return list(groups.values())
 
 
+def check_partial(optimizer: Any) -> None:
+    """Raise ``E-OPTIMIZER`` unless a task's optimizer is None, or a partial with a learning rate."""
+    if optimizer is not None and not (isinstance(optimizer, partial) and "lr" in optimizer.keywords):
+        raise InputError(
+            "E-OPTIMIZER",
+            f"optimizer is {optimizer!r:.80}; give one such as functools.partial(torch.optim.AdamW, lr=1e-3)",
+        )
+
+
 def check_optimizer(optimizer: Any) -> None:
     """Check an optimizer's settings before there is a model: it is made for one small matrix.
 

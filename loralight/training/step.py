@@ -87,16 +87,20 @@ class Window:
         self.own, self._sums, self._read = self._sums, None, None
         return found
 
-    def ranks_not_finite(self, num_ranks: int, gather: Callable[[Tensor], Any]) -> list[int]:
-        """The ranks whose own loss was not finite in the sums taken last; all if each rank's was.
+    def ranks_of_loss(self, total: float, num_ranks: int, gather: Callable[[Tensor], Any]) -> list[int]:
+        """The ranks whose own loss is not finite, if their sum is not; else all. In a bad step the ranks exchange.
 
         Args:
+            total: the sum that was taken last.
             num_ranks: of the run.
             gather: stacks a tensor of each rank; every rank calls it.
         """
+        ranks = list(range(num_ranks))
+        if math.isfinite(total):
+            return ranks
         assert self.own is not None
         finite = gather(self.own).reshape(-1, 2)[:, 0].isfinite().tolist()
-        return [rank for rank in range(num_ranks) if not finite[rank]] or list(range(num_ranks))
+        return [rank for rank in ranks if not finite[rank]] or ranks
 
 
 class EpochLoss:

@@ -1,15 +1,11 @@
 """The base class of every task: it owns what learns, how it learns, and what a checkpoint holds."""
 
-import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from importlib import import_module
-from inspect import getattr_static
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import lightning
 import torch
@@ -17,31 +13,32 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MeanMetric, MetricCollection
 
+import loralight  # its face, which finds the functions of rooms above on first use
 from loralight.acceleration.base import Acceleration, Accelerations, Facts
 from loralight.adapters.base import Adapter
 from loralight.adapters.inject import inject
 from loralight.data import TaskData
-from loralight.data.inputs import read_inputs
 from loralight.errors import InputError
 from loralight.models.dtypes import single_by_default, tensors_of
 from loralight.models.fresh import watching_origins
-from loralight.models.pretrained import Processor, save_model
 from loralight.models.quantisation import quantised_
 from loralight.training.arguments import remembering
 from loralight.training.checkpoint import read_checkpoint
+from loralight.training.contract import Contract
 from loralight.training.evaluation_mode import SharedEvaluation
 from loralight.training.frozen_modes import BatchNormMode, FrozenModes, choose_modes_
 from loralight.training.gathering import training_together
 from loralight.training.heads import HeadSettings, head_rate
+from loralight.training.hooks import check_steps, refuse_overriding
 from loralight.training.learning import Learning
-from loralight.training.optim import by_name, by_position, parameter_groups, scheduled
+from loralight.training.optim import by_name, by_position, check_partial, parameter_groups, scheduled
 from loralight.training.ownership import check_head, refuse_new_and_frozen, refuse_parameters_outside
 from loralight.training.position import Position
 from loralight.training.precision import is_scaled, new_tensors_stay_wide
+from loralight.training.results import Results
 from loralight.training.seeding import seed_step
-from loralight.training.step import EpochLoss, Step, Window, measure_, weight_of
+from loralight.training.step import EpochLoss, Step, Window, weight_of
 from loralight.training.unread import unread_layers
 from loralight.training.watch import Watch
 from loralight.training.whereabouts import place_of_step
@@ -51,7 +48,7 @@ __all__ = ["AdapterTask", "Step"]
 Split = Literal["train", "validation", "test"]
 
 
-class AdapterTask(lightning.LightningModule, ABC):
+class AdapterTask(lightning.LightningModule, Contract):
     """A pretrained model, an adapter, and how to train the one with the other.
 
     A task gives the model (`build_model`), says what of it is new (`head`), computes a loss (`step`), and names its
@@ -80,20 +77,8 @@ class AdapterTask(lightning.LightningModule, ABC):
         TypeError: on defining a subclass that overrides a hook this class owns.
     """
 
-    peft_task_type: ClassVar[str | None] = None
-    """PEFT's name for this kind of task (``SEQ_CLS``, ...), by which it picks its wrapper class."""
-
-    updates_per_batch: int = 1
-    """Optimizer steps with each training batch: a step may draw a rollout at the first and keep it for the others."""
-
-    update: int = 0
-    """Which of these `step` computes, from 0."""
-
-    model: nn.Module
     learning: Learning
-    losses: nn.ModuleDict
-    means: nn.ModuleDict
-    scores: nn.ModuleDict
+    results: Results
     arguments: dict[str, Any]
     """The arguments that are plain data: the folder of its adapter keeps them, and loading builds the task by them."""
 
@@ -114,11 +99,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if optimizer is not None and not (isinstance(optimizer, partial) and "lr" in optimizer.keywords):
-            raise InputError(
-                "E-OPTIMIZER",
-                f"optimizer is {optimizer!r:.80}; give functools.partial(torch.optim.AdamW, lr=1e-3), say",
-            )
+        check_partial(optimizer)
         self.head_settings = HeadSettings(start=head_start, lr=head_lr, weight_decay=head_weight_decay)
         self.adapter, self.optimizer, self.scheduler = adapter, optimizer, scheduler
         self.base_dropout, self.batch_norm, self.seed = base_dropout, batch_norm, seed
@@ -140,80 +121,24 @@ class AdapterTask(lightning.LightningModule, ABC):
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
             cls.__init__ = remembering(cls.__init__)  # type: ignore[method-assign]
-        if taken := [
-            hook for hook in owned_hooks() if getattr_static(cls, hook) is not getattr_static(AdapterTask, hook)
-        ]:
-            raise TypeError(
-                f"{cls.__name__} overrides {', '.join(taken)}, which AdapterTask owns: it would break freezing, "
-                "checkpoints or resuming. Say what your task does in build_model, head, step, metrics and predict"
-            )
+        refuse_overriding(cls, AdapterTask)
 
     def save(self, folder: str | Path) -> None:
-        """Write the adapter and a recipe that loads it again, in PEFT's format where the method has one.
-
-        An installed plugin's task comes back by `loralight.load`, that of a class in a script by its `load`.
-
-        Args:
-            folder: written in one step; an adapter's folder that is there already is replaced.
-
-        Raises:
-            InputError: the model is not built (``E-UNBUILT``), or the folder holds something else (``E-OUTPUT``).
-        """
-        self._refuse_unbuilt()
-        _from_python().save_task(self, folder)
+        """Write the adapter and a recipe that loads it again: `loralight.save_task`."""
+        loralight.save_task(self, folder)
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str = "auto", **arguments: Any) -> Self:
-        """A task of this class with the adapter that `save` wrote, in evaluation mode.
+        """A task of this class with the adapter that `save` wrote, in evaluation mode: `loralight.load_task`."""
+        return loralight.load_task(cls, folder, device=device, **arguments)
 
-        Args:
-            folder: see `save`.
-            device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``mps``.
-            arguments: of the constructor, beside the plain data that the folder has of them, which they replace.
-
-        Raises:
-            InputError: as `loralight.load`; also for a folder of another class (``E-ADAPTER``).
-        """
-        task: Self = _from_python().load_task(cls, folder, device=device, arguments=arguments)
-        return task
-
-    def _refuse_unbuilt(self) -> None:
+    def check_built(self) -> None:
+        """Raise ``E-UNBUILT`` if there is no model yet."""
         if not self._built:
             raise InputError(
                 "E-UNBUILT",
                 f"this {type(self).__name__} has no model yet: train it, load one, or call configure_model()",
             )
-
-    @abstractmethod
-    def build_model(self) -> nn.Module:
-        """The pretrained model with its weights and its (new) head."""
-
-    @abstractmethod
-    def step(self, batch: Any) -> Step:
-        """The loss of one batch, and what the metrics compare."""
-
-    @abstractmethod
-    def metrics(self) -> MetricCollection:
-        """The metrics of validation and test, by the names under which they are logged (``validation/...``)."""
-
-    @abstractmethod
-    def predict_batch(self, inputs: Sequence[Any], *args: Any, **options: Any) -> list[dict[str, Any]]:
-        """A plain dictionary for each input: what ``loralight predict`` writes as a line of JSON.
-
-        A task's parameters with a default are what ``loralight predict`` takes as ``options.<name>=``.
-        """
-
-    def stream(self, given: Any, *args: Any, **options: Any) -> Iterator[str]:
-        """The answer to one input, piece by piece as it is made; for tasks that write text.
-
-        The options are those of `predict_batch`.
-        """
-        raise InputError("E-STREAM", f"{type(self).__name__} does not write text; leave out stream=true")
-
-    @classmethod
-    def read_inputs(cls, source: str) -> list[Any]:
-        """The inputs that ``loralight predict input=...`` names, by default as `loralight.data.inputs` reads them."""
-        return read_inputs(source)
 
     @torch.inference_mode()
     def predict(self, inputs: Sequence[Any], *, batch_size: int = 32, **options: Any) -> list[dict[str, Any]]:
@@ -230,7 +155,7 @@ class AdapterTask(lightning.LightningModule, ABC):
             InputError: an input, or what should be a list of them, is something else (``E-INPUT``), or ``batch_size``
                 is less than 1 (``E-BATCH``).
         """
-        self._refuse_unbuilt()
+        self.check_built()
         if isinstance(inputs, str | Mapping):
             raise InputError("E-INPUT", f"{inputs!r}: give a list of inputs, even if it is only one")
         if batch_size < 1:
@@ -243,68 +168,6 @@ class AdapterTask(lightning.LightningModule, ABC):
         """Evaluation mode, until the last thread has left this context; then the mode that the first one found."""
         return self._evaluation.of(self)
 
-    def save_pretrained(self, folder: Path) -> None:
-        """Write the model into ``folder`` so that its library loads it, once the adapter is merged.
-
-        By default a transformers model is written with its `processors`, any other with its weights alone
-        (``model.safetensors``).
-        """
-        save_model(self.model, folder, beside=self.processors())
-
-    def processors(self) -> list[Processor]:
-        """Tokenizers and processors of transformers that prepare the inputs: by default the task's attributes."""
-        return [value for value in vars(self).values() if isinstance(value, Processor)]
-
-    def head(self, model: nn.Module) -> list[nn.Module]:
-        """The parts of the model that are trained in full because they are new; none by default."""
-        return []
-
-    def probed(self, features: Tensor, batch: Any) -> tuple[Tensor, Tensor] | None:
-        """What a linear probe in place of the head is fitted to, or None where there is nothing of the kind.
-
-        By default the batch's ``labels``, if they are classes or 0 and 1 for each label.
-
-        Args:
-            features: what the head's linear layer read of a batch, (items, ..., width).
-            batch: as `step` takes it.
-
-        Returns:
-            Features (items, width); class numbers (items,), or 0.0 and 1.0 (items, labels).
-        """
-        labels = batch.get("labels") if isinstance(batch, Mapping) else None
-        return (features, labels) if isinstance(labels, Tensor) else None
-
-    def found_arguments(self) -> dict[str, Any]:
-        """Arguments that the built task chose for itself, in plain values: who loads the adapter is given these."""
-        return {}
-
-    def settle(self, validated: Callable[[], tuple[Tensor, Tensor]]) -> dict[str, Any]:
-        """Numbers that validation rows decide once the weights are final, such as thresholds; none by default.
-
-        Args:
-            validated: takes a pass over the validation rows for their predictions and targets, as `step` gives them.
-
-        Returns:
-            Arguments of the task, in numbers and lists of numbers; each becomes the attribute of its name, and goes
-            with the adapter.
-        """
-        return {}
-
-    def tiny_batch(self) -> Any:
-        """A batch of a few short rows of anything, as `step` takes it; None, as here, if there is none.
-
-        By its gradients it is known before training which layers the loss never reads: presets leave these out.
-        """
-        return None
-
-    def fresh(self, model: nn.Module) -> set[str]:
-        """Names of the parameters that were initialised anew because the pretrained weights have no such tensor.
-
-        They are found while `build_model` runs, whatever loads the weights. A task that means to keep one frozen at its
-        initial value overrides this and leaves it out.
-        """
-        return self._fresh
-
     def configure_model(self) -> None:
         """Build the model and inject the adapter, which a second call does not; a trainer's run keeps its place."""
         callbacks: list[Any] | None = getattr(self._trainer, "callbacks", None)  # none where no trainer has the task
@@ -312,6 +175,14 @@ class AdapterTask(lightning.LightningModule, ABC):
             callbacks.insert(0, Position())  # before callbacks that may write checkpoints
         if self._built:
             return
+        self._build_()
+        while self.optimizer is not None and self._leaves_out_unread():
+            self._build_()
+        self.train()  # `from_pretrained` returns eval mode, and Lightning keeps the mode it finds
+        self.accelerations.attach_(self._facts())  # in training mode, as it will run
+        self.accelerations.switch_(True)
+
+    def _build_(self) -> None:
         with self._base() as (self.model, head):
             base = {id(tensor) for tensor in tensors_of(self.model).values()}
             self.adapted = inject(self.model, self.adapter, head=head)
@@ -322,20 +193,11 @@ class AdapterTask(lightning.LightningModule, ABC):
         self.learning = Learning(self.model, head=head, layers=layers + norms, norms=norms, added=added)
         refuse_new_and_frozen(self.fresh(self.model), self.model)
         refuse_parameters_outside(self, self.model)
-        metrics = self.metrics()
-        nan = float("nan")  # makes the mean nan; by default such a loss is left out of it
-        self.losses = nn.ModuleDict({split: MeanMetric(nan_strategy=nan) for split in ("validation", "test")})
-        self.means = nn.ModuleDict({split: nn.ModuleDict() for split in ("validation", "test")})
-        self.scores = nn.ModuleDict({split: metrics.clone(prefix=f"{split}/") for split in ("validation", "test")})
+        self.results = Results(self.metrics(), of=type(self).__name__)
         self._built = True
-        if self.optimizer is not None and self._leaves_out_unread():
-            return
-        self.train()  # `from_pretrained` returns eval mode, and Lightning keeps the mode it finds
-        self.accelerations.attach_(self._facts())  # in training mode, as it will run
-        self.accelerations.switch_(True)
 
     def _leaves_out_unread(self) -> bool:
-        """Build the model anew without the layers of presets that the loss never reads, if there are any."""
+        """Take an adapter without the layers of presets that the loss never reads, if there are any."""
         self.train()
         unread = unread_layers(self.model, self.learning, self.adapter, self.adapted, self._tiny_loss)
         other = self.adapter.without(unread) if unread else None
@@ -343,7 +205,6 @@ class AdapterTask(lightning.LightningModule, ABC):
             return False
         self.adapter, self.unread, self._built = other, unread, False
         del self.model
-        self.configure_model()
         return True
 
     def _tiny_loss(self) -> Tensor | None:
@@ -375,12 +236,8 @@ class AdapterTask(lightning.LightningModule, ABC):
         return self.learning.tensors()
 
     def load_trainable(self, tensors: Mapping[str, Tensor], origin: str) -> None:
-        """Load exactly the `trainable_tensors`; raises as `check_trainable`."""
+        """Load exactly the `trainable_tensors`; see `Learning.load_`."""
         self.learning.load_(tensors, origin)
-
-    def check_trainable(self, tensors: Mapping[str, Tensor], origin: str) -> None:
-        """Check that these are the `trainable_tensors`; see `Learning.check`."""
-        self.learning.check(tensors, origin)
 
     def make_optimizer(self) -> Optimizer:
         """The optimizer over what learns, with its groups."""
@@ -396,35 +253,25 @@ class AdapterTask(lightning.LightningModule, ABC):
         )
         return self.optimizer(groups)
 
-    def start_accelerations_(self) -> None:
-        """Let take hold what has to know the device and dtypes that the model is trained with."""
-        self.accelerations.start_(self._facts())
+    def start_accelerations_(self, data: Any = None, folder: Path | None = None) -> None:
+        """Let take hold what has to know the device and dtypes that the model is trained with.
 
-    def _facts(self) -> Facts:
-        return Facts(model=self.model, still=self._modes.still, fixed=self._modes.fixed)
+        Args:
+            data: of the run; None if it is not loralight's.
+            folder: of the run, if one begins.
+        """
+        self.accelerations.start_(self._facts(data=data if isinstance(data, TaskData) else None, folder=folder))
+
+    def _facts(self, **of_run: Any) -> Facts:
+        return Facts(model=self.model, still=self._modes.still, fixed=self._modes.fixed, **of_run)
 
     def configure_optimizers(self) -> Any:
-        if not self.automatic_optimization:
-            raise TypeError(
-                f"{type(self).__name__} sets automatic_optimization=False, but AdapterTask makes the optimizer's "
-                "steps: leave it as it is, and compute the loss in step"
-            )
-        self._check_updates()
-        self.start_accelerations_()
+        check_steps(self, self.updates_per_batch)
+        self.start_accelerations_(self.trainer.datamodule, Path(self.trainer.default_root_dir))  # type: ignore[attr-defined]
         optimizer = self.make_optimizer()
         self._watch = Watch(self.model, self.learning, optimizer)
         optimizer.register_load_state_dict_pre_hook(by_position)
         return scheduled(optimizer, self.scheduler, self.trainer)
-
-    def _check_updates(self) -> None:
-        told = f"{type(self).__name__}.updates_per_batch is {self.updates_per_batch}"
-        if self.updates_per_batch < 1:
-            raise InputError("E-UPDATES", f"{told}; give at least 1")
-        if self.updates_per_batch > 1 < self.trainer.accumulate_grad_batches:
-            raise InputError(
-                "E-UPDATES",
-                f"{told}, and a step cannot be of several batches too: set trainer.accumulate_grad_batches=1",
-            )
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move or cast the task; the adapter's own tensors and the head stay in float32, so no small step is lost."""
@@ -480,7 +327,7 @@ class AdapterTask(lightning.LightningModule, ABC):
         self._window.add(loss, weight, partial(self.trainer.strategy.reduce, reduce_op="sum"))
         self.log("train/loss", loss, prog_bar=True)
         for name, value in step.numbers.items():
-            self.log(f"train/{self._unused(name)}", torch.as_tensor(value).detach())
+            self.log(f"train/{self.results.unused(name)}", torch.as_tensor(value).detach())
         penalty = self.adapter.penalty(self.model)
         if penalty is None:
             return step.loss * weight
@@ -507,15 +354,9 @@ class AdapterTask(lightning.LightningModule, ABC):
         factor = self.trainer.world_size * self.trainer.accumulate_grad_batches / max(weight, 1e-12)
         gradients = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
         torch._foreach_mul_([gradient for gradient in gradients if gradient is not None], factor)
-        place, scaled = place_of_step(self.trainer, self._ranks_of_loss(loss)), is_scaled(self.trainer)
+        ranks = self._window.ranks_of_loss(loss, self.trainer.world_size, self.all_gather)
+        place, scaled = place_of_step(self.trainer, ranks), is_scaled(self.trainer)
         self._watch.look_(gradients, loss=loss / max(weight, 1e-12), place=place, scaled=scaled)
-
-    def _ranks_of_loss(self, total: float) -> list[int]:
-        """The ranks whose own loss is not finite, if their sum is not; else all. In a bad step the ranks exchange."""
-        num_ranks = self.trainer.world_size
-        if math.isfinite(total):
-            return list(range(num_ranks))
-        return self._window.ranks_not_finite(num_ranks, self.all_gather)
 
     @property
     def told_to_stop(self) -> bool:
@@ -540,6 +381,9 @@ class AdapterTask(lightning.LightningModule, ABC):
         if self.trainer.is_last_batch:  # else a longer run may be to go on within the epoch
             self._epoch_loss = EpochLoss()
 
+    def on_fit_end(self) -> None:
+        self.accelerations.end_()
+
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Measure a batch; callbacks are given what its step has predicted."""
         step = self._measure("validation", batch)
@@ -551,36 +395,17 @@ class AdapterTask(lightning.LightningModule, ABC):
     def _measure(self, split: Split, batch: Any) -> Step:
         with self._of(split):
             step = self.step(batch)
-        loss, scores = self.losses[split], self.scores[split]
-        assert isinstance(loss, MeanMetric) and isinstance(scores, MetricCollection)
-        loss.update(step.loss, weight_of(step))
-        measure_(scores, step)
+        loss, scores, means = self.results.update_(split, step)
         self.log(f"{split}/loss", loss, on_epoch=True)
         self.log_dict(scores, on_epoch=True)
-        for name, value in step.numbers.items():
-            mean = self._mean_of(split, self._unused(name))
-            mean.update(torch.as_tensor(value).detach(), weight_of(step))
-            self.log(f"{split}/{name}", mean, on_epoch=True, metric_attribute=f"means.{split}.{name}")
+        for name, mean in means.items():
+            self.log(f"{split}/{name}", mean, on_epoch=True, metric_attribute=f"results.means.{split}.{name}")
         return step
 
-    def _unused(self, name: str) -> str:
-        scores = self.scores["validation"]
-        assert isinstance(scores, MetricCollection)
-        if name in ("loss", "epoch_loss", "penalty") or name in scores:
-            raise InputError(
-                "E-NUMBERS", f"the step of {type(self).__name__} names a number {name!r}, which is logged already"
-            )
-        return name
-
-    def _mean_of(self, split: str, name: str) -> MeanMetric:
-        """Of a step's number over all items; made at the first step, whose numbers are not known before."""
-        means = self.means[split]
-        assert isinstance(means, nn.ModuleDict)
-        if name not in means:
-            means[name] = MeanMetric(nan_strategy=float("nan")).to(self.device)
-        found = means[name]
-        assert isinstance(found, MeanMetric)
-        return found
+    @property
+    def scores(self) -> nn.ModuleDict:
+        """The task's `metrics` of validation and of test, with what they have counted so far."""
+        return self.results.scores
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # Lightning's takes ``checkpoint`` for an argument of its own
@@ -613,14 +438,3 @@ class AdapterTask(lightning.LightningModule, ABC):
         self.load_trainable(checkpoint["state_dict"], "the checkpoint")
         self._epoch_loss.sums = checkpoint["epoch_sums"]
         checkpoint["state_dict"] = {}
-
-
-def _from_python() -> Any:
-    """A room above this one, which is imported when it is asked for."""
-    return import_module("loralight.artifacts.from_python")
-
-
-def owned_hooks() -> list[str]:
-    """What Lightning calls and `AdapterTask` has its own way of: no task may override these."""
-    own = {name for name in vars(AdapterTask).keys() & set(dir(lightning.LightningModule)) if not name.startswith("_")}
-    return sorted(own | {"automatic_optimization"})

@@ -87,7 +87,7 @@ def training_transform(
         raise InputError(
             "E-AUGMENT",
             f"data.auto_augment={auto_augment}: timm knows no such policy ({str(error) or type(error).__name__}); give "
-            "rand-m7-n2, augmix-m3-w3, original or null, say",
+            "a policy such as rand-m7-n2, augmix-m3-w3 or original, or null",
         ) from error
     return transform
 

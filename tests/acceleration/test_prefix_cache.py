@@ -1,5 +1,7 @@
 """Frozen blocks are computed once for each row, and training becomes what it is without that."""
 
+import copy
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from loralight.acceleration.prefix_cache import Prefix
 
 InProcess = Callable[..., int]
-TOP = ["callbacks=prefix_cache", "adapter.targets=['*.layer.1.*']", "task.base_dropout=false"]
+TOP = ["acceleration=prefix_cache", "adapter.targets=['*.layer.1.*']", "task.base_dropout=false"]
 
 
 @pytest.fixture
@@ -70,14 +72,33 @@ def test_what_a_process_has_computed_is_there_for_the_next_one(tmp_path: Path) -
         prefix.remove_()
 
 
+def test_a_copy_of_a_model_that_is_trained_computes_for_itself(tmp_path: Path) -> None:
+    model = nn.Sequential(Doubled())
+    prefix = Prefix(list(model), tmp_path / "rows.sqlite")
+    x, one = torch.randn(3, 5), torch.ones(1)
+    model[0](x, one)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        before = twin[0].calls
+        assert twin[0](x, one).equal(2 * x) and twin[0].calls == before + 1
+    assert model[0](x, one).equal(2 * x) and prefix.num_skipped == 1
+    prefix.remove_()
+
+
 @pytest.mark.parametrize("unpadded", [True, False])
 def test_training_becomes_what_it_is_without_the_cache(
-    unpadded: bool, in_process: InProcess, tiny_run: list[str], prefixes: list[Prefix], tmp_path: Path
+    unpadded: bool,
+    in_process: InProcess,
+    tiny_run: list[str],
+    prefixes: list[Prefix],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     line = ["train", *tiny_run, *TOP, "trainer.max_epochs=3", *([] if unpadded else ["~acceleration.unpadding"])]
     line.remove("trainer.max_epochs=1")
     assert in_process(*line, "hydra.run.dir=cached") == 0
-    assert in_process(*line, "callbacks=default", "hydra.run.dir=plain") == 0
+    told = capsys.readouterr().out
+    assert "prefix_cache" in told and "off: prefix_cache" not in told, "the report before training says that it is on"
+    assert in_process(*line, "acceleration=default", "hydra.run.dir=plain") == 0
     (prefix,) = prefixes
     # 5 batches and 3 of validation in each of three epochs, of which the first alone has new rows
     assert prefix.num_skipped >= 10

@@ -245,7 +245,10 @@ SPOILT_RECIPES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a number for a name": (change("task", "checkpoint", 5), "E-CONFIG: task.checkpoint: 5 is not a text"),
     "rank 0": (change("adapter", "rank", 0), "E-RANK"),
     "alpha NaN": (change("adapter", "alpha", float("nan")), "E-ADAPTER: .*it says NaN"),
-    "rank of a billion": (change("adapter", "rank", 10**9), "E-ADAPTER: .*its settings, a rank say, ask for far more"),
+    "rank of a billion": (
+        change("adapter", "rank", 10**9),
+        "E-ADAPTER: .*its settings, such as a rank, ask for far more",
+    ),
     "rank of many digits": (change("adapter", "rank", 10**300), "E-ADAPTER: .*has too many digits"),
     "rank of eighteen digits": (change("adapter", "rank", 10**17), "E-ADAPTER: .*ask for far more"),
     "a pattern's rank of a billion": (change("adapter", "rank_pattern", {"query": 10**9}), "E-ADAPTER: .*ask for far"),

@@ -32,7 +32,7 @@ WORDS: dict[str, list[str]] = {
     "a callback and an argument less": ["~callbacks.recent", "~optimizer.eps", "~scheduler=linear"],
     "another argument": ["+trainer.benchmark=false", "+trainer.max_time='00:01:00:00'"],
     "other callbacks": ["callbacks=early_stopping", "callbacks.early_stopping.patience=7"],
-    "several callbacks": ["callbacks=[default,prefix_cache]", "callbacks.best.monitor=validation/f1"],
+    "several callbacks": ["callbacks=[default,early_stopping]", "callbacks.best.monitor=validation/f1"],
     "an adapter by reference": ["adapter=dora", "adapter.alpha=${adapter.rank}", "optimizer.lr=${adapter.lr}"],
     "strange texts": ["data.train='it\\'s, a: {b} [c] \"d\" $x'", "data.validation='null'", "data.test='1e3'"],
     "debugging": ["debug=profile", "task=ner", "data.path=pkg://loralight.tasks.ner/demo"],
@@ -84,6 +84,25 @@ def test_a_run_that_knew_less_settings_of_all_tasks_and_data_has_their_defaults(
     found = settings_of("evaluate", with_those_of_a_run("evaluate", [f"run={folder}"]), folder)
     assert (found["task"]["head_lr"], found["task"]["batch_norm"], found["task"]["quantize"]) == (0.1, "frozen", None)
     assert (found["data"]["batch_size"], found["data"]["header"], found["data"]["length_grouped"]) == (3, None, True)
+
+
+@pytest.mark.parametrize("choice", ["prefix_cache", "[default,prefix_cache]", "[early_stopping,prefix_cache]"])
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_run_whose_cache_of_frozen_blocks_was_a_callback_is_composed_as_it_is_now(
+    choice: str, earlier: bool, made: MAKE
+) -> None:
+    others = "early_stopping" if "early" in choice else "default"
+    folder = made([f"callbacks={others}", "acceleration=prefix_cache"], earlier=earlier)
+    expected = kept(folder)
+    config = yaml.safe_load((folder / CONFIG).read_text())
+    del config["acceleration"]["prefix_cache"]
+    config["callbacks"]["prefix"] = {"_target_": "loralight.acceleration.prefix_cache.PrefixCache"}
+    if not earlier:
+        config["names"] |= {"callbacks": choice, "acceleration": "default"}
+    (folder / CONFIG).write_text(yaml.safe_dump(config))
+    (folder / OVERRIDES).write_text(yaml.safe_dump([f"callbacks={choice}"]))
+    found = again(folder)
+    assert {key: value for key, value in found.items() if key not in ("names", "resume")} == expected
 
 
 def test_a_run_that_was_gone_on_with_is_composed_again(made: MAKE) -> None:

@@ -24,8 +24,9 @@ from loralight.errors import InputError
 from loralight.kernels import onednn
 from loralight.testing import TaskContract
 from loralight.training.checkpoint import FolderCheckpointIO
+from loralight.training.hooks import owned_hooks
 from loralight.training.optim import schedule
-from loralight.training.task import AdapterTask, Step, owned_hooks
+from loralight.training.task import AdapterTask, Step
 
 Batch = tuple[Tensor, Tensor]
 OWNED = (
@@ -34,6 +35,7 @@ OWNED = (
     "configure_optimizers",
     "load_from_checkpoint",
     "on_before_optimizer_step",
+    "on_fit_end",
     "on_load_checkpoint",
     "on_save_checkpoint",
     "on_train_epoch_end",
@@ -115,7 +117,7 @@ def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 
 def test_the_base_class_owns_these_hooks_of_lightning() -> None:
-    assert owned_hooks() == sorted(OWNED)
+    assert owned_hooks(AdapterTask) == sorted(OWNED)
 
 
 def test_the_contract_of_tasks_finds_a_frozen_part_that_starts_at_random() -> None:

@@ -1,5 +1,6 @@
 """Layers with a bottleneck after or beside them, each upgraded in place."""
 
+import threading
 from typing import Any, ClassVar
 
 import torch
@@ -9,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from loralight.adapters.base import Added
 from loralight.adapters.disabled import Switchable, is_off
+from loralight.errors import InputError
 from loralight.models.blocks import widths
 
 
@@ -96,6 +98,16 @@ SERIAL: dict[type[nn.Module], type[SerialLayer]] = {
 """The class of each class of layer to which a bottleneck is added."""
 
 
+class _Beside(threading.local):
+    """What a thread has computed for the last layers of networks that it is inside of; threads may share a model."""
+
+    def __init__(self) -> None:
+        self.of: dict[nn.Module, Tensor] = {}
+
+
+_BESIDE = _Beside()
+
+
 class ReadLayer(Switchable):
     """The first layer of a network with a bottleneck beside it, which reads the same input.
 
@@ -106,7 +118,7 @@ class ReadLayer(Switchable):
 
     def forward(self, x: Tensor) -> Tensor:
         if not is_off(self):
-            self.last[0].beside = self.last[0].bottleneck(x)
+            _BESIDE.of[self.last[0]] = self.last[0].bottleneck(x)
         y: Tensor = super().forward(x)
         return y
 
@@ -115,16 +127,18 @@ class AddingLayer(Switchable):
     """The last layer of such a network."""
 
     bottleneck: Bottleneck
-    beside: Tensor | None
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = super().forward(x)
         if is_off(self):
             return y
-        assert self.beside is not None, "the network's first layer comes first"
-        y = y + self.beside
-        self.beside = None  # no activation outlives a step, or is in a copy
-        return y
+        if self not in _BESIDE.of:
+            raise InputError(
+                "E-LAYER",
+                "the last layer of a network with a bottleneck beside it is called without the first, which reads what "
+                "the bottleneck does: call the network as a whole, or choose adapter=pfeiffer",
+            )
+        return y + _BESIDE.of.pop(self)  # no activation outlives a step
 
 
 class ReadLinear(ReadLayer, nn.Linear):
@@ -152,5 +166,4 @@ def add_parallel_(first: nn.Module, last: nn.Module, width: int, *, scale: float
     first.__class__, last.__class__ = _PARALLEL[type(first)][0], _PARALLEL[type(last)][1]
     assert isinstance(first, ReadLayer) and isinstance(last, AddingLayer)
     last.bottleneck = Bottleneck(outer, width, scale=scale, like=next(last.parameters()))
-    last.beside = None
     first.last = (last,)

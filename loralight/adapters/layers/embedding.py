@@ -56,5 +56,5 @@ def refuse_rescaling(name: str, layer: Any) -> None:
         raise InputError(
             "E-MAX-NORM",
             f"{name} has max_norm={layer.max_norm}: it would rescale its frozen rows without their updates; leave it "
-            f"out, with adapter.exclude=[{name}] say",
+            f"out, as by adapter.exclude=[{name}]",
         )

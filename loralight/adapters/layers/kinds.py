@@ -81,7 +81,7 @@ def _refuse(name: str, special: Mapping[str, Any], settings: list[str], why: str
         raise InputError(
             "E-LAYER",
             f"{name} {why}, for which there is no {taken[0]}: leave that setting as it is by default, or the layer "
-            f"out, with adapter.exclude=[{name}] say",
+            f"out, as by adapter.exclude=[{name}]",
         )
 
 

@@ -111,7 +111,7 @@ def _refuse_unless_alike(name: str, layers: list[Any], group: list[str], kept: C
         raise InputError(
             "E-TIED",
             f"{name} shares its weight with {', '.join(others)}, so an update of one would be merged into both, {why}: "
-            f"leave it out, with adapter.exclude=[{name}] say",
+            f"leave it out, as by adapter.exclude=[{name}]",
         )
 
 

@@ -1,24 +1,21 @@
 """Prefix tuning: Li and Liang, 2021, https://arxiv.org/abs/2101.00190."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from loralight.adapters.base import Adapter, Added
 from loralight.adapters.disabled import Switchable, is_off
 from loralight.errors import InputError
+from loralight.models.attention import PLAIN, Attention, attending_by, attention_of
 from loralight.models.text_models import check_num_tokens, hidden_states, random_tokens, text_base
-
-_NAME = "loralight_prefix"  # of our attention function, as transformers calls its own `sdpa`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +43,11 @@ class PrefixTuning(Adapter):
     def apply_(self, model: nn.Module, candidates: Mapping[str, nn.Module]) -> dict[str, list[str]]:
         base = text_base(model, "prefix_tuning")
         assert isinstance(model, PreTrainedModel)
-        implementation = str(model.config._attn_implementation)
+        before = attention_of(model)
         found = _keys_and_values(model, base, random_tokens(base, self.num_tokens))
         for attention, (key, value) in found.items():
-            attention.add_module("prefix", Prefix(key[0], value[0], instead_of=implementation))
-        model.set_attn_implementation(_NAME)
+            attention.add_module("prefix", Prefix(key[0], value[0], instead_of=before))
+        _ATTENTION.take_place_in_(model)
         return {"(prefix)": [name for name, module in candidates.items() if module in found]}
 
     def undecayed(self, model: nn.Module) -> set[nn.Parameter]:
@@ -75,11 +72,11 @@ class Prefix(Added, Switchable):
 
     def check_base(self) -> None:
         """Raise ``E-DISABLED`` if the base attends by another function than the one that is called in its place."""
-        if self.instead_of != "sdpa":
+        if self.instead_of != PLAIN:
             raise InputError(
                 "E-DISABLED",
                 f"the base attends by {self.instead_of!r}, which PrefixTuning has taken the place of: load it with "
-                "attn_implementation='sdpa'",
+                f"attn_implementation={PLAIN!r}",
             )
 
     def before(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,8 +110,7 @@ def prefix_attention(
     return sdpa_attention_forward(module, query, key, value, attention_mask, is_causal=False, **settings)
 
 
-AttentionInterface.register(_NAME, prefix_attention)
-AttentionMaskInterface.register(_NAME, sdpa_mask)
+_ATTENTION = Attention("prefix", prefix_attention, sdpa_mask)
 
 
 def _keys_and_values(
@@ -133,7 +129,7 @@ def _keys_and_values(
             raise ValueError  # which transformers 5.3 does not: it would compute without the cap
         return sdpa_attention_forward(module, query, key, value, *given, **settings)
 
-    with _attention_function(model, attend):
+    with attending_by(model, attend):
         try:
             hidden_states(base, tokens)
         except (ValueError, TypeError):  # a kind of attention that PyTorch's function does not compute
@@ -145,16 +141,3 @@ def _keys_and_values(
             "another adapter than prefix_tuning",
         )
     return found
-
-
-@contextmanager
-def _attention_function(model: PreTrainedModel, function: Callable[..., Any]) -> Iterator[None]:
-    """Let ``model`` attend by ``function`` for a while."""
-    before = model.config._attn_implementation
-    ALL_ATTENTION_FUNCTIONS[_NAME] = function  # over the one that is registered
-    try:
-        model.set_attn_implementation(_NAME)
-        yield
-    finally:
-        del ALL_ATTENTION_FUNCTIONS[_NAME]  # type: ignore[no-untyped-call]
-        model.set_attn_implementation(before)

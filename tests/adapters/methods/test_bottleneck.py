@@ -16,6 +16,7 @@ from transformers import (
 
 from loralight.adapters import inject
 from loralight.adapters.base import Adapter, trainable
+from loralight.adapters.layers.bottleneck import _BESIDE
 from loralight.adapters.methods.bottleneck import Houlsby, Parallel, Pfeiffer
 from loralight.errors import InputError
 
@@ -168,7 +169,20 @@ def test_a_parallel_bottleneck_keeps_no_activation_and_is_recomputed_with_its_ne
         )
     ]
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
-    assert block.output.dense.beside is None
+    assert not _BESIDE.of
+    with pytest.raises(
+        InputError, match=r"^E-LAYER: the last layer of a network with a bottleneck beside it is called"
+    ):
+        block.output.dense(torch.zeros(1, 24, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_network_has_its_parallel_bottleneck(backend: str) -> None:
+    model = adapted(TEXT["bert"]().eval(), Parallel())
+    x = torch.randn(2, 5, 16)
+    expected = states(model.bert.encoder.layer[0](x))
+    compiled = torch.compile(model.bert.encoder.layer[0], backend=backend)
+    torch.testing.assert_close(states(compiled(x)), expected)
 
 
 def states(output: Tensor | tuple[Tensor, ...]) -> Tensor:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from loralight.data.encodings import read_text_file
+from loralight.data.charsets import read_text_file
 from loralight.data.splits import load_splits, read_file
 from loralight.errors import InputError
 
