@@ -16,6 +16,8 @@ from loralight.commands.measuring import check_split, measure, measuring, read_d
 from loralight.commands.summary import metrics_table
 from loralight.config.build import adapter_node, build_task, check_config
 from loralight.config.composition import plain
+from loralight.data import TaskData
+from loralight.training.task import AdapterTask
 
 
 def main(config: DictConfig) -> dict[str, float]:

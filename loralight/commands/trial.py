@@ -20,7 +20,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch.utils.data import DataLoader
 
-from loralight.commands.evaluate import measuring
+from loralight.commands.measuring import measuring
 from loralight.config.build import build_data, build_task, build_trainer
 from loralight.data import TaskData
 from loralight.errors import InputError
