@@ -12,8 +12,6 @@ import pytest
 from loralight.acceleration import Acceleration
 from loralight.adapters import Adapter
 
-pytestmark = pytest.mark.xdist_group("test_extensions")  # what all its tests share is made once
-
 RunCommand = Callable[..., subprocess.CompletedProcess[str]]
 DOCUMENTS = Path(__file__).resolve().parent.parent / "docs"
 PACKAGES = {"add-an-adapter.md": "gain", "add-an-acceleration.md": "denormals"}

@@ -28,10 +28,7 @@ from loralight.errors import InputError
 from loralight.tasks.text_classification import TextClassification
 from loralight.tasks.text_generation import TextGeneration
 
-pytestmark = [
-    pytest.mark.xdist_group("test_hostile"),
-    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
-]  # PEFT's
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT's
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LAYER = "base_model.model.bert.encoder.layer.0.attention.self.query"

@@ -17,7 +17,7 @@ import yaml
 
 from loralight.cli import run as command_line
 
-pytestmark = [pytest.mark.xdist_group("test_hostile_runs"), pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 Spoil = Callable[[Path], Any]
 SECRET = "the-secret-of-the-environment"
 CONFIG, OVERRIDES = ".hydra/config.yaml", ".hydra/overrides.yaml"

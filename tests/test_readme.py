@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("test_readme")  # what all its tests share is made once
-
 README = Path(__file__).resolve().parent.parent / "README.md"
 InProcess = Callable[..., int]
 
