@@ -77,6 +77,7 @@ def test_what_the_first_returns_is_returned(launched: Launch) -> None:
     assert launched("ends") == "second=False"
 
 
+@pytest.mark.usefixtures("warm_ranks")
 @pytest.mark.parametrize(
     ("job", "kind", "says"),
     [
@@ -94,6 +95,7 @@ def test_what_happened_to_the_second_is_told_and_not_that_the_first_misses_it(
         launched(job)
 
 
+@pytest.mark.usefixtures("warm_ranks")
 def test_a_process_that_is_stuck_is_ended(launched: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "_GRACE", 0.5)
     with pytest.raises(RuntimeError, match=r"ValueError: boom$"):
