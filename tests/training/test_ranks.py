@@ -73,6 +73,7 @@ def launched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Launch
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.usefixtures("warm_ranks")
 def test_what_the_first_returns_is_returned(launched: Launch) -> None:
     assert launched("ends") == "second=False"
 
@@ -102,11 +103,17 @@ def test_a_process_that_is_stuck_is_ended(launched: Launch, monkeypatch: pytest.
         launched("fails while the other is stuck")
 
 
-@pytest.mark.parametrize(("job", "code"), [("hears", 143), ("has the parent hear", 130)])
-def test_all_stop_when_one_or_their_parent_is_told_to(launched: Launch, job: str, code: int) -> None:
+@pytest.mark.usefixtures("warm_ranks")
+def test_all_stop_when_one_is_told_to(launched: Launch) -> None:
     with pytest.raises(Stopped) as caught, listen():
-        launched(job)
-    assert caught.value.code == code
+        launched("hears")
+    assert caught.value.code == 143
+
+
+def test_all_stop_when_their_parent_is_told_to(launched: Launch) -> None:
+    with pytest.raises(Stopped) as caught, listen():
+        launched("has the parent hear")
+    assert caught.value.code == 130
 
 
 def test_of_several_failures_the_cause_is_told() -> None:
