@@ -105,11 +105,11 @@ class Shapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return torch.empty(mask.numel(), mask.ndim, dtype=torch.int64, device=mask.device)
 
 
-class _Fake(FakeTensorMode):
+class _Fake(FakeTensorMode):  # type: ignore[no-untyped-call]
     """Looks for a GPU once: torch does so for each operator, and opens NVIDIA's library anew where there is none."""
 
     @cached_property
-    def avoid_device_init(self) -> bool:  # type: ignore[override]
+    def avoid_device_init(self) -> bool:
         return super().avoid_device_init
 
 
