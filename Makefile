@@ -8,8 +8,8 @@ CONSTRAINTS ?= constraints.txt
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
 # Two workers, one thread each: small CI machines have two cores, and PyTorch's own threads on top of the
-# workers would only wait for one another.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
+# workers would only wait for one another. A file's tests go to one worker: what they share is made once.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 .PHONY: help demo test test-all check docs bench recipes bench-start clean
 

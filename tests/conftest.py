@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,10 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from loralight.config.local_packages import VARIABLE
 from loralight.resources import resolve
+from loralight.training import ranks
 from loralight.training.checkpoint import write_folder
+
+from .warm import CONTEXT, run_warm
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's commands in the background ignore Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -111,16 +115,32 @@ def run_command() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture
-def loralight(
+def cold_loralight(
     tmp_path: Path, run_command: Callable[..., subprocess.CompletedProcess[str]]
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs the command line in a process of its own, in an empty folder; returns its exit code and what it printed."""
+    """Runs the command line in a new process, in an empty folder; returns its exit code and what it printed."""
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "loralight", *arguments]
         return run_command(command, cwd=tmp_path, env={**os.environ, "COLUMNS": "200", **environment})
 
     return run
+
+
+@pytest.fixture
+def loralight(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """As `cold_loralight` in a process that is forked from one that has imported what it needs."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return run_warm(["-m", "loralight", *arguments], cwd=tmp_path, env={**os.environ, "COLUMNS": "200"})
+
+    return run
+
+
+@pytest.fixture
+def warm_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has `launch` fork its processes from one that has imported what they need."""
+    monkeypatch.setattr(ranks, "multiprocessing", SimpleNamespace(get_context=lambda _: CONTEXT))
 
 
 @pytest.fixture

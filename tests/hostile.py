@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ OFF_LIMITS = {
 OURS = (*loralight.__path__, *loralight.conf.__path__, *loralight.tasks.__path__)
 MAY_READ = tuple(map(os.path.abspath, (*may_read, *OURS, *sys.path, sys.prefix, sys.base_prefix, "/proc/mounts")))
 seen: list[str] = []
+warnings.simplefilter("ignore")
 
 
 def watch(event: str, arguments: tuple[Any, ...]) -> None:

@@ -164,8 +164,8 @@ def test_what_a_user_can_mend_is_one_message_and_exit_code_2(
 
 
 @pytest.mark.parametrize("line", ["trian", "train adapter.rnk=4", "evaluate run=nowhere"])
-def test_a_traceback_comes_on_request(line: str, loralight: Run) -> None:
-    done = loralight(*line.split(), HYDRA_FULL_ERROR="1")
+def test_a_traceback_comes_on_request(line: str, cold_loralight: Run) -> None:
+    done = cold_loralight(*line.split(), HYDRA_FULL_ERROR="1")
     assert done.returncode == 1
     assert done.stderr.startswith("Traceback")
 

@@ -60,7 +60,7 @@ for folder in EXAMPLES:
         if isinstance(thing, type) and folder.name in ON_A_TINY_BERT:
             thing = on_a_tiny_bert(thing)
         if name.startswith(("Test", "test_")):
-            globals()[name] = pytest.mark.xdist_group(folder.name)(thing)
+            globals()[name] = thing
 
 
 def test_each_example_has_a_contract() -> None:

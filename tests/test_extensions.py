@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 from loralight.acceleration import Acceleration
 from loralight.adapters import Adapter
 
-pytestmark = pytest.mark.xdist_group("test_extensions")  # what all its tests share is made once
+from .warm import run_warm
 
 RunCommand = Callable[..., subprocess.CompletedProcess[str]]
 DOCUMENTS = Path(__file__).resolve().parent.parent / "docs"
@@ -46,16 +47,18 @@ def commands(text: str) -> list[str]:
 
 
 def run(run_command: RunCommand, line: str, folder: Path, tiny_bert: str) -> str:
-    """Run one line in a shell, without pip's index; training is on a tiny model, and a batch of everything."""
-    python = f"'{sys.executable}' -m"
-    line = re.sub(r"^PYTHONPATH=(\w+)", r'PYTHONPATH="\1:$PYTHONPATH"', line)
-    line = re.sub(r"\bpytest ", f"{python} pytest -q -p no:cacheprovider ", line)
-    line = re.sub(r"\bloralight (?=train|predict|merge)", f"{python} loralight ", line)
+    """Run one line, without pip's index; training is on a tiny model, and a batch of everything."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(["site", os.environ.get("PYTHONPATH", "")])}
     if " train " in line:
         line += f" debug=fast trainer.accelerator=cpu model.checkpoint='{tiny_bert}' model.max_length=16"
-    line = line.replace("pip install", " ".join(f"'{word}'" for word in INSTALL))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(["site", os.environ.get("PYTHONPATH", "")])}
-    done = run_command(["bash", "-c", line], cwd=folder, env=environment)
+    if command := re.fullmatch(r'(?:echo "(.*)" \| )?(loralight .*)', line):
+        arguments = ["-m", *shlex.split(command[2])]
+        done = run_warm(arguments, cwd=folder, env=environment, input=f"{command[1] or ''}\n")
+    else:
+        line = re.sub(r"^PYTHONPATH=(\w+)", r'PYTHONPATH="\1:$PYTHONPATH"', line)
+        line = re.sub(r"\bpytest ", f"'{sys.executable}' -m pytest -q -p no:cacheprovider ", line)
+        line = line.replace("pip install", " ".join(f"'{word}'" for word in INSTALL))
+        done = run_command(["bash", "-c", line], cwd=folder, env=environment)
     assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
     return done.stdout
 
@@ -69,7 +72,7 @@ def test_it_shows_a_class_a_config_and_a_test(name: str, text: str, folder: Path
     assert text.count("```python") + text.count("```yaml") + text.count("```toml") == len(found)
 
 
-@pytest.mark.timeout(900)  # up to six processes in turn, each of which imports torch
+@pytest.mark.timeout(900)  # up to six processes in turn
 def test_every_command_of_it_runs_in_a_process_of_its_own(
     name: str, text: str, folder: Path, tiny_bert: str, run_command: RunCommand
 ) -> None:

@@ -7,7 +7,6 @@ import pickle
 import random
 import shutil
 import struct
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,10 +27,9 @@ from loralight.errors import InputError
 from loralight.tasks.text_classification import TextClassification
 from loralight.tasks.text_generation import TextGeneration
 
-pytestmark = [
-    pytest.mark.xdist_group("test_hostile"),
-    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
-]  # PEFT's
+from .warm import run_warm
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT's
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LAYER = "base_model.model.bert.encoder.layer.0.attention.self.query"
@@ -288,15 +286,8 @@ def watched(parent: Path, good: list[dict[str, Any]], hostile: list[dict[str, An
     """What became of each case, as a watched process tells."""
     (parent / "hostile_module.py").write_text("open('ran', 'w')")
     (parent / "cases.json").write_text(json.dumps([{"good": good, "hostile": hostile}, [str(parent), *may_read]]))
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", Path(__file__).with_name("hostile.py"), "cases.json"],
-        cwd=parent,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(parent), *sys.path])},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    script, paths = Path(__file__).with_name("hostile.py"), os.pathsep.join([str(parent), *sys.path])
+    done = run_warm([str(script), "cases.json"], cwd=parent, env={**os.environ, "PYTHONPATH": paths}, timeout=240)
     assert done.returncode == 0, done.stderr
     assert not list(parent.rglob("ran"))
     found: list[Any] = json.loads(done.stdout.splitlines()[-1])

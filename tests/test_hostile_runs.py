@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,9 @@ import yaml
 
 from loralight.cli import run as command_line
 
-pytestmark = [pytest.mark.xdist_group("test_hostile_runs"), pytest.mark.timeout(900)]
+from .warm import run_warm
+
+pytestmark = pytest.mark.timeout(900)
 Spoil = Callable[[Path], Any]
 SECRET = "the-secret-of-the-environment"
 CONFIG, OVERRIDES = ".hydra/config.yaml", ".hydra/overrides.yaml"
@@ -305,19 +306,14 @@ def outcomes(tiny_bert: str, texts: Path, tmp_path_factory: pytest.TempPathFacto
         commands += [line(verb, f"run{number}") for verb in verbs]
     (here / "commands.json").write_text(json.dumps(commands))
     script = Path(__file__).with_name("hostile_runs.py")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", script, "commands.json"],
-        cwd=here,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=800,
-    )
+    done = run_warm([str(script), "commands.json"], cwd=here, env=environment, timeout=800)
     assert done.returncode == 0, done.stderr
     assert not (here / "ran").exists()
     assert {file.name: file.read_text() for file in (here / "victim").iterdir()} == {"secret": "precious"}
-    written = (file for file in here.rglob("*") if file.is_file() and file.suffix in (".csv", ".json", ".yaml", ".log"))
-    assert not any(SECRET.encode() in file.read_bytes() for file in written)
+    kinds = (".csv", ".json", ".yaml", ".log")
+    written = (file for file in here.rglob("*") if file.suffix in kinds and file.is_file())
+    of_a_run = (file for file in written if file.stat().st_size < 2**30)  # one of ours has 8 GB of zeros
+    assert not any(SECRET.encode() in file.read_bytes() for file in of_a_run)
     of = [(name, verb) for name, (_, verbs, _) in HOSTILE.items() for verb in verbs]
     return dict(zip(of, map(json.loads, done.stdout.splitlines()), strict=True))
 

@@ -18,10 +18,7 @@ from packaging.version import Version
 import loralight
 
 ROOT = Path(__file__).resolve().parent.parent
-pytestmark = [
-    pytest.mark.xdist_group("test_packaging"),
-    pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="needs the sources"),
-]
+pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="needs the sources")
 
 
 @pytest.fixture(scope="module")

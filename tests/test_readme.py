@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("test_readme")  # what all its tests share is made once
-
 README = Path(__file__).resolve().parent.parent / "README.md"
 InProcess = Callable[..., int]
+SHORT = ["debug=fast", "trainer.accelerator=cpu"]
 
 
 def parts() -> list[tuple[str, str]]:
@@ -67,7 +66,9 @@ def words_of(line: str) -> list[str]:
     program, *words = shlex.split(line, comments=True)
     assert program == "loralight", f"the test does not know how to run: {line}"
     if words[0] == "train" and "--help" not in words:
-        words += ["debug=fast", "trainer.accelerator=cpu"]
+        words += SHORT
+    if words[0] == "together":
+        words.append(f"each={' '.join(SHORT)}")
     return words
 
 

@@ -4,7 +4,7 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -12,28 +12,36 @@ from typing import Any
 
 import pytest
 
+from .warm import run_warm
+
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PACKAGE = DOCS.parent / "loralight"
 HEAVY = ("datasets", "hydra", "lightning", "omegaconf", "timm", "torch", "torchmetrics", "transformers")
 OF_A_RUN = ("datasets", "hydra", "lightning", "omegaconf")
 
 
-@pytest.mark.parametrize(
-    ("line", "absent"),
-    [
-        ("import loralight", HEAVY),
-        ("import loralight.config.plugins", [name for name in HEAVY if name not in ("hydra", "omegaconf")]),
-        ("from loralight.adapters import Lora, inject, merge", OF_A_RUN),
-        ("import loralight.kernels.linear", [*OF_A_RUN, "transformers"]),
-        ("from loralight.models import load_model", OF_A_RUN),
-        ("from loralight import AdapterTask, Step, TaskData", ["datasets", "hydra", "omegaconf"]),
-        ("from loralight.training import AdapterTask", ["datasets", "hydra", "omegaconf"]),
-    ],
-)
-def test_an_import_brings_no_more_than_it_needs(line: str, absent: list[str]) -> None:
-    told = f"import sys; {line}; print([name for name in {list(absent)} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True, timeout=240)
-    assert done.stdout.strip() == "[]"
+# One process each: what must be absent after an import must be so after those before it too.
+IMPORTS: list[dict[str, Iterable[str]]] = [
+    {
+        "import loralight": HEAVY,
+        "import loralight.kernels.linear": [*OF_A_RUN, "transformers"],
+        "from loralight.adapters import Lora, inject, merge": OF_A_RUN,
+        "from loralight.models import load_model": OF_A_RUN,
+        "from loralight import AdapterTask, Step, TaskData": ["datasets", "hydra", "omegaconf"],
+        "from loralight.training import AdapterTask": ["datasets", "hydra", "omegaconf"],
+    },
+    {"import loralight.config.plugins": [name for name in HEAVY if name not in ("hydra", "omegaconf")]},
+]
+
+
+@pytest.mark.parametrize("imports", IMPORTS, ids=list)
+def test_an_import_brings_no_more_than_it_needs(imports: dict[str, Iterable[str]]) -> None:
+    lines = [
+        f"{line}; print([name for name in {list(absent)} if name in sys.modules])" for line, absent in imports.items()
+    ]
+    command = [sys.executable, "-c", "\n".join(["import sys", *lines])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=240)
+    assert dict(zip(imports, done.stdout.splitlines(), strict=True)) == dict.fromkeys(imports, "[]")
 
 
 @pytest.fixture
@@ -125,7 +133,7 @@ def test_every_name_that_a_room_shows_has_a_docstring(face: str) -> None:
 
 def test_pages_on_what_rooms_show_are_written_without_a_warning(tmp_path: Path) -> None:
     pytest.importorskip("pdoc", reason="the extra docs is not installed")
-    done = subprocess.run([sys.executable, DOCS / "api.py", tmp_path], capture_output=True, text=True, timeout=240)
+    done = run_warm([str(DOCS / "api.py"), str(tmp_path)], cwd=DOCS, timeout=240)
     assert done.returncode == 0 and not done.stderr, done.stdout + done.stderr
     pages = {f"{name.replace('.', '/')}.html": import_module(name) for name in SHOWN}
     found = {file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*.html")}

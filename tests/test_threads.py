@@ -35,8 +35,6 @@ from loralight.training.task import AdapterTask
 from .tasks.image_classification.conftest import random_model
 from .tasks.text_generation.conftest import FAMILIES, make_tokenizer
 
-pytestmark = pytest.mark.xdist_group("test_threads")  # what all its tests share is made once
-
 Asked = TypeVar("Asked")
 Said = TypeVar("Said")
 NUM_THREADS = 8

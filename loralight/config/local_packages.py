@@ -3,9 +3,10 @@
 import os
 import sys
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoints, entry_points
 from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -48,7 +49,18 @@ def taken_by(folder: Path) -> str:
     spec = _found_without_us(name)
     if spec is None or spec.origin is None or _folder_of(spec.origin) == folder:  # no origin: a folder without code
         return ""
-    return "" if any(point.value.partition(".")[0] == name for point in entry_points(group=GROUP)) else spec.origin
+    return "" if any(point.value.partition(".")[0] == name for point in installed()) else spec.origin
+
+
+def installed() -> EntryPoints:
+    """The plugins of installed packages, which are looked for again once one is installed: each has a file to read."""
+    folders = {os.path.abspath(folder) for folder in sys.path if os.path.isdir(folder or ".")}
+    return _installed(frozenset((folder, os.stat(folder).st_mtime_ns) for folder in folders))
+
+
+@lru_cache(maxsize=1)
+def _installed(_folders: frozenset[tuple[str, int]]) -> EntryPoints:
+    return entry_points(group=GROUP)
 
 
 def install() -> None:

@@ -6,14 +6,13 @@ import sys
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
 
 from loralight.config import local_packages
-from loralight.config.local_packages import GROUP, VARIABLE
+from loralight.config.local_packages import VARIABLE
 from loralight.errors import InputError
 
 OWN = "loralight"  # the origin of the plugins that come with it
@@ -138,7 +137,7 @@ def _in_tree() -> Iterable[Plugin]:
 
 
 def _installed(stood_in_for: Container[str]) -> Iterable[Plugin]:
-    for point in entry_points(group=GROUP):
+    for point in local_packages.installed():
         if point.value.partition(".")[0] in stood_in_for:
             continue
         origin = f"{point.dist.name} {point.dist.version}" if point.dist else "an installed package"

@@ -8,6 +8,7 @@ whether a batch has padding.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ class Shapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.fake = _Fake(allow_non_fake_inputs=True)
 
     def without_numbers(self, tensor: Tensor) -> Tensor:
         """The tensor itself, or if it holds floating-point numbers a fake one like it."""
@@ -102,6 +103,14 @@ class Shapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _everywhere(self, mask: Tensor) -> Tensor:
         with self.fake:
             return torch.empty(mask.numel(), mask.ndim, dtype=torch.int64, device=mask.device)
+
+
+class _Fake(FakeTensorMode):  # type: ignore[no-untyped-call]
+    """Looks for a GPU once: torch does so for each operator, and opens NVIDIA's library anew where there is none."""
+
+    @cached_property
+    def avoid_device_init(self) -> bool:
+        return super().avoid_device_init
 
 
 def _makes_fake(packet: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -187,13 +188,18 @@ def _is_kernel(name: Any) -> bool:
 
 def _is_tokenizer(name: Any) -> bool:
     """Whether transformers would load a tokenizer: of a name it does not know it takes its general one."""
-    if not isinstance(name, str) or name not in dir(transformers):
+    if not isinstance(name, str) or name not in _names_of_transformers():
         return isinstance(name, str)
     if not re.search("(Tokenizer|TokenizerFast|Backend)$", name):
         return False  # nor need it be imported
     kind = getattr(transformers, name)
     # the stand-in for a class that lacks a package says which
     return isinstance(kind, type) and (issubclass(kind, PreTrainedTokenizerBase) or hasattr(kind, "_backends"))
+
+
+def _names_of_transformers() -> set[str]:
+    """What ``dir(transformers)`` lists, which takes 150 ms: it looks through a list for each of 7,000 names."""
+    return {*ModuleType.__dir__(transformers), *vars(transformers)["__all__"]}
 
 
 def _safetensors(name: str, files: list[str]) -> list[Path]:

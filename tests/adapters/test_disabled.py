@@ -60,6 +60,8 @@ from loralight.config.composition import compose, plain
 from loralight.errors import InputError
 from loralight.training.frozen_modes import choose_modes_
 
+from ..warm import CONTEXT
+
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 50}
 ENDS = {"bos_token_id": None, "eos_token_id": None}
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -416,7 +418,7 @@ def test_in_each_of_two_processes_the_base_computes_and_gradients_are_averaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[2])  # the processes import this module by its name
-    mp.start_processes(_in_process, (str(tmp_path),), nprocs=2, start_method="spawn")
+    mp.start_processes(_in_process, (str(tmp_path),), nprocs=2, start_method=CONTEXT.get_start_method())
     (first, one), (second, two) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert first and second
     assert all(torch.equal(one[name], two[name]) and one[name].any() for name in one)

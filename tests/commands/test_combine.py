@@ -11,8 +11,6 @@ import torch
 import loralight
 from loralight.adapters import LoraLayer
 
-pytestmark = pytest.mark.xdist_group("test_combine")  # what all its tests share is made once
-
 InProcess = Callable[..., int]
 TEXTS = ["a fine film", "a dull film", "joy"]
 

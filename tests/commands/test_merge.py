@@ -25,8 +25,6 @@ from loralight.models.pretrained import load_model, load_tokenizer, new_head, sa
 from loralight.training.checkpoint import verify
 from loralight.training.task import AdapterTask, Step
 
-pytestmark = pytest.mark.xdist_group("test_merge")  # what all its tests share is made once
-
 InProcess = Callable[..., int]
 TEXTS = ["a fine film", "what a mess, really", "joy"]
 

@@ -13,8 +13,6 @@ import loralight
 from loralight.data.inputs import read_inputs
 from loralight.errors import InputError
 
-pytestmark = pytest.mark.xdist_group("test_predict")  # what all its tests share is made once
-
 InProcess = Callable[..., int]
 TEXTS = ["a fine film", "a dull film", "what a mess, really", "joy", '"quoted", they said', "naïve — ☕"]
 

@@ -5,7 +5,6 @@ import json
 import shlex
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ import pytest
 
 from loralight.commands.sweep import folder_name
 from loralight.training.task import AdapterTask
+
+from ..warm import run_warm
 
 InProcess = Callable[..., int]
 
@@ -143,7 +144,7 @@ def test_a_sweep_that_is_killed_goes_on(
         "    return step(self, *given)\n"
         f"T.training_step = killed; run(['sweep', *{line!r}])"
     )
-    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True).returncode == -9
+    assert run_warm(["-c", code], cwd=tmp_path).returncode == -signal.SIGKILL
     assert not (tmp_path / "all" / "sweep.json").exists()
     assert loralight("sweep", *line).returncode == 0
     assert len(report(tmp_path / "all")["runs"]) == 2

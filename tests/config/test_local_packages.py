@@ -49,15 +49,15 @@ def twins(tmp_path: Path) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize("by_variable", [False, True])
 def test_a_folder_stands_in_for_the_installed_plugin_of_its_name(
-    by_variable: bool, twins: tuple[Path, Path], loralight: Command
+    by_variable: bool, twins: tuple[Path, Path], cold_loralight: Command
 ) -> None:
     mine, installed = twins
     environment = {"PYTHONPATH": str(installed.parent), **({VARIABLE: str(mine)} if by_variable else {})}
     flag = [] if by_variable else ["--plugin-dir", str(mine)]
-    listed = loralight("tasks", *flag, **environment)
+    listed = cold_loralight("tasks", *flag, **environment)
     assert (listed.returncode, listed.stderr) == (0, f"running {mine}/__init__.py\n")
     assert f"from: {mine}\n" in listed.stdout and "made_twin 1.2" not in listed.stdout
-    composed = loralight("train", "task=made_twin", "--cfg", "job", *flag, **environment)
+    composed = cold_loralight("train", "task=made_twin", "--cfg", "job", *flag, **environment)
     assert "checkpoint: mine" in composed.stdout
 
 

@@ -6,8 +6,6 @@ import pickle
 import random
 import resource
 import stat
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,6 +20,8 @@ from torch import nn
 from loralight.errors import InputError
 from loralight.training.checkpoint import FolderCheckpointIO, newest, write_folder
 from loralight.training.optim import by_name, by_position
+
+from ..warm import run_warm
 
 FILES = ("manifest.json", "state.json", "tensors.safetensors")
 
@@ -357,8 +357,7 @@ for _ in range(num_kills):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the process that is killed is forked")
 @pytest.mark.parametrize("num_kills", [10, pytest.param(200, marks=pytest.mark.slow)])
 def test_a_kill_at_any_moment_of_saving_loses_no_checkpoint_that_was_finished(num_kills: int, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLING, str(tmp_path), str(num_kills)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    ended = run_warm(["-c", KILLING, str(tmp_path), str(num_kills)], cwd=tmp_path, timeout=200)
     assert ended.returncode == 0, ended.stderr
 
 

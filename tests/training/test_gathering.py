@@ -1,14 +1,12 @@
 """Losses that compare the rows of all processes have the gradient of one process that has all rows."""
 
-import os
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from loralight.training import gather_rows
+
+from ..warm import run_warm
 
 RANKS = '''
 """Three rows on one process and two on the other, then two rows of which the second process's only stands in."""
@@ -74,11 +72,8 @@ if __name__ == "__main__":
 '''
 
 
-def test_two_processes_compute_the_gradient_of_one_that_has_all_rows(
-    tmp_path: Path, run_command: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
-    (tmp_path / "ranks.py").write_text(RANKS)
-    done = run_command([sys.executable, "ranks.py", str(tmp_path)], cwd=tmp_path, env={**os.environ})
+def test_two_processes_compute_the_gradient_of_one_that_has_all_rows(tmp_path: Path) -> None:
+    done = run_warm(["-c", RANKS, str(tmp_path)], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     alone, *several = (torch.load(tmp_path / f"{name}.pt") for name in ("alone", 0, 1))
     assert len(alone) == 8 and all(gradient.abs().sum() > 0 for gradient in alone)

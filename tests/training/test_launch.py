@@ -107,6 +107,7 @@ def test_two_processes_train_what_one_does(
         assert alive(mark) == []
 
 
+@pytest.mark.usefixtures("warm_ranks")
 @pytest.mark.parametrize(
     ("ranks", "batch_size"), [(2, 41), pytest.param(4, 10, marks=pytest.mark.slow)]
 )  # of 83 rows, one and three are left over: fewer than there are processes
@@ -158,12 +159,12 @@ def test_what_is_not_finite_on_one_process_is_applied_on_none_and_all_tell_whose
 
 @pytest.mark.slow
 def test_a_failing_process_ends_all_with_its_own_traceback(
-    loralight: Callable[..., subprocess.CompletedProcess[str]], two: list[str], mark: str, tmp_path: Path
+    cold_loralight: Callable[..., subprocess.CompletedProcess[str]], two: list[str], mark: str, tmp_path: Path
 ) -> None:
     (tmp_path / "made_boom" / "conf").mkdir(parents=True)
     (tmp_path / "made_boom" / "__init__.py").write_text(BOOM)
     line = ["--plugin-dir", "made_boom", "trainer=ddp_cpu", "+callbacks.boom._target_=made_boom.Boom"]
-    done = loralight("train", *two, *line, "data.batch_size=4")
+    done = cold_loralight("train", *two, *line, "data.batch_size=4")
     assert done.returncode == 1
     assert done.stderr.rstrip().endswith("ValueError: boom on rank one")
     assert "process 1 failed" in done.stderr
@@ -173,14 +174,14 @@ def test_a_failing_process_ends_all_with_its_own_traceback(
 
 @pytest.mark.slow
 def test_each_job_of_a_sweep_has_processes_of_its_own(
-    loralight: Callable[..., subprocess.CompletedProcess[str]],
+    cold_loralight: Callable[..., subprocess.CompletedProcess[str]],
     in_process: InProcess,
     two: list[str],
     mark: str,
     tmp_path: Path,
 ) -> None:
     line = ["-m", "adapter.rank=2,4", "trainer=ddp_cpu", "data.batch_size=4", "hydra.sweep.dir=sweep"]
-    done = loralight("train", *two, *line)
+    done = cold_loralight("train", *two, *line)
     assert done.returncode == 0, done.stderr
     if PROC.exists():
         assert alive(mark) == []

@@ -1,8 +1,6 @@
 """Too little memory ends a run with one message, which says what to turn first."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,8 @@ import torch
 from loralight.errors import InputError
 from loralight.training.checkpoint import newest, verify
 from loralight.training.out_of_memory import telling_of_memory
+
+from ..warm import run_warm
 
 # The address space is cut to what the process has, and a little: what asks for more in the batch is refused for real.
 HUNGRY = """
@@ -39,9 +39,7 @@ def test_a_run_out_of_memory_says_what_it_asked_for_and_which_settings_to_turn_a
     tiny_run: list[str], tmp_path: Path
 ) -> None:
     line = ["train", *tiny_run, "trainer.max_epochs=2", "hydra.run.dir=run"]
-    ended = subprocess.run(
-        [sys.executable, "-c", HUNGRY, *line], cwd=tmp_path, capture_output=True, text=True, timeout=240
-    )
+    ended = run_warm(["-c", HUNGRY, *line], cwd=tmp_path, timeout=240)
     assert ended.returncode == 2 and "Traceback" not in ended.stderr, ended.stderr
     (message,) = re.findall(r"^loralight: E-MEMORY: .*$", ended.stderr, re.MULTILINE)
     knobs = [

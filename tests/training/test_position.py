@@ -7,8 +7,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -35,6 +33,8 @@ from loralight.training import AdapterTask, Step
 from loralight.training.checkpoint import newest
 from loralight.training.position import Position
 
+from ..warm import run_warm
+
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="kills children that it forks"),
     pytest.mark.timeout(1200),  # up to eight runs, on machines that do much else
@@ -43,7 +43,7 @@ pytestmark = [
 TASKS = ["text_classification", "ner", "text_generation", "image_classification"]
 Moment = tuple[str, int]  # an event, and which of its kind
 
-# One process imports everything; from it, each run is a child, which is killed when it has met an event so many times.
+# Each run is a child of one process, and is killed when it has met an event so many times.
 RUNS = """
 import json, os, signal, sys
 from loralight.cli import run
@@ -204,15 +204,7 @@ class Runs:
         Args:
             all_die: whether each run is to meet its moment: it may end before.
         """
-        done = subprocess.run(
-            [sys.executable, "-c", RUNS],
-            input=json.dumps(self._queue),
-            cwd=self._folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=1200,
-        )
+        done = run_warm(["-c", RUNS], input=json.dumps(self._queue), cwd=self._folder, timeout=1200)
         wanted = [-signal.SIGKILL if moment else 0 for _, moment in self._queue]
         ended = [int(line.split()[-1]) for line in done.stdout.splitlines() if line.startswith("ended with")]
         if not all_die:

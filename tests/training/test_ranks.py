@@ -73,10 +73,12 @@ def launched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Launch
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.usefixtures("warm_ranks")
 def test_what_the_first_returns_is_returned(launched: Launch) -> None:
     assert launched("ends") == "second=False"
 
 
+@pytest.mark.usefixtures("warm_ranks")
 @pytest.mark.parametrize(
     ("job", "kind", "says"),
     [
@@ -94,17 +96,24 @@ def test_what_happened_to_the_second_is_told_and_not_that_the_first_misses_it(
         launched(job)
 
 
+@pytest.mark.usefixtures("warm_ranks")
 def test_a_process_that_is_stuck_is_ended(launched: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "_GRACE", 0.5)
     with pytest.raises(RuntimeError, match=r"ValueError: boom$"):
         launched("fails while the other is stuck")
 
 
-@pytest.mark.parametrize(("job", "code"), [("hears", 143), ("has the parent hear", 130)])
-def test_all_stop_when_one_or_their_parent_is_told_to(launched: Launch, job: str, code: int) -> None:
+@pytest.mark.usefixtures("warm_ranks")
+def test_all_stop_when_one_is_told_to(launched: Launch) -> None:
     with pytest.raises(Stopped) as caught, listen():
-        launched(job)
-    assert caught.value.code == code
+        launched("hears")
+    assert caught.value.code == 143
+
+
+def test_all_stop_when_their_parent_is_told_to(launched: Launch) -> None:
+    with pytest.raises(Stopped) as caught, listen():
+        launched("has the parent hear")
+    assert caught.value.code == 130
 
 
 def test_of_several_failures_the_cause_is_told() -> None:
