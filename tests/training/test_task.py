@@ -932,7 +932,7 @@ def test_an_adapter_is_called_after_each_optimizer_step_with_its_gradients_and_b
 
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, partial(torch.optim.AdamW, weight_decay=0.1)])
 def test_an_optimizer_that_is_no_partial_with_a_rate_is_refused_at_once(optimizer: Any) -> None:
-    with pytest.raises(InputError, match=r"^E-OPTIMIZER: optimizer is .*AdamW.*; give functools.partial"):
+    with pytest.raises(InputError, match=r"^E-OPTIMIZER: optimizer is .*AdamW.*; give one such as functools.partial"):
         Toy(adapter=Lora(targets="0"), optimizer=optimizer)
 
 

@@ -239,7 +239,7 @@ def test_a_training_step_in_any_memory_format_is_that_of_the_plain_model(
 ) -> None:
     task, batch = make(checkpoints(family), base_dropout=False), batch_of()
     task.model.double()
-    task.losses.double()
+    task.results.double()
     batch["images"] = batch["images"].double()
     parameters = trainable(task.model)
     stem = next(module for module in task.model.modules() if isinstance(module, nn.Conv2d))
