@@ -34,7 +34,7 @@ class AdaLora(Adapter):
     Args:
         targets: which layers, as for `Lora`.
         rank: mean rank of a layer at the end.
-        initial_rank: rank of each layer at the start.
+        initial_rank: rank of each layer at first.
         alpha: the update is scaled by ``alpha / initial_rank``, whatever is cut; 2 x initial_rank if None.
         dropout: probability with which an input of the low-rank path is dropped.
         exclude: patterns of layers that stay as they are although ``targets`` choose them.
