@@ -26,7 +26,7 @@ def refuse_without_batch_norm(model: nn.Module) -> None:
 
 
 def fold_batch_norm_(model: nn.Module) -> int:
-    """Fold each BatchNorm into the convolution whose only reader it is, in place; returns how many were folded.
+    """Fold each BatchNorm that alone reads a convolution's output into that convolution, in place; returns how many.
 
     The BatchNorm layer stays, so that the model keeps its architecture and its keys. It only adds its remaining bias:
     its weight is 1, its mean 0, its variance ``1 - eps``.

@@ -19,7 +19,8 @@ class FrozenProducts(Acceleration):
     """oneDNN's products with frozen weights, on a processor.
 
     Args:
-        prepack: whether weights are also kept in oneDNN's own order: somewhat faster, at the memory of two more copies.
+        prepack: whether weights are also kept in oneDNN's own order; this is somewhat faster and takes the memory of
+            two more copies.
     """
 
     def __init__(self, *, prepack: bool = False) -> None:

@@ -95,7 +95,7 @@ def resolve(
 
     Other subclasses are left out on purpose, because they may compute something else than the layer they extend. Or
     their weight is used without a call of their forward, as in the output projection of ``nn.MultiheadAttention``,
-    which is adapted with its attention layer. `passed_over` lists the layers that are left out.
+    which is adapted with its attention layer. `passed_over` lists the layers of the first kind.
 
     Raises:
         InputError: a target or an exclusion matches nothing (``E-TARGET-NONE``), or everything is excluded; or a target

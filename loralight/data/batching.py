@@ -22,7 +22,7 @@ class BatchSampler(Sampler[list[Any]]):
     Args:
         lengths: the cost of each row (its number of tokens); used if ``grouped``.
         batch_size: rows per rank and batch.
-        shuffle: whether each epoch has a new order; if not, every row comes exactly once, in the rows' own order.
+        shuffle: whether each epoch has a new order; if not, the order is fixed and every row comes exactly once.
         grouped: whether a batch has rows of similar length.
         seed: of the order.
         rank: the number of this process.

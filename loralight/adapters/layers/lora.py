@@ -34,7 +34,7 @@ class LoraLayer(Switchable):
         *("lora_A", "lora_B", "start_A", "start_B"),
         *("rank", "alpha", "lora_dropout", "rank_dropout", "use_rslora"),
     )
-    """Attributes that the layer may have and a plain layer has not; `merge_` removes them."""
+    """Attributes that the layer may have in addition to a plain layer's; `merge_` removes them."""
 
     is_additive: ClassVar[bool] = False
     """Whether the output is the plain layer's plus ``scaling * low_rank(dropout(x))``, each row by itself."""

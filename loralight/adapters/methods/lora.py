@@ -34,8 +34,8 @@ class Lora(LowRankAdapter):
             must match. Experts are named by their weight (``experts.down_proj``).
         alpha: the update is scaled by ``alpha / rank``, or by ``alpha / sqrt(rank)`` with ``use_rslora``. If None, it
             is 2 x rank, but 16 at every rank with ``use_rslora``, which is meant to be independent of the rank.
-        slices: the projections to adapt, by pattern, in layers that compute queries, keys and values at once (q over k
-            over v, as in timm and GPT-2, not mixed head by head); each has its own A and B (``qv``).
+        slices: the projections to adapt, such as ``qv``, by pattern, in layers that compute queries, keys and values at
+            once (q over k over v, as in timm and GPT-2, not mixed head by head); each has its own A and B.
             ``nn.MultiheadAttention`` also has ``o``, its output projection, and defaults to ``qkvo``.
         use_rslora: scale by ``alpha / sqrt(rank)``, so that the size of a step does not shrink as the rank grows
             (rsLoRA, Kalajdzievski, 2023, https://arxiv.org/abs/2312.03732).
