@@ -12,7 +12,7 @@ from loralight.errors import InputError
 
 _SEPARATORS = ",;\t|"  # spreadsheets of countries with decimal commas write semicolons
 _SAID = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|", "space": " "}
-_SEEN = 100  # lines from which columns are told where no line names them
+_SEEN = 100  # lines that show the columns where no line names them
 _WORDS = 4  # a cell with at least so many words is not a column's name
 
 
@@ -60,7 +60,7 @@ def reading(
 
 
 def check_header(rows: Dataset, file: str) -> None:
-    """Raise ``E-HEADER`` if the first line looks like a row: its column has one cell again, and another is a sentence.
+    """Raise ``E-HEADER`` if the first line looks like a row: one cell comes again in its column, another is a sentence.
 
     Either alone may be a name: ``spam`` of a column with spam and ham, ``Which of these would you buy?``.
     """

@@ -122,7 +122,7 @@ class Chat(Form):
         return "\n".join(f"{message['role']}: {message['content']}" for message in record[self.columns["messages"]])
 
     def ends(self) -> set[int]:
-        """The special token that the template puts after an answer; it may not be the model's end-of-text token."""
+        """The special token that the template puts after an answer; it can differ from the model's end of text."""
         chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         before = self.prompt({self.columns["messages"]: chat[:1]})
         after: list[int] = tokenise(self.tokenizer, self._rendered(chat, "a test"), add_special_tokens=False)[
