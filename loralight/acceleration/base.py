@@ -19,8 +19,8 @@ class Facts:
     Args:
         model: built and adapted.
         still: the modules that training leaves in evaluation mode.
-        fixed: BatchNorm layers of which nothing ever changes; they are among ``still``.
-        data: of the run that begins, where it is one of loralight's.
+        fixed: BatchNorm layers whose parameters and statistics never change; they are among ``still``.
+        data: of the run that begins, if it is loralight's own.
         folder: of the run that begins.
     """
 
@@ -32,21 +32,25 @@ class Facts:
 
 
 class Acceleration:
-    """The same results in less time or memory, for one model; a task knows none of them by name.
+    """The same results in less time or memory, for one model; a task knows no acceleration by name.
 
-    A new one is a subclass and a line of YAML in the group ``acceleration``. All it changes of a model it changes in
-    place, and ``detach_`` undoes it.
+    A new acceleration is a subclass and a line of YAML in the group ``acceleration``. It changes the model in place,
+    and ``detach_`` undoes every change.
     """
 
     excludes: ClassVar[frozenset[str]] = frozenset()
-    """Names of others, as in the config, that are left out where this one is on: they would do its work."""
+    """Config names of the accelerations that are left out where this one is on: they would do the same work."""
 
     def attach_(self, facts: Facts) -> str | None:
-        """Take hold of a model that has just been built; returns why it does not apply, if so with nothing changed."""
+        """Take hold of a model that has just been built.
+
+        Returns:
+            None, or the reason why the acceleration does not apply; the model is then unchanged.
+        """
         return None
 
     def start_(self, facts: Facts) -> str | None:
-        """Take hold of a model that is to be trained: its device and dtypes are final. Returns the same as `attach_`.
+        """Take hold of a model that is to be trained; its device and dtypes are final. Returns the same as `attach_`.
 
         Raises:
             InputError: the user asked for something that cannot be done here.
@@ -62,32 +66,32 @@ class Acceleration:
         return nullcontext()
 
     def end_(self) -> None:
-        """Let go of what training alone needed: it has come to its end."""
+        """Free the resources that only training needed, at its end."""
         return None
 
     def detach_(self, model: nn.Module) -> None:
-        """Leave the model as it was: before its adapter is merged, or shares a batch with others."""
+        """Restore the model, before its adapter is merged or shares a batch with other adapters."""
         return None
 
 
 class Accelerations:
-    """Those of one model, in the order in which they take hold of it.
+    """The accelerations of one model, in the order in which they take hold of it.
 
     Args:
-        chosen: by their names in the config.
+        chosen: accelerations by their names in the config.
     """
 
     def __init__(self, chosen: Mapping[str, Acceleration]) -> None:
         self._on = dict(chosen)
         self.off: dict[str, str] = {}
-        """Why one is off, by its name."""
+        """The reason why an acceleration is off, by its name."""
         for name, acceleration in chosen.items():
             for other in acceleration.excludes & self._on.keys():
                 self._leave_out(other, f"{name} does its work")
 
     @property
     def on(self) -> list[str]:
-        """Names of those that hold the model, or will once it is trained."""
+        """Names of the accelerations that hold the model, or will once it is trained."""
         return list(self._on)
 
     def attach_(self, facts: Facts) -> None:
@@ -114,7 +118,7 @@ class Accelerations:
             acceleration.end_()
 
     def detach_(self, model: nn.Module) -> None:
-        """Leave the model as it was, in the opposite order; none is on from then on."""
+        """Restore the model, in the opposite order; from then on no acceleration is on."""
         for name, acceleration in reversed(list(self._on.items())):
             acceleration.switch_(False)
             acceleration.detach_(model)

@@ -1,4 +1,4 @@
-"""Frozen BatchNorm as a gain and a shift, which an adapted convolution before it takes up; see `FrozenNorm`."""
+"""Frozen BatchNorm as a gain and a shift, which the adapted convolution before it applies; see `FrozenNorm`."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from loralight.kernels.batch_norm import freeze_, thaw_
 
 
 class FrozenBatchNorms(Acceleration):
-    """Saves half of the activations that a ResNet keeps for the backward pass of LoRA's step."""
+    """Saves half of the activations that a ResNet with LoRA keeps for the backward pass."""
 
     def __init__(self) -> None:
         self._norms: Sequence[nn.Module] = ()

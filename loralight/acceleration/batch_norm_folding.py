@@ -16,7 +16,7 @@ from loralight.kernels.batch_norm import FROZEN, Follower, Place
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2dSame)
 _NORMS = (*FROZEN, *FROZEN.values())
-"""Exact classes: a subclass may compute something else, as one that standardises its weight does."""
+"""Exact classes: a subclass may compute something else, for example standardise its weight."""
 
 
 def refuse_without_batch_norm(model: nn.Module) -> None:
@@ -26,13 +26,13 @@ def refuse_without_batch_norm(model: nn.Module) -> None:
 
 
 def fold_batch_norm_(model: nn.Module) -> int:
-    """Put each BatchNorm into the convolution whose output it alone reads, in place; returns how many.
+    """Fold each BatchNorm that alone reads a convolution's output into that convolution, in place; returns how many.
 
-    The layer stays, so that the model keeps its architecture and its keys, and adds only its remaining bias:
+    The BatchNorm layer stays, so that the model keeps its architecture and its keys. It only adds its remaining bias:
     its weight is 1, its mean 0, its variance ``1 - eps``.
 
     Raises:
-        InputError: there is none, or the model cannot be traced by torch.fx (``E-FOLD``).
+        InputError: no BatchNorm follows a convolution, or torch.fx cannot trace the model (``E-FOLD``).
     """
     pairs = list(_pairs(model, _CONVOLUTIONS))
     if not pairs:
@@ -43,10 +43,10 @@ def fold_batch_norm_(model: nn.Module) -> int:
 
 
 def link_(model: nn.Module) -> None:
-    """Tell convolutions and BatchNorm layers of each other, where tracing shows that the one alone reads the other.
+    """Link each convolution to its BatchNorm, where tracing shows that nothing else reads the convolution's output.
 
-    In training a frozen one is then part of an adapted convolution, see `loralight.kernels.batch_norm`. A second call
-    starts anew.
+    In training, a frozen BatchNorm is then part of the adapted convolution, see `loralight.kernels.batch_norm`. A
+    second call starts anew.
     """
     unlink_(model)
     adapted = {type(module) for module in model.modules() if _follows_norm(module)}
@@ -54,7 +54,7 @@ def link_(model: nn.Module) -> None:
         return
     try:
         pairs = list(_pairs(model, (*_CONVOLUTIONS, *adapted)))
-    except InputError:  # then each computes by itself, which is the same
+    except InputError:  # then each layer computes by itself, with the same result
         return
     for convolution, norm in (tuple(_place(model, name) for name in pair) for pair in pairs):
         vars(norm.module)["source"] = convolution
@@ -79,9 +79,9 @@ def _follows_norm(module: nn.Module) -> bool:
 
 
 class _Tracer(fx.Tracer):
-    """Looks no further into the layers that are folded, nor where timm says that nothing can be traced.
+    """Does not trace the inside of folded layers, of modules that timm marks as untraceable, or of our own layers.
 
-    Nor into layers of ours, which look at their input before they compute.
+    Our layers look at their input before they compute.
     """
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -94,10 +94,10 @@ class _Tracer(fx.Tracer):
 
 
 def _pairs(model: nn.Module, convolutions: Collection[type[nn.Module]]) -> Iterator[tuple[str, str]]:
-    """The names of convolutions, each of one of these classes, and of the BatchNorm that alone reads its output."""
+    """The names of each convolution of these classes and of the BatchNorm that is the only reader of its output."""
     try:
         graph = _Tracer(autowrap_functions=tuple(get_notrace_functions())).trace(model)  # type: ignore[no-untyped-call]
-    except Exception as error:  # whatever a model's own code raises when it is given no real tensor
+    except Exception as error:  # a model's own code may raise anything when it is given no real tensor
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             "E-FOLD", f"torch.fx cannot trace {type(model).__name__}: {reason}; leave fold_batch_norm=false"

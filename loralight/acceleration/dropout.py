@@ -1,4 +1,4 @@
-"""Dropout of the base's own by random numbers that cost less, see `loralight.kernels.dropout`."""
+"""The base model's own dropout by cheaper random numbers, see `loralight.kernels.dropout`."""
 
 from torch import nn
 
@@ -7,7 +7,7 @@ from loralight.kernels.dropout import set_cheap_dropout_
 
 
 class DropoutMasks(Acceleration):
-    """Masks drawn in half the time on a CPU, and kept in a quarter of the memory; the same in distribution."""
+    """Masks of the same distribution, drawn in half the time on a CPU and kept in a quarter of the memory."""
 
     def __init__(self) -> None:
         self._layers: list[nn.Module] = []

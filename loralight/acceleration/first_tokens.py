@@ -1,7 +1,7 @@
-"""A text classifier's last block, computed for the first token of each row alone, which its head reads.
+"""A text classifier's last block, computed only for the first token of each row, which the head reads.
 
-Keys and values need all tokens; the query and the layers after attention, five sixths of the block's products, need the
-first.
+Keys and values need all tokens. The query and the layers after attention, five sixths of the block's matrix products,
+need only the first.
 """
 
 from typing import Any
@@ -21,9 +21,9 @@ _OF_ALL = {"key", "value", "k_lin", "v_lin", "k_proj", "v_proj"}  # transformers
 
 
 class FirstTokens(Acceleration):
-    """The last block of an unpadded model computes first tokens alone, if its head reads no others.
+    """The last block of an unpadded model computes only first tokens, if the head reads no others.
 
-    All else in the encoder's output is NaN, so that code that reads it notices.
+    The rest of the encoder's output is NaN, so that code that reads it notices.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class FirstTokens(Acceleration):
         if not isinstance(model, PreTrainedModel) or not is_unpadded(model):
             return "it needs a model that leaves out padding"
         _, expected = outputs_of_short_rows(model, whole=True)
-        if len(expected) != SHORT_ROWS:  # known by the shape alone: a model without weights gives no other answer
+        if len(expected) != SHORT_ROWS:  # the shape tells: a model without weights has no values
             return "the head reads every token"
         encoder = encoder_of(model)
         assert encoder is not None
@@ -60,11 +60,11 @@ class FirstTokens(Acceleration):
 
 
 def _give_firsts(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Give a block the first token of each row, but its keys and values all of them."""
+    """Give a block the first token of each row, but give the layers of its keys and values all tokens."""
     ragged = next((given for given in (*args, *kwargs.values()) if isinstance(given, Ragged)), None)
-    is_recomputed = getattr(block, "gradient_checkpointing", False) and block.training  # which passes hooks by
+    is_recomputed = getattr(block, "gradient_checkpointing", False) and block.training  # which skips hooks
     layers = _layers_of_all(block)
-    is_other = any(_take_all not in layer._forward_pre_hooks.values() for layer in layers)  # one took its place since
+    is_other = any(_take_all not in layer._forward_pre_hooks.values() for layer in layers)  # a layer was replaced since
     if ragged is None or is_recomputed or is_other or is_cached(block):
         return None
     states, *others = args
@@ -73,7 +73,7 @@ def _give_firsts(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 def _layers_of_all(block: nn.Module) -> set[nn.Module]:
-    """A block's layers of keys and values, which take all tokens while the block is given the first ones."""
+    """A block's layers of keys and values, which take all tokens while the block is given only first tokens."""
     return {part for name, part in block.named_modules() if name.rpartition(".")[2] in _OF_ALL}
 
 

@@ -1,4 +1,4 @@
-"""Have a model's frozen linear layers multiply by oneDNN in training, see `loralight.kernels.onednn`."""
+"""A model's frozen linear layers multiply by oneDNN in training, see `loralight.kernels.onednn`."""
 
 from typing import Any, ClassVar
 
@@ -19,7 +19,8 @@ class FrozenProducts(Acceleration):
     """oneDNN's products with frozen weights, on a processor.
 
     Args:
-        prepack: whether weights are read in oneDNN's own order: somewhat faster, for the memory of two more copies.
+        prepack: whether weights are also kept in oneDNN's own order; this is somewhat faster and takes the memory of
+            two more copies.
     """
 
     def __init__(self, *, prepack: bool = False) -> None:
@@ -36,7 +37,7 @@ class FrozenProducts(Acceleration):
 
 
 class FrozenLayer(nn.Module):
-    """A frozen matrix product without an adapter: the plain layer in all it computes."""
+    """A frozen matrix product without an adapter; it computes the same as the plain layer."""
 
     plain: ClassVar[type[nn.Module]]
     weight_is_transposed: ClassVar[bool] = False
@@ -48,7 +49,7 @@ class FrozenLayer(nn.Module):
         matrices = matrices_of(self.weight) if self._is_frozen and is_eager() and x.numel() else None
         fits = torch.is_autocast_enabled(x.device.type) or x.dtype == self.weight.dtype
         if matrices is None or not fits:
-            y: Tensor = super().forward(x)  # of the plain layer, which comes next in every subclass
+            y: Tensor = super().forward(x)  # the plain layer's, which comes next in every subclass
             return y
         weight = self.weight
         if self.weight_is_transposed:
@@ -82,7 +83,7 @@ _KINDS: dict[type[nn.Module], type[FrozenLayer]] = {layer.plain: layer for layer
 
 
 def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None, matrices: Matrices | None) -> Tensor:
-    """``W x + b``, of which x alone can learn: x (..., in), weight (out, in)."""
+    """``W x + b``, where only x can need a gradient: x (..., in), weight (out, in)."""
     device = x.device.type
     if torch.is_autocast_enabled(device):
         x, bias = in_autocast(x, bias)
@@ -109,16 +110,17 @@ class _FrozenLinear(Function):
 
 
 def multiply_by_onednn_(model: nn.Module) -> None:
-    """Have the frozen linear layers of ``model`` multiply by oneDNN in training, where that is there."""
+    """Have the frozen linear layers of ``model`` multiply by oneDNN in training, where oneDNN is available."""
     for layer in _frozen_layers(model):
         layer.__class__ = _KINDS.get(type(layer), type(layer))
 
 
 def prepack_(model: nn.Module) -> None:
-    """Have the frozen linear layers of ``model`` read packed weights in training; nothing is packed before they do.
+    """Have the frozen linear layers of ``model`` read packed weights in training; a weight is packed at its first use.
 
     Raises:
-        InputError: there is none, it is not on a processor, or PyTorch cannot pack its weight (``E-PREPACK``).
+        InputError: the model has no such layer, or one that is not on a processor or whose weight PyTorch cannot pack
+            (``E-PREPACK``).
     """
     layers = _frozen_layers(model)
     if not layers:
@@ -140,7 +142,7 @@ def prepack_(model: nn.Module) -> None:
 
 
 def _frozen_layers(model: nn.Module) -> list[Any]:
-    """Those with an adapter and those without; none over a vocabulary, where there is more to save than a product."""
+    """Frozen linear layers, with an adapter or without, except output layers: a vocabulary's can save more."""
     layers: Any = [m for m in model.modules() if isinstance(m, LoraProduct | FrozenLayer) or type(m) in _KINDS]
     ends = [part.get_output_embeddings() for part in model.modules() if isinstance(part, PreTrainedModel)]  # type: ignore[no-untyped-call]
     return [layer for layer in layers if not layer.weight.requires_grad and not any(layer is end for end in ends)]

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: activations inside a model's blocks are computed again in the backward pass, not kept."""
+"""Gradient checkpointing: activations inside a model's blocks are recomputed in the backward pass, not kept."""
 
 from collections.abc import Collection
 from typing import Any, Protocol, runtime_checkable
@@ -19,7 +19,7 @@ class _OfTimm(Protocol):
 
 
 class GradientCheckpointing(Acceleration):
-    """A fraction of the memory, a third more time; see `recompute_`."""
+    """Gradient checkpointing: a fraction of the memory for a third more time; see `recompute_`."""
 
     excludes = frozenset({"selective_recompute"})  # checkpointing leaves nothing for it to recompute
 
@@ -37,14 +37,15 @@ class GradientCheckpointing(Acceleration):
 
 
 def recompute_(model: nn.Module, still: Collection[nn.Module]) -> None:
-    """Have ``model`` recompute its blocks, by its library's own switch; gradients are the same bit for bit.
+    """Have ``model`` recompute its blocks by its library's own switch; gradients are the same bit for bit.
 
     Args:
         model: as it will be trained.
         still: modules that training leaves in evaluation mode.
 
     Raises:
-        InputError: its class has no such switch, or it would do nothing or change the results (``E-RECOMPUTE``).
+        InputError: its class has no such switch, or the switch would do nothing or change the results
+            (``E-RECOMPUTE``).
     """
     parts = _parts(model)
     if not parts:
@@ -89,18 +90,18 @@ def _switch_on_(part: Any) -> None:
     for module in part.modules():
         if getattr(module, "gradient_checkpointing", False):
             vars(module)["_gradient_checkpointing_func"] = _checkpoint
-    # newer versions have the embeddings' output require gradients, for which all below the lowest adapter would pay
+    # newer versions make the embeddings' output require gradients, at the cost of all blocks below the lowest adapter
     part.disable_input_require_grads()  # type: ignore[no-untyped-call]
 
 
 def _checkpoint(function: Any, *args: Any) -> Any:
-    """Recompute with the adapter on or off as it was; a compiler takes no such context."""
+    """Recompute with the adapter on or off as in the forward pass; a compiler accepts no such context."""
     told: Any = {} if torch.compiler.is_compiling() else {"context_fn": as_computed}
     return checkpoint(function, *args, use_reentrant=False, **told)
 
 
 def _refuse_without_adapter(part: nn.Module, _: Any) -> None:
-    """Refuse a pass that would be recomputed with the adapter on: timm's checkpoints take no context."""
+    """Refuse a pass with the adapter off, which would be recomputed with it on: timm's checkpoints take no context."""
     if torch.is_grad_enabled() and is_off(part):
         raise InputError(
             "E-DISABLED",

@@ -1,7 +1,7 @@
-"""Language models that attend within each document of a row, in place of masking the other documents.
+"""Language models that attend within each document of a row, instead of masking the other documents.
 
-A mask of packed rows has attention compare all tokens of a row, though most lie in other documents. So the tokens of
-all rows go through the model in one line, document after document, of which only attention has to know, as in an
+With a mask, attention compares all tokens of a packed row, though most lie in other documents. Here the tokens of all
+rows go through the model in one line, document after document. Only attention has to know of the documents, as in an
 encoder without padding (`loralight.acceleration.unpadding`).
 """
 
@@ -23,7 +23,7 @@ from loralight.logs import logger
 from loralight.models.attention import Attention
 from loralight.models.pretrained import num_embeddings
 
-_attends: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # the models that were tried
+_attends: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # by model, once tried
 _apart: WeakSet[nn.Module] = WeakSet()  # the models that keep documents apart
 _ATTENDED: ContextVar[Ragged | None] = ContextVar("documents_attended_to", default=None)
 
@@ -35,7 +35,7 @@ class Line:
         position_ids: (rows, tokens), which begin with 0 in each document.
 
     Attributes:
-        places: of the tokens, in the order of the line, in the rows one after the other: (tokens,).
+        places: where each token of the line lies in the rows, flattened: (tokens,).
     """
 
     def __init__(self, position_ids: Tensor) -> None:
@@ -61,7 +61,7 @@ class Line:
 
 
 def line_of(model: PreTrainedModel, position_ids: Tensor) -> Line | None:
-    """The documents of packed rows in a line, if ``model`` attends within each; None if it is to be given rows.
+    """The documents of packed rows in a line, if ``model`` attends within each; None if it takes the rows themselves.
 
     Args:
         model: a causal language model.
@@ -71,7 +71,7 @@ def line_of(model: PreTrainedModel, position_ids: Tensor) -> Line | None:
         InputError: documents that share a row would see one another (``E-PACKED``).
     """
     _check_apart(model)
-    is_compiled = model._compiled_call_impl is not None  # for rows
+    is_compiled = model._compiled_call_impl is not None  # then it takes rows
     return None if is_compiled or not attends_within_(model) else Line(position_ids)
 
 
@@ -85,7 +85,7 @@ def _check_apart(model: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def keeps_apart(model: PreTrainedModel) -> bool:
-    """Whether a document's logits are the same whatever else is in its row; a model that does is tried once."""
+    """Whether a document's logits are independent of the rest of its row; a model that passes is tried only once."""
     if model in _apart:
         return True
     ids = torch.tensor([[5, 6, 7, 8, 5, 6, 7]], device=model.device)
@@ -95,7 +95,7 @@ def keeps_apart(model: PreTrainedModel) -> bool:
         alone = model(input_ids=ids[:, 4:], use_cache=False).logits
         try:
             together = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 4:]
-        except (InputError, TypeError, ValueError, RuntimeError, LookupError):  # it takes none, or none that start over
+        except (InputError, TypeError, ValueError, RuntimeError, LookupError):  # it takes no positions that restart
             return False
     if not torch.allclose(together.float(), alone.float(), rtol=0.01, atol=0.01 * float(alone.float().abs().max())):
         return False
@@ -104,10 +104,10 @@ def keeps_apart(model: PreTrainedModel) -> bool:
 
 
 def attends_within_(model: PreTrainedModel) -> bool:
-    """Have ``model`` attend within documents where it is given a `Line`, if its outputs stay the same: tried once.
+    """Have ``model`` attend within documents where it is given a `Line`, if its outputs stay the same; tried once.
 
     Returns:
-        Whether it does; if not, it says why not, and nothing has changed.
+        Whether it does; if not, the reason is logged and the model is unchanged.
     """
     if model not in _attends:
         reason = _why_not(model)
@@ -119,7 +119,7 @@ def attends_within_(model: PreTrainedModel) -> bool:
 
 def _why_not(model: PreTrainedModel) -> str | None:
     config = model.config.get_text_config()
-    if not _ATTENTION.is_of(model) and (taken := _ATTENTION.why_not(model)):  # its config may be another model's too
+    if not _ATTENTION.is_of(model) and (taken := _ATTENTION.why_not(model)):  # models may share a config
         return taken
     kinds = set(getattr(config, "layer_types", None) or ())
     if kinds - {"full_attention"} or (not kinds and getattr(config, "sliding_window", None)):
@@ -162,7 +162,7 @@ def _evaluated(model: nn.Module) -> Iterator[None]:
 
 
 def _mask(**settings: Any) -> Any:
-    """The documents of a line, passed in the place of the mask, else the mask of `sdpa`."""
+    """The documents of a line, passed in place of the mask; without a line, the mask of `sdpa`."""
     documents = None if torch.compiler.is_compiling() else _ATTENDED.get()
     return sdpa_mask(**settings) if documents is None else documents
 

@@ -1,7 +1,7 @@
-"""The inputs of the lowest trainable block are computed once for each row, and read from a file from then on.
+"""The inputs of the lowest trainable block are computed once for each row, then read from a file.
 
-The blocks below are frozen, so without dropout a row leaves them the same in every epoch. A row is known by what enters
-the first block: nothing need be known of the data, and a row that comes in another way is another row.
+The blocks below it are frozen, so without dropout they give the same output for a row in every epoch. A row's key is
+the input of the first block: nothing need be known of the data, and a row that comes in another way is another row.
 """
 
 import sqlite3
@@ -24,17 +24,17 @@ from loralight.models.blocks import blocks, depths
 
 
 class PrefixCache(Acceleration):
-    """Skips the frozen blocks below the lowest one that learns wherever all rows of a batch have passed them before.
+    """Skips the frozen blocks below the lowest trainable block where all rows of a batch have passed them before.
 
-    The file lies in the run's folder, one for each process, and a resumed run goes on with it; it takes the tokens of
-    all rows times the model's width, and is deleted at the end.
+    Each process has one file in the run's folder, which a resumed run goes on using. Its size is the tokens of all rows
+    times the model's width, and it is deleted at the end.
     """
 
     def __init__(self) -> None:
         self._prefix: Prefix | None = None
 
     def start_(self, facts: Facts) -> str | None:
-        """Have the blocks read what the run's folder keeps of them.
+        """Have the blocks read the outputs that the run's folder keeps.
 
         Raises:
             InputError: no block below the trainable ones is frozen, or its output would differ by epoch (``E-PREFIX``).
@@ -57,7 +57,7 @@ class PrefixCache(Acceleration):
         self._leave_()
 
     def _leave_(self) -> Path | None:
-        """Let the blocks compute for themselves; returns the file that is left, if there is one."""
+        """Let the blocks compute again; returns the file that is left, if there is one."""
         prefix, self._prefix = self._prefix, None
         if prefix is not None:
             prefix.remove_()
@@ -65,7 +65,7 @@ class PrefixCache(Acceleration):
 
 
 def _frozen_blocks(facts: Facts) -> list[nn.Module]:
-    """The blocks that come before all that learns."""
+    """The blocks before all trainable parameters."""
     depth_of, _ = depths(facts.model)
     lowest = min(depth_of[parameter] for parameter in trainable(facts.model).values())
     if lowest < 2:
@@ -91,7 +91,7 @@ def _refused(why: str) -> InputError:
 
 @dataclass(eq=False)
 class _Forward:
-    """What stands in for a block's own forward pass."""
+    """Replaces a block's own forward pass."""
 
     prefix: "Prefix"
     number: int
@@ -102,7 +102,7 @@ class _Forward:
 
 
 def is_cached(block: nn.Module) -> bool:
-    """Whether the outputs of a block are kept, all of them."""
+    """Whether a block's outputs are kept, for all tokens."""
     return isinstance(vars(block).get("forward"), _Forward)
 
 
@@ -110,9 +110,9 @@ class Prefix:
     """Blocks that are skipped for rows whose outputs are in a file.
 
     Args:
-        frozen: in the order in which they are computed; each takes the states, with rows first, as its first argument,
-            and returns states or a tuple that begins with them.
-        file: an SQLite file, or none yet.
+        frozen: blocks in the order in which they are computed; each takes the states, with rows first, as its first
+            argument, and returns states or a tuple that begins with them.
+        file: the path of an SQLite file, which need not exist yet.
     """
 
     def __init__(self, frozen: Sequence[nn.Module], file: Path) -> None:
@@ -120,7 +120,7 @@ class Prefix:
         self._blocks = frozen
         self._rows: sqlite3.Connection | None = sqlite3.connect(file, isolation_level=None)
         self._rows.execute("PRAGMA journal_mode=WAL")
-        self._rows.execute("PRAGMA synchronous=OFF")  # a killed process loses nothing by that, a lost machine all
+        self._rows.execute("PRAGMA synchronous=OFF")  # safe if the process is killed, not if the machine is
         self._rows.execute("CREATE TABLE IF NOT EXISTS rows (key BLOB PRIMARY KEY, states BLOB) WITHOUT ROWID")
         self._keys: list[bytes] = []
         self._found: list[Tensor] | None = None
@@ -130,22 +130,22 @@ class Prefix:
             block.forward = _Forward(self, number, block.forward)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy of the model computes for itself: the rows stay with this one."""
+        """A copy of the model computes its blocks: the rows stay with the original."""
         return {**vars(self), "_rows": None}
 
     def remove_(self) -> None:
-        """Give the blocks their own computation back."""
+        """Restore the blocks' own forward pass."""
         for block in self._blocks:
             vars(block).pop("forward", None)
         if self._rows is not None:
             self._rows.close()
 
     def give(self, number: int, compute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """The output of a block, computed or, with that of all the others, read.
+        """The output of a block, computed, or read if the batch's rows are all in the file.
 
         Args:
-            number: of the block.
-            compute: its own forward pass, of the other arguments.
+            number: the block's place in the order of computation.
+            compute: its own forward pass, which takes the other arguments.
         """
         if self._rows is None:
             return compute(*args, **kwargs)
@@ -193,7 +193,7 @@ def _split(states: Tensor, ragged: Ragged | None) -> Sequence[Tensor]:
 def _keys(states: Tensor, ragged: Ragged | None, arguments: Any) -> Iterator[bytes]:
     """The key of a row: its states, and its share of the block's other inputs."""
     others = [tensor for tensor in _tensors(arguments) if tensor is not states]
-    by_row = 1 if ragged is None else 2  # dimensions that say rows, or that there is one line of so many tokens
+    by_row = 1 if ragged is None else 2  # leading dimensions to compare: (rows,), or (1, tokens) of a line
     shares = [_split(other, ragged) if other.shape[:by_row] == states.shape[:by_row] else None for other in others]
     for number, row in enumerate(_split(states, ragged)):
         key = blake2b(_bytes(row), digest_size=16)

@@ -1,4 +1,4 @@
-"""Rows of unlike length in one line of tokens, and back in a rectangle where an operation needs one."""
+"""Rows of different lengths in one line of tokens, and back in a rectangle where an operation needs one."""
 
 from collections.abc import Collection
 from contextvars import ContextVar
@@ -13,11 +13,11 @@ _SPREAD = 1.5  # longest over shortest row of a group; smaller groups waste less
 
 
 class Group(NamedTuple):
-    """Rows of like length, one after the other in the line of tokens.
+    """Rows of similar length, one after the other in the line of tokens.
 
     Args:
-        slots: where each of their tokens lies in the rectangle (rows * longest,), (tokens,).
-        mask: which places of it are tokens, (rows, 1, 1, longest); None if all are.
+        slots: where each token lies in the flattened rectangle (rows * longest,): (tokens,).
+        mask: which places of the rectangle are tokens, (rows, 1, 1, longest); None if all are.
         shape: rows and longest.
     """
 
@@ -42,13 +42,13 @@ class Ragged:
     """The tokens of a padded batch, rows from long to short.
 
     Args:
-        mask: True at tokens, (batch, longest); each row has some.
-        is_causal: whether tokens attend to those before them alone; padding is then on the right.
+        mask: True at tokens, (batch, longest); each row has at least one.
+        is_causal: whether a token attends only to earlier tokens and itself; padding is then on the right.
 
     Attributes:
-        lengths: of the rows, in the order in which they lie in the line.
-        offsets: where in the line each of them begins, and where the last ends, (batch + 1,), as kernels take it.
-        firsts: the same without that end, (batch,), as an index.
+        lengths: of the rows, in the order of the line.
+        offsets: where each row begins in the line, and where the last row ends, (batch + 1,), as kernels take it.
+        firsts: where each row begins in the line, (batch,), as an index.
     """
 
     def __init__(self, mask: Tensor, *, is_causal: bool = False) -> None:
@@ -65,10 +65,11 @@ class Ragged:
 
     @cached_property
     def groups(self) -> list[Group]:
-        """Rows of like length, for an attention that takes rectangles.
+        """Groups of rows of similar length, for an attention that takes rectangles.
 
-        On a CPU they cut its cost of padding to a half or less; elsewhere all rows of a padded batch are one group, as
-        a call costs more there than it saves. Documents that shared a row were never padded to the longest.
+        On a CPU, groups cut the cost of attention's padding to a half or less. On other devices all rows of a padded
+        batch are one group, as a call costs more than it saves. Documents that shared a row are grouped on every
+        device: they were never padded to the longest.
         """
         counts = self.lengths
         is_one = self._lengths.device.type != "cpu" and not self.is_causal
@@ -96,11 +97,11 @@ class Ragged:
 
 
 class AllTokens(NamedTuple):
-    """The tokens from which keys and values are made in a block that is given the first token of each row alone.
+    """All tokens of a block that is given only the first token of each row; keys and values are computed from them.
 
     Args:
-        rows: in which the tokens lie.
-        layers: that make them.
+        rows: the rows in which the tokens lie.
+        layers: the layers of keys and values.
         states: of all tokens (1, tokens, width).
         made: keys and values (1, tokens, heads * width) on their way to an attention with fewer queries.
     """
@@ -112,7 +113,7 @@ class AllTokens(NamedTuple):
 
 
 ALL_TOKENS: ContextVar[AllTokens | None] = ContextVar("all_tokens", default=None)
-"""Those of the block that this thread is in."""
+"""All tokens of the block that this thread is in."""
 
 
 def _bounds(counts: list[int]) -> list[int]:

@@ -1,4 +1,4 @@
-"""RMS norms of transformers by one kernel, see `loralight.kernels.rms_norm`."""
+"""transformers' RMS norms by one kernel, see `loralight.kernels.rms_norm`."""
 
 from torch import nn
 
@@ -7,7 +7,7 @@ from loralight.kernels.rms_norm import fusible, set_fused_
 
 
 class FusedRMSNorms(Acceleration):
-    """PyTorch's kernel in place of half a dozen operations, on a GPU in training."""
+    """One kernel of PyTorch in place of half a dozen operations, on a GPU in training."""
 
     def __init__(self) -> None:
         self._norms: list[nn.Module] = []

@@ -1,9 +1,9 @@
-"""Activations that are cheap to make again are not kept for the backward pass, but made again there.
+"""Selective recomputation: activations that are cheap to recompute are recomputed in the backward pass, not kept.
 
-A matrix product with an adapter keeps its input, for the gradient of A. Often that is the output of a norm or of an
-activation function, which keeps an input of its own: from that the output is made again by the same operation, bit for
-bit, in little time beside a product. Blocks of transformers keep a third or more of their memory for it. (Selective
-recomputation: Korthikanti et al., 2022, https://arxiv.org/abs/2205.05198, section 5, where it is attention's.)
+A matrix product with an adapter keeps its input, for the gradient of A. Often this input is the output of a norm or of
+an activation function, which keeps its own input. The same operation recomputes the output from that, bit for bit, in
+little time compared with a product. In blocks of transformers such outputs take a third or more of the memory.
+(Korthikanti et al., 2022, https://arxiv.org/abs/2205.05198, section 5, recompute attention.)
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ from loralight.kernels.rms_norm import is_rms_norm
 _CHEAP = (nn.LayerNorm, nn.RMSNorm, nn.GELU, nn.SiLU)
 _CHEAP_OF_TRANSFORMERS = "transformers.activations"  # ReLU and others that keep their output are torch's own there
 
-# whether a gated block multiplies as it seems to; a first pass showed it
+# whether a gated block computes the product that its names suggest, as its first pass showed
 _multiplies: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 _Note = Callable[[Callable[..., Tensor], tuple[Any, ...], Any], None]
@@ -39,7 +39,7 @@ class SelectiveRecompute(Acceleration):
 
 @contextmanager
 def selective_recompute(model: nn.Module) -> Iterator[None]:
-    """A context of ``model``'s forward pass, in training, that keeps less for the backward pass.
+    """A context for ``model``'s forward pass in training that keeps less for the backward pass.
 
     Gradients are the same bit for bit. A compiled model chooses by itself which tensors to keep.
     """
@@ -57,8 +57,8 @@ def selective_recompute(model: nn.Module) -> Iterator[None]:
         recipe = recipes.get(_storage(tensor))
         if recipe is not None and recipe.is_of(tensor):
             return recipe.serve(tensor.shape)
-        # without its history: an operation that keeps its own result would keep itself, and all before it, for good
-        # where no backward pass comes by (a pooler that nobody reads)
+        # detached: an operation that keeps its own result would keep its own graph, and all of it for good where no
+        # backward pass comes (a pooler that nobody reads)
         return partial(_unchanged, tensor if tensor.is_leaf else tensor.detach(), tensor._version)
 
     hooks = [hook for module in model.modules() for hook in _watch(module, note)]
@@ -71,7 +71,7 @@ def selective_recompute(model: nn.Module) -> Iterator[None]:
 
 
 class _Recipe:
-    """How a tensor is made again from others, which are kept anyway."""
+    """How a tensor is recomputed from other tensors, which are kept anyway."""
 
     def __init__(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self._function, self._inputs = function, [(part.detach(), part._version) for part in inputs]
@@ -83,13 +83,13 @@ class _Recipe:
         self._made: Tensor | None = None
 
     def is_of(self, tensor: Tensor) -> bool:
-        """Whether ``tensor`` is the output, perhaps in another shape, and not written to since."""
+        """Whether ``tensor`` is the output, perhaps in another shape, and was not written to since."""
         output = self._output()
         return (
             output is not None
             and _storage(tensor) == _storage(output)
             and (tensor.dtype, tensor.numel()) == (output.dtype, output.numel())
-            and tensor.is_contiguous()  # as many numbers in the same storage: they begin where the output does
+            and tensor.is_contiguous()  # the same count in the same storage: it begins where the output does
             and output.is_contiguous()
             and output._version == self._version
             and all(part._version == version for part, version in self._inputs)
@@ -102,7 +102,7 @@ class _Recipe:
 
     @torch.no_grad()
     def _make(self, shape: torch.Size) -> Tensor:
-        """The tensor, made for the first who asks and held until all who are served have had it."""
+        """The tensor, recomputed at the first request and held until the last of those served has it."""
         if self._made is None:
             with self._autocast():
                 self._made = self._function(*(_unchanged(part, version) for part, version in self._inputs))
@@ -114,12 +114,12 @@ class _Recipe:
 
 
 def _storage(tensor: Tensor) -> int:
-    """Which memory a tensor lies in, also where there is none behind it (device ``meta``)."""
+    """The identity of a tensor's storage, also where no memory is behind it (device ``meta``)."""
     return int(tensor.untyped_storage()._cdata)
 
 
 def _unchanged(tensor: Tensor, version: int) -> Tensor:
-    """Tensors that autograd itself keeps, where there are no hooks."""
+    """The kept tensor, checked as autograd itself would check it without hooks."""
     if tensor._version != version:
         raise RuntimeError(
             f"a tensor of shape {tuple(tensor.shape)} that is needed for the gradients was written to in place after "

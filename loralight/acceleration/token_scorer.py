@@ -1,4 +1,4 @@
-"""The scores of a language model's tokens, of which no more go through the output layer than are learnt."""
+"""Scores of a language model's tokens; only the tokens that are learnt go through the output layer."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,8 +14,8 @@ from loralight.kernels import TokenScores, plain_token_scores, token_scores
 class TokenScorer:
     """Scores the tokens that a causal language model learns; for one model, as a hook stays on its output layer.
 
-    Where its logits come straight from a frozen output layer, they are computed in parts (`token_scores`): the
-    model itself makes those of one token.
+    Where the logits come straight from a frozen output layer, they are computed in parts (`token_scores`), and the
+    model itself computes the logits of one token only.
     """
 
     def __init__(self) -> None:
@@ -29,9 +29,9 @@ class TokenScorer:
 
         Args:
             model: the language model.
-            inputs: of the model: input_ids (batch, tokens), ...
+            inputs: the model's inputs: input_ids (batch, tokens), ...
             learnt: whether a token's successor is learnt, (batch, tokens).
-            targets: these successors, row by row: (learnt,).
+            targets: the successors that are learnt, row by row: (learnt,).
         """
         output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         by_parts = self.logits_are_plain is not False and type(output) is nn.Linear and not output.weight.requires_grad
@@ -52,15 +52,16 @@ class TokenScorer:
 
 @torch.no_grad()
 def _loud(output: nn.Linear) -> Tensor:
-    """A state (1, width) whose largest logit is 100: small ones, or a padding token's, would show no cap or scale."""
+    """A state (1, width) whose largest logit is 100; small logits, or a padding token's, would show no cap or scale."""
     direction = torch.linspace(-1, 1, output.in_features, dtype=output.weight.dtype, device=output.weight.device)
     return (direction * (100 / F.linear(direction, output.weight).abs().amax().clamp(min=1e-3))).unsqueeze(0)
 
 
 class _GivenStates:
-    """The inputs of an output layer at the wanted tokens; the layer itself is handed all tokens, or one, or another.
+    """The inputs of an output layer at the wanted tokens.
 
-    The hook stays on the layer: a compiled model would be compiled anew for each new one.
+    The layer itself is handed all of them, the first of them alone, or another state. The hook stays on the layer: a
+    compiled model would be compiled anew for each new hook.
     """
 
     def __init__(self) -> None:
@@ -79,8 +80,8 @@ class _GivenStates:
         Args:
             layer: the output layer.
             wanted: which tokens, (batch, tokens).
-            one: hand the layer the first of them alone,
-            instead: or this state (1, width).
+            one: whether to hand the layer only the first of them.
+            instead: a state (1, width) to hand to the layer instead.
         """
         if layer is not self._layer:
             layer.register_forward_pre_hook(self._find)
@@ -98,6 +99,6 @@ class _GivenStates:
         states = arguments[0][self._wanted]
         self._given.append(states)
         if self._instead is not None and len(states):
-            loud = states[:1] * 0 + self._instead.to(states.dtype)  # as one of them to a compiler
+            loud = states[:1] * 0 + self._instead.to(states.dtype)  # to a compiler it depends on the states
             return (loud.unsqueeze(0),)
         return ((states[:1] if self._one else states).unsqueeze(0),)

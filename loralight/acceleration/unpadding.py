@@ -1,8 +1,8 @@
 """Encoders that compute on a batch's tokens and not on its padding.
 
-Padding is two to three times the tokens in random batches of short sentences. Linear layers, norms and activations take
-tokens one by one, so an encoder's blocks are given the tokens of all rows in one line; only attention has to know which
-belong together (`loralight.models.attention`).
+Random batches of short sentences hold two to three times as much padding as tokens. Linear layers, norms and
+activations take tokens one by one, so an encoder's blocks are given the tokens of all rows in one line. Only attention
+has to know which tokens share a row (`loralight.models.attention`).
 """
 
 import inspect
@@ -26,14 +26,14 @@ from loralight.models.attention import Attention
 from loralight.models.blocks import blocks
 from loralight.models.pretrained import num_embeddings
 
-SHORT_ROWS = 3  # that a model is tried on
+SHORT_ROWS = 3  # a model is tried on them
 _IS_OFF: ContextVar[bool] = ContextVar("unpadding_is_off", default=False)
 
 
 class Unpadding(Acceleration):
-    """No computing on padding, where a model's encoder then gives the same: it is tried on three short rows.
+    """The encoder does not compute on padding, if its outputs stay the same on three short rows.
 
-    The encoder returns 0 at padding, where its output had no meaning before.
+    It then returns 0 at padding, where its output had no meaning before.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Unpadding(Acceleration):
 
 @contextmanager
 def padded() -> Iterator[None]:
-    """A context in which no padding is left out, for code that has to tell a batch's rows apart inside the model."""
+    """A context in which padding is kept, for code that has to tell a batch's rows apart inside the model."""
     token = _IS_OFF.set(True)
     try:
         yield
@@ -62,18 +62,18 @@ def padded() -> Iterator[None]:
 
 
 def is_unpadded(model: nn.Module) -> bool:
-    """Whether ``model`` leaves out padding: an adapter may have taken attention into its own hands since."""
+    """Whether ``model`` leaves out padding; an adapter may have replaced its attention since."""
     return isinstance(model, PreTrainedModel) and _ATTENTION.is_of(model)
 
 
 def _unpad_(model: PreTrainedModel, hooks: list[RemovableHandle]) -> str | None:
-    """Unpad ``model`` if its encoder has the form for it and three short rows give the same in both ways.
+    """Unpad ``model`` if its encoder has the form for it and three short rows give the same both ways.
 
     Args:
-        hooks: where those go that do it.
+        hooks: a list to which the hooks that unpad are added.
 
     Returns:
-        Why not, if so.
+        None, or the reason why ``model`` is not unpadded.
     """
     encoder = encoder_of(model)
     if encoder is None:
@@ -103,7 +103,7 @@ def _unpad_(model: PreTrainedModel, hooks: list[RemovableHandle]) -> str | None:
             TypeError,
             LookupError,
             AttributeError,
-        ) as error:  # made for (batch, tokens) alone
+        ) as error:  # the encoder takes only (batch, tokens)
             reason = " ".join(str(error).split())[:200]
     for hook in hooks:
         hook.remove()
@@ -112,7 +112,7 @@ def _unpad_(model: PreTrainedModel, hooks: list[RemovableHandle]) -> str | None:
 
 
 def encoder_of(model: PreTrainedModel) -> nn.Module | None:
-    """The module inside the base model whose list of blocks is all the blocks there are."""
+    """The module inside the base model whose list of blocks holds all of the model's blocks."""
     base = model.base_model
     try:
         owners = {name.rsplit(".", 2)[0] if name.count(".") > 1 else "" for name in blocks(dict(base.named_modules()))}
@@ -122,14 +122,14 @@ def encoder_of(model: PreTrainedModel) -> nn.Module | None:
 
 
 def _line_up(encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Give the encoder tokens in a line, and in the mask's place the rows that attention needs to know."""
-    if _IS_OFF.get() or torch.compiler.is_compiling():  # a compiled encoder has a rectangle
+    """Give the encoder tokens in a line, and in place of the mask the rows, which attention needs to know."""
+    if _IS_OFF.get() or torch.compiler.is_compiling():  # a compiled encoder takes rectangles
         return None
     names = list(inspect.signature(encoder.forward).parameters)
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     mask = given.get("attention_mask")
     is_asked_for_more = given.get("output_hidden_states") or given.get("output_attentions")
-    # classifiers read the first place, so it has to be a token; a GPU waits for the answer
+    # classifiers read the first place, so it must be a token; a GPU waits for the answer
     if not isinstance(mask, Tensor) or mask.ndim != 2 or is_asked_for_more or not mask[:, 0].all():
         return None
     ragged = Ragged(mask)
@@ -150,8 +150,8 @@ def attend_by_row(
 ) -> tuple[Tensor, None]:
     """Attention within each row, in the form that transformers calls.
 
-    Shapes: query, key, value (1, heads, tokens, width), the result (1, tokens, heads, width); of queries perhaps the
-    first of each row alone. Without a `Ragged`, (batch, heads, tokens, width) and so on, as everywhere.
+    Shapes: query, key, value (1, heads, tokens, width), the result (1, tokens, heads, width); queries may be those of
+    first tokens alone. Without a `Ragged`, (batch, heads, tokens, width) and so on, as everywhere.
     """
     if not isinstance(mask, Ragged):
         mask = mask[:, None, None, :] if mask is not None and mask.ndim == 2 else mask
@@ -183,7 +183,7 @@ def attend_by_row(
 
 
 def _has_flash(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> bool:
-    """Whether FlashAttention takes tokens as they lie, (1, heads, tokens, width): on a GPU, in half precision."""
+    """Whether FlashAttention takes these tokens (1, heads, tokens, width): on a GPU, in half precision."""
     if not query.is_cuda or query.shape[-1] % 8:
         return False
     is_grouped = query.shape[1] != key.shape[1]
@@ -194,8 +194,8 @@ def _has_flash(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> boo
 def _attend_in_line(query: Tensor, key: Tensor, value: Tensor, rows: Ragged, dropout: float, scaling: float) -> Tensor:
     """Attention within each row by FlashAttention (Dao, 2023, https://arxiv.org/abs/2307.08691), without padding.
 
-    `torch.nested` calls the same; `torch.nn.attention.varlen` has no dropout. A padded rectangle needs a mask, with
-    which a batch of a new shape cost 0.2 s more on an H200.
+    `torch.nested` calls the same kernel; `torch.nn.attention.varlen` has no dropout. A padded rectangle needs a mask,
+    and with a mask each batch of a new shape cost 0.2 s more on an H200.
 
     Shapes: query (tokens, heads, width), or (batch, heads, width) of first tokens alone; key, value (tokens, heads,
     width); the result is like the query.
@@ -211,8 +211,8 @@ def _attend_in_line(query: Tensor, key: Tensor, value: Tensor, rows: Ragged, dro
 
 
 def _split(line: Tensor, sizes: list[int]) -> Sequence[Tensor]:
-    """Parts (tokens, heads, width) of so many tokens each, from (1, heads, tokens, width)."""
-    tokens = _line(line)  # if all are of one part: a split costs a pass of zeros in the backward pass
+    """Parts (tokens, heads, width) of these sizes, from (1, heads, tokens, width)."""
+    tokens = _line(line)  # not split if they are one part: a split costs a pass of zeros in the backward pass
     return [tokens] if len(sizes) == 1 else torch.split(tokens, sizes)
 
 
@@ -222,7 +222,7 @@ def _line(line: Tensor) -> Tensor:
 
 
 def _mask(*, mask_function: Any, attention_mask: Tensor | None = None, **settings: Any) -> Tensor | None:
-    """The padding mask as it is where it says all; else, for sliding windows or causal attention, that of `sdpa`."""
+    """The padding mask itself where it suffices; for sliding windows or causal attention, the mask of `sdpa`."""
     if mask_function is bidirectional_mask_function and attention_mask is not None and attention_mask.ndim == 2:
         return attention_mask
     return sdpa_mask(mask_function=mask_function, attention_mask=attention_mask, **settings)
@@ -233,7 +233,7 @@ _ATTENTION = Attention("unpadded", attend_by_row, _mask)
 
 @contextmanager
 def _passing_through(encoder: nn.Module) -> Iterator[list[Ragged]]:
-    """The batches that ``encoder`` is given in lines."""
+    """Records the batches that ``encoder`` is given in lines."""
     lines: list[Ragged] = []
 
     def look(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -249,7 +249,7 @@ def _passing_through(encoder: nn.Module) -> Iterator[list[Ragged]]:
 
 @torch.no_grad()
 def outputs_of_short_rows(model: PreTrainedModel, *, whole: bool = False) -> tuple[Tensor, Tensor]:
-    """States and logits of three short rows in evaluation mode, but none of padding; with padding if ``whole``."""
+    """States and logits at the tokens of three short rows, in evaluation mode; padding is computed too if ``whole``."""
     ids = torch.arange(5, 26, device=model.device).view(SHORT_ROWS, 7) % (num_embeddings(model) or 26)
     mask = torch.arange(7, device=model.device) < torch.tensor([[4], [7], [2]], device=model.device)
     padding = getattr(model.config.get_text_config(), "pad_token_id", None) or 0
@@ -267,6 +267,6 @@ def outputs_of_short_rows(model: PreTrainedModel, *, whole: bool = False) -> tup
 
 
 def is_same(found: Tensor, expected: Tensor) -> bool:
-    """Equal but for rounding, in float32 to 4e-6 of the largest number, in half precision to 3 %."""
+    """Whether two tensors are equal but for rounding: to 4e-6 of the largest number in float32, 3 % in half."""
     tolerance = min(32 * torch.finfo(expected.dtype).eps, 0.03) * expected.abs().max()
     return bool(((found - expected).abs() <= tolerance).all())

@@ -1,4 +1,4 @@
-"""Adapters: the few parameters that learn beside a frozen model."""
+"""Adapters: a few trainable parameters for a frozen model."""
 
 from loralight.adapters.base import Adapter, Added, trainable
 from loralight.adapters.disabled import Switchable, as_computed, disabled, is_off

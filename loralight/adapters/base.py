@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter(ABC):
-    """A way to fine-tune: its hyperparameters, and which parameters of a model it makes learn.
+    """A method of fine-tuning: its hyperparameters, and the choice of a model's trainable parameters.
 
     A new method is one subclass and one ``conf/adapter/*.yaml``.
 
     Args:
-        lr: learning rate per step that suits the method; ``optimizer.lr`` takes it unless told otherwise.
+        lr: learning rate per step that suits the method; the default of ``optimizer.lr``.
     """
 
     lr: float
@@ -24,29 +24,29 @@ class Adapter(ABC):
     """Whether the adapted model computes exactly as the base does at step 0."""
 
     keeps_keys: ClassVar[bool] = True
-    """Whether the base model's tensors have the names in the adapted model that they had before."""
+    """Whether the base model's tensors keep their names in the adapted model."""
 
     is_probe: ClassVar[bool] = False
-    """Whether the head alone learns, so that a linear head's best numbers can be solved for."""
+    """Whether only the head is trained, so that a linear head's optimum can be solved for."""
 
     @abstractmethod
     def apply_(self, model: nn.Module, candidates: Mapping[str, nn.Module]) -> dict[str, list[str]]:
-        """Make the method's parameters learn, in place.
+        """Make the method's parameters trainable, in place.
 
         Args:
             model: the pretrained model, entirely frozen.
-            candidates: the modules outside the head, by their names in ``model``.
+            candidates: the modules outside the head, by name in ``model``.
 
         Returns:
             The adapted layers' names by the target pattern that chose them.
         """
 
     def without(self, names: Collection[str]) -> "Adapter | None":
-        """The same method that leaves these layers as they are; None, as here, if it has no such setting."""
+        """The same method that leaves these layers as they are; None, the default, if it has no such setting."""
         return None
 
     def check_training(self, model: nn.Module) -> None:
-        """Raise if to train ``model`` with these settings makes no sense; nothing by default.
+        """Raise if it makes no sense to train ``model`` with these settings; does nothing by default.
 
         A refused adapter may still be injected, loaded and merged: a sum of adapters has a rank that nobody trains.
 
@@ -56,24 +56,24 @@ class Adapter(ABC):
         return None
 
     def initialise_(self, model: nn.Module, run_batches: Callable[[int], None]) -> "Adapter":
-        """Look at training data before the first step, change the model by it, and return the adapter that builds that.
+        """Look at training data before the first step, change the model, and return an adapter that builds it so.
 
         By default nothing happens. It is called once in a run, in every process with the same data; a resumed run
-        builds its model from what was returned.
+        builds its model from the returned adapter.
 
         Args:
             model: the adapted model, in evaluation mode.
-            run_batches: has the model compute the outputs of so many training batches, without gradients: forward hooks
-                see what layers are given.
+            run_batches: runs the model on this many training batches, without gradients; forward hooks see the inputs
+                of layers.
         """
         return self
 
     def lr_factors(self, model: nn.Module) -> dict[nn.Parameter, float]:
-        """The parameters whose learning rate is a multiple of the others', with that multiple."""
+        """The parameters whose learning rate is a multiple of the common one, each with its multiple."""
         return {}
 
     def starts(self, model: nn.Module) -> dict[nn.Parameter, float]:
-        """The parameters that begin to learn later than at step 0, with the fraction of the run at which they do."""
+        """The parameters whose training begins after step 0, each with the fraction of the run at which it begins."""
         return {}
 
     def undecayed(self, model: nn.Module) -> set[nn.Parameter]:
@@ -85,56 +85,56 @@ class Adapter(ABC):
         return None
 
     def after_step_(self, model: nn.Module, *, step: int, num_steps: float) -> None:
-        """Change ``model`` after an optimizer step, whose gradients are still there; nothing by default.
+        """Change ``model`` after an optimizer step, whose gradients are still there; does nothing by default.
 
-        A method keeps its state in buffers of the modules that learn: checkpoints hold these buffers.
+        A method keeps its state in buffers of the trained modules: checkpoints hold these buffers.
 
         Args:
             model: the adapted model.
             step: optimizer steps so far, at least 1.
-            num_steps: those of the whole run; inf if it has no end.
+            num_steps: optimizer steps of the whole run; inf if it has no end.
         """
         return None
 
     def finish_(self, model: nn.Module) -> "Adapter":
-        """Bring the trained layers into the form that is saved, in place, and return the adapter that builds it.
+        """Bring the trained layers into their saved form, in place, and return the adapter that builds this form.
 
         By default nothing changes.
         """
         return self
 
     def peft_config(self, model: nn.Module) -> dict[str, Any] | None:
-        """The fields of PEFT's ``adapter_config.json`` that say the same, or None where PEFT has no such method."""
+        """The fields of an equivalent ``adapter_config.json`` of PEFT; None if PEFT has no such method."""
         return None
 
     @classmethod
     def from_peft(cls, config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]) -> "Adapter | None":
-        """The adapter that a folder of PEFT's describes; None, as here, if it is not of this method.
+        """The adapter in a PEFT folder; None if it is of another method, which is the default.
 
-        Asked of every installed method whose own class defines it.
+        This is called for every installed method whose own class defines it.
 
         Args:
-            config: ``adapter_config.json``, data of a stranger's: nothing in it is to be called or imported, or taken
-                as a regular expression.
+            config: ``adapter_config.json``, which a stranger may have written: nothing in it may be called, imported or
+                used as a regular expression.
             tensors: shapes by name, without PEFT's prefix; the head's are among them.
 
         Raises:
-            InputError: it is of this method, which cannot do what a key says (``E-PEFT``).
+            InputError: the folder is of this method, but a key asks for something that it cannot do (``E-PEFT``).
         """
         return None
 
     def peft_names(self, model: nn.Module) -> dict[str, str]:
-        """PEFT's names for those tensors that it calls otherwise than the model does.
+        """PEFT's names for those tensors whose names differ from the model's.
 
-        They stand for what follows ``base_model.model.``, but a name without a dot is a whole one.
+        A name is the part after ``base_model.model.``; a name without a dot is the whole name.
         """
         return {}
 
 
 class Added(nn.Module):
-    """A part that a method adds to a model and that no weight can take up: such a model is never merged."""
+    """A part that a method adds to a model and that cannot be merged into a weight."""
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that learn, by name: the one definition for optimizer, checkpoint and reports."""
+    """The trainable parameters by name: the single definition for optimizer, checkpoint and reports."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

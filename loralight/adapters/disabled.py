@@ -1,4 +1,4 @@
-"""A context in which a model computes with its base alone: preference losses compare with the base."""
+"""A context in which a model computes without its adapter: preference losses compare with the base model."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -14,9 +14,9 @@ from loralight.errors import InputError
 
 
 class Switchable(nn.Module):
-    """A module that an adapter has changed. Where `is_off` says so, it computes as it did before the change.
+    """A module that an adapter has changed. Where `is_off` holds, it computes as it did before the change.
 
-    That holds for all that is in it, too.
+    The same is true of all modules inside it.
     """
 
 
@@ -25,7 +25,7 @@ class _Off(NamedTuple):
 
     Args:
         modules: all modules of the models.
-        task: the number of the backward pass in which they were, -1 outside of any.
+        task: the number of the backward pass in which they were switched off; -1 outside a backward pass.
     """
 
     modules: frozenset[nn.Module]
@@ -38,22 +38,23 @@ _OFF: ContextVar[_Off] = ContextVar("off", default=_NOTHING)
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
-    """Let ``model`` compute as its base does, bit for bit, while the context lasts.
+    """A context in which ``model`` computes as its base does, bit for bit.
 
         with torch.no_grad(), disabled(model):
             reference = model(**batch).logits
 
-    That holds in this thread, for this model: other threads may use it with its adapter meanwhile. Where rows have
-    adapters of their own (`by_rows`), all rows are the base's. Gradients are computed as they are elsewhere, and none
-    goes to the adapter. A compiled model computes uncompiled. Dropout of the base's own is on in training mode, a head
-    that learns is as it is by then, and accelerations stay on: what they round otherwise in training, with gradients,
-    they do here. Only PyTorch's own encoder layers are computed part by part wherever the adapter has them so.
+    It acts on this model in this thread only: other threads may use the model with its adapter meanwhile. Where each
+    row has its own adapter (`by_rows`), all rows are computed by the base. Gradients are computed as usual, but none
+    goes to the adapter. A compiled model computes uncompiled. The base's own dropout is on in training mode, and a
+    trained head has its current weights. Accelerations stay on: where they round differently in training, with
+    gradients, they also do so here. PyTorch's own encoder layers call their parts instead of the fused kernel wherever
+    the adapter makes them do so.
 
-    Gradient checkpointing recomputes each pass with the adapter on or off as it was, if the checkpoint is told: by
+    Gradient checkpointing recomputes each pass with the adapter on or off as in the forward pass, if it is told so: by
     ``acceleration=gradient_checkpointing`` for models of transformers, by ``context_fn=as_computed`` elsewhere.
 
     Args:
-        model: an adapted model, or a part of it, also where DDP or torch.compile is around it.
+        model: an adapted model, or a part of it; it may be wrapped in DDP or torch.compile.
 
     Raises:
         InputError: the adapter trains the base's own weights, so that there is no base left, or its layers cannot be
@@ -67,42 +68,42 @@ def disabled(model: nn.Module) -> Iterator[None]:
 def is_off(module: nn.Module) -> bool:
     """Whether ``module`` is to compute without its adapter in this call.
 
-    Code that is compiled never is, so that a compiler need not look at what it could not guard.
+    It is always False in compiled code: a compiler could not guard it.
     """
     return not torch.compiler.is_compiling() and module in _OFF.get().modules and module in _modules_off()
 
 
 def as_computed() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """The ``context_fn`` of `torch.utils.checkpoint.checkpoint`: the recomputation has adapters on or off as now."""
+    """A ``context_fn`` for `torch.utils.checkpoint.checkpoint`: recomputation has adapters on or off as now."""
     return nullcontext(), _SwitchedOff(_modules_off())
 
 
 def trains_(modules: Iterable[nn.Module], by: str) -> None:
-    """Note of modules which method trains parameters or statistics of theirs, for what `disabled` has to refuse."""
+    """Record in modules the method that trains their parameters or statistics, so that `disabled` can refuse them."""
     for module in modules:
         vars(module)["trained_by"] = by
 
 
 def trained_by(module: nn.Module) -> str | None:
-    """The method that trains a module's own parameters; None for a head's and for frozen ones."""
+    """The method that trains a module's own parameters; None in a head, or if they are frozen."""
     found: str | None = vars(module).get("trained_by")
     return found
 
 
 def forget_(model: nn.Module) -> None:
-    """Undo `trains_`, once what was trained is the base's own."""
+    """Undo `trains_`, once the trained values are the base's own."""
     for module in model.modules():
         vars(module).pop("trained_by", None)
 
 
 def _modules_off() -> frozenset[nn.Module]:
-    """Those that are off here: a backward pass does not see what is off around it, but what a checkpoint tells."""
+    """The modules that are off here; in a backward pass these are set by a checkpoint, not by a context around it."""
     modules, task = _OFF.get()
     return modules if task == torch._C._current_graph_task_id() else frozenset()
 
 
 class _SwitchedOff(AbstractContextManager[None]):
-    """A context that can be entered again, as one that keeps its graph is in each backward pass."""
+    """A context that can be entered again, as a checkpoint whose graph is kept does in each backward pass."""
 
     def __init__(self, modules: frozenset[nn.Module]) -> None:
         self._modules = modules
@@ -133,7 +134,7 @@ _stances: list[AbstractContextManager[None]] = []
 
 @contextmanager
 def _uncompiled() -> Iterator[None]:
-    """No compiled code runs meanwhile, in any thread: whether an adapter is on is nothing that a compiler looks at."""
+    """A context in which no thread runs compiled code, as a compiler does not check whether an adapter is on."""
     global _num_uncompiled
     with _SWITCHING:
         if not _num_uncompiled and "torch._dynamo" in sys.modules:  # else nothing is compiled

@@ -1,4 +1,4 @@
-"""The two verbs on a model: inject an adapter, and merge it into the weights."""
+"""The two operations on a model: inject an adapter, and merge it into the weights."""
 
 import sys
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from loralight.models.budget import within_what_may_be_added
 
 @runtime_checkable
 class Mergeable(Protocol):
-    """A layer that can put its update into its weight and be the plain layer again."""
+    """A layer that can merge its update into its weight and become the plain layer again."""
 
     def merge_(self) -> None: ...
 
@@ -31,12 +31,12 @@ def inject(model: nn.Module, adapter: Adapter, *, head: Sequence[nn.Module] = ()
         head: parts of ``model`` that are new, such as a classifier: trained in full, never adapted.
 
     Returns:
-        The adapted layers' names by the target pattern that chose them. Layers that a pattern means and whose class is
-        not known are counted in the log.
+        The adapted layers' names by the target pattern that chose them. Layers that a pattern matches but whose class
+        is not known are counted in the log.
 
     Raises:
-        InputError: a target matches nothing (``E-TARGET-NONE``), nothing would learn (``E-NO-TRAINABLE``), or the model
-            has an adapter already (``E-ADAPTED``).
+        InputError: a target matches nothing (``E-TARGET-NONE``), there would be no trainable parameter
+            (``E-NO-TRAINABLE``), or the model already has an adapter (``E-ADAPTED``).
     """
     if has := next(filter(None, map(trained_by, model.modules())), None):
         raise InputError(
@@ -64,18 +64,18 @@ def inject(model: nn.Module, adapter: Adapter, *, head: Sequence[nn.Module] = ()
 
 
 def merge(model: nn.Module) -> None:
-    """Put every adapter's update into the weights it adapts, in place: a plain model again, with its old keys.
+    """Merge every adapter's update into the weights, in place; the model is then plain again, with its old keys.
 
     Raises:
-        InputError: the adapter is no change of weights (``E-MERGE``); the model is as it was.
+        InputError: the adapter is not a change of weights (``E-MERGE``); the model is then unchanged.
     """
     layers = mergeable(model)
-    if "peft" in sys.modules:  # else no layer can be of PEFT's
+    if "peft" in sys.modules:  # else no layer can be PEFT's
         from loralight.adapters.peft.layers import merge_layers_
 
         merge_layers_(model)
     for layer in layers.values():
-        if isinstance(layer, Mergeable):  # else the module around it has merged it already
+        if isinstance(layer, Mergeable):  # else the module around it has already merged it
             layer.merge_()
     may_fuse_(model)
     forget_(model)
@@ -89,7 +89,7 @@ def mergeable(model: nn.Module) -> dict[str, Mergeable]:
     """The layers that `merge` merges, by name, in their order.
 
     Raises:
-        InputError: the adapter is no change of weights (``E-MERGE``).
+        InputError: the adapter is not a change of weights (``E-MERGE``).
     """
     if added := [name for name, module in model.named_modules() if isinstance(module, Added)]:
         kind = type(model.get_submodule(added[0])).__name__

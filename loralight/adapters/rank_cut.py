@@ -1,4 +1,4 @@
-"""A trained low-rank update at lower ranks: what is left of it when each layer keeps its largest directions alone."""
+"""A trained low-rank update at lower ranks, where each layer keeps only its largest directions."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +14,9 @@ from loralight.adapters.spectrum import LayerSpectrum
 @contextmanager
 @torch.no_grad()
 def cut_to(layers: Mapping[str, LoraLayer], ranks: Mapping[str, int]) -> Iterator[None]:
-    """A context in which each layer's update is the nearest one of its rank in ``ranks`` (Eckart and Young, 1936).
+    """A context that replaces each layer's update by the nearest one of its rank in ``ranks`` (Eckart and Young, 1936).
 
-    The factors keep their shapes: what is cut is zero.
+    The factors keep their shapes: the ranks that are cut are zero.
     """
     before = {name: (layer.lora_A.clone(), layer.lora_B.clone()) for name, layer in layers.items()}
     try:
@@ -33,12 +33,12 @@ def cut_to(layers: Mapping[str, LoraLayer], ranks: Mapping[str, int]) -> Iterato
 
 
 def alike(spectra: Sequence[LayerSpectrum], rank: int) -> dict[str, int]:
-    """The same rank for all layers, or a layer's own, if that is lower."""
+    """The same rank for all layers; a layer whose own rank is lower keeps it."""
     return {layer.name: min(rank, len(layer.values)) for layer in spectra}
 
 
 def by_energy(spectra: Sequence[LayerSpectrum], rank: int) -> dict[str, int]:
-    """As many directions as `alike` keeps, but the largest of all layers together; a layer may keep none."""
+    """The number of directions that `alike` keeps, given to the largest of all layers; a layer may keep none."""
     budget = sum(alike(spectra, rank).values())
     values = sorted(((float(value), layer.name) for layer in spectra for value in layer.values), reverse=True)
     kept = Counter(name for _, name in values[:budget])
@@ -46,7 +46,7 @@ def by_energy(spectra: Sequence[LayerSpectrum], rank: int) -> dict[str, int]:
 
 
 def energy_kept(spectra: Sequence[LayerSpectrum], ranks: Mapping[str, int]) -> float:
-    """The share of all updates' squared norm that is left at these ranks."""
+    """The fraction of all updates' squared norm that is left at these ranks."""
     squares = {layer.name: layer.values.square() for layer in spectra}
     whole = sum(float(values.sum()) for values in squares.values())
     left = sum(float(values[: ranks[name]].sum()) for name, values in squares.items())

@@ -1,4 +1,4 @@
-"""The trained updates of an adapter, layer by layer: how large they are, and in how many directions they go."""
+"""The trained updates of an adapter, layer by layer: their size and the number of their directions."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from loralight.adapters.layers.lora import LoraLayer
 class LayerSpectrum(NamedTuple):
     """The singular values of a layer's low-rank update ``scaling B A``, and the norm of its frozen weight.
 
-    Of DoRA it is the update of the direction, before the magnitude rescales it.
+    For DoRA this is the update of the direction, before the magnitude rescales it.
 
     Shapes: values (rank,), largest first.
     """
@@ -36,7 +36,7 @@ class LayerSpectrum(NamedTuple):
     def effective_rank(self) -> float:
         """The exponential of the entropy of the values' shares (Roy and Vetterli, 2007, "The effective rank").
 
-        It is n for n equal values and nears 1 as one outweighs the others; 0 for an update that is zero.
+        It is n for n equal values and approaches 1 as one value dominates; 0 for an update that is zero.
         """
         if not self.values.any():
             return 0.0
@@ -44,7 +44,7 @@ class LayerSpectrum(NamedTuple):
         return float(torch.special.entr(shares).sum().exp())
 
     def rank_for(self, energy: float) -> int:
-        """The least rank that keeps this share of the squared norm, at least 1."""
+        """The lowest rank, at least 1, that keeps this fraction of the squared norm."""
         kept = self.values.square().cumsum(0)
         return min(int((kept < energy * kept[-1] * (1 - 1e-12)).sum()) + 1, len(self.values))
 
@@ -60,7 +60,7 @@ def spectrum(model: nn.Module) -> list[LayerSpectrum]:
 
 
 def singular_values(lora_A: Tensor, lora_B: Tensor) -> Tensor:
-    """Those of ``B A``, from the triangles of ``B = Q R`` and ``A^T = Q' R'``: B A has those of ``R R'^T``.
+    """The singular values of ``B A``: with ``B = Q R`` and ``A^T = Q' R'`` they are those of ``R R'^T``.
 
     Shapes: lora_A (rank, in), lora_B (out, rank); the result is (at most rank,), in double precision.
     """
@@ -71,7 +71,7 @@ def singular_values(lora_A: Tensor, lora_B: Tensor) -> Tensor:
 
 
 def proposed_overrides(layers: Sequence[LayerSpectrum], energy: float) -> list[str]:
-    """Settings for a run whose ranks keep ``energy`` of each update's squared norm, as the command line takes them."""
+    """Command-line settings for a run whose ranks keep the fraction ``energy`` of each update's squared norm."""
     ranks = {layer.name: layer.rank_for(energy) for layer in layers}
     common = Counter(ranks.values()).most_common(1)[0][0]
     pattern = ",".join(f"{name}:{rank}" for name, rank in _exceptions(ranks, common).items())
@@ -79,9 +79,9 @@ def proposed_overrides(layers: Sequence[LayerSpectrum], energy: float) -> list[s
 
 
 def _exceptions(ranks: Mapping[str, int], common: int) -> dict[str, int]:
-    """The layers to name: those of another rank, and those whose name ends as one of theirs does.
+    """The layers to name: those with another rank, and those whose name ends in the name of such a layer.
 
-    A name in a pattern means the end of longer names too, and the last that matches counts.
+    A name in a pattern also matches the end of longer names, and the last matching pattern counts.
     """
     others = [name for name, rank in ranks.items() if rank != common]
     named = [name for name in ranks if name in others or name.endswith(tuple(f".{other}" for other in others))]

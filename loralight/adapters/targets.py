@@ -1,4 +1,4 @@
-"""Which layers a list of target patterns means: presets, names and globs, each of which must match."""
+"""The layers that a list of target patterns chooses: presets, names and globs, each of which must match."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
@@ -13,11 +13,11 @@ from loralight.errors import InputError
 from loralight.models.quantisation import QuantisedLinear, refuse_packed
 
 Modules = Mapping[str, nn.Module | nn.Parameter]
-"""Modules that can be adapted by name: layers, and the weights of experts, which are parameters without a layer."""
+"""Modules by name that can be adapted: layers, and the weights of experts, which are parameters without a layer."""
 
 
 def _in_attention(modules: Modules, name: str) -> bool:
-    """Whether a layer lies in an attention block (transformers and timm both say so in its class name), or is one."""
+    """Whether a layer is an attention or lies in one (transformers and timm both have it in the class name)."""
     if isinstance(modules[name], nn.MultiheadAttention):
         return True
     parents = (name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1))
@@ -25,7 +25,7 @@ def _in_attention(modules: Modules, name: str) -> bool:
 
 
 def _in_block(modules: Modules, name: str) -> bool:
-    """Whether a layer lies in one of a stack of repeated blocks."""
+    """Whether a layer lies in a block of a stack."""
     parents = (name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1))
     return any(isinstance(modules.get(parent), nn.ModuleList | nn.Sequential) for parent in parents)
 
@@ -35,13 +35,13 @@ def _is_linear(modules: Modules, name: str) -> bool:
 
 
 def _is_output(modules: Modules, name: str) -> bool:
-    """Whether a layer turns a language model's hidden states into words: it is as large as the embeddings."""
+    """Whether a layer is a language model's output layer, which is as large as the embeddings."""
     model = modules.get("")
     return isinstance(model, PreTrainedModel) and model.get_output_embeddings() is modules[name]  # type: ignore[no-untyped-call]
 
 
 def _is_asked_for(modules: Modules, name: str) -> bool:
-    """Whether a layer is one that only its name or its own preset chooses."""
+    """Whether a layer is chosen only by its name or its own preset."""
     return isinstance(modules[name], nn.Embedding | nn.Parameter)
 
 
@@ -59,7 +59,10 @@ PRESETS: dict[str, Callable[[Modules, str], bool]] = {
 
 
 def _matches(pattern: str, name: str) -> bool:
-    """A glob, or a name after ``^``, is the whole dotted name; a plain one its end: ``query`` of ``layer.0.query``."""
+    """A glob, or a name after ``^``, matches the whole dotted name; a plain name matches its end.
+
+    For example, ``query`` matches ``layer.0.query``.
+    """
     if pattern.startswith("^"):
         return name == pattern[1:]
     if any(sign in pattern for sign in "*?["):
@@ -68,10 +71,10 @@ def _matches(pattern: str, name: str) -> bool:
 
 
 def match(names: Iterable[str], pattern: str, option: str) -> list[str]:
-    """The names that ``pattern`` means.
+    """The names that ``pattern`` matches.
 
     Raises:
-        InputError: none (``E-TARGET-NONE``); the message lists the nearest.
+        InputError: it matches no name (``E-TARGET-NONE``); the message lists the nearest ones.
     """
     names = list(names)
     if found := [name for name in names if _matches(pattern, name)]:
@@ -88,15 +91,15 @@ def resolve(
     types: tuple[type[nn.Module | nn.Parameter], ...],
     exclude: str | Sequence[str] = (),
 ) -> dict[str, list[str]]:
-    """The layers that each target means, among those of exactly the given types.
+    """The layers that each target chooses, among those of exactly the given types.
 
-    Another subclass is left out on purpose: it may compute something else than the layer it extends, or, as the output
-    projection of ``nn.MultiheadAttention`` does, have its weight used without its forward ever being called (it is
-    adapted with the attention layer it belongs to). `passed_over` tells which.
+    Other subclasses are left out on purpose, because they may compute something else than the layer they extend. Or
+    their weight is used without a call of their forward, as in the output projection of ``nn.MultiheadAttention``,
+    which is adapted with its attention layer. `passed_over` lists the layers of the first kind.
 
     Raises:
         InputError: a target or an exclusion matches nothing (``E-TARGET-NONE``), or everything is excluded; or a target
-            means quantised layers, which are not among the types (``E-QUANTIZE``).
+            chooses quantised layers, which are not among the types (``E-QUANTIZE``).
     """
     layers = [name for name, module in candidates.items() if type(module) in types]
     targets = [targets] if isinstance(targets, str) else targets
@@ -126,11 +129,11 @@ def resolve(
 
 
 def passed_over(modules: Modules, adapted: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
-    """The layers that targets mean and that stay as they are, as their class extends a known one; by that class.
+    """The layers, by class, that targets choose but that stay as they are because their class extends a known one.
 
     Args:
-        modules: of a model, by name.
-        adapted: its adapted layers by target.
+        modules: the modules of a model, by name.
+        adapted: the model's adapted layers, by target.
     """
     is_adapted = {name for names in adapted.values() for name in names}
     found: dict[str, list[str]] = {}
@@ -141,9 +144,9 @@ def passed_over(modules: Modules, adapted: Mapping[str, Iterable[str]]) -> dict[
 
 
 def _extends(module: object) -> bool:
-    """Whether a layer's class extends one that can be adapted.
+    """Whether a layer's class extends a class that can be adapted.
 
-    Quantised layers are told of elsewhere; the output of `nn.MultiheadAttention` is adapted with it.
+    Quantised layers are reported elsewhere; the output projection of `nn.MultiheadAttention` is adapted with it.
     """
     others = (QuantisedLinear, NonDynamicallyQuantizableLinear)
     known = (nn.Linear, Conv1D, nn.Embedding, nn.modules.conv._ConvNd)
@@ -165,7 +168,7 @@ def _meaning(target: str) -> Callable[[Modules, str], bool]:
 
 
 def excluding(exclude: str | Sequence[str], names: Iterable[str]) -> list[str]:
-    """The patterns of an exclusion, and these layers by their whole names."""
+    """The patterns of an exclusion, extended by these layers' whole names."""
     return [*([exclude] if isinstance(exclude, str) else exclude), *(f"^{name}" for name in sorted(names))]
 
 

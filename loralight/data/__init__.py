@@ -96,7 +96,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import names on first use: who trains on rows of his own waits for no library of data sets."""
+    """Import names on first use: users who train on their own rows need not wait for the library of data sets."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

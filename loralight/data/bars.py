@@ -1,4 +1,4 @@
-"""The progress bars of `datasets`, which draws one for each pass over rows, however short."""
+"""The progress bars of `datasets`, which draws one for every pass over rows, however short."""
 
 import sys
 from collections.abc import Iterator
@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 _LONG = 10_000
-"""Rows from which a pass takes long enough to watch it."""
+"""A pass over at least this many rows takes long enough to show a bar."""
 
 
 @contextmanager
 def bars(num_rows: int = 0) -> Iterator[None]:
-    """Hide them but for a long pass, and from all but a terminal; afterwards they are as they were."""
+    """A context in which bars are hidden, except for a long pass on a terminal; afterwards they are as before."""
     hidden = are_progress_bars_disabled()
     if hidden or (num_rows >= _LONG and sys.stderr.isatty()):
         yield

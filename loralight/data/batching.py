@@ -1,4 +1,4 @@
-"""Which rows make a batch: sentences of like length together, the same for every rank, and resumable."""
+"""Batches of rows: sentences of similar length together, the same for every rank, and resumable."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,22 +12,22 @@ _POOL = 50  # batches sorted together: long enough to cut padding, short enough 
 
 
 class BatchSampler(Sampler[list[Any]]):
-    """Batches of row numbers as a pure function of (seed, epoch), of which each rank takes its share.
+    """Batches of row numbers as a pure function of (seed, epoch); each rank takes its share of every batch.
 
-    Rows are shuffled, sorted by length within pools of 50 batches, cut into batches, and the batches shuffled.
-    A global batch is dealt out to the ranks row by row, so that each gets as many as any other, or one fewer in the
-    last. Where that has fewer rows than there are ranks, a rank without any gets one that is another's too when
-    training, so that all take as many steps; `stands_in` tells, and the row counts for nothing there.
+    Rows are shuffled, sorted by length within pools of 50 batches, and cut into batches; then the batches are shuffled.
+    A global batch is dealt out to the ranks row by row, so that all ranks get equally many rows, or in the last batch
+    some get one fewer. If that batch has fewer rows than there are ranks, in training a rank without a row gets a copy
+    of another rank's, so that all ranks take equally many steps. `stands_in` tells when, and the copy does not count.
 
     Args:
         lengths: the cost of each row (its number of tokens); used if ``grouped``.
         batch_size: rows per rank and batch.
-        shuffle: a new order each epoch; without, the order of the rows and every row exactly once.
-        grouped: batches of like lengths.
+        shuffle: whether each epoch has a new order; if not, the order is fixed and every row comes exactly once.
+        grouped: whether a batch has rows of similar length.
         seed: of the order.
-        rank: this process.
-        num_ranks: all processes.
-        with_epoch: a row is given as (epoch, row), for data that is random anew in each epoch.
+        rank: the number of this process.
+        num_ranks: the number of all processes.
+        with_epoch: whether a row is given as (epoch, row), for data with new random choices in each epoch.
     """
 
     def __init__(
@@ -46,11 +46,11 @@ class BatchSampler(Sampler[list[Any]]):
         self.seed, self.rank, self.num_ranks, self.with_epoch = seed, rank, num_ranks, with_epoch
         self.epoch = 0
         self._short: tuple[int, int] | None = None  # (epoch, its batch with fewer rows than ranks)
-        self.resume_at: tuple[int, int | None] = (0, 0)  # (epoch, batches of it that are done, all of them if None)
+        self.resume_at: tuple[int, int | None] = (0, 0)  # (epoch, its finished batches; None: all)
 
     @property
     def sampler(self) -> "BatchSampler":
-        """Where Lightning looks for ``set_epoch``."""
+        """The object whose ``set_epoch`` Lightning calls."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
@@ -74,7 +74,7 @@ class BatchSampler(Sampler[list[Any]]):
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
     def stands_in(self, epoch: int, number: int) -> bool:
-        """Whether this rank's row of a training batch is another rank's, which counts it."""
+        """Whether this rank's row of a training batch is a copy of another rank's, where it counts."""
         rest = len(self.lengths) % (self.batch_size * self.num_ranks)
         if not 0 < rest <= self.rank:
             return False

@@ -1,12 +1,12 @@
-"""What a report on the data warns of before anything is trained: it will not stop a run, and may explain a poor one."""
+"""Warnings about the data, reported before training: they do not stop a run, but may explain a poor result."""
 
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import combinations
 
-_FEW = 5  # rows of a class, of which a classifier learns little and a validation split measures nothing
-_TIMES = 20  # as many rows of one class as of another, from which on accuracy says little
-_MOST = 0.8  # share of the rows that have the commonest class, likewise
+_FEW = 5  # rows of a class; from fewer a classifier learns little, and a validation split measures nothing
+_TIMES = 20  # one class has so many times the rows of another: above this, accuracy says little
+_MOST = 0.8  # share of the rows in the commonest class: from here on, accuracy says little
 _CUT = 0.05  # share of the rows that are longer than the window
 _SHOWN = 5
 _NUMBER = re.compile(r"-?\d+(\.\d+)?", re.ASCII)
@@ -14,11 +14,11 @@ _SEPARATED = re.compile(r"[^,;|]+[,;|][^,;|]+.*|\[.*\]")
 
 
 def few_rows(names: Sequence[str], counts: Sequence[int], *, of: str = "training rows") -> list[str]:
-    """A line on classes of which hardly anything can be learnt.
+    """A line on classes with too few rows to learn from.
 
     Args:
         names: of the classes.
-        counts: how often each comes in training.
+        counts: how often each class comes in training.
         of: the name of the counted items.
     """
     few = [(name, count) for name, count in zip(names, counts, strict=True) if count < _FEW]
@@ -32,11 +32,11 @@ def few_rows(names: Sequence[str], counts: Sequence[int], *, of: str = "training
 
 
 def uneven_rows(names: Sequence[str], counts: Sequence[int]) -> list[str]:
-    """A line on classes of which some are so much commoner that accuracy says little.
+    """A line on classes so unequal in frequency that accuracy says little.
 
     Args:
-        names: of the classes, of which each row has one.
-        counts: training rows of each.
+        names: of the classes; each row has one class.
+        counts: training rows of each class.
     """
     most, least = max(counts), min(counts)
     share = most / max(sum(counts), 1)
@@ -50,10 +50,10 @@ def uneven_rows(names: Sequence[str], counts: Sequence[int]) -> list[str]:
 
 
 def repeated_rows(splits: Mapping[str, Iterable[Hashable]]) -> list[str]:
-    """Lines on rows that stand in two splits, whose scores then show memory.
+    """Lines on rows that are in two splits, so that scores reward memory.
 
     Args:
-        splits: what tells rows apart, by split.
+        splits: the identity of each row, by split.
     """
     given = {split: list(rows) for split, rows in splits.items()}
     known = {split: set(rows) for split, rows in given.items()}
@@ -68,11 +68,11 @@ def repeated_rows(splits: Mapping[str, Iterable[Hashable]]) -> list[str]:
 
 
 def cut_rows(cut: Mapping[str, int], rows: Mapping[str, int], *, max_length: int) -> list[str]:
-    """A line on rows that are longer than the part that is read.
+    """A line on rows that are cut because they are too long.
 
     Args:
-        cut: how many are, by split.
-        rows: all rows, by split.
+        cut: the number of cut rows, by split.
+        rows: the number of all rows, by split.
         max_length: tokens that are read.
     """
     many = [f"{cut[split]} of {rows[split]} rows of {split}" for split in cut if cut[split] >= _CUT * rows[split]]
@@ -85,7 +85,7 @@ def cut_rows(cut: Mapping[str, int], rows: Mapping[str, int], *, max_length: int
 
 
 def odd_names(names: Sequence[str]) -> list[str]:
-    """A line on names of classes, found in the data, that look like numbers or like several in one.
+    """A line on class names, found in the data, that look like numbers or like several names in one.
 
     Args:
         names: of the classes.

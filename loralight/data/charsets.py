@@ -1,4 +1,4 @@
-"""How text files are encoded, and which encoding is likely where it is another than was said."""
+"""Encodings of text files, and the likely encoding of a file that cannot be read in the given one."""
 
 import codecs
 from pathlib import Path
@@ -12,11 +12,11 @@ def check_encoding(encoding: str | None) -> str | None:
     """The encoding; None for UTF-8, which may begin with a byte order mark.
 
     Raises:
-        InputError: Python knows no text so encoded (``E-ENCODING``).
+        InputError: Python has no such text encoding (``E-ENCODING``).
     """
     try:
         name = codecs.lookup(encoding or "utf-8").name
-        "".encode(name)  # others than of text, such as base64, know no text
+        "".encode(name)  # fails for codecs that are not for text, such as base64
     except LookupError as error:
         raise InputError(
             "E-ENCODING",
@@ -33,7 +33,7 @@ def read_text_file(file: str, encoding: str | None = None) -> str:
         encoding: UTF-8 if None.
 
     Raises:
-        InputError: it cannot be read so (``E-DATA``).
+        InputError: the file cannot be read as text in this encoding (``E-DATA``).
     """
     try:
         return Path(file).read_text(encoding=encoding or "utf-8-sig")
@@ -44,7 +44,7 @@ def read_text_file(file: str, encoding: str | None = None) -> str:
 
 
 def not_so_encoded(file: str, encoding: str | None) -> InputError:
-    """The error of a file that is encoded otherwise, which tells how by its bytes."""
+    """The error for a file in another encoding; it names the likely encoding, judged by the file's bytes."""
     likely, why = _likely(Path(file).read_bytes())
     return InputError(
         "E-DATA",
@@ -54,7 +54,7 @@ def not_so_encoded(file: str, encoding: str | None) -> InputError:
 
 
 def check_text(file: str, encoding: str | None) -> None:
-    """Raise ``E-DATA`` if a file is not text in ``encoding``; without one, also if its zeros show UTF-16."""
+    """Raise ``E-DATA`` if a file is not text in ``encoding``; if that is None, also if zero bytes show UTF-16."""
     decoder = codecs.getincrementaldecoder(encoding or "utf-8")()
     with Path(file).open("rb") as opened:
         try:

@@ -13,12 +13,12 @@ from loralight.data.splits import Splits
 from loralight.errors import InputError
 
 _SEPARATORS = ",;|"
-_FEW = 20  # classes that numbers may be of without another look
+_FEW = 20  # up to so many different integers are taken for classes without further checks
 _HIDDEN = "-1"
 
 
 class Classes(NamedTuple):
-    """The names of a data set's classes in order and, by split, the numbers of each row's: of one, or of several."""
+    """The names of a data set's classes in order and, by split, the class numbers of each row: one, or several."""
 
     names: list[str]
     of_rows: dict[str, list[list[int]]]
@@ -27,14 +27,14 @@ class Classes(NamedTuple):
 def read_classes(
     rows: Splits, columns: Sequence[str], *, given: Sequence[str] | None, limited: bool, several: str
 ) -> Classes:
-    """The classes of all rows, once it is sure that the columns hold classes.
+    """The classes of all rows, after a check that the columns hold classes.
 
     Args:
         rows: the splits.
-        columns: of their labels: one, or several of 0 and 1.
-        given: the user's names, after which nothing is asked.
-        limited: rows of train were left out, so that it may lack some.
-        several: what to do where a row has several labels.
+        columns: the label columns: one, or several of 0 and 1.
+        given: the user's names of the classes; with them the check is skipped.
+        limited: whether rows of train were left out, so that it may lack some classes.
+        several: advice for the message where a row has several labels.
 
     Raises:
         InputError: see `find_classes`, `read_labels` and `encode_labels`.
@@ -57,20 +57,20 @@ def find_classes(
 
     Args:
         rows: the splits.
-        columns: of their labels.
-        labels: each row's, by split.
-        given: the user's names, after which nothing is asked.
-        limited: rows of train were left out, so that it may lack some.
-        several: what to do where a row has several labels.
+        columns: the label columns.
+        labels: each row's labels, by split.
+        given: the user's names of the classes; with them the check is skipped.
+        limited: whether rows of train were left out, so that it may lack some classes.
+        several: advice for the message where a row has several labels.
 
     Raises:
-        InputError: they are no classes, or fewer than two, or one is there twice (``E-LABELS``), or a row has -1 for a
-            label that is missing (``E-LABEL-RANGE``).
+        InputError: the labels are not classes, or fewer than two, or a name comes twice (``E-LABELS``), or a row has -1
+            for a missing label (``E-LABEL-RANGE``).
     """
     if given is None and has_no_names(rows["train"], columns) and any(chain(*labels.values())):
         _check(rows, columns[0], labels, several)
     seen = dict(labels) if limited else {"train": labels["train"]}
-    if rows.origins["validation"].numbers is not None:  # held out of train: a label may have but one row
+    if rows.origins["validation"].numbers is not None:  # held out of train: a label may have a single row
         seen["validation"] = labels["validation"]
     names = list(given) if given is not None else label_names(rows["train"], columns, list(chain(*seen.values())))
     if len(names) < 2:
@@ -84,7 +84,7 @@ def find_classes(
 
 
 def has_no_names(rows: Dataset, columns: Sequence[str]) -> bool:
-    """Whether the data set names no classes, neither by a column for each nor by their names."""
+    """Whether the data set names no classes, neither by a column for each class nor by a `ClassLabel`."""
     return len(columns) == 1 and not isinstance(rows.features[columns[0]], ClassLabel)
 
 
@@ -98,7 +98,10 @@ def _check(rows: Splits, column: str, labels: Mapping[str, list[list[str]]], sev
 
 
 def check_marks(labels: Mapping[str, list[list[str]]], origins: Mapping[str, Origin], column: str) -> None:
-    """Raise ``E-LABEL-RANGE`` at the first label -1 that stands for none; of -1 and 1, or of -2 to 2, it is one."""
+    """Raise ``E-LABEL-RANGE`` at the first label -1 that marks a missing label.
+
+    Among the labels -1 and 1, or -2 to 2, it is a class.
+    """
     others = {name for part in labels.values() for row in part for name in row} - {_HIDDEN}
     if others == {"1"} or any(number < 0 for number in map(_number, others) if number is not None):
         return
@@ -113,7 +116,7 @@ def check_marks(labels: Mapping[str, list[list[str]]], origins: Mapping[str, Ori
 
 
 def check_spelling(counts: Mapping[str, int], column: str) -> None:
-    """Raise ``E-LABELS`` if two names differ in case alone."""
+    """Raise ``E-LABELS`` if two names differ only in case."""
     spellings = defaultdict(list)
     for name in counts:
         spellings[name.casefold()].append(name)
@@ -127,7 +130,7 @@ def check_spelling(counts: Mapping[str, int], column: str) -> None:
 
 
 def check_single(counts: Mapping[str, int], column: str, several: str) -> None:
-    """Raise ``E-LABELS`` if a name is several labels of other rows, joined; ``Washington, DC`` is one."""
+    """Raise ``E-LABELS`` if a name joins several labels of other rows; ``Washington, DC`` is a single label."""
     if all(name.startswith("[") and name.endswith("]") for name in counts):
         raise InputError("E-LABELS", f"column {column!r}: {next(iter(counts))!r} is a list written as text. {several}")
     for separator in _SEPARATORS:
@@ -141,7 +144,7 @@ def check_single(counts: Mapping[str, int], column: str, several: str) -> None:
 
 
 def _joined(names: Mapping[str, int], separator: str) -> str | None:
-    """A name made of parts which are labels by themselves or stand in several places of others; None if rare."""
+    """A name whose parts are labels themselves or come at several places in other names; None if that is rare."""
     parts = {name: [part.strip() for part in name.split(separator)] for name in names if separator in name}
     places: dict[str, set[int]] = defaultdict(set)
     for found in parts.values():
@@ -154,7 +157,7 @@ def _joined(names: Mapping[str, int], separator: str) -> str | None:
 
 
 def check_numbers(counts: Mapping[str, int], column: str) -> None:
-    """Raise ``E-LABELS`` if the names are numbers to be predicted, such as 0.37 and 4.2, and not those of classes."""
+    """Raise ``E-LABELS`` if the names are numbers to be predicted, such as 0.37 and 4.2, and not numbers of classes."""
     numbers = [number for number in map(_number, counts) if number is not None]
     if len(numbers) < len(counts):
         return

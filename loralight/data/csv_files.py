@@ -12,15 +12,15 @@ from loralight.errors import InputError
 
 _SEPARATORS = ",;\t|"  # spreadsheets of countries with decimal commas write semicolons
 _SAID = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|", "space": " "}
-_SEEN = 100  # lines that tell the columns where no line names them
-_WORDS = 4  # of a cell that is not a column's name
+_SEEN = 100  # lines that show the columns where no line names them
+_WORDS = 4  # a cell with at least so many words is not a column's name
 
 
 def check_delimiter(delimiter: str | None) -> str | None:
-    """The character that ``data.delimiter`` gives, by its name too.
+    """The character that ``data.delimiter`` gives, itself or by name.
 
     Raises:
-        InputError: it is none (``E-DELIMITER``).
+        InputError: it is neither a character nor a known name (``E-DELIMITER``).
     """
     said = _SAID.get(delimiter, delimiter) if isinstance(delimiter, str) else delimiter
     if said is not None and (not isinstance(said, str) or len(said) != 1 or said in '"\r\n'):
@@ -34,16 +34,16 @@ def check_delimiter(delimiter: str | None) -> str | None:
 def reading(
     file: str, *, header: bool | None, delimiter: str | None = None, encoding: str | None = None
 ) -> dict[str, Any]:
-    """What pandas is told of a file: an empty cell is missing, "NA" and "None" are words, no column is row names.
+    """The arguments for pandas: an empty cell is missing, "NA" and "None" are words, no column holds row names.
 
     Args:
         file: its path.
-        header: whether its first line names the columns; where it does not, they are called 0, 1, 2, ...
+        header: whether its first line names the columns; if not, they are called 0, 1, 2, ...
         delimiter: the text between its columns; found if None.
         encoding: UTF-8 if None.
 
     Raises:
-        InputError: two columns have one name (``E-DATA``).
+        InputError: two columns have the same name (``E-DATA``).
     """
     arguments: dict[str, Any] = {"na_values": [""], "keep_default_na": False, "index_col": False}
     if encoding is not None:
@@ -60,7 +60,7 @@ def reading(
 
 
 def check_header(rows: Dataset, file: str) -> None:
-    """Raise ``E-HEADER`` if the first line was a row: a cell is one that its column has again, and another a sentence.
+    """Raise ``E-HEADER`` if the first line looks like a row: one cell comes again in its column, another is a sentence.
 
     Either alone may be a name: ``spam`` of a column with spam and ham, ``Which of these would you buy?``.
     """
@@ -74,7 +74,7 @@ def check_header(rows: Dataset, file: str) -> None:
 
 
 def header_hint(rows: Dataset) -> str:
-    """A hint where a column is missing: a file's first line may not name its columns."""
+    """A hint for a missing column: the file's first line may be a row."""
     names = rows.column_names
     if rows.info.builder_name != "csv" or names == [str(place) for place in range(len(names))]:
         return ""
@@ -93,7 +93,7 @@ def _line(rows: Dataset) -> str:
 
 
 def _separator(file: str, encoding: str | None, *, header: bool | None) -> str:
-    """The delimiter: the usual one, unless the names, or without them the first lines, have another."""
+    """The delimiter: the usual one, unless the header, or without a header the first lines, show another."""
     usual = "\t" if Path(file).suffix.lower() == ".tsv" else ","
     others = [usual, *_SEPARATORS.replace(usual, "")]
     if header is False:
@@ -103,7 +103,10 @@ def _separator(file: str, encoding: str | None, *, header: bool | None) -> str:
 
 
 def _divides(file: str, separator: str, encoding: str | None) -> bool:
-    """Whether it makes as many columns, and several, of each of the first lines, be there quotes or not."""
+    """Whether a separator divides each of the first lines into the same number of columns, and into several.
+
+    Lines are tried both with and without quotes.
+    """
     with Path(file).open(encoding=encoding or "utf-8-sig", errors="replace", newline="") as opened:
         plain = {line.count(separator) for line in islice(filter(str.strip, opened), _SEEN)}
     quoted = {len(cells) - 1 for cells in islice(_lines(file, separator, encoding), _SEEN)}
@@ -118,7 +121,7 @@ def _lines(
 
 
 def _is_unquoted(file: str, separator: str, encoding: str | None) -> bool:
-    """Whether each line is a row, but its quotes do not pair up, as in many TSV files: pandas would join such lines."""
+    """Whether each line is a row, but quotes do not pair up, as in many TSV files: pandas would join such lines."""
     unpaired, expected = False, None
     with Path(file).open(encoding=encoding or "utf-8-sig", errors="replace", newline="") as opened:
         for line in filter(str.strip, opened):

@@ -23,13 +23,13 @@ Columns = dict[str, list[Any]]
 def encode_rows(
     rows: Dataset, function: Callable[..., Columns], *, features: Features | None = None, **arguments: Any
 ) -> Dataset:
-    """The columns that a function makes of those of ``rows``, which are left out.
+    """The columns that a function computes from those of ``rows``, in place of these.
 
     Args:
         rows: a split.
-        function: of a module, taking columns of some rows, the rows' numbers, and ``arguments``.
+        function: a function of a module, which takes columns of some rows, the rows' numbers, and ``arguments``.
         features: the new columns; inferred from the encoded rows if None.
-        arguments: a tokenizer and whatever else the result depends on.
+        arguments: a tokenizer and everything else on which the result depends.
     """
     with bars(len(rows)):
         return rows.map(
@@ -44,7 +44,7 @@ def encode_rows(
 
 @dataclass(frozen=True, kw_only=True)
 class _Encoding:
-    """A function as the cache is to know it: `datasets` would tell it by its name, whatever has become of its code."""
+    """A function as the cache identifies it; `datasets` would go by its name even if its code has changed."""
 
     function: Callable[..., Columns]
     arguments: Mapping[str, Any]
@@ -66,7 +66,7 @@ _TOLD: dict[bytes, str] = {}
 
 
 def _told(argument: Any) -> Any:
-    """What the cache tells an argument by: of a tokenizer a digest, which takes 90 ms and all splits share."""
+    """The identity of an argument for the cache; for a tokenizer a digest, which takes 90 ms and all splits share."""
     if not type(argument).__module__.startswith("transformers."):
         return argument
     pickled = hashlib.sha256(pickle.dumps(argument)).digest()
@@ -77,7 +77,7 @@ def _told(argument: Any) -> Any:
 
 @cache
 def _digest(*modules: str) -> str:
-    """A digest of all sources in the folders of some modules and of the versions of their libraries: 10 ms."""
+    """A digest of all sources in the folders of some modules, and of the libraries' versions; takes 10 ms."""
     digest = hashlib.sha256()
     for library in (datasets, tokenizers, transformers):
         digest.update(f"{library.__name__} {library.__version__}\n".encode())

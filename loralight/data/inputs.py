@@ -12,13 +12,13 @@ from loralight.errors import InputError
 def read_inputs(source: str) -> list[Any]:
     """The inputs in a file or on standard input (``-``).
 
-    A line of text is an input, one that is a JSON object a record; rows of CSV, JSONL and Parquet files are records. A
-    text that is as a whole a JSON array of texts and records holds these.
+    Each line of text is an input; a line that is a JSON object is a record. Rows of CSV, JSONL and Parquet files are
+    records. If the whole text is a JSON array of texts and records, its elements are the inputs.
 
     Raises:
         InputError: the file cannot be read, or is empty (``E-DATA``, ``E-DATA-EMPTY``).
     """
-    from loralight.data.splits import FORMATS, read_file  # which bring the library of data sets along
+    from loralight.data.splits import FORMATS, read_file  # they import the library of data sets
 
     if source != "-" and Path(source).suffix.lower() in FORMATS:
         inputs: list[Any] = read_file(source).to_list()
@@ -37,7 +37,7 @@ def read_inputs(source: str) -> list[Any]:
 
 
 def _listed(text: str) -> list[Any] | None:
-    """The elements of a JSON array; None for another text, such as one that begins with a remark in brackets."""
+    """The elements of a JSON array; None for any other text, such as a text that begins with a remark in brackets."""
     if not text.lstrip().startswith("["):
         return None
     with suppress(ValueError, RecursionError):

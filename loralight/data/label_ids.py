@@ -1,4 +1,4 @@
-"""Names for the numbers in a label column, as data sets bring them in a file of their own."""
+"""Names for the numbers in a label column, which data sets often bring in a separate file."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,21 +14,21 @@ from loralight.data.splits import Splits
 from loralight.errors import InputError
 
 LabelNames = str | Sequence[str | float] | Mapping[Any, str | float]
-"""A file with a name a line or with JSON, a list of names in the order of their numbers, or names by number."""
+"""A file with one name a line or with JSON, a list of names in the order of their numbers, or names by number."""
 
 
 def name_label_ids(rows: Splits, columns: Sequence[str], given: LabelNames) -> list[str]:
-    """Put names in place of the numbers in a column of labels, and return all names in order.
+    """Replace the numbers in a column of labels by names, and return all names in order.
 
-    Those of a list are numbered from 0, or from 1 where no row has 0 and one has as many as there are names.
+    Names in a list are numbered from 0, or from 1 if no row has label 0 and some row has the number of names as label.
 
     Args:
         rows: the splits, whose column is replaced.
-        columns: one, of a label a row or of lists of them.
+        columns: one column, with a label or a list of labels in each row.
         given: the names.
 
     Raises:
-        InputError: there are no such names, or either numbering would do (``E-LABELS``), or a label has no name
+        InputError: there are no such names, or both numberings are possible (``E-LABELS``), or a label has no name
             (``E-LABEL-RANGE``).
     """
     if len(columns) != 1:
@@ -37,7 +37,7 @@ def name_label_ids(rows: Splits, columns: Sequence[str], given: LabelNames) -> l
     names, several = _read(given), are_lists(rows["train"], columns)
     found = {label_name(value) for part in rows.values() for cell in part[column] for value in _values(cell)}
     by_id = names if isinstance(names, dict) else _numbered(names, found)
-    if not found <= set(by_id.values()):  # else they are there in place of numbers
+    if not found <= set(by_id.values()):  # else the column already holds the names
         for split, part in rows.items():
             named = [_named(cell, by_id, rows.origins[split], row, column) for row, cell in enumerate(part[column])]
             text = Value("string")

@@ -17,21 +17,21 @@ from loralight.errors import InputError, did_you_mean
 _LISTS = (SmallList, LargeList)
 _NUMBER = re.compile(r"-?\d+(\.\d+)?", re.ASCII)
 
-HIDDEN = -1  # the hub's mark for a test split whose labels are kept back
+HIDDEN = -1  # the hub's mark for a test split whose labels are withheld
 
 
 def label_name(value: Any) -> str:
-    """A label's name: without spaces around it, and 1.0 is 1, as a column with missing values has floats."""
+    """A label's name, without spaces around it; 1.0 becomes 1, as a column with missing values has floats."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
 
 def is_hidden(rows: Dataset, column: str) -> bool:
-    """Whether no row of a split has a label: all are missing, or -1, the hub's mark for labels that are kept back."""
+    """Whether no row of a split has a label: all are missing, or -1, the hub's mark for withheld labels."""
     return len(rows) > 0 and all(value == HIDDEN or _is_missing(value) for value in rows[column])
 
 
 def leave_out_hidden_test(splits: Splits, columns: Sequence[str]) -> list[str]:
-    """Take a test split without labels out of ``splits``; returns a line that says so."""
+    """Remove a test split without labels from ``splits``; returns a line that says so."""
     if "test" not in splits:
         return []
     has = splits["test"].column_names
@@ -46,20 +46,20 @@ def leave_out_hidden_test(splits: Splits, columns: Sequence[str]) -> list[str]:
 
 
 def check_splits(splits: Splits, columns: Sequence[str], *, labels: Sequence[str]) -> list[str]:
-    """Check that each split has its columns, once a test split without labels is taken out of ``splits``.
+    """Remove a test split without labels from ``splits``, and check that each split has its columns.
 
     Args:
         splits: as they were read.
-        columns: that each needs, those of the labels included.
+        columns: the columns that each split needs, with those of the labels.
         labels: the columns of the labels.
 
     Returns:
-        A line about a split that was left out.
+        A line about the split that was left out, if any.
 
     Raises:
         InputError: a column is not there (``E-COLUMN``).
     """
-    check_columns(splits["train"], columns, "train")  # its faults are told first
+    check_columns(splits["train"], columns, "train")  # its errors are reported first
     notes = leave_out_hidden_test(splits, labels)
     for split, rows in splits.items():
         check_columns(rows, columns, split)
@@ -67,10 +67,10 @@ def check_splits(splits: Splits, columns: Sequence[str], *, labels: Sequence[str
 
 
 def split_labels(rows: Dataset, column: str, separator: str) -> Dataset:
-    """The rows with the labels in ``column``, joined by ``separator``, as a list each; an empty cell has none.
+    """The rows, with each text in ``column`` split at ``separator`` into a list of labels; an empty cell has none.
 
     Raises:
-        InputError: there are lists already, or nothing to divide at (``E-LABELS``).
+        InputError: the column already holds lists, or the separator is empty (``E-LABELS``).
     """
     if not separator or are_lists(rows, [column]):
         raise InputError(
@@ -83,7 +83,7 @@ def split_labels(rows: Dataset, column: str, separator: str) -> Dataset:
 
 
 def _parts(text: str, separator: str) -> list[str]:
-    """Also of a list as Python writes it: ``['a', 'b']``."""
+    """The labels in a text, which may be a list as Python writes it: ``['a', 'b']``."""
     is_list = text.startswith("[") and text.endswith("]")
     parts = [part.strip() for part in (text[1:-1] if is_list else text).split(separator)]
     return [part.strip("'\"") if is_list else part for part in parts if part]
@@ -102,14 +102,14 @@ def read_labels(
         columns: one column of integers, strings, ClassLabels or lists of these; or several columns of 0 and 1, each
             named after the label it stands for.
         origin: of the rows.
-        given: label names chosen by the user; they name plain integers, by number, unless these are the names.
+        given: label names chosen by the user; they name plain integers by number, unless the integers are the names.
 
     Returns:
-        A list of names per row; one name where the column holds one label.
+        A list of names per row; a single name where the column holds one label.
 
     Raises:
-        InputError: a row without a label, or with one that the data set does not name (``E-LABEL-RANGE``), or neither
-            0 nor 1 in one of several columns (``E-LABEL``).
+        InputError: a row has no label, or a label that the data set does not name (``E-LABEL-RANGE``), or one of
+            several columns holds neither 0 nor 1 (``E-LABEL``).
     """
     if len(columns) > 1:
         flags = [rows[column] for column in columns]
@@ -146,7 +146,7 @@ def are_lists(rows: Dataset, columns: Sequence[str]) -> bool:
 
 
 def label_names(rows: Dataset, columns: Sequence[str], labels: list[list[str]]) -> list[str]:
-    """All label names in their order: that of the columns, of the ClassLabel, or sorted (numbers as numbers)."""
+    """All label names, in the order of the columns or of the ClassLabel, else sorted (numbers as numbers)."""
     if len(columns) > 1:
         return list(columns)
     feature: Any = rows.features[columns[0]]
@@ -158,10 +158,10 @@ def label_names(rows: Dataset, columns: Sequence[str], labels: list[list[str]]) 
 
 
 def encode_labels(labels: list[list[str]], names: Sequence[str], origin: Origin) -> list[list[int]]:
-    """Label names to positions in ``names``.
+    """The positions of each row's label names in ``names``.
 
     Raises:
-        InputError: a name that is not among them (``E-LABEL-RANGE``).
+        InputError: a label is not among ``names`` (``E-LABEL-RANGE``).
     """
     position = {name: number for number, name in enumerate(names)}
     for row, values in enumerate(labels):
@@ -184,15 +184,16 @@ def check_smoothing(share: float) -> None:
 def weights_of_labels(
     given: Sequence[float] | str | None, labels: Sequence[str], counts: Sequence[int] | None
 ) -> Tensor | None:
-    """Weights of the labels in a loss, (labels,); None for equal ones.
+    """Weights of the labels in a loss, (labels,); None for equal weights.
 
     Args:
         given: a weight per label, or ``balanced``: in inverse proportion to ``counts``.
-        labels: their names.
-        counts: how often each occurs in training.
+        labels: the names of the labels.
+        counts: how often each label occurs in training.
 
     Raises:
-        InputError: neither of the two, another number of weights, or some below 0, or all 0 (``E-CLASS-WEIGHTS``).
+        InputError: ``given`` is another text, has another number of weights, a weight below 0, or only zeros
+            (``E-CLASS-WEIGHTS``).
     """
     if given is None:
         return None

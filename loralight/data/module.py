@@ -1,4 +1,4 @@
-"""The data module that plugins build on: loaders with honest shuffling, exact resuming and every row measured once."""
+"""The data module that plugins build on: reproducible shuffling, exact resuming, and every row evaluated once."""
 
 import os
 from abc import ABC, abstractmethod
@@ -22,28 +22,28 @@ if TYPE_CHECKING:
 class TaskData(lightning.LightningDataModule, ABC):
     """Splits ready for a model, and the loaders over them.
 
-    A plugin encodes in `load` the rows of `read_splits`, joins rows to a batch in `collate`, and tells the task what
-    only the data knows in `model_arguments`. Batches are a pure function of (seed, epoch, rank): a resumed run goes on
-    with the very batch that an uninterrupted one would have seen, whatever the number of workers.
+    A plugin encodes the rows of `read_splits` in `load`, joins rows to a batch in `collate`, and passes on in
+    `model_arguments` the task's arguments that only the data knows. Batches are a pure function of (seed, epoch, rank):
+    a resumed run gets the same next batch as an uninterrupted run, with any number of workers.
 
     Args:
-        path, name, train, validation, test, validation_fraction, limit_rows, limit_eval_rows: where the rows are and
-            which, see `load_splits`.
-        header, delimiter, encoding: how they are written, see `load_splits`.
+        path, name, train, validation, test, validation_fraction, limit_rows, limit_eval_rows: where the rows are, and
+            which of them are used, see `load_splits`.
+        header, delimiter, encoding: the format of their files, see `load_splits`.
         batch_size: rows per process and step.
-        eval_batch_size: likewise in validation and test; ``batch_size`` if None.
-        length_grouped: batches of rows of like length, which saves computing on padding.
-        num_workers: processes that read ahead; 0 reads in the training process. If None, there are none beside a CPU,
-            whose cores train, and beside a GPU a core's each, but for one, up to 8.
+        eval_batch_size: rows per process and step in validation and test; ``batch_size`` if None.
+        length_grouped: whether a batch has rows of similar length, which saves computing on padding.
+        num_workers: processes that read ahead; 0 reads in the training process. If None, 0 on a CPU, whose cores
+            train, and on GPUs one less than the cores for each GPU, up to 8.
         seed: of the order of rows.
     """
 
     readers: ClassVar["Readers"] = {}
-    """Readers of the formats that this data may come in beside tables."""
+    """Readers of the formats that this data may come in besides tables."""
 
     rows_differ_by_epoch: ClassVar[bool] = False
-    """Whether the train split is indexed by (epoch, row): what is random in a row, as in an augmented image, is then a
-    function of both, and a resumed run repeats it."""
+    """Whether the train split is indexed by (epoch, row). Random choices in a row, such as an image's augmentation, are
+    then a function of both, and a resumed run repeats them."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class TaskData(lightning.LightningDataModule, ABC):
         num_workers: int | None = None,
         seed: int = 0,
     ) -> None:
-        # the library of data sets takes seconds to import, for which a task alone need not wait
+        # imported here: the library of data sets takes seconds to import, and a task alone does not need it
         from loralight.data.splits import load_splits
 
         super().__init__()
@@ -101,7 +101,7 @@ class TaskData(lightning.LightningDataModule, ABC):
         self._train_sampler: BatchSampler | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the trainer, whose processes a process that reads data could not join, where it is sent ours."""
+        """The state for a process that reads data, without the trainer, whose processes it could not join."""
         return {**vars(self), "trainer": None}
 
     @abstractmethod
@@ -113,7 +113,7 @@ class TaskData(lightning.LightningDataModule, ABC):
         """Join rows to the batch that the task's ``step`` takes."""
 
     def lengths(self, split: str) -> Sequence[int]:
-        """The cost of each row of a split, such as its number of tokens; all alike by default."""
+        """The cost of each row of a split, such as its number of tokens; all equal by default."""
         return [1] * len(self.splits[split])
 
     def model_arguments(self) -> dict[str, Any]:
@@ -121,11 +121,11 @@ class TaskData(lightning.LightningDataModule, ABC):
         return {}
 
     def examples(self, count: int) -> list[tuple[Any, str]]:
-        """A few inputs that training does not see, as the task's ``predict`` takes them, with the right answers."""
+        """A few inputs that training does not see, as the task's ``predict`` takes them, with the correct answers."""
         return []
 
     def baseline(self, split: str) -> dict[str, float]:
-        """The score of a trivial answer on a split, by metric name: the base rate of a score."""
+        """The scores of a trivial baseline on a split, by metric name."""
         return {}
 
     def report(self) -> list[str]:
@@ -133,7 +133,7 @@ class TaskData(lightning.LightningDataModule, ABC):
         return [f"{name}: {len(rows)} rows" for name, rows in self.splits.items()]
 
     def suit_(self, model: nn.Module) -> None:
-        """Change rows, once read, that ``model`` could not take as they are; nothing by default.
+        """Change rows that ``model`` could not take as they were read; does nothing by default.
 
         It is called when the model is built, before the first batch and the report.
         """
@@ -156,13 +156,13 @@ class TaskData(lightning.LightningDataModule, ABC):
         return loader
 
     def go_on_at(self, epoch: int, batches: int | None) -> None:
-        """Have training begin after so many batches of an epoch, or after all of them if None."""
+        """Have training resume in an epoch after this many batches, or after all of them if None."""
         self._resume_at = (epoch, batches)
 
     def stands_in(self, epoch: int, batch_idx: int) -> bool:
-        """Whether a training batch is this process's only so that it has one: its row is another's, and counts there.
+        """Whether this process's row of a training batch is a copy of another process's row, where it counts.
 
-        That is so in one batch of an epoch at most, of fewer rows than there are processes.
+        This happens in at most one batch of an epoch, which has fewer rows than there are processes.
         """
         return self._train_sampler is not None and self._train_sampler.stands_in(epoch, batch_idx)
 
@@ -225,12 +225,12 @@ class TaskData(lightning.LightningDataModule, ABC):
             )
 
     def identity(self) -> dict[str, Any]:
-        """The numbers of rows and the digests of all splits, which tell whether two runs had the same."""
+        """The numbers of rows and the digests of all splits, which tell whether two runs had the same data."""
         rows = {name: len(split) for name, split in self.splits.items()}
         return {"rows": rows, "digests": {name: self._digest(name) for name in rows}}
 
     def _digests(self) -> dict[str, str]:
-        """A digest of the rows to learn from and of those by which the best checkpoint is chosen."""
+        """Digests of the rows for training and of the rows by which the best checkpoint is chosen."""
         return {name: self._digest(name) for name in ("train", "validation")}
 
     def _digest(self, name: str) -> str:

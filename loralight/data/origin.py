@@ -1,4 +1,4 @@
-"""Where a row comes from, as messages tell it."""
+"""The origin of a row, for messages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where a split's rows come from: rows that were held out or chosen at random keep the numbers they have there.
+    """Where a split's rows come from; rows that were held out or chosen at random keep their numbers in the source.
 
     Args:
-        split: its name.
+        split: the split's name.
         source: a file, or the data set's name on the hub.
-        numbers: of the rows in ``source``, from 0; None if they are all its rows, in their order.
+        numbers: the rows' numbers in ``source``, from 0; None if the split has all its rows, in their order.
     """
 
     split: str
@@ -23,5 +23,5 @@ class Origin:
         return f"{self.source}: {self.split} row {number if self.numbers is None else self.numbers[number]}"
 
     def select(self, rows: Sequence[int], split: str) -> "Origin":
-        """Where some of the rows come from, which make up another split."""
+        """The origin of another split, which consists of some of these rows."""
         return replace(self, split=split, numbers=[row if self.numbers is None else self.numbers[row] for row in rows])

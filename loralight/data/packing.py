@@ -1,4 +1,4 @@
-"""Several short documents in one row, so that little is computed on padding."""
+"""Packing: several short documents in one row, so that little is computed on padding."""
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from datasets import Dataset
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Which documents share a row: best fit, longest first (as Ding et al., 2024, https://arxiv.org/abs/2404.10830).
+    """Assign documents to rows by best fit, longest first (as Ding et al., 2024, https://arxiv.org/abs/2404.10830).
 
     Args:
         lengths: of the documents, none above ``capacity``.
@@ -32,7 +32,7 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 class PackedRows:
-    """Rows of documents, whose positions start over with each.
+    """Rows of documents; positions restart at 0 in each document.
 
     Args:
         documents: rows of input_ids and targets.

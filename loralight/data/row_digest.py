@@ -1,4 +1,4 @@
-"""Tells splits of data apart, wherever they lie."""
+"""A digest that identifies a split by its rows, wherever its files are."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_SAMPLE = 64  # rows: reading them takes as long as two batches do
+_SAMPLE = 64  # rows: reading them takes as long as reading two batches
 
 
 def digest(rows: Any, lengths: Sequence[int], *, with_epoch: bool = False) -> str:
-    """sha256 over the lengths of all rows and the content of up to 64 of them, spread over the split; shortened.
+    """A shortened sha256 of the lengths of all rows and the content of a sample of at least 64, spread over the split.
 
     Args:
         rows: sized, and indexable by a number, or by (epoch, number).
         lengths: the cost of each row.
-        with_epoch: whether it is by both.
+        with_epoch: whether ``rows`` is indexed by (epoch, number).
     """
     found = hashlib.sha256(",".join(str(int(length)) for length in lengths).encode())
     for number in range(0, len(rows), max(1, len(rows) // _SAMPLE)):

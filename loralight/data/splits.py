@@ -1,4 +1,4 @@
-"""Train, validation and test rows from the hub, a folder or files, whatever they are called."""
+"""Train, validation and test rows from the hub, a folder or files, under any of their usual names."""
 
 import inspect
 import warnings
@@ -20,7 +20,7 @@ from loralight.errors import InputError, did_you_mean
 from loralight.resources import no_such_file, resolve
 
 Readers = Mapping[str, Callable[..., Dataset]]
-"""Readers of files by suffix; the one under ``/`` reads a folder that is one split, such as a folder of images.
+"""Readers of files by suffix; the reader under ``/`` reads a folder that is one split, such as a folder of images.
 
 A reader with an argument ``encoding`` gets ``data.encoding``."""
 
@@ -37,7 +37,7 @@ class Splits(dict[str, Dataset]):
     """The splits of a data set by name.
 
     Args:
-        rows: by split.
+        rows: the rows of each split.
         origins: where the rows of each split come from, for messages.
     """
 
@@ -74,15 +74,16 @@ def load_splits(
     Args:
         path: a hub name, or a folder of files named after their splits (``train.csv``, ``dev.jsonl``, ...).
         name: the hub data set's configuration, if it has several.
-        train: a file, or the split's name in ``path`` (found by itself if None). If a file, ``path`` is not read.
-        validation: likewise; a file here replaces the split in ``path``.
-        test: likewise.
-        validation_fraction: share of the training rows held out where there is no validation split.
-        limit_rows: only so many rows of train, chosen at random.
-        limit_eval_rows: only so many of validation and of test, likewise; scores are then no more than a look.
+        train: a file, or the split's name in ``path`` (found if None). If this is a file, ``path`` is not read.
+        validation: a file, which replaces the split in ``path``, or the split's name in ``path`` (found if None).
+        test: a file or a name, like ``validation``.
+        validation_fraction: share of the training rows that is held out if there is no validation split.
+        limit_rows: number of train rows to use, chosen at random; all if None.
+        limit_eval_rows: number of rows to use of validation and of test each, chosen at random; all if None. Scores are
+            then only rough.
         header, delimiter, encoding: see `read_file`.
-        seed: of these choices of rows.
-        readers: for formats beside `FORMATS`.
+        seed: of the random choices of rows.
+        readers: readers of formats besides `FORMATS`.
 
     Returns:
         ``train``, ``validation`` and, if there is one, ``test``.
@@ -126,7 +127,7 @@ def _limit(splits: Splits, names: Sequence[str], setting: str, limit: int | None
 def _reading(
     readers: Readers, files: Iterable[str | None], *, header: bool | None, delimiter: str | None, encoding: str | None
 ) -> Readers:
-    """The reader of each kind of file; with a delimiter also of other endings."""
+    """The reader of each kind of file; with a delimiter, given files of other suffixes are read as tables too."""
     encoding = check_encoding(encoding)
     table = partial(read_file, header=header, delimiter=delimiter, encoding=encoding)
     told = dict(readers)
@@ -140,7 +141,7 @@ def _reading(
 
 
 def _hold_out(splits: Splits, fraction: float, seed: int) -> None:
-    """Make a share of the training rows the validation split."""
+    """Hold out a share of the training rows as the validation split."""
     if not 0 < fraction < 1:
         raise InputError("E-DATA", f"data.validation_fraction is {fraction}; give a share between 0 and 1")
     if (count := len(splits["train"])) < 2:
@@ -153,14 +154,14 @@ def _hold_out(splits: Splits, fraction: float, seed: int) -> None:
 
 
 def _choose(splits: Splits, chosen: Mapping[str, Sequence[int]]) -> None:
-    """Make splits of the train rows with these numbers."""
+    """Make splits from the train rows with these numbers."""
     rows, origin = splits["train"], splits.origins["train"]
     splits.update({split: rows.select(list(numbers)) for split, numbers in chosen.items()})
     splits.origins.update({split: origin.select(numbers, split) for split, numbers in chosen.items()})
 
 
 def _numbers(rows: Dataset) -> Dataset:
-    """The numbers of all rows: they show which rows were chosen."""
+    """The numbers of all rows as a data set, from which rows are chosen by number."""
     return Dataset.from_dict({"number": range(len(rows))})
 
 
@@ -177,10 +178,10 @@ def check_columns(rows: Dataset, columns: Iterable[str], split: str) -> None:
 
 
 def column_name(given: Any, role: str, *, header: bool | None = None) -> str:
-    """The name of a column for which the user gave a name, or its place in a file without a header line.
+    """The name of a column that the user gave by name, or by its place in a file without a header line.
 
     Raises:
-        InputError: neither of the two, or a place though the first line has names (``E-COLUMN``).
+        InputError: it is neither, or a place although the file has a header line (``E-COLUMN``).
     """
     if isinstance(given, str):
         return given
@@ -203,14 +204,15 @@ def read_file(
 
     Args:
         file: its path.
-        header: whether the first line of a CSV or TSV file names its columns; if not, they are 0, 1, 2, ... If None,
-            it is taken for names unless it looks like a row.
-        delimiter: the text between the columns of a CSV or TSV file; files of other endings are then read so too;
-            if None, it is found.
+        header: whether the first line of a CSV or TSV file names its columns; if not, they are called 0, 1, 2, ... If
+            None, the line is taken for names; one that looks like a row is refused.
+        delimiter: the text between the columns of a CSV or TSV file; found if None. If given, a file with another
+            suffix is also read as such a table.
         encoding: of a CSV, TSV or JSON file; UTF-8 if None.
 
     Raises:
-        InputError: missing, unreadable or of another kind (``E-DATA``), or its first line is a row (``E-HEADER``).
+        InputError: the file is missing, unreadable or of another kind (``E-DATA``), or its first line looks like a row
+            (``E-HEADER``).
     """
     suffix, delimiter = Path(file).suffix.lower(), csv_files.check_delimiter(delimiter)
     if suffix not in FORMATS and delimiter is None:
@@ -245,7 +247,7 @@ def _expected(reading: Readers) -> str:
 
 
 def _read_path(path: str, name: str | None, reading: Readers) -> Mapping[str, _Found]:
-    """The splits in `path`, by their names there."""
+    """The splits in ``path``, by their names there."""
     folder = Path(path).expanduser()
     if folder.is_file():
         raise InputError(
@@ -277,7 +279,7 @@ def _as_is(rows: Dataset) -> Dataset:
 
 
 def _split_key(split: str, given: str | None, found: Iterable[str], path: str) -> str | None:
-    """The name of ``split`` in the data set at ``path``; None where it has none."""
+    """The name of ``split`` in the data set at ``path``; None if there is no such split."""
     if given is None:
         return next((alias for alias in _ALIASES[split] if alias in found), None)
     if given not in found:
@@ -287,14 +289,14 @@ def _split_key(split: str, given: str | None, found: Iterable[str], path: str) -
 
 @contextmanager
 def _one_message(source: str) -> Iterator[None]:
-    """Turn an error of `datasets` on data that it cannot reach or read into one message."""
+    """Turn an error of `datasets` about data that it cannot reach or read into one message."""
     verbosity = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
-        with bars(), warnings.catch_warnings():  # rows with more cells than the header would lose some
+        with bars(), warnings.catch_warnings():  # a row with more cells than the header would lose some
             warnings.filterwarnings("error", message="Length of header or names does not match length of data")
             yield
-    except Exception as error:  # its readers raise what pandas, pyarrow and the hub's client raise
+    except Exception as error:  # its readers pass on errors of pandas, pyarrow and the hub's client
         root: BaseException = error
         while root.__cause__ is not None:
             root = root.__cause__

@@ -1,4 +1,4 @@
-"""Arithmetic: the results of the plain formulas in fewer passes over memory; torch alone."""
+"""Arithmetic that gives the plain formulas' results in fewer passes over memory; only torch is needed."""
 
 from loralight.kernels.cross_entropy import TokenScores, plain_token_scores, token_scores
 

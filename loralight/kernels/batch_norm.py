@@ -1,7 +1,7 @@
-"""Frozen BatchNorm in training: a gain and a shift of each channel that never change, so that no input is kept.
+"""Frozen BatchNorm in training: a constant gain and shift of each channel, so that no input is kept.
 
-PyTorch's own keeps it for a gradient that nobody asks for: half of what a ResNet keeps in LoRA's step. It rounds
-otherwise, by a last bit, so it is there in training alone.
+PyTorch's own keeps its input for a gradient that nobody needs: half of the memory that a ResNet keeps in LoRA's step.
+The frozen form rounds differently, by a last bit, so it is used only in training.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,9 +20,9 @@ class Place:
     """Where a module was found; a wrapper may have taken its place since.
 
     Args:
-        parent: holds it.
-        name: in the parent.
-        module: itself.
+        parent: the module that holds it.
+        name: its name in the parent.
+        module: the module itself.
     """
 
     parent: nn.Module
@@ -39,9 +39,9 @@ _NOTHING = torch.empty(0, device="meta")
 
 
 class Unread(Tensor):
-    """The output of a convolution, which is computed when it is read.
+    """The output of a convolution, computed when it is read.
 
-    The BatchNorm behind it has the convolution compute the normalised output at once. Any other reader, in whatever
+    The BatchNorm behind the convolution has it compute the normalised output at once. Any other reader, through any
     operator or attribute of a tensor, has the plain output computed, which the BatchNorm then normalises by itself.
     """
 
@@ -57,7 +57,7 @@ class Unread(Tensor):
         """The output of a convolution.
 
         Args:
-            convolve: computes it, with a gain and a shift, each (channels,), or with None the plain output.
+            convolve: computes the output with a gain and a shift, each (channels,), or given None the plain output.
             norm: the BatchNorm behind the convolution.
             device: of the output.
         """
@@ -81,7 +81,7 @@ class Unread(Tensor):
         return self._output
 
     def normalised_by(self, norm: "FrozenNorm") -> Tensor | None:
-        """The normalised output; None if the plain one was read before, or for another layer."""
+        """The normalised output; None for another layer, or if the plain output was read before."""
         is_fixed = not norm.training and torch.is_grad_enabled()
         if norm is not self._norm or self._output is not None or not is_fixed:
             return None
@@ -93,9 +93,9 @@ class Unread(Tensor):
 
 
 class FrozenNorm(nn.modules.batchnorm._BatchNorm):
-    """A BatchNorm in evaluation mode that multiplies and adds, or adds nothing to what a convolution has done for it.
+    """A BatchNorm in evaluation mode as one multiplication and addition, which a convolution before it may have done.
 
-    A plain layer becomes one in place.
+    A plain layer becomes a frozen one in place.
 
     Shapes: x and the result (batch, channels, *space).
     """
@@ -119,7 +119,7 @@ class FrozenNorm(nn.modules.batchnorm._BatchNorm):
         return self.source is not None and self.source.is_kept and not output_is_watched(self.source.module)
 
     def is_fixed_for(self, dtype: torch.dtype) -> bool:
-        """Whether the layer is a constant gain and shift of that precision."""
+        """Whether the layer is a constant gain and shift in this dtype."""
         return (
             not self.training
             and torch.is_grad_enabled()
@@ -139,7 +139,7 @@ class FrozenNorm(nn.modules.batchnorm._BatchNorm):
         return gain, shift if self.bias is None else shift + self.bias
 
     def after(self, x: Tensor) -> Tensor:
-        """The layer's output for inputs that are normalised already."""
+        """The layer's output for inputs that are already normalised."""
         return x
 
 
@@ -156,7 +156,7 @@ class FrozenBatchNorm3d(FrozenNorm, nn.BatchNorm3d):
 
 
 class FrozenBatchNormAct2d(FrozenNorm, BatchNormAct2d):
-    """timm's, which has an activation in it. See `FrozenNorm`."""
+    """timm's BatchNorm, which includes an activation; see `FrozenNorm`."""
 
     def after(self, x: Tensor) -> Tensor:
         y: Tensor = self.act(self.drop(x))
@@ -175,7 +175,7 @@ _PLAIN: dict[type[nn.Module], type[nn.Module]] = {frozen: plain for plain, froze
 
 
 def freeze_(norms: Iterable[nn.Module]) -> None:
-    """Make those that can be a `FrozenNorm` one."""
+    """Turn the layers that have a `FrozenNorm` counterpart into it, in place."""
     for norm in norms:
         norm.__class__ = FROZEN.get(type(norm), type(norm))
 
@@ -188,13 +188,13 @@ def thaw_(norms: Iterable[nn.Module]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Follower:
-    """A convolution and the BatchNorm that alone reads its output."""
+    """A convolution and the BatchNorm that is the only reader of its output."""
 
     convolution: Place
     norm: Place
 
     def of(self, convolution: nn.Module, dtype: torch.dtype) -> FrozenNorm | None:
-        """The BatchNorm, if ``convolution``, whose weight is of ``dtype``, can do its work."""
+        """The BatchNorm, if ``convolution``, whose weight is of ``dtype``, can apply its gain and shift."""
         norm = self.norm.module
         if not (convolution is self.convolution.module and self.convolution.is_kept and self.norm.is_kept):
             return None

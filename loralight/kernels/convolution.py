@@ -1,7 +1,7 @@
 """The fast path of LoRA on convolutions, equal to the plain formula in `loralight.adapters.layers.lora`.
 
-W + scaling B A is made anew in every pass and the input is convolved once; the gradients of A and B come through the
-rank's few channels and never form one of W, which costs as much as a forward pass.
+Every pass forms W + scaling B A anew and convolves the input once. The gradients of A and B are computed through the
+few channels of the rank; a gradient of W, which would cost as much as a forward pass, is never formed.
 """
 
 from collections.abc import Iterator
@@ -27,9 +27,9 @@ def lora_convolution(
     geometry: Geometry,
     gain: Tensor | None = None,
 ) -> Tensor:
-    """The convolution of x with ``gain (W + scaling B A)``, plus the bias; in autocast in its dtype.
+    """The convolution of x with ``gain (W + scaling B A)``, plus the bias; under autocast in autocast's dtype.
 
-    The input and the weights are all of the size of x that is kept for the backward pass.
+    Of tensors as large as x, only x itself is kept for the backward pass.
 
     Shapes: x (batch, in, *space), weight (out, in, *kernel), bias and gain (out,), lora_A (rank, in, *kernel), lora_B
     (out, rank, 1, ...).
@@ -86,7 +86,7 @@ class _LoraConvolution(Function):
 
 
 class _LoraConvolutionInHalf(Function):
-    """The same for an x in half precision and weights in single, in which W + BA would round the update away.
+    """The same for x in half precision and weights in float32; W + BA in half precision would round the update away.
 
     So there are two convolutions, whose outputs are added in one pass, and the gain goes into the weights of both.
     """
@@ -138,15 +138,15 @@ def _by_gain(weight: Tensor, gain: Tensor | None) -> Tensor:
 
 
 def _as_input(weight: Tensor, x: Tensor) -> Tensor:
-    """A weight in the dtype of x and, if they are so there, with its channels last in memory."""
+    """A weight in the dtype of x, and with its channels last in memory if those of x are."""
     layout = torch.channels_last if _has_rows(x) else torch.contiguous_format
     return weight.to(x.dtype, memory_format=layout)
 
 
 def _by_outputs(x: Tensor, weight: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ...]]:
-    """The weight and others, (out, ...) each, of half of the outputs at a time if the weight is larger than x.
+    """The weight and others, (out, ...) each, for half of the outputs at a time if the weight is larger than x.
 
-    It is in the last layers of a network, where W + BA and oneDNN's copy of it would set the peak of memory.
+    It is larger in the last layers of a network, where W + BA and oneDNN's copy of it would set the peak of memory.
     """
     num_parts = 2 if weight.numel() > x.numel() and len(weight) > 1 else 1
     return zip(*(repeat(None) if one is None else one.chunk(num_parts) for one in (weight, *others)), strict=False)
@@ -155,7 +155,7 @@ def _by_outputs(x: Tensor, weight: Tensor, *others: Tensor | None) -> Iterator[t
 def _whole(
     weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float, gain: Tensor | None, *, like: Tensor
 ) -> Tensor:
-    """``gain (W + scaling B A)``, its channels last in memory where those of ``like`` are: else it would be copied."""
+    """``gain (W + scaling B A)``, with channels last in memory if those of ``like`` are, which saves a copy."""
     last = _has_rows(like) and weight.shape[2:].numel() > 1
     if last:
         lora_A = lora_A.permute(0, 2, 3, 1)
@@ -185,7 +185,7 @@ def _down_backward(g_low: Tensor, x: Tensor, lora_A: Tensor, geometry: Geometry)
 def _up_backward(gradient: Tensor, low: Tensor, lora_B: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of B and of its input.
 
-    Where pixels are rows these are plain products, in an order of operands that takes a quarter of the convolution's.
+    Where pixels are rows these are plain products, with operands in an order that takes a quarter of a convolution.
     """
     if _has_rows(gradient):
         g_B = (_columns(low) @ _rows(gradient)).T.view(lora_B.shape)
@@ -206,7 +206,7 @@ def _is_product(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
 
 
 def _has_rows(x: Tensor) -> bool:
-    """Whether the channels are last in memory; maps of one pixel could be called so too, and are not."""
+    """Whether the channels are last in memory; False for maps of one pixel, where both layouts are the same."""
     return x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -221,7 +221,7 @@ def _columns(low: Tensor) -> Tensor:
 
 
 def _as_map(columns: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `_columns`, of the batch and space of ``like``."""
+    """The inverse of `_columns`, with the batch and space of ``like``."""
     return columns.view(-1, like.shape[0], *like.shape[2:]).transpose(0, 1)
 
 

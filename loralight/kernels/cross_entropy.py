@@ -15,18 +15,18 @@ from loralight.kernels.onednn import Matrices, matrices_of, multiply
 
 _ROWS = 128  # tokens whose logits are held at a time: fewer cost time, more cost memory
 _ROWS_ON_GPU = 256  # of 8,160 tokens and 128,256 words: 23 ms and 0.4 GB on an H200; with 2,048, 21 ms and 2.7 GB
-_ROWS_IN_CACHE = 8  # tokens whose logits stay in a processor's cache through all that is done to them
+_ROWS_IN_CACHE = 8  # tokens whose logits stay in a processor's cache from the first operation to the last
 
 
 class TokenScores(NamedTuple):
-    """Of each token its loss, which can be differentiated, and whether it was the model's first choice: (tokens,)."""
+    """Each token's loss, which can be differentiated, and whether it was the model's first choice; both (tokens,)."""
 
     losses: Tensor
     hits: Tensor
 
 
 def token_scores(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None) -> TokenScores:
-    """Cross-entropy of ``softmax(weight hidden + bias)``, whose gradient is made together with the loss, by parts.
+    """Cross-entropy of ``softmax(weight hidden + bias)``; its gradient is computed together with the loss, in parts.
 
     Shapes: hidden (tokens, width), targets (tokens,), weight (vocabulary, width), bias (vocabulary,). Weight and bias
     are frozen: no gradient reaches them.
@@ -69,7 +69,7 @@ class _TokenScores(Function):
             _score_(logits, targets[part], losses[part], hits[part])
             if gradient is not None:
                 gradient[part] = multiply(logits, weight.T, None, matrices and matrices.transposed)
-            del logits  # before the next are made
+            del logits  # before the next ones are allocated
         ctx.mark_non_differentiable(hits)
         ctx.save_for_backward(gradient)
         return losses, hits
@@ -89,7 +89,7 @@ def _write(logits: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) 
 
 
 def _score_(logits: Tensor, targets: Tensor, losses: Tensor, hits: Tensor) -> None:
-    """Write losses and hits, and over the logits their gradient, the softmax less one at the target."""
+    """Write losses and hits, and overwrite the logits with their gradient: the softmax, less 1 at the target."""
     rows = _ROWS_IN_CACHE if logits.device.type == "cpu" else len(logits)
     for part, wanted, loss, hit in zip(
         *(torch.split(tensor, rows) for tensor in (logits, targets, losses, hits)), strict=True

@@ -12,7 +12,7 @@ from loralight.kernels.linear import is_eager, keep_mask, parts
 
 
 def set_cheap_dropout_(modules: Iterable[nn.Module], on: bool) -> None:
-    """Turn those of ``modules`` that are exactly ``nn.Dropout`` into cheap ones, in place, or those back."""
+    """Turn each exact ``nn.Dropout`` of ``modules`` into a `CheapDropout`, in place, or turn it back."""
     before, after = (nn.Dropout, CheapDropout) if on else (CheapDropout, nn.Dropout)
     for module in modules:
         if type(module) is before:
@@ -20,9 +20,9 @@ def set_cheap_dropout_(modules: Iterable[nn.Module], on: bool) -> None:
 
 
 class CheapDropout(nn.Dropout):
-    """`nn.Dropout` in distribution, by other random numbers: on a CPU half of its time, and a quarter of its memory.
+    """`nn.Dropout` in distribution, by other random numbers: half of its time on a CPU, and a quarter of its memory.
 
-    On other devices, and where something traces, it behaves as its base class.
+    On other devices, and under tracing, it behaves as its base class.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ class CheapDropout(nn.Dropout):
 
 
 def can_be_cheap(x: Tensor, probability: float) -> bool:
-    """Whether elements of x can be dropped by random numbers that cost less."""
+    """Whether elements of x can be dropped by the cheaper random numbers."""
     return (
         x.device.type == "cpu"
         and x.is_floating_point()
@@ -44,13 +44,13 @@ def can_be_cheap(x: Tensor, probability: float) -> bool:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, scale: float) -> Tensor:
-    """`F.scaled_dot_product_attention` where `can_be_cheap` of the query: by those numbers, three quarters of its time.
+    """`F.scaled_dot_product_attention` in three quarters of its time, by the cheaper random numbers (`can_be_cheap`).
 
-    Shapes: query, key, value and the result (batch, heads, tokens, width), mask (batch, 1, 1, tokens), True at what is
-    attended to.
+    Shapes: query, key, value and the result (batch, heads, tokens, width), mask (batch, 1, 1, tokens), True at tokens
+    that are attended to.
     """
     scores = (query * scale) @ key.transpose(-1, -2)
-    if mask is not None:  # added, which costs less than to fill
+    if mask is not None:  # adding costs less than filling
         scores += torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, -torch.inf)
     attended: Tensor = _Drop.apply(scores.softmax(-1), dropout) @ value
     return attended

@@ -1,8 +1,8 @@
-"""Fast paths of `loralight.adapters.layers.lora`, each equal to the plain formula there, to which it also falls back.
+"""Fast paths of `loralight.adapters.layers.lora`, each equal to the plain formula there, which is also the fallback.
 
-A LoRA step needs the frozen forward, the gradient with respect to the layer's input, and a few products with the rank
-as one side. The gain lies in the order of operands in those (a product of rank 8 can cost a tenth of the frozen one,
-or a fortieth), adding in place, and keeping no second copy of the input.
+A LoRA step needs the frozen forward pass, the gradient with respect to the layer's input, and a few products with the
+rank as one side. The paths are fast because they choose the order of operands in these (a product of rank 8 can cost a
+tenth of the frozen product, or a fortieth), add in place, and keep no second copy of the input.
 """
 
 from collections.abc import Iterator
@@ -19,12 +19,12 @@ from torch.utils.weak import TensorWeakRef
 from loralight.kernels.onednn import Matrices, multiply
 
 _BITS = 16  # random bits per element that decide whether it is dropped: probabilities are exact to 2**-16
-_PROCESSORS = ("cpu", "meta")  # an estimate on shapes goes the way of a processor; other devices are accelerators
+_PROCESSORS = ("cpu", "meta")  # an estimate on shapes takes the path of a processor; other devices are accelerators
 _NUM_IN_CACHE = 2**18  # elements that stay in a processor's cache from one operation to the next
 
 
 def can_be_fused(x: Tensor, weight: Tensor, lora_A: Tensor) -> bool:
-    """Whether `lora_convolution` applies: a frozen weight of x's dtype, or of single precision in autocast."""
+    """Whether `lora_convolution` applies: a frozen weight of x's dtype, or in float32 under autocast."""
     if torch.is_autocast_enabled(x.device.type):
         fits = weight.dtype == lora_A.dtype == torch.float32 and x.dtype != torch.float64
     else:
@@ -38,14 +38,14 @@ def is_eager() -> bool:
 
 
 def is_on_accelerator(x: Tensor) -> bool:
-    """Whether x is on a GPU or the like, which sums products of half precision in float32: none is made in more."""
+    """Whether x is on a GPU or the like, which sums products in float32 and so needs no wider dtype for them."""
     return x.device.type not in _PROCESSORS
 
 
 def linear_can_be_fused(x: Tensor, weight: Tensor, lora_A: Tensor) -> bool:
-    """Whether `lora_linear` applies: a frozen weight, x of its dtype or cast by autocast, and A of one as wide."""
+    """Whether `lora_linear` applies: a frozen weight, x of its dtype or cast by autocast, and A at least as wide."""
     if torch.is_autocast_enabled(x.device.type):
-        fits = torch.float64 not in (x.dtype, weight.dtype, lora_A.dtype)  # autocast leaves it as it is
+        fits = torch.float64 not in (x.dtype, weight.dtype, lora_A.dtype)  # autocast does not cast float64
     else:
         fits = x.dtype == weight.dtype and torch.promote_types(x.dtype, lora_A.dtype) == lora_A.dtype
     return fits and not weight.requires_grad and is_eager() and x.numel() > 0
@@ -61,7 +61,7 @@ def lora_linear(
     dropout: float,
     matrices: Matrices | None = None,
 ) -> Tensor:
-    """``W x + b + scaling * B A dropout(x)``; with autocast in its dtype, A and B getting gradients in their own.
+    """``W x + b + scaling * B A dropout(x)``, under autocast in its dtype; A's and B's gradients are in their own.
 
     Shapes: x (..., in), weight (out, in), bias (out,), lora_A (rank, in), lora_B (out, rank); the result is (..., out).
     """
@@ -70,7 +70,7 @@ def lora_linear(
     if is_on_accelerator(x):
         dtype = torch.get_autocast_dtype(device) if is_autocast else x.dtype
         y: Tensor = _LoraLinearOnAccelerator.apply(x, weight, bias, lora_A, lora_B, scaling, dropout, dtype)
-        return y.view(*x.shape[:-1], -1)  # a view that was made inside could not be written to, as some models do
+        return y.view(*x.shape[:-1], -1)  # outside: some models write to it in place
     if not is_autocast:
         y = _LoraLinear.apply(x, weight, bias, lora_A, lora_B, scaling, dropout, matrices)
         return y.view(*x.shape[:-1], -1)
@@ -80,16 +80,16 @@ def lora_linear(
 
 
 def in_autocast(x: Tensor, *others: Any) -> tuple[Any, ...]:
-    """The tensors in the dtype that autocast has products computed in on x's device."""
+    """The tensors in the dtype in which autocast computes products on x's device."""
     dtype = torch.get_autocast_dtype(x.device.type)
     return tuple(None if tensor is None else tensor.to(dtype) for tensor in (x, *others))
 
 
 def keep_mask(like: Tensor, probability: float) -> tuple[Tensor, float]:
-    """Which elements are kept by dropout, 1 or 0 in a byte, and the factor of those that are.
+    """Which elements dropout keeps, 1 or 0 in a byte, and the factor of the kept elements.
 
-    `F.dropout` draws a float for each element and costs half of a frozen product of 768 x 768 on a CPU; 16 bits of an
-    integer a sixth of that. To multiply by the mask, in `parts`, costs a fifth of `masked_fill`.
+    `F.dropout` draws a float for each element and costs half of a frozen product of 768 x 768 on a CPU; drawing 16 bits
+    of an integer costs a sixth of that. Multiplying by the mask, in `parts`, costs a fifth of `masked_fill`.
     """
     levels = 2**_BITS
     dropped = round(probability * levels)
@@ -99,9 +99,9 @@ def keep_mask(like: Tensor, probability: float) -> tuple[Tensor, float]:
 
 
 def parts(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Views of so many rows of each tensor at a time that a processor's cache holds them; of all on other devices.
+    """Views of each tensor, a few rows at a time, so that they fit a processor's cache; all rows on other devices.
 
-    Results between the functions then stay in the cache. Shapes: (rows, ...) each, the first the widest.
+    Results between the functions then stay in the cache. Shapes: (rows, ...) each; the first is the widest.
     """
     first = rows[0]
     many = max(1, _NUM_IN_CACHE * len(first) // first.numel()) if first.device.type == "cpu" else len(first)
@@ -109,7 +109,7 @@ def parts(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 class _LoraLinear(Function):
-    """x may be of a narrower dtype than A and B, whose products are then made in theirs, or W of another than x.
+    """The low-rank products are in the dtype of A and B, which may be wider than x's; W may be of another than x's.
 
     The result is (tokens, out).
     """
@@ -178,7 +178,7 @@ _LAST_CAST: ContextVar[tuple[TensorWeakRef, int, TensorWeakRef] | None] = Contex
 
 
 def cast_once(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x.to(dtype)``, the same tensor for all layers that read x one after the other and keep it: Q, K and V do."""
+    """``x.to(dtype)``: layers that read x one after the other and keep it share one cast, as Q, K and V do."""
     if x.dtype == dtype:
         return x
     last = _LAST_CAST.get()
@@ -192,11 +192,11 @@ def cast_once(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _LoraLinearOnAccelerator(Function):
-    """The same where passes over memory and launches are dear, and products cheap: on a GPU.
+    """The same on a GPU, where passes over memory and launches are expensive, and products cheap.
 
     The low-rank term is written first, and the frozen product accumulates onto it: one pass fewer than
-    the other way round. All products are made in one dtype, x's own or autocast's, and summed in float32, as GPUs do;
-    in half precision A and B learn in float32 all the same. Casts are made here, where autograd records none of them.
+    the other way round. All products are computed in one dtype, x's own or autocast's, and summed in float32, as GPUs
+    do; A and B may still learn in float32. Casts are made here, where autograd does not record them.
     The result is (tokens, out).
     """
 
@@ -244,4 +244,4 @@ class _LoraLinearOnAccelerator(Function):
 
 
 def _scaled_product(left: Tensor, right: Tensor, scaling: float) -> Tensor:
-    return torch.addmm(left.new_empty(1), left, right, beta=0, alpha=scaling)  # which is not read
+    return torch.addmm(left.new_empty(1), left, right, beta=0, alpha=scaling)  # beta=0: not read

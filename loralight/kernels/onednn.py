@@ -1,8 +1,8 @@
 """Products with frozen weights by oneDNN: on a processor 0.45 (AMD Zen 5) to 0.95 (Zen 4) of `F.linear`'s time.
 
-oneDNN orders a weight anew for every product. It can also keep it in that order, packed, which is faster by a few
-hundredths and costs two more copies of each weight, W and its transpose for the backward pass. The operators are
-PyTorch's own for compiled models, and no public ones.
+oneDNN reorders a weight for every product. It can also keep the weight in that order, packed, which is faster by a few
+hundredths and costs two more copies of each weight: W and its transpose for the backward pass. The operators are
+PyTorch's own for compiled models, and are not public.
 """
 
 from functools import cache
@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-_MANY = 64  # rows; with fewer oneDNN is no faster, nor in half precision, where `F.linear` uses it anyway
+_MANY = 64  # rows; with fewer, oneDNN is not faster; nor in half precision, where `F.linear` uses it anyway
 
 
 class Matrix:
-    """A matrix (out, in) that is multiplied with as it is."""
+    """A matrix (out, in) that is used in products as it is."""
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
@@ -30,7 +30,7 @@ class Matrix:
 
 
 class PackedMatrix(Matrix):
-    """One that is packed when it is first multiplied with, in each dtype that asks for it."""
+    """A matrix that is packed at its first product in each dtype."""
 
     def __init__(self, values: Tensor) -> None:
         super().__init__(values)
@@ -52,7 +52,7 @@ class Matrices(NamedTuple):
 
     @property
     def T(self) -> "Matrices":
-        """The same of the transposed weight."""
+        """The matrices of the transposed weight."""
         return Matrices(self.transposed, self.weight)
 
 
@@ -60,7 +60,7 @@ class _Entry(NamedTuple):
     """Packed matrices, with the weight they were packed from and its version counter at that time."""
 
     matrices: Matrices
-    data: Tensor  # held, so that no other tensor comes to lie where it does
+    data: Tensor  # held, so that no other tensor gets its address
     version: int
 
     @classmethod
@@ -73,8 +73,8 @@ class _Entry(NamedTuple):
         return same and self.version == weight._version
 
 
-# By the parameter itself: layers that share one share its packs, and neither a copy of a layer nor a checkpoint of it
-# has any. None for a weight that is to be packed and has not been used yet.
+# By the parameter itself: layers that share a parameter share its packed matrices, and neither a copy nor a checkpoint
+# of a layer holds any. None for a weight that is to be packed and has not been used yet.
 _entries: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
@@ -91,10 +91,10 @@ def forget_(weight: Tensor) -> None:
 
 
 def matrices_of(weight: Tensor) -> Matrices | None:
-    """A frozen weight to multiply with by oneDNN; None where `F.linear` is to.
+    """The matrices by which oneDNN multiplies with a frozen weight; None where `F.linear` is to be used.
 
-    That is on other devices than a processor, and without gradients, so that evaluation equals bit for bit what the
-    plain model does. Packed ones are made anew once the weight was written to, cast, or moved.
+    `F.linear` is used on devices other than a processor, and without gradients, so that evaluation equals the plain
+    model bit for bit. Packed matrices are renewed once the weight was written to, cast, or moved.
     """
     data = weight.data
     if not torch.is_grad_enabled() or type(data) is not Tensor or data.device.type != "cpu":
@@ -108,7 +108,7 @@ def matrices_of(weight: Tensor) -> Matrices | None:
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, matrix: Matrix | None) -> Tensor:
-    """``x W^T + bias`` in x's dtype, by the weight's matrix if there is one; in a function with a gradient of its own.
+    """``x W^T + bias`` in x's dtype, by the weight's matrix if there is one; for functions with their own gradient.
 
     Shapes: x (rows, in), weight (out, in).
     """
@@ -117,7 +117,7 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, matrix: Matrix | No
 
 @cache
 def can_multiply(dtype: torch.dtype) -> bool:
-    """Whether this PyTorch on this processor has oneDNN multiply in ``dtype``, packed and not, and rightly."""
+    """Whether this PyTorch on this processor multiplies correctly by oneDNN in ``dtype``, packed and unpacked."""
     if dtype not in (torch.float32, torch.bfloat16):
         return False
     x, weight = torch.eye(4, dtype=dtype), torch.arange(12.0, dtype=dtype).view(3, 4)

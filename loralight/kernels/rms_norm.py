@@ -1,8 +1,8 @@
 """transformers' RMS norms by PyTorch's kernel on a GPU (Zhang and Sennrich, 2019, https://arxiv.org/abs/1910.07467).
 
-There they are half a dozen operations in float32, whose gradients are a dozen more, and each keeps its inputs: a
-fifth of a step of Llama 3.2 1B on an H200. On a processor a kernel of our own gained nothing in a step. The result is
-rounded to half precision once and not twice, so this is there in training alone.
+transformers computes a norm by half a dozen operations in float32 and its gradient by a dozen more, each of which keeps
+its inputs: a fifth of a step of Llama 3.2 1B on an H200. On a processor a kernel of our own gained nothing in a step.
+The kernel rounds its result to half precision once and not twice, so it is used only in training.
 """
 
 import copy
@@ -18,9 +18,9 @@ from loralight.kernels.linear import is_eager, is_on_accelerator
 
 
 class FusedRMSNorm(nn.Module):
-    """``weight * x / sqrt(mean(x**2) + eps)``, which a module of transformers that computes it becomes in place.
+    """``weight * x / sqrt(mean(x**2) + eps)``; a module of transformers that computes it becomes this in place.
 
-    Its class is then one of this and of its own, on whose other methods its own ``forward`` may rely.
+    Its new class derives from this class and from its own, on whose other methods its own ``forward`` may rely.
 
     Shapes: x and the result (..., width), weight (width,).
     """
@@ -40,14 +40,14 @@ class FusedRMSNorm(nn.Module):
 
 
 def fusible(model: nn.Module) -> list[nn.Module]:
-    """The norms that `set_fused_` may turn. One of each class is tried, as some classes add 1 to their weight."""
+    """The norms that `set_fused_` may replace. One of each class is tried, as some classes add 1 to their weight."""
     norms = [module for module in model.modules() if _has_the_form(module)]
     fits = {kind: _computes_the_same(norm) for kind, norm in {type(norm): norm for norm in norms}.items()}
     return [norm for norm in norms if fits[type(norm)]]
 
 
 def set_fused_(norms: Iterable[Any], on: bool) -> None:
-    """Turn those that `fusible` has found into `FusedRMSNorm`, in place, or back."""
+    """Turn the norms that `fusible` found into `FusedRMSNorm`, in place, or turn them back."""
     for norm in norms:
         if on and not isinstance(norm, FusedRMSNorm):
             plain: Any = type(norm)
@@ -67,7 +67,7 @@ def _blank(plain: Any) -> nn.Module:
 
 
 def is_rms_norm(module: nn.Module) -> bool:
-    """Whether it is one by its name: each of transformers' models has a class of its own."""
+    """Whether a module is an RMS norm by its class's name: each of transformers' models has its own class."""
     return type(module).__name__.endswith("RMSNorm")
 
 
@@ -82,12 +82,12 @@ def _has_the_form(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def _computes_the_same(norm: nn.Module) -> bool:
-    """Whether one like ``norm``, with numbers of our own as its weight, computes the formula."""
+    """Whether a copy of ``norm``, with our own numbers as its weight, computes the formula."""
     probe = copy.copy(norm)
-    x = torch.arange(24, dtype=torch.float32).cos().view(3, 8)  # numbers also where a model is built on shapes alone
+    x = torch.arange(24, dtype=torch.float32).cos().view(3, 8)  # real numbers, also if the model has only shapes
     weight = x[0] + 2
     probe._parameters = {"weight": nn.Parameter(weight, requires_grad=False)}
     try:
         return torch.allclose(probe(x), F.rms_norm(x, weight.shape, weight, _eps_of(norm)))
-    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):  # it takes more than that
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):  # it needs more arguments
         return False

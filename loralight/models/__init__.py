@@ -1,4 +1,4 @@
-"""Pretrained models: loading them, their structure, their number formats, packing them into few bits."""
+"""Pretrained models: loading, structure, number formats, and quantisation to few bits."""
 
 from loralight.models.budget import Size, at_most
 from loralight.models.padding import depends_on_padding, each_length

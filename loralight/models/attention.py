@@ -1,7 +1,7 @@
-"""Who computes a transformers model's attention: PyTorch's function, or one of ours in its place.
+"""The function that computes a transformers model's attention: PyTorch's, or one of ours in its place.
 
-No model's code is replaced: transformers looks the function up by a name in the model's config, of which all that
-concerns it stands here.
+No model's code is replaced: transformers looks up the function by a name in the model's config. All code that deals
+with this name is here.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,9 +28,9 @@ class Attention:
     """An attention function that can take the place of PyTorch's.
 
     Args:
-        name: unlike that of any other.
+        name: unique among these functions.
         function: in the form that transformers calls.
-        mask: makes its mask, likewise.
+        mask: the function that makes its mask, in the form that transformers calls.
     """
 
     def __init__(self, name: str, function: Callable[..., Any], mask: Callable[..., Any]) -> None:
@@ -43,7 +43,7 @@ class Attention:
         return attention_of(model) == self._name
 
     def why_not(self, model: PreTrainedModel) -> str | None:
-        """Why it does not take the place of the function that ``model`` has; None if it does."""
+        """The reason why it cannot replace the function that ``model`` has; None if it can."""
         found = attention_of(model)
         return None if found == PLAIN else f"its attention is {found!r}, not {PLAIN!r}"
 
@@ -52,13 +52,13 @@ class Attention:
         model.set_attn_implementation(self._name)
 
     def leave_(self, model: PreTrainedModel) -> None:
-        """Let ``model`` attend by PyTorch's again."""
+        """Let ``model`` attend by PyTorch's function again."""
         model.set_attn_implementation(PLAIN)
 
 
 @contextmanager
 def attending_by(model: PreTrainedModel, function: Callable[..., Any]) -> Iterator[None]:
-    """A context in which ``model`` attends by ``function``, and afterwards by the one that it had."""
+    """A context in which ``model`` attends by ``function``; afterwards it has its own function back."""
     before = attention_of(model)
     ALL_ATTENTION_FUNCTIONS[_LENT] = function
     try:

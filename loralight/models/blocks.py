@@ -1,4 +1,4 @@
-"""The blocks that a model repeats, how deep each parameter lies among them, and the sublayers inside one."""
+"""The blocks that a model repeats, the depth of each parameter among them, and the sublayers inside a block."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -13,12 +13,13 @@ _CONTAINERS = (nn.ModuleList, nn.Sequential)
 
 
 def blocks(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """The members of stacks, in order: a stack holds modules of one class, none of which holds a stack again.
+    """The members of stacks, in order: a stack holds modules of one class, and no member holds a stack itself.
 
-    Those of BERT, GPT-2 or a vision transformer are its layers, those of a ResNet the residual blocks of all stages.
+    The blocks of BERT, GPT-2 or a vision transformer are its layers; those of a ResNet are the residual blocks of all
+    stages.
 
     Args:
-        modules: by their names in the model.
+        modules: the model's modules by name.
 
     Raises:
         InputError: the model repeats nothing (``E-BLOCKS``).
@@ -51,10 +52,10 @@ def _is_stack(module: nn.Module) -> bool:
 
 
 def depths(model: nn.Module) -> tuple[dict[nn.Parameter, int], int]:
-    """How deep each parameter lies, and the greatest depth.
+    """The depth of each parameter, and the greatest depth.
 
-    0 is before the first block (embeddings), then come the blocks, and last other layers (norm, pooler, head). A
-    parameter that several modules share lies where the first of them does.
+    Depth 0 is before the first block (embeddings), then come the blocks, and last the other layers (norm, pooler,
+    head). A parameter that several modules share has the depth of the first of them.
     """
     found = blocks(dict(model.named_modules()))
     of_block = {id(part): number for number, block in enumerate(found.values(), 1) for part in block.modules()}
@@ -69,11 +70,11 @@ def depths(model: nn.Module) -> tuple[dict[nn.Parameter, int], int]:
 
 
 class Sublayers(NamedTuple):
-    """The linear layers of a block by sublayer, in the order in which it defines them; empty where it has none.
+    """The linear layers of a block by sublayer, in the order in which the block defines them.
 
     Args:
-        attention: those of each attention, the last of which is its output.
-        feed_forward: the others: up (and gate), down.
+        attention: the layers of each attention, of which the last is its output; empty without attention.
+        feed_forward: the other layers: up (and gate), down; empty without a feed-forward network.
     """
 
     attention: list[list[str]]
@@ -83,8 +84,8 @@ class Sublayers(NamedTuple):
 def sublayers(modules: Mapping[str, nn.Module], block: str) -> Sublayers:
     """A block's attentions and its feed-forward network.
 
-    A layer inside a module whose class is named "...Attention..." is one: transformers and timm both name them so. Only
-    exact linear layers count, as in `loralight.adapters.targets.resolve`.
+    A layer belongs to an attention if it lies inside a module whose class is named "...Attention...", as transformers
+    and timm name them. Only exact linear layers count, as in `loralight.adapters.targets.resolve`.
 
     Raises:
         InputError: the block has quantised layers (``E-QUANTIZE``).
@@ -112,7 +113,7 @@ def _keeps_width(modules: Mapping[str, nn.Module], names: list[str]) -> bool:
 
 
 def widths(layer: nn.Module) -> tuple[int, int]:
-    """Inputs and outputs of a linear layer, be it GPT-2's ``Conv1D``."""
+    """Inputs and outputs of a linear layer, which may be GPT-2's ``Conv1D``."""
     if isinstance(layer, Conv1D):
         return layer.nx, layer.nf
     assert isinstance(layer, nn.Linear)
@@ -120,7 +121,7 @@ def widths(layer: nn.Module) -> tuple[int, int]:
 
 
 def norms(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """The normalisation layers that scale or shift: called a norm by their class, with vectors as parameters."""
+    """The normalisation layers that scale or shift: their class is named "...Norm...", their parameters are vectors."""
     return {
         name: module for name, module in modules.items() if "Norm" in type(module).__name__ and _has_vectors(module)
     }

@@ -1,4 +1,4 @@
-"""Bounds on the size of a model that a stranger describes, from the header of its weights, before it takes memory."""
+"""Bounds on the size of a model from a stranger, by the header of its weights, before it takes memory."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ _SIZED = {_aten.empty, _aten.empty_strided, _aten.zeros, _aten.ones, _aten.full,
 
 
 class Size(NamedTuple):
-    """How many tensors, and of how many values together."""
+    """The number of tensors, and the number of values in all of them."""
 
     tensors: int
     values: int
@@ -40,7 +40,7 @@ class _Budget(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _values(operator: Any, args: Sequence[Any]) -> int | None:
-    """How many values an operator makes; None if it makes a tensor of others."""
+    """The number of values that an operator creates; None if it computes a tensor from other tensors."""
     if operator in _SIZED:
         sizes: Sequence[int] = next((a for a in args if isinstance(a, list | tuple)), ())  # behind randint's `high`
         return int(math.prod(sizes))
@@ -62,7 +62,7 @@ _ADDED: ContextVar[tuple[Size, InputError] | None] = ContextVar("added", default
 
 @contextmanager
 def adding_at_most(size: Size, error: InputError) -> Iterator[None]:
-    """A context in which an adapter may add no more to its model."""
+    """A context in which an adapter may add at most this to its model; ``error`` is raised if it would add more."""
     token = _ADDED.set((size, error))
     try:
         yield
@@ -72,7 +72,7 @@ def adding_at_most(size: Size, error: InputError) -> Iterator[None]:
 
 @contextmanager
 def within_what_may_be_added() -> Iterator[None]:
-    """For the time in which an adapter is injected."""
+    """A context for injecting an adapter, which enforces the bound of `adding_at_most`, if there is one."""
     if (limit := _ADDED.get()) is None:
         yield
         return

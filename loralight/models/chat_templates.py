@@ -1,4 +1,4 @@
-"""Chat templates are programs, which come with a model: one that loops, or makes more and more, is stopped."""
+"""Chat templates are programs that come with a model; a template that loops, or takes ever more memory, is stopped."""
 
 import resource
 import sys
@@ -13,7 +13,7 @@ from jinja2 import Environment, TemplateError
 _SECONDS = 2.0  # of a processor's time; a chat of a thousand turns takes less than one
 _GIGABYTE = 2**20 if sys.platform != "darwin" else 2**30  # as the system counts a process's memory
 _LONGEST = 2**20  # characters of a template; known ones have up to 20,000
-_FILE = "<template>"  # in which jinja2 says that its code is
+_FILE = "<template>"  # the file name that jinja2 gives to a template's code
 
 
 class EndlessError(TemplateError):
@@ -22,13 +22,13 @@ class EndlessError(TemplateError):
 
 @contextmanager
 def bounded(seconds: float = _SECONDS) -> Iterator[None]:
-    """A context in which the templates that this thread renders end, within so many seconds of its own computing.
+    """A context in which each template that this thread renders ends within some seconds of the thread's CPU time.
 
-    Python tells of each line that it runs, so that a template can be stopped at any, in any thread, and however busy
-    the machine is. This takes 0.3 ms a chat.
+    A trace function sees each line that Python runs, so a template can be stopped at any line, in any thread, however
+    busy the machine is. This takes 0.3 ms a chat.
 
     Raises:
-        EndlessError: a template goes on, or the process takes a gigabyte more.
+        EndlessError: a template takes longer, or the process takes another gigabyte.
     """
     before, end = sys.gettrace(), time.thread_time() + seconds
     most = _memory() + _GIGABYTE
@@ -55,7 +55,7 @@ def _memory() -> int:
 
 
 def check_template(template: str) -> None:
-    """Raise `EndlessError` for a template that would take for ever before, or within, a single line."""
+    """Raise `EndlessError` for a template that could take for ever before its first line, or within a single line."""
     if len(template) > _LONGEST:
         raise EndlessError(f"it has more than {_LONGEST:,} characters")
     if any((kind, value) == ("operator", "**") for _, kind, value in Environment().lex(template)):

@@ -1,4 +1,4 @@
-"""The number formats that a merged model is written in, and computing in one of them."""
+"""The number formats in which a merged model is written, and computing in one of them."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from loralight.errors import InputError, did_you_mean
 
 TOLERANCES = {torch.float32: 2e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
-"""How far the outputs of a model in such numbers may be from those in float32, relative to their norm."""
+"""How far a model's outputs in each dtype may be from those in float32, relative to their norm."""
 
 _NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCES}
 
@@ -22,7 +22,7 @@ def find_dtype(name: str) -> torch.dtype:
     """The dtype of that name.
 
     Raises:
-        InputError: models are not written in it (``E-DTYPE``).
+        InputError: models are not written in that dtype (``E-DTYPE``).
     """
     if name not in _NAMES:
         raise InputError("E-DTYPE", f"dtype={name}: choose {', '.join(_NAMES)}.{did_you_mean(name, _NAMES)}")
@@ -30,9 +30,9 @@ def find_dtype(name: str) -> torch.dtype:
 
 
 def cast_(model: nn.Module, dtype: torch.dtype) -> None:
-    """Bring a model to a dtype in place, as loading its weights in that dtype does.
+    """Cast a model to a dtype in place, as loading its weights in that dtype does.
 
-    Buffers that a transformers model computes and never saves, such as rotary frequencies, keep theirs.
+    Buffers that a transformers model computes and never saves, such as rotary frequencies, keep their dtype.
     """
     kept = computed_buffers(model)
     model.to(dtype)
@@ -51,7 +51,10 @@ def computed_buffers(model: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def single_by_default() -> Iterator[None]:
-    """Make new tensors here in single precision where they would be in half, as while Lightning builds a model."""
+    """A context in which new tensors are float32 where they would be in half precision.
+
+    They would be while Lightning builds a model.
+    """
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.promote_types(before, torch.float32))
     try:
@@ -62,7 +65,7 @@ def single_by_default() -> Iterator[None]:
 
 @contextmanager
 def not_narrowed(model: nn.Module, names: Collection[str]) -> Iterator[None]:
-    """Let no cast of ``model`` in here take digits off the tensors of these names; a move moves them."""
+    """A context in which no cast of ``model`` narrows the tensors of these names; moves to a device still apply."""
     before = {name: tensor.data for name, tensor in tensors_of(model).items() if name in names}
     yield
     for name, tensor in tensors_of(model).items():
@@ -82,7 +85,7 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def cast_inputs_(module: nn.Module) -> None:
-    """Have a module take inputs of other precision than its own, as it does under autocast anyway."""
+    """Have a module cast its inputs to its own dtype, as it does under autocast anyway."""
     if _to_its_own not in module._forward_pre_hooks.values():
         module.register_forward_pre_hook(_to_its_own, with_kwargs=True)
 
@@ -94,7 +97,7 @@ def _to_its_own(module: nn.Module, args: Any, kwargs: Any) -> Any:
 
 @contextmanager
 def computing_in(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Hand a model of that dtype its inputs in it, and pass on its outputs in float32: a task need not know of it."""
+    """A context that casts a model's inputs to its ``dtype`` and its outputs to float32, so that a task need not."""
     to_dtype, to_float = partial(_cast, dtype=dtype), partial(_cast, dtype=torch.float32)
     hooks = [
         model.register_forward_pre_hook(lambda _, args, kwargs: (to_dtype(args), to_dtype(kwargs)), with_kwargs=True),

@@ -1,7 +1,7 @@
-"""The new parameters of a model, found by following values while the model is built.
+"""A model's newly initialised parameters, found by following values while the model is built.
 
-This works for any loader (transformers, timm, a plugin's own code): a file's values come from outside, and an
-initialiser's are made here.
+This works for any loader (transformers, timm, a plugin's own code): the values of a file come from outside, and those
+of an initialiser are computed here.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,11 +18,11 @@ from torch.utils._pytree import tree_leaves
 
 _aten = torch.ops.aten
 _FILLING = {_aten.copy_, _aten.fill_, _aten.zero_, _aten._foreach_copy_}
-"""They overwrite a tensor without reading it, like operators that draw at random or have an ``out``."""
+"""Operators that overwrite a tensor without reading it, like those that draw at random or have an ``out``."""
 
 
 class Origin(IntEnum):
-    """Where values come from; a result of several tensors has the highest of their origins."""
+    """Where values come from; the result of several tensors has the highest of their origins."""
 
     FIXED = 0
     """Numbers in the code."""
@@ -72,12 +72,12 @@ class Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._origins[storage] = origin
 
     def take_as_given(self, tensors: Iterable[Tensor]) -> None:
-        """Count tensors as a file's, though no value is read."""
+        """Count tensors as read from a file, though no value is read."""
         for tensor in tensors:
             self._note(tensor, Origin.GIVEN)
 
     def fresh(self, model: nn.Module) -> set[str]:
-        """Names of the parameters that are new in a model with pretrained ones; empty if the model has none of these.
+        """Names of the new parameters of a model; empty if the model has no pretrained parameters.
 
         A constant that requires no gradient does not count: nobody wants to train it.
         """
@@ -107,7 +107,7 @@ def watching_origins() -> Iterator[Origins]:
 
 
 def take_as_given(tensors: Iterable[Tensor]) -> None:
-    """`Origins.take_as_given` of the context around, if there is one: for models that are built without weights."""
+    """`Origins.take_as_given` of the surrounding context, if there is one, for models built without weights."""
     if (origins := _WATCHING.get()) is not None:
         origins.take_as_given(tensors)
 
@@ -136,5 +136,5 @@ def _storage(tensor: Tensor) -> StorageWeakRef | None:
 
 
 def _is_whole(tensor: Tensor) -> bool:
-    """Whether a tensor is not a part of another."""
+    """Whether a tensor fills its storage, so that it is not a part of another tensor."""
     return _storage(tensor) is not None and tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()

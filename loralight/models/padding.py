@@ -1,4 +1,4 @@
-"""Whether what a model says of a row depends on the padding that longer rows of its batch bring."""
+"""Whether a model's output for a row depends on the padding that longer rows of the batch bring."""
 
 from collections.abc import Iterator, Mapping
 
@@ -14,15 +14,15 @@ _LENGTHS = (4, 7, 2)
 
 @torch.no_grad()
 def depends_on_padding(model: PreTrainedModel, *, padding: int, on_the_left: bool = False) -> bool:
-    """Whether three short rows get other outputs together than each by itself; if so, it says so in the log.
+    """Whether three short rows get different outputs in one batch than each alone; if so, the log says so.
 
-    Some models have no mask (FNet), mix neighbours by convolutions or count positions from the padding on. That is
-    their nature; rows of one length at a time are then the only ones with a definite answer.
+    Some models have no mask (FNet), mix neighbours by convolutions or count positions from the padding on. Their
+    outputs are then well defined only for batches of rows of one length.
 
     Args:
         model: built, with logits for each row or each token.
         padding: the token that fills up short rows.
-        on_the_left: where it goes.
+        on_the_left: whether padding comes before a row's tokens.
     """
     rows = [torch.arange(5, 5 + length, device=model.device) % (num_embeddings(model) or 26) for length in _LENGTHS]
     was_training = model.training
@@ -48,7 +48,7 @@ def each_length(batch: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, dict[str,
     """The rows of each length in a batch, without padding: their places (rows,), and their tensors (rows, tokens).
 
     Args:
-        batch: tensors (batch, tokens), of which ``attention_mask`` tells the padding.
+        batch: tensors (batch, tokens); ``attention_mask`` marks the padding.
     """
     mask = batch["attention_mask"].bool()
     lengths = mask.sum(1)

@@ -1,8 +1,8 @@
-"""Sentence vectors: how the states of a text's tokens become one, and a linear classifier that reads it.
+"""Sentence vectors: pooling of the states of a text's tokens, and a linear classifier on the pooled state.
 
 Many encoders' own classifiers read the first token through a layer that a checkpoint may never have trained. An encoder
-that was trained for sentence vectors says in ``1_Pooling/config.json`` what it was trained with; a classifier that
-reads those vectors begins where the encoder already is.
+that was trained for sentence vectors names its pooling in ``1_Pooling/config.json``; a classifier that reads those
+vectors starts from features that are already trained.
 """
 
 import json
@@ -26,13 +26,13 @@ from loralight.untrusted import read_json, read_shapes
 
 Pooling = Literal["mean", "first", "last", "max"]
 PoolingChoice = Pooling | Literal["auto", "model"]
-"""What a task can be told: a pooling, the checkpoint's own, or the classifier of the model's class."""
+"""The choices of a task: a pooling, the checkpoint's own, or the classifier of the model's class."""
 
 
 _CONFIG = "1_Pooling/config.json"  # of sentence-transformers
 _DENSE = "2_Dense"  # the folder of the classifier
 _IDENTITY = "torch.nn.modules.linear.Identity"
-_FLAGS = {  # its name for each pooling, of which a file has one that is true
+_FLAGS = {  # sentence-transformers' name for each pooling; exactly one is true in a file
     "mean": "pooling_mode_mean_tokens",
     "first": "pooling_mode_cls_token",
     "last": "pooling_mode_lasttoken",
@@ -44,15 +44,15 @@ _MODES = {"mean": "mean", "cls": "first", "lasttoken": "last", "max": "max"}  # 
 class PooledClassifier(PreTrainedModel):  # type: ignore[no-untyped-call]  # its __init_subclass__
     """A linear layer on the pooled states of any encoder or decoder of transformers.
 
-    The base has the name that transformers' own classes give it, so that tasks share it. The classifier has not: PEFT
-    is to refuse a pooled model's adapter on a class with a classifier that reads something else.
+    The base has the name that transformers' own classes give it, so that tasks share it. The classifier has its own
+    name, so that PEFT refuses a pooled model's adapter on a class whose classifier reads something else.
 
     Args:
         base: gives ``last_hidden_state`` (batch, tokens, width).
         pooling: ``mean`` of a text's tokens, their ``max``, or the ``first`` or ``last`` of them.
-        num_labels: outputs.
-        max_length: tokens of a text that are read; kept for whoever loads what `save_pretrained` wrote.
-        dropout: of the pooled state.
+        num_labels: number of outputs.
+        max_length: tokens of a text that are read; `save_pretrained` writes it for later users.
+        dropout: dropout probability of the pooled state.
     """
 
     supports_gradient_checkpointing = True
@@ -63,9 +63,9 @@ class PooledClassifier(PreTrainedModel):  # type: ignore[no-untyped-call]  # its
         self, base: PreTrainedModel, *, pooling: Pooling, num_labels: int, max_length: int, dropout: float = 0.1
     ) -> None:
         super().__init__(base.config)
-        self.base_model_prefix = base.base_model_prefix or "model"  # where other tasks on the same base have it, too
+        self.base_model_prefix = base.base_model_prefix or "model"  # as in other tasks on the same base
         self.pooling, self.max_length = pooling, max_length
-        self._unread: dict[str, Tensor] = {}  # goes back into the files: without it a loader would warn of its lack
+        self._unread: dict[str, Tensor] = {}  # saved again, else a loader would warn that it is missing
         if isinstance(pooler := getattr(base, "pooler", None), nn.Module):
             self._unread = {f"pooler.{name}": tensor for name, tensor in pooler.state_dict().items()}
             base.pooler = None  # type: ignore[assignment]
@@ -78,7 +78,7 @@ class PooledClassifier(PreTrainedModel):  # type: ignore[no-untyped-call]  # its
     def forward(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **inputs: Any
     ) -> SequenceClassifierOutput:
-        """Logits (batch, labels) of token numbers and their mask, (batch, tokens)."""
+        """Logits (batch, labels) from token ids and their mask, both (batch, tokens)."""
         inputs.pop("labels", None)  # the loss is the task's
         base: Any = self.base_model
         states = base(input_ids=input_ids, attention_mask=attention_mask, **inputs).last_hidden_state
@@ -89,9 +89,9 @@ class PooledClassifier(PreTrainedModel):  # type: ignore[no-untyped-call]  # its
         )
 
     def save_pretrained(self, save_directory: str | PathLike[Any], *_: Any, **__: Any) -> None:
-        """Write the model as sentence-transformers keeps one, whose ``encode`` then gives the logits of texts.
+        """Write the model in the format of sentence-transformers, whose ``encode`` then returns the logits of texts.
 
-        ``AutoModel`` loads the encoder that is in it, with the labels in its config.
+        ``AutoModel`` loads the encoder in it, with the labels in its config.
         """
         folder = Path(save_directory)
         dtype = self.pooled_classifier.weight.dtype
@@ -128,7 +128,7 @@ def _sentence_transformers(model: PooledClassifier) -> dict[str, Any]:
 
 
 def pool(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
-    """One vector (batch, width) for the tokens' ``states`` (batch, tokens, width), of those that ``mask`` keeps."""
+    """One vector (batch, width) from the ``states`` (batch, tokens, width) of those tokens that ``mask`` keeps."""
     kept = mask.bool()
     if pooling == "mean":
         weights = kept.to(states.dtype)
@@ -144,7 +144,7 @@ def pool(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
 
 
 def load_encoder(checkpoint: str) -> PreTrainedModel:
-    """A pretrained model whose tokens' states are read, without a pooler, which nothing would train.
+    """A pretrained model whose tokens' states are read; it has no pooler, which nothing would train.
 
     Raises:
         InputError: see `load_model`.
@@ -158,7 +158,9 @@ def load_encoder(checkpoint: str) -> PreTrainedModel:
 def load_pooled(
     checkpoint: str, *, pooling: Pooling, labels: Sequence[str], max_length: int, **config: Any
 ) -> PooledClassifier:
-    """A pretrained model with a linear classifier on its pooled states, which is new unless it is of these labels.
+    """A pretrained model with a linear classifier on its pooled states.
+
+    The classifier is new unless the checkpoint has a classifier with these labels.
 
     Args:
         checkpoint: see `load_model`.
@@ -168,7 +170,7 @@ def load_pooled(
         config: further settings of the model's config.
 
     Raises:
-        InputError: as `load_model`, or its tokens have no states of one width (``E-POOLING``).
+        InputError: see `load_model`; or the model gives no states of one width for its tokens (``E-POOLING``).
     """
     names = dict(enumerate(labels))
     numbers = {name: number for number, name in names.items()}
@@ -186,7 +188,7 @@ def load_pooled(
 
 
 def _load_classifier_(model: PooledClassifier, checkpoint: str, names: Mapping[int, str]) -> None:
-    """Give ``model`` the classifier that is beside a checkpoint's weights, if it is one of these labels."""
+    """Load the classifier next to a checkpoint's weights into ``model``, if it has these labels."""
     file = _file_of(checkpoint, f"{_DENSE}/config.json")
     if file is None or not (weights := file.parent / "model.safetensors").is_file():
         return
@@ -202,10 +204,10 @@ def _load_classifier_(model: PooledClassifier, checkpoint: str, names: Mapping[i
 
 
 def find_pooling(checkpoint: str) -> Pooling | None:
-    """The pooling that a checkpoint was trained with, as its ``1_Pooling/config.json`` says; None if it has none.
+    """The pooling that a checkpoint was trained with, from its ``1_Pooling/config.json``; None without this file.
 
     Raises:
-        InputError: the file names none that there is here, or several (``E-POOLING``).
+        InputError: the file names no pooling that is known here, or several (``E-POOLING``).
     """
     found = _file_of(checkpoint, _CONFIG)
     if found is None:
@@ -224,7 +226,7 @@ def find_pooling(checkpoint: str) -> Pooling | None:
 
 
 def check_pooling(pooling: str) -> None:
-    """Raise ``E-POOLING`` unless ``pooling`` is one, ``auto``, or ``model`` for the classifier of a model's own."""
+    """Raise ``E-POOLING`` unless ``pooling`` is a pooling, ``auto``, or ``model`` for the model's own classifier."""
     possible = ["auto", "model", *get_args(Pooling)]
     if pooling not in possible:
         hint = did_you_mean(str(pooling), possible)
@@ -232,7 +234,7 @@ def check_pooling(pooling: str) -> None:
 
 
 def _file_of(checkpoint: str, file: str) -> Path | None:
-    """A file of sentence-transformers beside a checkpoint's weights, in a folder or on the hub."""
+    """A file of sentence-transformers next to a checkpoint's weights, in a folder or on the hub."""
     name = resolve(checkpoint)
     path = Path(name)
     if path.suffix == ".gguf":

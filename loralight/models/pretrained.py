@@ -36,23 +36,23 @@ from loralight.models.strangers import check_files, size_of_weights
 from loralight.models.trust import trust
 from loralight.resources import resolve
 
-_MOST = Size(tensors=200_000, values=2**50)  # of a model whose weights are not at hand
+_MOST = Size(tensors=200_000, values=2**50)  # for a model whose weights are not at hand
 
 _TOKENISING = Lock()
 
 
 def load_model(auto_class: Any, checkpoint: str, **arguments: Any) -> PreTrainedModel:
-    """``auto_class.from_pretrained`` for all that a checkpoint can be.
+    """``auto_class.from_pretrained`` for every kind of checkpoint.
 
     Args:
-        auto_class: such as ``AutoModelForSequenceClassification``.
+        auto_class: a class such as ``AutoModelForSequenceClassification``.
         checkpoint: hub name, folder or ``pkg://package/folder``, or a file ``*.gguf`` in one of these, whose quantised
             weights become float32.
         arguments: passed on.
 
     Raises:
-        InputError: there is no such model, or none of this kind (``E-MODEL``); it brings what the user has not allowed
-            (``E-REMOTE-CODE``, ``E-PICKLE``).
+        InputError: there is no such model, or it is of another kind (``E-MODEL``); it brings code or a pickle that the
+            user has not allowed (``E-REMOTE-CODE``, ``E-PICKLE``).
     """
     if without_weights():
         return _skeleton(auto_class, checkpoint, **arguments)
@@ -61,19 +61,19 @@ def load_model(auto_class: Any, checkpoint: str, **arguments: Any) -> PreTrained
         arguments = {"config": _gguf_config(checkpoint), "dtype": torch.float32, **file, **arguments}
     else:
         arguments = {"use_safetensors": None if trust().allow_pickle else True, **arguments}
-    # a progress bar of its own, which no setting turns off
+    # a GGUF file has its own progress bar, which no setting turns off
     with _one_message(checkpoint), redirect_stderr(io.StringIO()) if file else nullcontext():
         model: PreTrainedModel
         with _no_larger_than_its_weights(checkpoint):
             model = auto_class.from_pretrained(name, **{**arguments, **_code()})
     if file and isinstance(quantizer := getattr(model, "hf_quantizer", None), HfQuantizer):
-        # its weights are float32 now, but transformers would refuse to save it
+        # the weights are float32 now, but transformers would refuse to save the model
         quantizer.remove_quantization_config(model)  # type: ignore[no-untyped-call]
     return model
 
 
 def load_classifier(auto_class: Any, checkpoint: str, labels: Sequence[str], **arguments: Any) -> PreTrainedModel:
-    """What `load_model` returns, with an output for each label; where the checkpoint has others, its head is new.
+    """A model from `load_model` with an output for each label; its head is new if the checkpoint's outputs differ.
 
     Raises:
         InputError: see `load_model`.
@@ -92,7 +92,7 @@ def load_classifier(auto_class: Any, checkpoint: str, labels: Sequence[str], **a
 def _skeleton(
     auto_class: Any, checkpoint: str, *, ignore_mismatched_sizes: bool = False, **arguments: Any
 ) -> PreTrainedModel:
-    """The model as its config describes it. Of the weights' file, where it is at hand, the tensors' names are read."""
+    """The model as its config describes it; of a weights file at hand, only the tensors' names are read."""
     name, file = _source(checkpoint)
     with _one_message(checkpoint):
         if file:
@@ -109,7 +109,7 @@ def _skeleton(
 
 
 def _names_of_tensors(folder: Path) -> list[str]:
-    """Those in a checkpoint's header; none if it is elsewhere or cannot be read."""
+    """The tensors' names in a checkpoint's header; none if the file is elsewhere or cannot be read."""
     try:
         with safe_open(folder / "model.safetensors", framework="pt") as tensors:
             return list(tensors.keys())
@@ -118,7 +118,7 @@ def _names_of_tensors(folder: Path) -> list[str]:
 
 
 def _parts_without_weights(model: PreTrainedModel, names: Iterable[str]) -> set[str]:
-    """Parameters of those parts of the base model of which a checkpoint has nothing, such as a pooler."""
+    """Parameters of those parts of the base model for which a checkpoint has no tensors, such as a pooler."""
     prefix = f"{model.base_model_prefix}."
     there = {name.removeprefix(prefix).partition(".")[0] for name in names}
     parts = [(name, part) for name, part in model.base_model.named_children() if there and name not in there]
@@ -138,22 +138,22 @@ def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
 
 
 def tokenise(tokenizer: PreTrainedTokenizerBase, *texts: Any, **settings: Any) -> Any:
-    """``tokenizer(...)``, for one thread at a time: it keeps padding and truncation, and its text, in itself."""
+    """``tokenizer(...)``, for one thread at a time: a tokenizer keeps padding, truncation and its text as state."""
     with _TOKENISING:
         return tokenizer(*texts, **settings)
 
 
 Processor = PreTrainedTokenizerBase | ProcessorMixin | ImageProcessingMixin | FeatureExtractionMixin
-"""The classes of transformers that prepare inputs, and are saved with the model."""
+"""The classes of transformers that prepare inputs and are saved with the model."""
 
 
 def save_model(model: nn.Module, folder: Path, *, beside: Iterable[Processor] = ()) -> None:
-    """Write a model so that its library loads it: one of transformers as a whole, any other its weights alone.
+    """Write a model so that its library loads it: a model of transformers with its config, any other its weights only.
 
     Args:
-        model: without adapters.
-        folder: exists.
-        beside: tokenizers and processors, which go with a model of transformers.
+        model: the model, without adapters.
+        folder: an existing folder.
+        beside: tokenizers and processors, which are written with a model of transformers.
     """
     if not isinstance(model, PreTrainedModel):
         safetensors.torch.save_model(model, str(folder / "model.safetensors"))
@@ -164,12 +164,12 @@ def save_model(model: nn.Module, folder: Path, *, beside: Iterable[Processor] = 
 
 
 def longest_input(checkpoint: str, tokenizer: PreTrainedTokenizerBase, wanted: int) -> int:
-    """Tokens that a model takes at most, as its tokenizer or its config says; many a tokenizer says nothing.
+    """The most tokens that a model takes, from its tokenizer or its config; many tokenizers do not say.
 
     Args:
         checkpoint: the model.
         tokenizer: its tokenizer.
-        wanted: a number of tokens; only for one near the end of a table of positions is the model itself looked at.
+        wanted: a number of tokens; the model itself is inspected only if this is near the end of a table of positions.
 
     Raises:
         InputError: the model has no config (``E-MODEL``).
@@ -186,9 +186,9 @@ def longest_input(checkpoint: str, tokenizer: PreTrainedTokenizerBase, wanted: i
 
 
 def _places_before_the_first(checkpoint: str, config: PretrainedConfig, positions: int) -> int:
-    """Rows of a table of so many positions that no token has: RoBERTa and its kin count from their padding on.
+    """The number of unused rows at the start of a table of ``positions``: RoBERTa and its kin count from their padding.
 
-    Such a table has a padding row: it is looked for in the model itself, without weights.
+    Such a table has a padding row, which is looked up in the model itself, without weights.
     """
     with _one_message(checkpoint), at_most(_MOST, _too_large(checkpoint)), torch.device("meta"):
         model = AutoModel.from_config(config, **_code())  # type: ignore[no-untyped-call]
@@ -199,13 +199,13 @@ def _places_before_the_first(checkpoint: str, config: PretrainedConfig, position
 
 
 def check_length(max_length: int, checkpoint: str, tokenizer: PreTrainedTokenizerBase, *, pair: bool = False) -> None:
-    """Raise ``E-SEQ-LEN`` unless a model takes ``max_length`` tokens, and its own marks leave room for some of a text.
+    """Raise ``E-SEQ-LEN`` unless a model takes ``max_length`` tokens and its special tokens leave room for some text.
 
     Args:
         max_length: as ``model.max_length`` sets it.
         checkpoint: the model.
         tokenizer: its tokenizer.
-        pair: an input is two texts.
+        pair: whether an input is two texts.
     """
     longest = longest_input(checkpoint, tokenizer, max_length)
     if max_length > longest:
@@ -218,14 +218,14 @@ def check_length(max_length: int, checkpoint: str, tokenizer: PreTrainedTokenize
 
 
 def labels_of(checkpoint: str) -> dict[int, str]:
-    """The names of a classifier's outputs, as the model's config has them."""
+    """The names of a classifier's outputs, from the model's config."""
     return {int(number): name for number, name in (_config(checkpoint).id2label or {}).items()}
 
 
 def check_causal(checkpoint: str) -> None:
-    """Raise ``E-MODEL`` if a model's tokens see the ones after them, which it would copy instead of predicting them.
+    """Raise ``E-MODEL`` if a model's tokens see later tokens, which it would copy instead of predicting.
 
-    transformers loads an encoder as a causal language model too, and leaves its attention as it is.
+    transformers also loads an encoder as a causal language model, and leaves its attention as it is.
     """
     config = _config(checkpoint)
     if type(config) not in MODEL_FOR_MASKED_LM_MAPPING or config.is_encoder_decoder:
@@ -248,15 +248,15 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 
 
 def num_embeddings(model: PreTrainedModel) -> int | None:
-    """How many tokens a model tells apart, as its config says; Canine's says nothing, as it reads any character."""
+    """The size of a model's vocabulary, from its config; None for Canine, which reads any character."""
     return getattr(model.config.get_text_config(), "vocab_size", None)
 
 
 def pad_(tokenizer: PreTrainedTokenizerBase, checkpoint: str) -> None:
-    """Give a tokenizer a token to pad with where it has none: the model's own, else the end of a text, on the right.
+    """Give a tokenizer without a padding token the model's own, else the end-of-text token; it then pads on the right.
 
     Raises:
-        InputError: there is neither (``E-TOKENIZER``).
+        InputError: there is neither of these tokens (``E-TOKENIZER``).
     """
     if tokenizer.pad_token is not None:
         return
@@ -272,9 +272,9 @@ def pad_(tokenizer: PreTrainedTokenizerBase, checkpoint: str) -> None:
 
 
 def agree_on_padding_(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Tell a decoder which token its tokenizer pads with: as a classifier it reads the last one that is another.
+    """Tell a decoder its tokenizer's padding token: as a classifier it reads the last token that is not padding.
 
-    An encoder goes by its mask, but may count positions from its own padding token: that is left as it is.
+    An encoder uses its mask, but may count positions from its own padding token, which is left as it is.
     """
     config = model.config.get_text_config()
     if getattr(config, "pad_token_id", None) is None or type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
@@ -282,10 +282,10 @@ def agree_on_padding_(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
 
 def new_head(model: nn.Module, fresh: set[str]) -> list[nn.Module]:
-    """What a transformers model has beside its pretrained base, and whatever else was initialised anew.
+    """The parts of a transformers model outside its pretrained base, and all other modules with new parameters.
 
     Args:
-        model: such as ``AutoModelForTokenClassification`` gives.
+        model: a model from a class such as ``AutoModelForTokenClassification``.
         fresh: names of the parameters that the checkpoint did not hold.
     """
     assert isinstance(model, PreTrainedModel)
@@ -296,12 +296,12 @@ def new_head(model: nn.Module, fresh: set[str]) -> list[nn.Module]:
 
 
 def outside_base_model(model: PreTrainedModel) -> list[nn.Module]:
-    """The head of a transformers model: its parts beside the pretrained base, as far as they have parameters."""
+    """The head of a transformers model: its parts outside the pretrained base that have parameters."""
     return [part for part in model.children() if part is not model.base_model and any(True for _ in part.parameters())]
 
 
 def _source(checkpoint: str) -> tuple[str, dict[str, str]]:
-    """What ``from_pretrained`` takes: a name or folder, and which file of it if that is one of llama.cpp's."""
+    """The arguments of ``from_pretrained``: a name or folder, and the file in it if that is a GGUF file."""
     path = resolve(checkpoint)
     return (str(Path(path).parent), {"gguf_file": Path(path).name}) if path.endswith(".gguf") else (path, {})
 
@@ -316,7 +316,7 @@ def _config(checkpoint: str) -> PretrainedConfig:
     return config
 
 
-@cache  # transformers takes seconds to read one, and both data and task ask for it
+@cache  # transformers takes seconds to read a GGUF config, and both data and task need it
 def _gguf_config(checkpoint: str) -> PretrainedConfig:
     name, file = _source(checkpoint)
     with _one_message(checkpoint):
@@ -325,16 +325,16 @@ def _gguf_config(checkpoint: str) -> PretrainedConfig:
 
 
 def _code() -> dict[str, bool]:
-    """Whether transformers may run a model's own code: told each time, else it asks on the terminal."""
+    """Whether transformers may run a model's own code; passed each time, else transformers asks on the terminal."""
     return {"trust_remote_code": bool(trust().trust_remote_code)}
 
 
 @contextmanager
 def _no_larger_than_its_weights(checkpoint: str) -> Iterator[None]:
-    """A context in which a model is built that is about as large as its files say, new parts included."""
+    """A context in which a model can be built only if its size, new parts included, is about that of its files."""
     name, file = _source(checkpoint)
     config = check_files(name)
-    if file:  # one bit a weight would be few
+    if file:  # as if a weight took one bit, which would be few
         found: Size | None = Size(_MOST.tensors, 8 * Path(name, file["gguf_file"]).stat().st_size)
     else:
         found = size_of_weights(name, config)
@@ -353,7 +353,7 @@ def _too_large(checkpoint: str) -> InputError:
 
 @contextmanager
 def _one_message(checkpoint: str) -> Iterator[None]:
-    """Say what is wrong in one message; be silent on what is right (a new head is what fine-tuning is about)."""
+    """Report an error in one message, and silence transformers otherwise (fine-tuning always has a new head)."""
     if checkpoint.startswith(("/", ".", "~")) and not Path(checkpoint).expanduser().exists():
         kind = "file" if checkpoint.endswith(".gguf") else "folder"
         raise InputError("E-MODEL", f"model.checkpoint={checkpoint}: there is no such {kind}")
@@ -364,7 +364,7 @@ def _one_message(checkpoint: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except Exception as error:  # whatever a config of a stranger's leads transformers to
+    except Exception as error:  # a stranger's config may make transformers raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
             "E-MODEL",

@@ -17,7 +17,7 @@ from loralight.models.quantisers import QUANTISERS, Quantiser
 
 
 class Packed(nn.Parameter):
-    """A part of a quantised weight, which never learns."""
+    """A part of a quantised weight, which is never trained."""
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         if requires_grad:
@@ -33,8 +33,8 @@ class Packed(nn.Parameter):
 class QuantisedLinear(nn.Linear):
     """A frozen linear layer that keeps its weight packed and computes with the unpacked W' in place of W.
 
-    It unpacks W' in the forward and again in the backward pass and keeps it in neither, nor the input. The packed parts
-    are parameters, so that they move, are saved and are compared as the weight was.
+    It unpacks W' in the forward pass and again in the backward pass; it keeps neither W' nor the input. The packed
+    parts are parameters, so that they move, are saved and are compared as the weight was.
 
     Shapes: x (..., in), y (..., out).
     """
@@ -44,7 +44,7 @@ class QuantisedLinear(nn.Linear):
     parts: tuple[str, ...]
     weight_dtype: torch.dtype
     original: Tensor | None = None
-    """The weight before it was packed, as long as `quantised_` lasts."""
+    """The weight before packing, while the context of `quantised_` lasts."""
 
     @classmethod
     def quantise_(cls, layer: nn.Linear, quantiser: Quantiser) -> "QuantisedLinear":
@@ -62,7 +62,7 @@ class QuantisedLinear(nn.Linear):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]  # a new tensor at each call
-        """W', in the dtype that W had."""
+        """W', in the dtype of W."""
         return self.unpacked().to(self.weight_dtype)
 
     def unpacked(self) -> Tensor:
@@ -102,7 +102,7 @@ class QuantisedLinear(nn.Linear):
 
 
 class _Frozen(Function):
-    """``W' x + b``, of which nothing but the layer itself is kept for the backward pass."""
+    """``W' x + b``, which keeps only the layer itself for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, layer: QuantisedLinear) -> Tensor:
@@ -119,14 +119,14 @@ class _Frozen(Function):
 
 @contextmanager
 def quantised_(model: nn.Module, method: str | None, *, head: Sequence[nn.Module] = ()) -> Iterator[None]:
-    """Pack the weights of the linear layers of ``model`` in place; inside the context they still know W.
+    """Pack the weights of the linear layers of ``model`` in place; inside the context the layers still hold W.
 
     The head stays as it is, and so do output embeddings and layers that share their weights with others.
 
     Args:
         model: a model whose pretrained weights are already loaded.
         method: a name in `loralight.models.quantisers.QUANTISERS`; nothing is done if None.
-        head: parts that learn as a whole.
+        head: parts that are trained as a whole.
 
     Raises:
         InputError: there is no such method, or no layer to quantise (``E-QUANTIZE``), or its library is missing
@@ -143,10 +143,10 @@ def quantised_(model: nn.Module, method: str | None, *, head: Sequence[nn.Module
 
 
 def find_quantiser(method: str) -> Quantiser:
-    """The method of that name, whose library is there.
+    """The method of that name; its library is installed.
 
     Raises:
-        InputError: there is none (``E-QUANTIZE``), or its library is missing (``E-PACKAGE``).
+        InputError: there is no such method (``E-QUANTIZE``), or its library is missing (``E-PACKAGE``).
     """
     if method not in QUANTISERS:
         raise InputError(
@@ -170,7 +170,7 @@ def refuse_packed(modules: Mapping[str, Any], names: Iterable[str]) -> None:
 
 
 def as_before(model: nn.Module) -> Iterator[Tensor]:
-    """The parameters of a model as they were before it was quantised; packed weights stand there without values."""
+    """The parameters of a model before it was quantised; packed weights appear without values (device ``meta``)."""
     for module in model.modules():
         if isinstance(module, QuantisedLinear):
             yield torch.empty(module.out_features, module.in_features, dtype=module.weight_dtype, device="meta")

@@ -1,4 +1,4 @@
-"""How weights are packed into few bits, each way by a library that is an optional extra."""
+"""Ways to pack weights into few bits, each by a library that is an optional extra."""
 
 import importlib
 import logging
@@ -15,15 +15,15 @@ class Quantiser(ABC):
     """A way to pack a weight; a new one is a subclass and a line in `QUANTISERS`."""
 
     module: ClassVar[str]
-    """The module that packs; the extra that brings it is called as its package."""
+    """The module that packs; the extra that installs it has the name of its package."""
 
     @abstractmethod
     def pack(self, weight: Tensor) -> tuple[dict[str, Tensor], Any]:
-        """The tensors that stand for a weight (out, in) in float32, and the plain values needed to unpack them."""
+        """The packed tensors of a weight (out, in) in float32, and the plain values needed to unpack them."""
 
     @abstractmethod
     def unpack(self, tensors: Mapping[str, Tensor], context: Any) -> Tensor:
-        """The weight that these stand for, (out, in) in float32."""
+        """The weight that these tensors hold, (out, in) in float32."""
 
     def library(self) -> Any:
         """The library.
@@ -31,7 +31,7 @@ class Quantiser(ABC):
         Raises:
             InputError: it is missing (``E-PACKAGE``).
         """
-        logging.disable(logging.WARNING)  # both tell at import of kernels that are not there
+        logging.disable(logging.WARNING)  # at import, both report missing kernels
         try:
             return importlib.import_module(self.module)
         except ImportError as error:
@@ -68,7 +68,7 @@ class BitsandbytesFourBit(Quantiser):
     """4 bits a weight, blocks of 64 with a scale of 8 bits each (QLoRA's double quantisation).
 
     Args:
-        kind: the numbers that 4 bits stand for, bitsandbytes' name: ``nf4`` or ``fp4``.
+        kind: bitsandbytes' name of the 4-bit format: ``nf4`` or ``fp4``.
     """
 
     module = "bitsandbytes.functional"

@@ -1,8 +1,8 @@
-"""Running a model by the shapes of its tensors alone: no weights, no numbers, no memory.
+"""Running a model on the shapes of its tensors alone: no weights, no numbers, no memory.
 
 Results from floating-point numbers are `FakeTensor`s: shape, dtype and device. Integers and booleans (a batch's
-tokens, masks and positions) stay real, so whatever depends on them is as in training: how many tokens are learnt, and
-whether a batch has padding.
+tokens, masks and positions) stay real, so all that depends on them is as in training, such as how many tokens are
+learnt and whether a batch has padding.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,9 +48,9 @@ def shapes_only() -> Iterator["Shapes"]:
 
 
 class Shapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Makes floating-point tensors fake, and results that depend on a fake one.
+    """Makes floating-point tensors fake, and all results that depend on a fake tensor.
 
-    A number that is asked of a fake tensor is 1, a comparison of two holds, and a mask of them chooses every element.
+    A number read from a fake tensor is 1, a comparison of two tensors holds, and a fake mask chooses every element.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Shapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.fake = _Fake(allow_non_fake_inputs=True)
 
     def without_numbers(self, tensor: Tensor) -> Tensor:
-        """The tensor itself, or if it holds floating-point numbers a fake one like it."""
+        """The tensor itself, or a fake tensor like it if it holds floating-point numbers."""
         return self.fake.from_tensor(tensor) if tensor.is_floating_point() else tensor
 
     def __torch_dispatch__(
@@ -66,7 +66,7 @@ class Shapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         try:
             return self._run(operator, args, kwargs or {})
-        finally:  # the mode knows tensors by weak references, and modules cast none that has any
+        finally:  # the mode keeps weak references to tensors, and a module cannot cast a tensor that has any
             self.fake.fake_tensor_converter.tensor_memo.clear()
 
     def _run(self, operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -106,7 +106,7 @@ class Shapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _Fake(FakeTensorMode):  # type: ignore[no-untyped-call]
-    """Looks for a GPU once: torch does so for each operator, and opens NVIDIA's library anew where there is none."""
+    """Looks for a GPU once; torch does so for each operator, and without a GPU opens NVIDIA's library each time."""
 
     @cached_property
     def avoid_device_init(self) -> bool:
@@ -116,7 +116,7 @@ class _Fake(FakeTensorMode):  # type: ignore[no-untyped-call]
 def _makes_fake(packet: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Whether an operator creates a tensor whose values nobody needs."""
     if packet in _EMPTY:
-        return args[0] not in ([0], (0,))  # of no size: torch makes one to copy storages
+        return args[0] not in ([0], (0,))  # not of size 0: torch makes such a tensor to copy storages
     if packet not in _FILLED:
         return False
     dtype = kwargs.get("dtype")

@@ -1,4 +1,4 @@
-"""The files of a pretrained model, which a stranger may have written: read before a library acts on them.
+"""Checks of a pretrained model's files, which a stranger may have written, before a library acts on them.
 
 A file that would run code, fetch a kernel or never end is refused by name; the user can allow the first two (`trust`).
 """
@@ -32,10 +32,10 @@ _FILES = (
     "preprocessor_config.json",
     "video_preprocessor_config.json",
 )
-_MAX_JSON = 16 * 2**20  # names of 20,000 labels take one
+_MAX_JSON = 16 * 2**20  # the names of 20,000 labels take 1 MB
 _MAX_COUNT = 100_000
 _COUNT = re.compile(r"(layers?|labels|blocks|depths?|stages|experts|heads?)$")
-"""Ends of the names of config values over which transformers loops before it makes a tensor."""
+"""Endings of names of config values over which transformers loops before it makes a tensor."""
 _PLAIN = {"eager", "sdpa", "flex_attention", "grouped_mm", "batched_mm"}  # in torch, or in transformers itself
 _QUANTISERS = {"bitsandbytes", "torchao"}
 
@@ -54,7 +54,7 @@ def check_files(name: str) -> dict[str, Any]:
     """
     if Path(name).is_dir():
         _refuse_endless_files(Path(name))
-    if find(name, "adapter_config.json") is not None:  # transformers would load what that names in its place
+    if find(name, "adapter_config.json") is not None:  # transformers would load the base it names instead
         raise InputError("E-MODEL", f"{name} is or has an adapter (adapter_config.json); give a base model alone")
     contents = {file: read_object(path) for file in _FILES if (path := find(name, file)) is not None}
     for file, content in contents.items():
@@ -64,10 +64,10 @@ def check_files(name: str) -> dict[str, Any]:
 
 
 def size_of_weights(name: str, config: dict[str, Any]) -> Size | None:
-    """How many tensors and values a model's weights have, by their headers; None where none are found.
+    """The number of tensors and values in a model's weights, from their headers; None if no weights are found.
 
     Raises:
-        InputError: they are a pickle, which the user has not allowed (``E-PICKLE``).
+        InputError: the weights are a pickle, which the user has not allowed (``E-PICKLE``).
     """
     said = config.get("transformers_weights")  # in place of the usual names
     files = [SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME] if said is None else [str(said)]
@@ -87,14 +87,14 @@ def size_of_weights(name: str, config: dict[str, Any]) -> Size | None:
 
 
 def _refuse_endless_files(folder: Path) -> None:
-    """Raise ``E-MODEL`` for a pipe or a device, be it behind a link: reading it may never end."""
+    """Raise ``E-MODEL`` for a pipe or a device, also behind a link: reading it may never end."""
     for path in folder.iterdir():
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise InputError("E-MODEL", f"{path} is not a regular file")
 
 
 def find(name: str, file: str) -> Path | None:
-    """A file of a model, downloaded if need be; None if it has none of that name."""
+    """A file of a model, downloaded if need be; None if the model has no file of that name."""
     if Path(name).is_dir():
         path = Path(name) / file
         return path if os.path.lexists(path) else None
@@ -109,10 +109,10 @@ def _on_hub(name: str, file: str) -> Path | None:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object in a regular file, be it behind a link, as in the hub's cache.
+    """A JSON object in a regular file, also behind a link, as in the hub's cache.
 
     Raises:
-        InputError: it is something else (``E-MODEL``).
+        InputError: the file is something else (``E-MODEL``).
     """
     try:
         if not path.is_file():
@@ -130,7 +130,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _entries(content: Any) -> Iterator[tuple[str, Any]]:
-    """Each key with its value, those of objects inside too."""
+    """Each key with its value, also those of nested objects."""
     waiting = [content]
     while waiting:
         node = waiting.pop()
@@ -179,7 +179,7 @@ def _of_others(key: str, value: Any) -> str | None:
 
 
 def _is_kernel(name: Any) -> bool:
-    """Whether transformers may turn to the package ``kernels`` for a function of this name."""
+    """Whether transformers may ask the package ``kernels`` for a function of this name."""
     if name is None or name in _PLAIN:
         return False
     of_flash_attention = isinstance(name, str) and re.fullmatch(r"flash_attention_\d", name)
@@ -187,23 +187,23 @@ def _is_kernel(name: Any) -> bool:
 
 
 def _is_tokenizer(name: Any) -> bool:
-    """Whether transformers would load a tokenizer: of a name it does not know it takes its general one."""
+    """Whether transformers would load a tokenizer by this name; for an unknown name it takes its general class."""
     if not isinstance(name, str) or name not in _names_of_transformers():
         return isinstance(name, str)
     if not re.search("(Tokenizer|TokenizerFast|Backend)$", name):
-        return False  # nor need it be imported
+        return False  # without importing it
     kind = getattr(transformers, name)
-    # the stand-in for a class that lacks a package says which
+    # the stand-in for a class whose package is missing names the package
     return isinstance(kind, type) and (issubclass(kind, PreTrainedTokenizerBase) or hasattr(kind, "_backends"))
 
 
 def _names_of_transformers() -> set[str]:
-    """What ``dir(transformers)`` lists, which takes 150 ms: it looks through a list for each of 7,000 names."""
+    """The names of ``dir(transformers)``, which takes 150 ms: it searches a list for each of 7,000 names."""
     return {*ModuleType.__dir__(transformers), *vars(transformers)["__all__"]}
 
 
 def _safetensors(name: str, files: list[str]) -> list[Path]:
-    """The first of these that a model has, or the parts that it lists."""
+    """The first of these files that a model has, or the shards that it lists."""
     for file in files:
         if (path := find(name, file)) is None:
             continue
@@ -217,7 +217,7 @@ def _safetensors(name: str, files: list[str]) -> list[Path]:
 
 
 def _size(file: Path) -> Size:
-    """The number of values by a header; each whole number is taken to hold eight packed values."""
+    """The number of tensors and values in a file, from its header; an integer counts as eight packed values."""
     with safe_open(file, framework="pt") as opened:
         tensors = [opened.get_slice(key) for key in opened.keys()]  # noqa: SIM118  # no mapping
         values = [

@@ -1,4 +1,4 @@
-"""The facts about a transformer of tokens that soft prompts and prefixes need."""
+"""Facts about a text transformer that soft prompts and prefixes need."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ def text_base(model: nn.Module, adapter: str) -> PreTrainedModel:
     """The part of a model that turns tokens into hidden states.
 
     Raises:
-        InputError: there is none, or a second one reads its states (``E-TEXT-MODEL``).
+        InputError: the model has no such part, or it is an encoder-decoder (``E-TEXT-MODEL``).
     """
     base = getattr(model, "base_model", None) if isinstance(model, PreTrainedModel) else None
     if not isinstance(base, PreTrainedModel) or base.config.is_encoder_decoder or not _reads_tokens(base):
@@ -33,7 +33,7 @@ def _reads_tokens(base: PreTrainedModel) -> bool:
 
 
 def random_tokens(base: PreTrainedModel, num_tokens: int) -> Tensor:
-    """Numbers of words drawn from the vocabulary, (1, ``num_tokens``)."""
+    """Random token ids from the vocabulary, (1, ``num_tokens``)."""
     vocabulary = base.get_input_embeddings()
     assert isinstance(vocabulary, nn.Embedding)
     return torch.randint(vocabulary.num_embeddings, (1, num_tokens), device="cpu").to(vocabulary.weight.device)
@@ -59,6 +59,6 @@ def looks_ahead(base: PreTrainedModel) -> bool:
 
 
 def check_num_tokens(num_tokens: int) -> None:
-    """Raise ``E-NUM-TOKENS`` if there is no such number of virtual tokens."""
+    """Raise ``E-NUM-TOKENS`` if the number of virtual tokens is below 1."""
     if num_tokens < 1:
         raise InputError("E-NUM-TOKENS", f"adapter.num_tokens is {num_tokens!r}; give at least 1, such as 20")

@@ -9,12 +9,12 @@ from loralight.errors import InputError
 
 
 class Trust(NamedTuple):
-    """The user's word; a run's or an adapter's folder has no say in it.
+    """Permissions that only the user gives; they are not read from the folder of a run or an adapter.
 
     Args:
-        trust_remote_code: True runs the code that a model brings or names, False passes over it (a kernel that it names
-            is refused all the same), None refuses such a model.
-        allow_pickle: weights may be a pickle, of which tensors alone are read.
+        trust_remote_code: True runs the code that a model brings or names; False ignores it (a kernel that the model
+            names is still refused); None refuses such a model.
+        allow_pickle: whether weights may be a pickle, of which only tensors are read.
     """
 
     trust_remote_code: bool | None = None
@@ -22,7 +22,7 @@ class Trust(NamedTuple):
 
 
 _NONE = Trust()
-_TRUST: ContextVar[Trust] = ContextVar("trust", default=_NONE)  # a new thread begins with it
+_TRUST: ContextVar[Trust] = ContextVar("trust", default=_NONE)  # the default in a new thread
 
 
 def trust() -> Trust:
@@ -32,10 +32,10 @@ def trust() -> Trust:
 
 @contextmanager
 def trusting(*, trust_remote_code: bool | None = None, allow_pickle: bool = False) -> Iterator[None]:
-    """A context in which this is allowed, see `Trust`.
+    """A context in which these permissions hold, see `Trust`.
 
     Raises:
-        InputError: a value is another (``E-CONFIG``).
+        InputError: a value is of another type (``E-CONFIG``).
     """
     if not isinstance(trust_remote_code, bool | None):
         raise InputError("E-CONFIG", f"model.trust_remote_code={trust_remote_code}: give true, false or null")

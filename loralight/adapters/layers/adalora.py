@@ -1,4 +1,4 @@
-"""Layers with an update in the form of a singular value decomposition, whose triplets can be weighed and cut."""
+"""Layers whose update has the form of a singular value decomposition; its triplets are scored and cut."""
 
 from typing import Any, ClassVar, Self
 
@@ -22,8 +22,8 @@ PARTS = ("lora_P", "lora_Lambda", "lora_Q")
 class AdaLoraLayer(LoraLayer):
     """A frozen layer with the update ``scaling P Lambda Q``; a triplet is a column of P, a value, and a row of Q.
 
-    Of each part there are two running means: of the sensitivity ``|w dL/dw|`` of its elements, and of how far that
-    strays from its mean. They are buffers, so that a resumed run goes on with them.
+    Each part has two running means: of its elements' sensitivity ``|w dL/dw|``, and of the deviation of the sensitivity
+    from its mean. They are buffers, so that a resumed run continues with them.
 
     Shapes: lora_P like B, lora_Lambda (rank,), lora_Q like A; chosen (rank,), the triplets that the last cut left.
     """
@@ -41,7 +41,7 @@ class AdaLoraLayer(LoraLayer):
 
     @classmethod
     def upgrade_(cls, layer: nn.Module, *, rank: int, alpha: float, dropout: float = 0.0) -> Self:
-        """Turn ``layer`` into one with an update: P and Q normal, as in the authors' code, and Lambda zero."""
+        """Turn ``layer`` into a layer with an update: P and Q normal, as in the authors' code, and Lambda zero."""
         layer.__class__ = cls
         assert isinstance(layer, cls)
         layer.rank, layer.alpha, layer.lora_dropout = rank, alpha, dropout
@@ -66,7 +66,7 @@ class AdaLoraLayer(LoraLayer):
 
     @torch.no_grad()
     def observe_(self, beta1: float, beta2: float) -> None:
-        """Take the present gradients into the running means (eq. 9 and 10)."""
+        """Update the running means with the present gradients (eq. 9 and 10)."""
         for part in PARTS:
             parameter, mean, stray = self.get_parameter(part), *self._means(part)
             assert parameter.grad is not None
@@ -75,7 +75,7 @@ class AdaLoraLayer(LoraLayer):
             stray.lerp_((sensitivity - mean).abs(), 1 - beta2)
 
     def importance(self) -> Tensor:
-        """Of each triplet: that of its value, and the mean over its column and its row (eq. 7 and 11), (rank,)."""
+        """Each triplet's importance: its value's, plus the means over its column and row (eq. 7 and 11), (rank,)."""
         up, values, down = (mean * stray for mean, stray in map(self._means, PARTS))
         return values + down.flatten(1).mean(1) + up.flatten(1).mean(0)
 
@@ -89,7 +89,7 @@ class AdaLoraLayer(LoraLayer):
 
     @torch.no_grad()
     def become_lora_(self) -> None:
-        """Turn into a plain LoRA layer that computes the same, of as many ranks as there are values, at least one."""
+        """Turn into a plain LoRA layer that computes the same; its rank is the number of nonzero values, at least 1."""
         left = self.lora_Lambda.nonzero().flatten()
         left = left if len(left) else left.new_zeros(1)
         lora_A, lora_B, dropout = self.lora_A[left], self.lora_B[:, left], self.lora_dropout

@@ -1,4 +1,4 @@
-"""LoRA on PyTorch's own attention and encoder layers, whose fused kernels take weights and call no submodule."""
+"""LoRA on PyTorch's own attention and encoder layers, whose fused kernels read weights and call no submodule."""
 
 from contextvars import ContextVar
 from typing import Any, Self
@@ -17,9 +17,9 @@ _CALLED: ContextVar[nn.Module | None] = ContextVar("called", default=None)  # th
 
 
 class LoraAttention(LoraParameters, nn.MultiheadAttention):
-    """Multi-head attention whose projections of queries, keys and values, and of the output, have updates.
+    """Multi-head attention whose projections of queries, keys, values and the output have updates.
 
-    Each of the four has A and B of its own, be the first three packed in one weight or not.
+    Each of the four projections has its own A and B, also where the first three are packed in one weight.
 
     Shapes: lora_A (n, rank, in), lora_B (n, embed_dim, rank) for n slices of the packed weight, else (rank, in) and
     (embed_dim, rank).
@@ -29,7 +29,7 @@ class LoraAttention(LoraParameters, nn.MultiheadAttention):
 
     @classmethod
     def upgrade_(cls, layer: nn.Module, *, rank: int, alpha: float, slices: str = "qkvo", dropout: float = 0.0) -> Self:
-        """Give the projections named in ``slices`` (o: the output's) their updates; ``dropout`` has to be 0."""
+        """Give the projections named in ``slices`` (o: the output's) their updates; ``dropout`` must be 0."""
         assert isinstance(layer, nn.MultiheadAttention) and not dropout
         inputs = "".join(name for name in SLICES if name in slices)
         if "o" in slices:
@@ -57,13 +57,13 @@ class LoraAttention(LoraParameters, nn.MultiheadAttention):
 
 
 class _OutputProjection(LoraParameters, NonDynamicallyQuantizableLinear):
-    """The output projection of `nn.MultiheadAttention`, which reads its weight and never calls it."""
+    """The output projection of `nn.MultiheadAttention`, which reads the projection's weight but never calls it."""
 
     plain = NonDynamicallyQuantizableLinear
 
 
 class _Packed(LowRank):
-    """Updates of some of three matrices that lie in one, below each other."""
+    """Updates of some of the three matrices that are stacked in one weight."""
 
     def __init__(self, weight: Tensor, *, slices: str, **settings: Any) -> None:
         super().__init__(weight.view(len(SLICES), -1, weight.shape[1])[: len(slices)], **settings)
@@ -78,7 +78,7 @@ class _Packed(LowRank):
 class LoraEncoderLinear(LoraLinear):
     """A linear layer of `nn.TransformerEncoderLayer`, whose fused kernel takes the weight and never calls the layer.
 
-    So to others the weight reads as ``W + (alpha / rank) B A``; the layer itself, if it is called, adds ``B A x``.
+    So to other code the weight reads as ``W + (alpha / rank) B A``; the layer itself, if it is called, adds ``B A x``.
     """
 
     has_peft_form = True
@@ -106,7 +106,7 @@ class LoraEncoderLinear(LoraLinear):
 
 
 def show_weights_(model: nn.Module) -> None:
-    """Let PyTorch's encoder layers see the updates of their linear layers also where they do not call them."""
+    """Let PyTorch's encoder layers see the updates of their linear layers even if they do not call these layers."""
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             for part in (module.linear1, module.linear2):

@@ -1,4 +1,4 @@
-"""Layers with a bottleneck after or beside them, each upgraded in place."""
+"""Layers with a bottleneck after them or in parallel, each upgraded in place."""
 
 import threading
 from typing import Any, ClassVar
@@ -15,7 +15,7 @@ from loralight.models.blocks import widths
 
 
 class Bottleneck(Added):
-    """``scale * up(relu(down(x)))`` with ``up`` at 0, so that it computes 0 before it is trained.
+    """``scale * up(relu(down(x)))``; ``up`` starts at 0, so that the output is 0 before training.
 
     Shapes: x (..., outer), or (batch, outer, height, width) with 1 x 1 convolutions; the result is like x.
 
@@ -24,7 +24,7 @@ class Bottleneck(Added):
         inner: width in between.
         scale: a constant factor.
         layer: the class of ``down`` and ``up``.
-        like: a weight beside it, for the device and the precision.
+        like: a weight of the adapted layer, for the device and the dtype.
     """
 
     def __init__(self, outer: int, inner: int, *, scale: float = 1.0, layer: Any = nn.Linear, like: Tensor) -> None:
@@ -43,12 +43,12 @@ class Bottleneck(Added):
 
 
 def width_of(layer: nn.Module) -> int:
-    """How wide a layer's output is."""
+    """The width of a layer's output."""
     return int(layer.out_channels) if isinstance(layer, nn.Conv2d) else widths(layer)[1]
 
 
 class SerialLayer(Switchable):
-    """A frozen layer that a bottleneck with a residual connection follows: ``y + bottleneck(y)``."""
+    """A frozen layer followed by a bottleneck with a residual connection: ``y + bottleneck(y)``."""
 
     bottleneck: Bottleneck
     made_of: ClassVar[Any] = nn.Linear
@@ -65,7 +65,7 @@ class SerialLayer(Switchable):
         layer.bottleneck = Bottleneck(outer, width, layer=cls.made_of, like=layer.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = super().forward(x)  # of the plain layer, which comes next in every subclass
+        y: Tensor = super().forward(x)  # the plain layer's, which comes next in every subclass
         return y if is_off(self) else y + self.bottleneck(y)
 
 
@@ -95,11 +95,11 @@ SERIAL: dict[type[nn.Module], type[SerialLayer]] = {
     Conv1D: SerialConv1D,
     nn.Conv2d: SerialConv2d,
 }
-"""The class of each class of layer to which a bottleneck is added."""
+"""The class with a bottleneck, by the class of the plain layer."""
 
 
 class _Beside(threading.local):
-    """What a thread has computed for the last layers of networks that it is inside of; threads may share a model."""
+    """Bottlenecks' outputs that a thread has computed for networks it is still in; threads may share a model."""
 
     def __init__(self) -> None:
         self.of: dict[nn.Module, Tensor] = {}
@@ -109,9 +109,9 @@ _BESIDE = _Beside()
 
 
 class ReadLayer(Switchable):
-    """The first layer of a network with a bottleneck beside it, which reads the same input.
+    """The first layer of a network with a parallel bottleneck, which reads the same input.
 
-    The bottleneck belongs to the network's last layer, which adds the result to its own.
+    The bottleneck belongs to the network's last layer, which adds the bottleneck's output to its own.
     """
 
     last: tuple["AddingLayer"]  # in a tuple, so that it is not registered as a submodule
@@ -124,7 +124,7 @@ class ReadLayer(Switchable):
 
 
 class AddingLayer(Switchable):
-    """The last layer of such a network."""
+    """The last layer of a network with a parallel bottleneck."""
 
     bottleneck: Bottleneck
 
@@ -161,7 +161,7 @@ _PARALLEL = {nn.Linear: (ReadLinear, AddingLinear), Conv1D: (ReadConv1D, AddingC
 
 
 def add_parallel_(first: nn.Module, last: nn.Module, width: int, *, scale: float) -> None:
-    """Add a bottleneck of ``width`` beside the network from ``first`` to ``last``, both linear layers."""
+    """Add a bottleneck of ``width`` in parallel to the network from ``first`` to ``last``, both linear layers."""
     outer = width_of(last)
     first.__class__, last.__class__ = _PARALLEL[type(first)][0], _PARALLEL[type(last)][1]
     assert isinstance(first, ReadLayer) and isinstance(last, AddingLayer)

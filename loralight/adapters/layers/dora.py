@@ -1,4 +1,4 @@
-"""Layers whose weight is a direction with a low-rank update and a magnitude for each output."""
+"""Layers whose weight is a direction, with a low-rank update, times a magnitude for each output."""
 
 from typing import Any, ClassVar, Self
 
@@ -10,15 +10,15 @@ from loralight.adapters.layers.lora import LoraConv1D, LoraConv1d, LoraConv2d, L
 from loralight.adapters.layers.quantised import LoraQuantisedLinear
 
 _LEAST = 1e-6
-"""The norm that a row of zeros (such as a pruned output) is taken to have, so that it can learn."""
+"""The norm that is assumed for a row of zeros (such as a pruned output), so that the row can learn."""
 
 
 class DoraLayer(LoraLayer):
-    """A layer with the weight ``m (W + scaling B A) / ||W + scaling B A||``, norms over what makes one output.
+    """A layer with the weight ``m (W + scaling B A) / ||W + scaling B A||``, with the norm of each output's row.
 
-    The norm is a constant to the gradient (section 4.3 of the paper). It is that of W times what the update makes of
-    it, a factor of exactly 1 as long as B is zero, so that step 0 is the base's on any device. Dropout is on the input
-    of ``B A`` alone; in the authors' code also on that of W, once m has moved.
+    The gradient treats the norm as a constant (section 4.3 of the paper). The norm is computed as ``||W||`` times its
+    growth by the update. The growth is exactly 1 while B is zero, so that step 0 equals the base on any device. Dropout
+    is only on the input of ``B A``; in the authors' code it is also on the input of W, once m has moved.
 
     Shapes: lora_magnitude_vector (out,), of convolutions (1, out, 1, ...); norm (out,).
     """
@@ -53,7 +53,7 @@ class DoraLayer(LoraLayer):
     def growth(self) -> Tensor:
         """``||W + scaling B A|| / ||W||``, (out,), without forming a matrix of W's size.
 
-        By ``||w + s b A||^2 = ||w||^2 + 2 s b A w + s^2 b A A^T b^T`` for the rows w of W and b of B.
+        It uses ``||w + s b A||^2 = ||w||^2 + 2 s b A w + s^2 b A A^T b^T`` for the rows w of W and b of B.
         """
         a, b = self.update_factors()
         with torch.autocast(a.device.type, enabled=False):
@@ -97,7 +97,7 @@ class DoraConv3d(DoraLayer, LoraConv3d):
 
 
 class DoraEmbedding(DoraLayer, LoraEmbedding):
-    """See `DoraLayer`; an output is one number of all tokens' rows, so that a magnitude moves unseen tokens too."""
+    """See `DoraLayer`; an output is a column of the embeddings, so that a magnitude also changes unseen tokens."""
 
     has_peft_form = True
 

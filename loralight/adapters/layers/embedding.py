@@ -13,9 +13,9 @@ from loralight.errors import InputError
 class LoraEmbedding(LoraLayer, nn.Embedding):
     """An embedding whose row of token t is ``W[t] + (alpha / rank) B A[:, t]``.
 
-    A is zero at first and B normal, the reverse of a linear layer: learning B then moves no token that was never
-    seen, nor the one of ``padding_idx``, to which no gradient goes. Dropout drops the whole update of a token.
-    ``scale_grad_by_freq`` holds for A; gradients are dense whatever ``sparse`` says, as most optimizers want them.
+    A starts at zero and B is normal, the reverse of a linear layer. So training B changes neither a token that was
+    never seen nor the token of ``padding_idx``, which gets no gradient. Dropout drops the whole update of a token.
+    ``scale_grad_by_freq`` applies to A; gradients are dense whatever ``sparse`` says, as most optimizers need them.
 
     Shapes: x (...) of token ids, lora_A (rank, num_embeddings), lora_B (dim, rank), y (..., dim).
     """

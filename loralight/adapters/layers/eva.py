@@ -1,8 +1,8 @@
 """EVA: A starts at the directions in which a layer's inputs vary (Paischer et al., 2024, https://arxiv.org/abs/2410.07170).
 
-Layers whose inputs vary in more directions get more of the ranks. Other than in the paper the inputs are not centred,
-since an update acts on them as they are; padding is among them; a fixed number of batches is looked at, whether the
-directions have settled or not; and every layer keeps at least one rank.
+Layers whose inputs vary in more directions get more of the ranks. Unlike in the paper, the inputs are not centred,
+since an update acts on them as they are; they include padding; the number of batches is fixed, whether the directions
+have converged or not; and every layer keeps at least one rank.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from loralight.adapters.layers.lora import LoraConv1D, LoraLayer, LoraLinear
 from loralight.errors import InputError
 
 _OVERSAMPLING = 8
-"""Further directions that are followed, so that those which count are found more exactly."""
+"""Additional directions that are tracked, so that the chosen ones are more exact."""
 
 
 class _Inputs:
@@ -36,7 +36,7 @@ class _Inputs:
         self.rows = s[:, None] * v.T
 
     def directions(self, name: str) -> tuple[Tensor, list[float]]:
-        """The directions, (count, in), and the share of all inputs' squared length that lies in each.
+        """The directions, (count, in), and the fraction of the inputs' squared norm in each.
 
         Raises:
             InputError: no batch has reached the layer (``E-UNREACHED``).
@@ -48,15 +48,15 @@ class _Inputs:
 
 
 def redraw_(layers: Mapping[str, LoraLayer], run_batches: Callable[[], None], *, spread: float) -> None:
-    """Start each layer at the directions of its inputs, with ranks dealt anew; B is zero, so nothing is computed yet.
+    """Start each layer's A at the directions of its inputs, and redistribute the ranks; B stays zero.
 
     Args:
-        layers: by name.
-        run_batches: has the model see some data.
-        spread: how many times its own rank a layer may get at most.
+        layers: layers by name.
+        run_batches: runs the model on some data.
+        spread: the largest multiple of its own rank that a layer may get.
 
     Raises:
-        InputError: a layer is no linear one (``E-INIT``), or is not reached (``E-UNREACHED``).
+        InputError: a layer is not linear (``E-INIT``), or no batch reaches it (``E-UNREACHED``).
     """
     if others := [name for name, layer in layers.items() if not isinstance(layer, LoraLinear | LoraConv1D)]:
         raise InputError("E-INIT", f"init=eva looks at inputs of linear layers; leave out {', '.join(others[:3])}")
@@ -72,14 +72,14 @@ def redraw_(layers: Mapping[str, LoraLayer], run_batches: Callable[[], None], *,
 
 
 def deal(shares: Mapping[str, list[float]], budget: int) -> dict[str, int]:
-    """Give ``budget`` ranks to layers: one to each, the others to the directions with the largest shares."""
+    """Distribute ``budget`` ranks: one to each layer, the others to the directions with the largest shares."""
     rest = sorted(((share, name) for name, found in shares.items() for share in found[1:]), reverse=True)
     chosen = [name for _, name in rest[: max(0, budget - len(shares))]]
     return {name: 1 + chosen.count(name) for name in shares}
 
 
 def _restart(layer: LoraLayer, directions: Tensor) -> None:
-    """Give ``layer`` these rows of A and a B of zeros, scaled as before."""
+    """Give ``layer`` these directions as rows of A and a B of zeros, with its scaling as before."""
     scaling, layer.rank = layer.scaling, len(directions)
     layer.alpha *= scaling / layer.scaling
     layer.lora_A = nn.Parameter(directions.to(layer.lora_A.dtype).contiguous())

@@ -10,7 +10,7 @@ from loralight.adapters.layers.parameters import LoraParameters, LowRank, read_w
 
 
 class LoraExperts(LoraParameters):
-    """Experts of any class, of which each weight (experts, out, in) has A and B for every expert."""
+    """Experts of any class; each weight (experts, out, in) has an A and B for every expert."""
 
     has_peft_form = True
 
@@ -38,7 +38,7 @@ class ExpertLowRank(LowRank):
 
 
 def expert_weights(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
-    """The weights of experts by name: stacks of matrices that a module of no known kind has for its own use."""
+    """The weights of experts by name: three-dimensional parameters of modules of no other known kind."""
     others = (nn.modules.conv._ConvNd, LoraParameters, LowRank)
     return {
         f"{name}.{weight_name}": weight
@@ -49,7 +49,7 @@ def expert_weights(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
 
 
 def adapt_experts_(module: nn.Module, name: str, *, rank: int, alpha: float) -> None:
-    """Give the weight ``name`` of ``module`` its updates; ``module`` may be adapted already, for another weight."""
+    """Give the weight ``name`` of ``module`` its updates; another weight of ``module`` may already be adapted."""
     plain: Any = type(module)
     kind = plain if isinstance(module, LoraExperts) else _kind(plain)
     transposed = bool(getattr(module, "is_transposed", False))  # an attribute of transformers' experts

@@ -1,7 +1,8 @@
-"""LoRA on layers of timm and transformers that extend PyTorch's own and change the weight, padding or sum alone.
+"""LoRA on layers of timm and transformers that extend PyTorch's own and change only the weight, padding or sum.
 
-Those that pad their input or add their bias in another way get an update beside them, as plain layers do. Those that
-standardise their weight have it read as ``W + (alpha / rank) B A``: an update beside them could not be merged.
+Layers that pad their input or add their bias differently get an update added to their output, as plain layers do.
+Layers that standardise their weight read it as ``W + (alpha / rank) B A``: an update of their output could not be
+merged.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,7 +17,7 @@ from loralight.adapters.layers.parameters import LoraParameters, LowRank, read_w
 
 
 class Rebuilt(nn.Module):
-    """A module whose class is made when it is needed, so that no library is imported for it; it can be pickled."""
+    """A module whose class is created when needed, so that no library is imported for it; it can be pickled."""
 
     plain: ClassVar[Any]
 
@@ -25,7 +26,7 @@ class Rebuilt(nn.Module):
 
 
 class LoraUnfused(Rebuilt, LoraLinear):
-    """A linear layer that adds its bias after rounding the product: the plain layer itself computes both."""
+    """A linear layer that adds its bias after rounding the product; the plain layer computes both."""
 
     is_additive = has_peft_form = True
 
@@ -34,7 +35,7 @@ class LoraUnfused(Rebuilt, LoraLinear):
 
 
 class LoraPadded(Rebuilt, LoraConv2d):
-    """A convolution that pads its input to the size that TensorFlow's "same" gives; A pads alike."""
+    """A convolution that pads its input as TensorFlow's "same" does; A pads in the same way."""
 
     is_additive = True
 
@@ -42,7 +43,7 @@ class LoraPadded(Rebuilt, LoraConv2d):
         return LoraLayer.adapted_forward(self, x)
 
     def low_rank(self, x: Tensor, lora_A: Tensor, lora_B: Tensor) -> Tensor:
-        from timm.layers.padding import pad_same  # loaded already: the layer is timm's
+        from timm.layers.padding import pad_same  # already loaded: the layer is timm's
 
         return super().low_rank(
             pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation)), lora_A, lora_B
@@ -50,14 +51,14 @@ class LoraPadded(Rebuilt, LoraConv2d):
 
 
 class LoraStandardised(Rebuilt, LoraParameters):
-    """A convolution that standardises its weight, with the update, before it convolves.
+    """A convolution that standardises the sum of its weight and the update before it convolves.
 
     Shapes: lora_A (rank, fan in), lora_B (out, rank), where fan in = in / groups x kernel.
     """
 
     @classmethod
     def upgrade_(cls, layer: nn.Module, *, rank: int, alpha: float, dropout: float = 0.0) -> Self:
-        """Give the weight its update; ``dropout`` has to be 0."""
+        """Give the weight its update; ``dropout`` must be 0."""
         assert isinstance(layer, nn.modules.conv._ConvNd) and not dropout
         read_with_(cls, layer, {"weight": _KernelUpdate(layer.weight, rank=rank, alpha=alpha)})
         assert isinstance(layer, cls)
@@ -86,17 +87,17 @@ EXTENDED: Mapping[str, type[LoraUnfused | LoraPadded | LoraStandardised]] = Mapp
         "transformers.models.bit.modeling_bit.WeightStandardizedConv2d": LoraStandardised,
     }
 )
-"""The way to adapt each class, by its name: each is tested against a plain computation."""
+"""How each class is adapted, by the name of the class; each is tested against a plain computation."""
 
 
 def extended_among(modules: Iterable[object]) -> tuple[type[nn.Module], ...]:
-    """The classes in `EXTENDED` that some of ``modules`` are of."""
+    """The classes of ``modules`` that are in `EXTENDED`."""
     return tuple({type(module): None for module in modules if isinstance(module, nn.Module) and _way(type(module))})
 
 
 @cache
 def kind_of_extended(plain: Any) -> Any:
-    """The LoRA class of such a class."""
+    """The LoRA class of a class in `EXTENDED`."""
     way = _way(plain)
     assert way is not None
     able = {name: vars(way).get(name, False) for name in ("is_additive", "has_peft_form")}
@@ -104,7 +105,7 @@ def kind_of_extended(plain: Any) -> Any:
 
 
 def is_read_with_its_update(plain: type[nn.Module]) -> bool:
-    """Whether no update can be beside such a layer, so that nothing can be dropped on its way there."""
+    """Whether such a layer has its update in its weight, so that no dropout can act on the update's input."""
     return _way(plain) is LoraStandardised
 
 

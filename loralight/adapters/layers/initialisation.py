@@ -1,6 +1,6 @@
-"""How the factors of a LoRA layer start; at step 0 the layer's output is the plain layer's.
+"""Initialisation of a LoRA layer's factors; at step 0 the layer's output is the plain layer's.
 
-LoftQ alone starts elsewhere, on purpose.
+Only LoftQ starts elsewhere, on purpose.
 """
 
 from collections.abc import Callable
@@ -14,11 +14,11 @@ from loralight.models.quantisation import QuantisedLinear
 
 
 def kaiming_(layer: LoraLayer) -> None:
-    """As the layer starts by itself: A Kaiming-uniform and B zero, as in the authors' code, for most kinds of layer."""
+    """The layer's own start: for most kinds of layer A Kaiming-uniform and B zero, as in the authors' code."""
 
 
 def gaussian_(layer: LoraLayer) -> None:
-    """A normal with standard deviation ``1 / rank``, B zero: the paper's words, with PEFT's deviation."""
+    """A normal with standard deviation ``1 / rank``, B zero: as in the paper, with PEFT's standard deviation."""
     nn.init.normal_(layer.lora_A, std=1 / layer.rank)
     nn.init.zeros_(layer.lora_B)
 
@@ -35,8 +35,8 @@ def orthogonal_(layer: LoraLayer) -> None:
 def pissa_(layer: LoraLayer) -> None:
     """The weight's largest singular directions (PiSSA, Meng et al., 2024, https://arxiv.org/abs/2404.02948).
 
-    The paper takes ``scaling B A`` off the frozen weight; here it is taken off the update, so that the weight stays as
-    it is.
+    The paper subtracts ``scaling B A`` from the frozen weight; here it is subtracted from the update, so that the
+    weight stays as it is.
     """
     matrix = _matrix(layer)
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
@@ -56,8 +56,9 @@ def olora_(layer: LoraLayer) -> None:
 def loftq_(layer: LoraLayer) -> None:
     """The largest singular directions of the quantisation error (LoftQ, Li et al., 2023, https://arxiv.org/abs/2310.08659).
 
-    The layer starts nearer to the original weight than to the quantised one. It is the first of the paper's alternating
-    steps: further ones change the quantised weight, which here is the base's, the same for every adapter.
+    The layer starts nearer to the original weight than to the quantised weight. This is the first of the paper's
+    alternating steps; further steps would change the quantised weight, which here belongs to the base and is the same
+    for every adapter.
 
     Raises:
         InputError: the layer is not quantised (``E-INIT``).
@@ -87,10 +88,10 @@ INITIALISATIONS: dict[str, Callable[[LoraLayer], None]] = {
 
 
 def _matrix(layer: LoraLayer) -> Tensor:
-    """The weight as a matrix (out, fan in) in which decompositions are exact enough.
+    """The weight as a matrix (out, fan in) in a dtype in which decompositions are exact enough.
 
     Raises:
-        InputError: it has fewer rows or columns than the rank (``E-RANK``).
+        InputError: the matrix has fewer rows or columns than the rank (``E-RANK``).
     """
     matrix = layer.as_matrix(layer.weight.detach()).to(layer.lora_A.dtype)
     if layer.rank > min(matrix.shape):

@@ -1,4 +1,4 @@
-"""The LoRA class of each class of layer, and the refusal of settings that a layer cannot have."""
+"""The LoRA class of each class of layer, and checks for settings that a layer cannot have."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +25,7 @@ KINDS: dict[type[nn.Module], type[LoraLayer | LoraAttention]] = {
 
 
 def kind_of(layer: nn.Module, slices: str | None) -> Any:
-    """The LoRA class of a layer, with A and B for each of ``slices`` if these are adapted apart."""
+    """The LoRA class of a layer; with ``slices``, a class with its own A and B for each of them."""
     if slices is not None:
         return SLICED.get(type(layer), LoraAttention)
     plain: Any = type(layer)
@@ -33,7 +33,7 @@ def kind_of(layer: nn.Module, slices: str | None) -> Any:
 
 
 def check_slices(slices: Mapping[str, str]) -> None:
-    """Check the slices of a config before there is a model.
+    """Check the slices of a config before a model is built.
 
     Raises:
         InputError: a value is not a choice of q, k, v and o (``E-SLICES``).
@@ -53,15 +53,15 @@ def check_slices(slices: Mapping[str, str]) -> None:
 
 
 def check(name: str, layer: Any, *, special: Mapping[str, Any], slices: str | None, is_tied: bool) -> None:
-    """Check that ``layer`` can be adapted as it is asked for.
+    """Check that ``layer`` can be adapted with these settings.
 
     Args:
-        special: the settings in use beyond rank and alpha.
-        is_tied: other layers share its weight.
+        special: the settings in use besides rank and alpha.
+        is_tied: whether other layers share its weight.
 
     Raises:
-        InputError: it is an embedding that rescales its rows (``E-MAX-NORM``), a setting has nothing to act on
-            (``E-LAYER``), or it has no such slices (``E-SLICES``).
+        InputError: the layer is an embedding that rescales its rows (``E-MAX-NORM``), a setting has nothing to act on
+            (``E-LAYER``), or the layer has no such slices (``E-SLICES``).
     """
     refuse_rescaling(name, layer)
     if isinstance(layer, nn.MultiheadAttention | nn.Parameter) or is_read_with_its_update(type(layer)):
@@ -86,9 +86,9 @@ def _refuse(name: str, special: Mapping[str, Any], settings: list[str], why: str
 
 
 def _check_fused(name: str, layer: Any, slices: str) -> None:
-    """Check that a layer is three projections in one, each as wide as its input.
+    """Check that a layer joins three projections, each as wide as its input.
 
-    Other widths (grouped queries) would put the borders elsewhere.
+    Other widths (grouped queries) would move the borders between them.
     """
     if type(layer) not in SLICED:
         raise InputError("E-SLICES", f"adapter.slices: {name} ({type(layer).__name__}) has no slices; leave it out")

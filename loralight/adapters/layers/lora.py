@@ -20,11 +20,11 @@ from loralight.kernels.onednn import forget_, matrices_of
 class LoraLayer(Switchable):
     """A frozen layer whose weight W has a low-rank update: it computes with ``W + scaling B A``.
 
-    A plain layer becomes one in place, so its weight, its name in the model and every reference to it stay what they
-    were; ``merge_`` turns it back. Dropout is on the low-rank path's input.
+    A plain layer becomes a LoRA layer in place, so its weight, its name in the model and every reference to it stay the
+    same; ``merge_`` turns it back. Dropout is on the low-rank path's input.
 
-    Where the factors do not start at a product of zero, `keep_start_` takes that first product off again: the layer
-    computes with ``W + scaling (B A - B_0 A_0)``, A_0 and B_0 frozen.
+    Where the factors' initial product is not zero, `keep_start_` subtracts it: the layer computes with
+    ``W + scaling (B A - B_0 A_0)``, with A_0 and B_0 frozen.
     """
 
     plain: ClassVar[type[nn.Module]]
@@ -34,16 +34,16 @@ class LoraLayer(Switchable):
         *("lora_A", "lora_B", "start_A", "start_B"),
         *("rank", "alpha", "lora_dropout", "rank_dropout", "use_rslora"),
     )
-    """Attributes that the layer may have beyond a plain one; `merge_` removes them."""
+    """Attributes that the layer may have in addition to a plain layer's; `merge_` removes them."""
 
     is_additive: ClassVar[bool] = False
-    """Whether it computes the plain layer's output plus ``scaling * low_rank(dropout(x))``, each row by itself."""
+    """Whether the output is the plain layer's plus ``scaling * low_rank(dropout(x))``, each row by itself."""
 
     has_peft_form: ClassVar[bool] = False
     """Whether PEFT has a layer that computes the same, given A and B as they are."""
 
     follows_norm: ClassVar[bool] = False
-    """Whether it can do the work of a frozen BatchNorm that reads its output, as its `Follower`."""
+    """Whether the layer can apply a frozen BatchNorm that reads its output, see `Follower`."""
 
     peft_parts: ClassVar[Mapping[str, str]] = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
     """PEFT's names of the trainable parameters."""
@@ -60,7 +60,7 @@ class LoraLayer(Switchable):
     use_rslora: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Have each kind of layer declare its own capabilities: a derived kind computes something else."""
+        """Make each class declare its own capabilities: a subclass computes something else."""
         super().__init_subclass__(**kwargs)
         for capability in ("is_additive", "has_peft_form", "follows_norm"):
             setattr(cls, capability, vars(cls).get(capability, False))
@@ -94,13 +94,13 @@ class LoraLayer(Switchable):
         return (self.start_A, self.start_B) if "start_A" in self._buffers else None
 
     def keep_start_(self) -> None:
-        """Make the present factors A_0 and B_0, so that the layer computes as the plain one does."""
+        """Keep the present factors as A_0 and B_0, so that the layer computes the same as the plain layer."""
         self.register_buffer("start_A", self.lora_A.detach().clone())
         self.register_buffer("start_B", self.lora_B.detach().clone())
 
     @torch.no_grad()
     def join_start_(self) -> None:
-        """Become a layer without a start that computes the same, of twice the rank: A_0 below A, -B_0 beside B."""
+        """Become a layer of twice the rank that computes the same without a start: A_0 below A, -B_0 to B's right."""
         if self.start is None:
             return
         self.lora_A = nn.Parameter(torch.cat([self.lora_A, self.start_A]))
@@ -119,7 +119,7 @@ class LoraLayer(Switchable):
         """``B A x`` for factors of these shapes."""
 
     def as_matrix(self, weight: Tensor) -> Tensor:
-        """A weight of this layer as the matrix (out, fan in) that ``B A`` is added to."""
+        """A weight of this layer as the matrix (out, fan in) to which ``B A`` is added."""
         return weight.flatten(1)
 
     def as_weight(self, matrix: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ class LoraLayer(Switchable):
         return matrix.view(self.weight.shape)
 
     def as_output(self, vector: Tensor) -> Tensor:
-        """A vector (out,) in the shape of the output, up to the dimensions of the batch."""
+        """A vector (out,) in a shape that broadcasts to the output."""
         return vector
 
     def update(self, x: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ class LoraLayer(Switchable):
         return y - self.low_rank(x, thin(self.start_A, kept), self.start_B)  # the same operations: zero at step 0
 
     def draw_ranks(self) -> Tensor | None:
-        """The factor of each rank in this pass, (rank, 1, ...): 0 for those that are dropped; None if none can be."""
+        """Each rank's factor in this pass, (rank, 1, ...): 0 for dropped ranks; None if no rank can be dropped."""
         if not (self.training and self.rank_dropout):
             return None
         ones = self.lora_A.new_ones(len(self.lora_A), *(1,) * (self.lora_A.ndim - 1))
@@ -147,7 +147,7 @@ class LoraLayer(Switchable):
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, Unread):
-            x = x.read()  # kernels do not see that it is none of PyTorch's own tensors
+            x = x.read()  # kernels do not see that it is not a plain tensor
         if is_off(self):
             plain: Tensor = self.plain.forward(self, x)
             return plain
@@ -198,17 +198,17 @@ class LoraLayer(Switchable):
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """The type to add updates in: half precision would round small ones away, and ``A x`` could overflow to inf."""
+    """The dtype for updates: half precision would round small updates away, and ``A x`` could overflow to inf."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def thin(factor: Tensor, kept: Tensor | None) -> Tensor:
-    """A with some ranks dropped, as `LoraLayer.draw_ranks` has drawn them."""
+    """A without the ranks that `LoraLayer.draw_ranks` has dropped."""
     return factor if kept is None else factor * kept
 
 
 class LoraProduct(LoraLayer):
-    """A layer that multiplies its input with a matrix: ``y = W x + b + (alpha / rank) B A dropout(x)``.
+    """A layer that multiplies its input by a matrix: ``y = W x + b + (alpha / rank) B A dropout(x)``.
 
     Shapes: x (..., in), lora_A (rank, in), lora_B (out, rank), y (..., out).
     """
@@ -230,7 +230,7 @@ class LoraProduct(LoraLayer):
     """Whether the weight is (in, out)."""
 
     def whole_B(self, lora_B: Tensor) -> Tensor:
-        """B as the matrix (out, rank) that is multiplied with."""
+        """B as the matrix (out, rank) of the product."""
         return lora_B
 
     def cast(self, x: Tensor) -> Tensor:
@@ -277,7 +277,7 @@ class LoraConv1D(LoraProduct, Conv1D):
 class _LoraConv(LoraLayer, nn.modules.conv._ConvNd):
     """A convolution with the kernel ``W + (alpha / rank) B A``, of any stride, padding, dilation and groups.
 
-    A convolves like the layer itself, B mixes its ``rank`` channels point by point. With groups, each group has its
+    A convolves like the layer itself, and B mixes A's ``rank`` channels point by point. With groups, each group has its
     own rows of B and all share A, so that BA has the shape of the layer's weight.
 
     Shapes: x (batch, in, *space), lora_A (rank, in / groups, *kernel), lora_B (out, rank, 1, ...).
@@ -287,7 +287,7 @@ class _LoraConv(LoraLayer, nn.modules.conv._ConvNd):
     _convolve: ClassVar[Callable[..., Tensor]]
 
     follower: Follower | None = None
-    """The BatchNorm that alone reads the output, if that is known: its work is done here where it is frozen."""
+    """The BatchNorm that is the only reader of the output, if known; where it is frozen, it is applied here."""
 
     def factor_shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         ones = (1,) * len(self.kernel_size)

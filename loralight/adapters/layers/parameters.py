@@ -1,6 +1,7 @@
-"""LoRA (Hu et al., 2021, https://arxiv.org/abs/2106.09685) on weights that their module computes with by itself.
+"""LoRA (Hu et al., 2021, https://arxiv.org/abs/2106.09685) on weights that a module uses without a layer of their own.
 
-No layer's output can be added to here, so the weight itself is read as ``W + (alpha / rank) B A``.
+There is no layer's output to which an update could be added, so the weight itself is read as
+``W + (alpha / rank) B A``.
 """
 
 import math
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from loralight.adapters.disabled import Switchable, is_off
 
-# the sums that this thread has made for the modules it is in, by weight
+# by module that this thread is in: the sums already computed, by weight
 _MADE: ContextVar[Mapping[nn.Module, dict[str, Tensor]]] = ContextVar("made", default=MappingProxyType({}))
 
 
@@ -31,7 +32,7 @@ class LowRank(nn.Module):
         like: Any = {"device": weight.device, "dtype": torch.promote_types(weight.dtype, torch.float32)}
         self.lora_A = nn.Parameter(torch.empty(*stack, rank, width, **like))
         self.lora_B = nn.Parameter(torch.zeros(*stack, out, rank, **like))
-        bound = 1 / math.sqrt(width)  # as `nn.init.kaiming_uniform_` with a = sqrt 5 has it for each matrix
+        bound = 1 / math.sqrt(width)  # that of `nn.init.kaiming_uniform_` with a = sqrt 5 for each matrix
         nn.init.uniform_(self.lora_A, -bound, bound)
         self.rank, self.alpha = rank, alpha
 
@@ -44,13 +45,13 @@ class LowRank(nn.Module):
         return self.lora_A, self.lora_B
 
     def update(self) -> Tensor:
-        """``(alpha / rank) B A``, in A's precision even under autocast, which would round it."""
+        """``(alpha / rank) B A``, in A's dtype even under autocast, which would round it."""
         a, b = self.factors()
         with torch.autocast(a.device.type, enabled=False):
             return b @ a * self.scaling
 
     def forward(self, weight: Tensor) -> Tensor:
-        """``weight`` with the update, summed in single precision and rounded once."""
+        """``weight`` with the update, summed in A's dtype, at least float32, and rounded once."""
         return (weight.to(self.lora_A.dtype) + self.update()).to(weight.dtype)
 
     def extra_repr(self) -> str:
@@ -60,15 +61,15 @@ class LowRank(nn.Module):
 class LoraParameters(Switchable):
     """A module that reads each parameter named in ``lora`` as its weight with the update.
 
-    ``state_dict`` and ``parameters`` have the frozen weight. A reading costs the product of A and B; within one
-    forward pass it is made once. In half precision the sum is rounded as merging rounds it.
+    ``state_dict`` and ``parameters`` hold the frozen weight. A read costs the product of A and B, which is computed
+    once in a forward pass. In half precision the sum is rounded as in merging.
     """
 
     plain: ClassVar[type[nn.Module]]
     """The class of modules that is upgraded."""
 
     has_peft_form: ClassVar[bool] = False
-    """Whether PEFT adapts such a module's parameters alike."""
+    """Whether PEFT adapts such a module's parameters in the same way."""
 
     lora: nn.ModuleDict
 
@@ -84,7 +85,7 @@ class LoraParameters(Switchable):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with read_once(self):
-            return super().forward(*args, **kwargs)  # of the plain module, which comes next in every subclass
+            return super().forward(*args, **kwargs)  # the plain module's, which comes next in every subclass
 
     @torch.no_grad()
     def merge_(self) -> None:
@@ -97,7 +98,7 @@ class LoraParameters(Switchable):
 
 
 def read_with_(kind: type[LoraParameters], module: nn.Module, updates: Mapping[str, LowRank]) -> None:
-    """Turn ``module`` into a ``kind`` that reads its parameters with these updates; it may be one already."""
+    """Turn ``module`` into a ``kind`` that reads its parameters with these updates; it may already be a ``kind``."""
     module.__class__ = kind
     assert isinstance(module, LoraParameters)
     if "lora" not in module._modules:
@@ -107,7 +108,7 @@ def read_with_(kind: type[LoraParameters], module: nn.Module, updates: Mapping[s
 
 @contextmanager
 def read_once(module: nn.Module) -> Iterator[None]:
-    """Make the sum of each weight of ``module`` with its update once, however often it is read."""
+    """A context that sums each weight of ``module`` and its update once, however often the weight is read."""
     if torch.compiler.is_compiling():
         yield
         return

@@ -10,7 +10,7 @@ from loralight.models.quantisation import QuantisedLinear
 class LoraQuantisedLinear(LoraLinear, QuantisedLinear):
     """``y = W' x + b + (alpha / rank) B A dropout(x)``, W' unpacked from few bits, A and B as in `LoraLinear`.
 
-    Merged, it is a plain layer: the sum would not fit into the few bits.
+    Merging makes it a plain layer: the sum would not fit into the few bits.
     """
 
     plain = QuantisedLinear

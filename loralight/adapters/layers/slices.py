@@ -1,4 +1,4 @@
-"""LoRA on a fused projection of queries, keys and values, with A and B of its own for each slice that is adapted."""
+"""LoRA on a fused projection of queries, keys and values; each adapted slice has its own A and B."""
 
 from typing import Any, Self
 
@@ -15,7 +15,7 @@ SLICES = "qkv"
 class SlicedLayer(LoraProduct):
     """A fused projection ``[W_q; W_k; W_v]`` whose chosen slices have the updates ``(alpha / rank) B_i A_i``.
 
-    Together they are one update of rank ``n rank``, of which B has the blocks B_i::
+    Together they are one update of rank ``n rank``, whose B consists of the blocks B_i::
 
         chosen "qv":   A = [A_q]  (n rank, in)     B = [B_q  0 ]  (out, n rank)
                            [A_v]                       [ 0   0 ]

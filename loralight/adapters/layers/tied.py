@@ -1,4 +1,4 @@
-"""Layers that share one weight, as a language model's embeddings and its output layer do: they share one update."""
+"""Layers that share a weight, as a language model's embeddings and output layer do, and so share an update."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -12,14 +12,14 @@ from loralight.errors import InputError
 
 
 class LoraTwin(LoraLayer):
-    """A layer whose factors are those of an embedding, which alone merges them into the weight of both."""
+    """A layer that shares the factors of an embedding; only the embedding merges them into the shared weight."""
 
     embedding_A: Tensor
     embedding_B: Tensor
 
     @classmethod
     def share_(cls, layer: nn.Module, owner: LoraEmbedding) -> None:
-        """Turn ``layer`` into a LoRA layer with ``owner``'s very parameters: as tied as the weight is."""
+        """Turn ``layer`` into a LoRA layer that shares ``owner``'s parameters, as it shares its weight."""
         layer.__class__ = cls
         assert isinstance(layer, LoraTwin)
         layer.embedding_A, layer.embedding_B = owner.lora_A, owner.lora_B
@@ -45,7 +45,7 @@ class TwinEmbedding(LoraTwin, LoraEmbedding):
 
 
 class TwinLinear(LoraTwin, LoraLinear):
-    """A linear layer that shares its weight with an embedding: the update is ``A^T B^T``, A and B the embedding's."""
+    """A linear layer that shares its weight with an embedding; its update is ``A^T B^T`` of the embedding's A and B."""
 
     @property
     def lora_A(self) -> Tensor:  # type: ignore[override]  # a parameter, seen from the other side
@@ -63,16 +63,16 @@ TWINS: dict[type[nn.Module], type[LoraTwin]] = {nn.Embedding: TwinEmbedding, nn.
 def tied(
     model: nn.Module, candidates: Mapping[str, Any], names: Iterable[str], exclude: str | Sequence[str]
 ) -> dict[str, list[str]]:
-    """For each layer to be adapted those that share its weight, an embedding first; mostly it alone.
+    """The layers that share a weight with each layer to be adapted, itself included, an embedding first.
 
     Args:
         candidates: the modules outside the head, by name.
-        names: the layers to be adapted; those that share a weight with one of them are in the result too.
-        exclude: patterns of layers that are to stay as they are.
+        names: the layers to be adapted; layers that share a weight with one of them are in the result too.
+        exclude: patterns of layers that must stay as they are.
 
     Raises:
-        InputError: others share a layer's weight than embeddings and linear layers, or some that must not change
-            (``E-TIED``): merging an update of one changes all.
+        InputError: a layer shares its weight with a layer that is excluded, or that is neither an embedding nor linear
+            (``E-TIED``): merging an update of one layer changes all.
     """
     owners: dict[int, list[str]] = {}
     for name, module in model.named_modules():
@@ -95,7 +95,7 @@ def tied(
 
 
 def share_(candidates: Mapping[str, Any], group: list[str]) -> None:
-    """Give the layers of a group the factors of the first."""
+    """Give the layers of a group the factors of its first layer."""
     for name in group[1:]:
         TWINS[type(candidates[name])].share_(candidates[name], candidates[group[0]])
 

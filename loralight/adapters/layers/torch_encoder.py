@@ -1,4 +1,4 @@
-"""PyTorch's own encoder layers, whose fused kernel of evaluation takes weights and calls no submodule."""
+"""PyTorch's own encoder layers, whose fused kernel for evaluation reads weights and calls no submodule."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from loralight.adapters.layers.attention import LoraEncoderLinear
 
 
 def call_parts_(model: nn.Module) -> None:
-    """Have encoder layers call those of their linear layers that compute more than their weight says.
+    """Have encoder layers call their linear layers if these compute more than a product with their weight.
 
-    PyTorch's fused kernel would pass an adapter in them by without a word; it is not used where a hook is.
+    PyTorch's fused kernel would silently skip an adapter in them; it is not used if there is a hook.
     """
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
@@ -28,4 +28,4 @@ def may_fuse_(model: nn.Module) -> None:
 
 
 def _nothing(module: nn.Module, given: Any) -> None:
-    """A hook that is there to be seen."""
+    """A hook that does nothing; its presence turns the fused kernel off."""

@@ -1,4 +1,4 @@
-"""Layers whose low-rank update is one random pair of matrices, shared by all, between two vectors of their own."""
+"""Layers whose low-rank update is a random pair of matrices, shared by all, scaled by two vectors of each layer."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -14,8 +14,8 @@ from loralight.adapters.layers.lora import LoraConv1D, LoraLayer, LoraLinear
 class VeraLayer(LoraLayer):
     """``y = W x + diag(b) B diag(d) A x`` with A and B random, frozen and the same for every layer of the family.
 
-    The first layer of the family holds A and B, as large as the largest layer needs, as buffers; each takes the first
-    rows and columns it has a use for.
+    The first layer of the family holds A and B as buffers, as large as the largest layer needs. Each layer uses as many
+    of the first rows and columns as it needs.
 
     Shapes: vera_A (rank, largest in), vera_B (largest out, rank), vera_lambda_d (rank,), vera_lambda_b (out,).
     """
@@ -47,7 +47,7 @@ class VeraLayer(LoraLayer):
         return self.vera_lambda_b[:, None] * self.projections[1]
 
     def adapted_forward(self, x: Tensor) -> Tensor:
-        return LoraLayer.adapted_forward(self, x)  # a fast path would compute gradients of A and B
+        return LoraLayer.adapted_forward(self, x)  # the fast path would compute gradients of A and B
 
     def update(self, x: Tensor) -> Tensor:
         a, b = self.projections
@@ -63,7 +63,7 @@ class VeraLayer(LoraLayer):
         super().merge_()
         family.remove(self)
         if family:
-            family[0].hold_(*held)  # the first may be gone
+            family[0].hold_(*held)  # the holder may be gone
 
 
 class VeraLinear(VeraLayer, LoraLinear):
@@ -79,7 +79,7 @@ VERA_LAYERS: dict[type[nn.Module], type[VeraLayer]] = {nn.Linear: VeraLinear, Co
 
 
 def upgrade_(layers: Sequence[nn.Module], *, rank: int, dropout: float, d_initial: float) -> None:
-    """Turn ``layers`` into a family: A and B Kaiming-uniform, d as given, b zero, so that nothing changes at first."""
+    """Turn ``layers`` into a family: A and B Kaiming-uniform, d as given, b zero, so that outputs start unchanged."""
     family: list[VeraLayer] = []
     for layer in layers:
         layer.__class__ = VERA_LAYERS[type(layer)]

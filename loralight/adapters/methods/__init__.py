@@ -1,1 +1,1 @@
-"""The methods of fine-tuning, one per file: LoRA, its relatives, and the methods they are compared with."""
+"""The methods of fine-tuning, one per file: LoRA, its variants, and the baselines they are compared with."""

@@ -27,22 +27,22 @@ from loralight.errors import InputError
 class AdaLora(Adapter):
     """LoRA that starts with more ranks than it may keep, and learns which layers need them.
 
-    Training goes through three phases: all ranks learn; every ``interval`` steps the least important ones are set to
-    zero, of which fewer and fewer are left (they may recover); these learn on. A trained adapter is kept as
-    plain LoRA with a rank of its own for each layer.
+    Training has three phases. First all ranks are trained. Then every ``interval`` steps the least important ranks are
+    set to zero, so that fewer and fewer are left; a cut rank may recover. Finally the remaining ranks are trained. A
+    trained adapter is saved as plain LoRA in which each layer has its own rank.
 
     Args:
         targets: which layers, as for `Lora`.
-        rank: mean rank of a layer in the end.
+        rank: mean rank of a layer at the end.
         initial_rank: rank of each layer at first.
         alpha: the update is scaled by ``alpha / initial_rank``, whatever is cut; 2 x initial_rank if None.
         dropout: probability with which an input of the low-rank path is dropped.
-        exclude: patterns of layers that ``targets`` choose and that stay as they are.
-        initial: share of the run's steps before the first cut.
-        final: share of the run's steps after the last one. The authors' GLUE runs have about 0.1 before and 0.5 after.
-        interval: steps from one cut to the next.
-        beta1: how much of an element's mean sensitivity is kept at a step.
-        beta2: how much of its mean uncertainty.
+        exclude: patterns of layers that stay as they are although ``targets`` choose them.
+        initial: fraction of the run's steps before the first cut; about 0.1 in the authors' GLUE runs.
+        final: fraction of the run's steps after the last cut; about 0.5 in the authors' GLUE runs.
+        interval: number of steps between cuts.
+        beta1: fraction of an element's mean sensitivity that is kept at a step.
+        beta2: fraction of an element's mean uncertainty that is kept at a step.
         orthogonality: weight of the penalty that keeps the columns of P and the rows of Q orthonormal: the mean over
             these matrices of ``||Q Q^T - I||_F``, as in the authors' code (eq. 4 has squares and a sum).
         lr: learning rate per step; 5e-4 to 1.2e-3 in the authors' GLUE runs.
@@ -128,7 +128,7 @@ class AdaLora(Adapter):
                 layer.cut_()
 
     def budget(self, progress: float, num_layers: int) -> int:
-        """Ranks that all layers may have together, ``progress`` (0 to 1) of the way to the last cut (eq. 12)."""
+        """The number of ranks for all layers together, at ``progress`` (0 to 1) towards the last cut (eq. 12)."""
         end, start = self.rank * num_layers, self.initial_rank * num_layers
         return int(end + (start - end) * (1 - progress) ** 3)
 
@@ -144,7 +144,7 @@ def _layers(model: nn.Module) -> list[AdaLoraLayer]:
 
 
 def _choose(layers: list[AdaLoraLayer], budget: int) -> None:
-    """Leave the ``budget`` most important triplets of all layers, and cut the others."""
+    """Keep the ``budget`` most important triplets of all layers, and cut the others."""
     scores = torch.cat([layer.importance() for layer in layers])
     chosen = torch.zeros_like(scores, dtype=torch.bool)
     chosen[scores.topk(budget).indices] = True

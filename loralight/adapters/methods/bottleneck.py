@@ -15,11 +15,11 @@ from loralight.models.blocks import Sublayers, blocks, norms, sublayers
 
 @dataclass(frozen=True, kw_only=True)
 class BottleneckAdapter(Adapter):
-    """Adds ``scale * up(relu(down(x)))`` to the output of sublayers; ``up`` starts at 0, and so does the sum's change.
+    """Adds ``scale * up(relu(down(x)))`` to the output of sublayers; ``up`` starts at 0, so outputs start unchanged.
 
     Args:
-        reduction_factor: a sublayer's width over the bottleneck's.
-        train_norms: the blocks' normalisation layers learn too.
+        reduction_factor: ratio of a sublayer's width to the bottleneck's.
+        train_norms: whether normalisation layers are trained too.
     """
 
     reduction_factor: int
@@ -61,7 +61,7 @@ class BottleneckAdapter(Adapter):
         """Add bottlenecks to one block, and return the changed layers' names by kind of sublayer."""
 
     def in_series_(self, modules: Mapping[str, nn.Module], names: list[str]) -> list[str]:
-        """Let a bottleneck follow each of the layers."""
+        """Add a bottleneck after each of the layers."""
         for name in names:
             width = max(1, width_of(modules[name]) // self.reduction_factor)
             SERIAL[type(modules[name])].upgrade_(modules[name], width)
@@ -70,15 +70,15 @@ class BottleneckAdapter(Adapter):
 
 @dataclass(frozen=True, kw_only=True)
 class Houlsby(BottleneckAdapter):
-    """Two bottlenecks a block, after attention and after the feed-forward network, before the residual connection.
+    """Two bottlenecks in each block, after attention and the feed-forward network, before the residual connection.
 
-    Houlsby et al., 2019, https://arxiv.org/abs/1902.00751; there the sublayer's dropout comes before the bottleneck,
-    here after it.
+    Houlsby et al., 2019, https://arxiv.org/abs/1902.00751; in the paper the sublayer's dropout comes before the
+    bottleneck, here after it.
 
     Args:
-        reduction_factor: the paper's BERT-large has 1024 / 64.
-        train_norms: as in the paper.
-        lr: learning rate per step, the middle of those the paper searched (3e-5, 3e-4, 3e-3).
+        reduction_factor: ratio of a sublayer's width to the bottleneck's; 1024 / 64 in the paper's BERT-large.
+        train_norms: whether normalisation layers are trained too, as in the paper.
+        lr: learning rate per step; the middle of the rates that the paper searched (3e-5, 3e-4, 3e-3).
     """
 
     reduction_factor: int = 16
@@ -98,16 +98,16 @@ class Houlsby(BottleneckAdapter):
 
 @dataclass(frozen=True, kw_only=True)
 class Pfeiffer(BottleneckAdapter):
-    """One bottleneck a block, after the feed-forward network and before the residual connection.
+    """One bottleneck in each block, after the feed-forward network and before the residual connection.
 
-    Pfeiffer et al., 2020, https://arxiv.org/abs/2005.00247; there it reads the sum with the residual, here the
-    network's output alone. In a block of convolutions it follows the last one, as a convolution of width 1 (Rebuffi et
-    al., 2017, https://arxiv.org/abs/1705.08045).
+    Pfeiffer et al., 2020, https://arxiv.org/abs/2005.00247; in the paper it reads the sum with the residual, here only
+    the network's output. In a block of convolutions it follows the last convolution, and consists of convolutions of
+    width 1 (Rebuffi et al., 2017, https://arxiv.org/abs/1705.08045).
 
     Args:
-        reduction_factor: as in the paper's experiments.
-        lr: learning rate per step, ten times that of the paper, whose runs are longer: at 1e-4 three epochs of 2,100
-            sentences leave it where a linear probe is.
+        reduction_factor: ratio of a sublayer's width to the bottleneck's, as in the paper's experiments.
+        lr: learning rate per step; ten times that of the paper, whose runs are longer. At 1e-4, three epochs of 2,100
+            sentences do not take it beyond a linear probe.
     """
 
     reduction_factor: int = 16
@@ -123,14 +123,14 @@ class Pfeiffer(BottleneckAdapter):
 
 @dataclass(frozen=True, kw_only=True)
 class Parallel(BottleneckAdapter):
-    """One bottleneck a block, beside the feed-forward network, whose input it reads.
+    """One bottleneck in each block, parallel to the feed-forward network, whose input it reads.
 
     He et al., 2022, https://arxiv.org/abs/2110.04366.
 
     Args:
-        reduction_factor: the paper's best has 1024 / 512.
+        reduction_factor: ratio of a sublayer's width to the bottleneck's; 1024 / 512 in the paper's best model.
         scale: factor of the bottleneck's output, as in the paper.
-        lr: learning rate per step; the paper takes 5e-5 to 1e-4 in longer runs.
+        lr: learning rate per step; the paper uses 5e-5 to 1e-4 in longer runs.
     """
 
     reduction_factor: int = 2

@@ -14,13 +14,13 @@ from loralight.adapters.peft.lora_arguments import lora_arguments
 
 @dataclass(frozen=True, kw_only=True)
 class Dora(LowRankAdapter):
-    """Low-rank updates of the directions of frozen weights, whose magnitudes learn beside them.
+    """Low-rank updates of the directions of frozen weights; the weights' magnitudes are trained too.
 
-    Merged, it costs nothing; in training a layer keeps one more activation than LoRA's, its output.
+    After merging it costs nothing; in training a layer keeps one more activation than with LoRA, its output.
 
     Args:
-        targets: which layers, one pattern or several: presets (``all``, ``all-linear``, ``all-conv``, ``attention``,
-            ``mlp``, ``embedding``), module names, or globs over dotted module names. Each must match.
+        targets: patterns of the layers to adapt, one or several: presets (``all``, ``all-linear``, ``all-conv``,
+            ``attention``, ``mlp``, ``embedding``), module names, or globs over dotted module names. Each must match.
     """
 
     layers: ClassVar[Mapping[type[nn.Module], type[LoraLayer]]] = DORA_LAYERS

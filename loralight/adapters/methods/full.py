@@ -1,4 +1,4 @@
-"""Full fine-tuning: every parameter learns. Adapters are measured against it."""
+"""Full fine-tuning: all parameters are trainable. It is the baseline for adapters."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from loralight.models.blocks import blocks
 
 @dataclass(frozen=True, kw_only=True)
 class FullFineTuning(LayerWise):
-    """Train all of the model.
+    """Train all parameters of the model.
 
     Args:
         lr: learning rate per step; BERT's authors searched 2e-5 to 5e-5 (Devlin et al., 2019,
@@ -22,7 +22,7 @@ class FullFineTuning(LayerWise):
 
     def apply_(self, model: nn.Module, candidates: Mapping[str, nn.Module]) -> dict[str, list[str]]:
         if self.layer_decay != 1 or self.gradual:
-            blocks(candidates)  # without any it would fail after the data has been read
+            blocks(candidates)  # a model without blocks fails here, not after the data has been read
         model.requires_grad_(True)
         return {
             "(all)": [name for name, module in candidates.items() if next(module.parameters(False), None) is not None]

@@ -19,12 +19,12 @@ from loralight.models.blocks import blocks, sublayers, widths
 class IA3(Adapter):
     """A learned factor for each channel of the keys, the values, and the feed-forward networks' inner activations.
 
-    Of an attention's separate projections the second and third in the order of definition count as keys and values.
-    Where a model defines its queries there instead of the keys (OPT: k, v, q), products of the two are scaled just the
-    same. One projection for all three is scaled as a whole, as PEFT does.
+    If an attention has separate projections, the second and third in the order of definition count as keys and values.
+    Where a model defines its queries there instead of its keys (OPT: k, v, q), products of queries and keys are scaled
+    just the same. A single projection for all three is scaled as a whole, as in PEFT.
 
     Args:
-        lr: learning rate per step, the paper's.
+        lr: learning rate per step, as in the paper.
     """
 
     lr: float = 3e-3
@@ -50,7 +50,7 @@ class IA3(Adapter):
         return {kind: names for kind, names in found.items() if names}
 
     def undecayed(self, model: nn.Module) -> set[nn.Parameter]:
-        return {layer.ia3_l for layer in model.modules() if isinstance(layer, IA3Layer)}  # factors are to stay near 1
+        return {layer.ia3_l for layer in model.modules() if isinstance(layer, IA3Layer)}  # factors should stay near 1
 
     def peft_config(self, model: nn.Module) -> dict[str, Any] | None:
         layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, IA3Layer)}
@@ -64,7 +64,7 @@ class IA3(Adapter):
 
 
 class IA3Layer(Switchable):
-    """A frozen linear layer with a learned factor for each of its outputs or inputs, all 1 at first."""
+    """A frozen linear layer with a learned factor, initially 1, for each of its outputs or inputs."""
 
     ia3_l: nn.Parameter  # a column for outputs, a row for inputs: PEFT's name and shapes
     weight: Any
@@ -89,7 +89,7 @@ class ScaledOutput(IA3Layer):
     """``l * (W x + b)``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.scaled(super().forward(x))  # of the plain layer, which comes next in every subclass
+        return self.scaled(super().forward(x))  # the plain layer's, which comes next in every subclass
 
 
 class ScaledInput(IA3Layer):

@@ -1,4 +1,4 @@
-"""The last blocks learn, the first ones stay as they are."""
+"""Fine-tuning of the last blocks; the first ones stay frozen."""
 
 import math
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ class LastLayers(LayerWise):
     """Train the last blocks of the stack and the layers after them (a final norm, a pooler), but no output embeddings.
 
     Args:
-        num_layers: how many blocks; a quarter of them if None, with which Lee et al., 2019,
+        num_layers: number of blocks to train; a quarter of all blocks if None, with which Lee et al., 2019,
             https://arxiv.org/abs/1911.03090, reach 90 % of the gain of full fine-tuning on BERT and RoBERTa.
         lr: learning rate per step, that of full fine-tuning.
     """

@@ -1,4 +1,4 @@
-"""Learning rates and first steps by depth, for fine-tuning of whole layers."""
+"""Learning rates and gradual unfreezing by depth, for fine-tuning of whole layers."""
 
 from dataclasses import dataclass
 
@@ -11,16 +11,16 @@ from loralight.models.blocks import depths
 
 @dataclass(frozen=True, kw_only=True)
 class LayerWise(Adapter):
-    """A method that trains whole layers, and the lower ones more carefully if asked to.
+    """A method that trains whole layers; lower layers can have lower learning rates or start later.
 
     Args:
-        layer_decay: a block's learning rate over that of the block above it: ULMFiT (Howard and Ruder, 2018,
-            https://arxiv.org/abs/1801.06146) takes 1/2.6, ELECTRA (Clark et al., 2020,
+        layer_decay: ratio of a block's learning rate to that of the block above it: ULMFiT (Howard and Ruder, 2018,
+            https://arxiv.org/abs/1801.06146) uses 1/2.6, ELECTRA (Clark et al., 2020,
             https://arxiv.org/abs/2003.10555) 0.8 to 0.9, BEiT (Bao et al., 2021, https://arxiv.org/abs/2106.08254)
             0.65 to 0.85. Layers after the blocks have the full rate, the embeddings the lowest.
-        gradual: fraction of the run by which all layers learn; they begin one after the other from the top (gradual
-            unfreezing, Howard and Ruder, 2018). Until its turn a layer has a learning rate of 0 but gradients, which
-            fill the optimizer's moments: no time is saved.
+        gradual: fraction of the run after which all layers are trained; they start one after the other from the top
+            (gradual unfreezing, Howard and Ruder, 2018). Before its start a layer has learning rate 0, but it has
+            gradients, which fill the optimizer's moments: no time is saved.
     """
 
     layer_decay: float = 1.0

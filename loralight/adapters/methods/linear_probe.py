@@ -1,4 +1,4 @@
-"""Linear probe: the head learns on the frozen model's features. The least that an adapter has to beat."""
+"""Linear probe: only the head is trained, on the frozen model's features. It is the baseline an adapter must beat."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from loralight.adapters.base import Adapter
 
 @dataclass(frozen=True, kw_only=True)
 class LinearProbe(Adapter):
-    """Train the head alone (Alain and Bengio, 2016, https://arxiv.org/abs/1610.01644).
+    """Train only the head (Alain and Bengio, 2016, https://arxiv.org/abs/1610.01644).
 
-    A linear head is solved for where ``trainer.max_epochs`` is left to loralight (`loralight.training.probe`). Any
-    other head is trained, and for a number of epochs that is given.
+    A linear head is solved for directly if ``trainer.max_epochs`` is left to loralight (`loralight.training.probe`). If
+    a number of epochs is given, or the head is another one, the head is trained.
 
     Args:
         lr: learning rate per step.

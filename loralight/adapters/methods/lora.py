@@ -29,27 +29,28 @@ class Lora(LowRankAdapter):
     """Low-rank updates ``scaling B A`` of frozen weights.
 
     Args:
-        targets: which layers, one pattern or several: presets (``all``, ``all-linear``, ``all-conv``, ``attention``,
-            ``mlp``, ``embedding``, ``experts``), module names, or globs over dotted module names. Each must match.
-            Experts go by the name of their weight (``experts.down_proj``).
-        alpha: the update is scaled by ``alpha / rank``, or by ``alpha / sqrt(rank)`` with ``use_rslora``; 2 x rank if
-            None, and 16 at every rank with ``use_rslora``, whose point is that the rank does not move it.
-        slices: for layers that compute queries, keys and values at once (q over k over v, as in timm and GPT-2, not
-            mixed head by head), by pattern: which of them are adapted, each with its own A and B (``qv``). For
-            ``nn.MultiheadAttention`` also ``o``, its output projection; there ``qkvo`` if not given.
-        use_rslora: scale by ``alpha / sqrt(rank)``, under which the size of a step does not shrink as the rank grows
+        targets: patterns of the layers to adapt, one or several: presets (``all``, ``all-linear``, ``all-conv``,
+            ``attention``, ``mlp``, ``embedding``, ``experts``), module names, or globs over dotted module names. Each
+            must match. Experts are named by their weight (``experts.down_proj``).
+        alpha: the update is scaled by ``alpha / rank``, or by ``alpha / sqrt(rank)`` with ``use_rslora``. If None, it
+            is 2 x rank, but 16 at every rank with ``use_rslora``, which is meant to be independent of the rank.
+        slices: the projections to adapt, such as ``qv``, by pattern, in layers that compute queries, keys and values at
+            once (q over k over v, as in timm and GPT-2, not mixed head by head); each has its own A and B.
+            ``nn.MultiheadAttention`` also has ``o``, its output projection, and defaults to ``qkvo``.
+        use_rslora: scale by ``alpha / sqrt(rank)``, so that the size of a step does not shrink as the rank grows
             (rsLoRA, Kalajdzievski, 2023, https://arxiv.org/abs/2312.03732).
-        rank_dropout: probability with which a rank is dropped, from the whole batch; the others are scaled up. As in
+        rank_dropout: probability with which a rank is dropped for the whole batch; the other ranks are scaled up. As in
             LyCORIS (Yeh et al., 2023, https://arxiv.org/abs/2309.14859).
-        init: how A and B start, see `loralight.adapters.layers.initialisation`. ``pissa`` and ``olora`` start at large
-            factors and want a lower ``lr`` (PiSSA's authors train at 2e-5). ``eva`` looks at training data first and
-            deals the ranks anew, see `loralight.adapters.layers.eva`. ``loftq`` brings a quantised base nearer to what
-            it was.
-        eva_batches: how many training batches ``eva`` looks at.
-        eva_spread: how many times its own rank a layer may get from ``eva``; 1 leaves all ranks as they are.
+        init: initialisation of A and B, see `loralight.adapters.layers.initialisation`. ``pissa`` and ``olora`` start
+            at large factors and need a lower ``lr`` (PiSSA's authors train at 2e-5). ``eva`` looks at training data
+            first and redistributes the ranks, see `loralight.adapters.layers.eva`. ``loftq`` brings a quantised base
+            nearer to the original weights.
+        eva_batches: number of training batches that ``eva`` looks at.
+        eva_spread: the largest multiple of its own rank that a layer may get from ``eva``; 1 leaves all ranks as they
+            are.
         frobenius: weight of a penalty on the updates, the sum of the squared Frobenius norms of ``scaling B A``.
         orthogonality: weight of a penalty on ranks that overlap, see `loralight.adapters.layers.penalties.crosstalk`.
-        lr_ratio_B: B's learning rate over A's (LoRA+, Hayou et al., 2024, https://arxiv.org/abs/2402.12354).
+        lr_ratio_B: ratio of B's learning rate to A's (LoRA+, Hayou et al., 2024, https://arxiv.org/abs/2402.12354).
     """
 
     slices: Mapping[str, str] = field(default_factory=dict)
@@ -112,7 +113,7 @@ class Lora(LowRankAdapter):
         return adapted
 
     def _special(self) -> dict[str, Any]:
-        """The settings beyond rank and alpha that are in use."""
+        """The settings in use besides rank and alpha."""
         names = ("dropout", "rank_dropout", "use_rslora", "init", "frobenius", "orthogonality")
         usual = {name: type(self).__dataclass_fields__[name].default for name in names}
         return {name: getattr(self, name) for name in names if getattr(self, name) != usual[name]}
@@ -145,7 +146,7 @@ class Lora(LowRankAdapter):
         return sum(parts[1:], parts[0]) if parts else None
 
     def finish_(self, model: nn.Module) -> Adapter:
-        """Turn factors with a start A_0, B_0 (LoftQ's too) into plain ones of twice the rank, which PEFT knows."""
+        """Turn factors with a start A_0, B_0 into plain factors of twice the rank, which PEFT knows."""
         layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
         if all(layer.start is None for layer in layers):
             return replace(self, init="kaiming") if self.init == "loftq" else self

@@ -14,9 +14,9 @@ from loralight.models.quantisation import QuantisedLinear
 
 @dataclass(frozen=True, kw_only=True)
 class LoraFA(LowRankAdapter):
-    """LoRA with A frozen as it was drawn, so that a linear layer keeps ``A x`` for the backward pass and not its input.
+    """LoRA with A frozen at its random start: for the backward pass a linear layer keeps ``A x``, not its input.
 
-    A is saved with B: the adapter is a LoRA adapter like any other.
+    A is saved with B, so the saved adapter is an ordinary LoRA adapter.
     """
 
     layers: ClassVar[Mapping[type[nn.Module], type[LoraLayer]]] = {**LAYERS, QuantisedLinear: LoraQuantisedLinear}

@@ -1,4 +1,4 @@
-"""The part that LoRA and its relatives share: the choice of layers, their ranks, and their names in PEFT."""
+"""The common part of LoRA and its variants: the choice of layers, their ranks, and their names in PEFT."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -21,23 +21,24 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class LowRankAdapter(Adapter):
-    """Low-rank updates beside the frozen weights of the chosen layers.
+    """Low-rank updates of the frozen weights of the chosen layers.
 
     Args:
-        targets: which layers, one pattern or several: presets (``all``, ``all-linear``, ``all-conv``, ``attention``,
-            ``mlp``), module names (``query``, ``layer.0.query``), or globs over dotted module names
+        targets: patterns of the layers to adapt, one or several: presets (``all``, ``all-linear``, ``all-conv``,
+            ``attention``, ``mlp``), module names (``query``, ``layer.0.query``), or globs over dotted module names
             (``*.layer.[0-3].*``). Each must match.
         rank: rows of A and columns of B.
         alpha: the update is scaled by ``alpha / rank``; 2 x rank if None.
         dropout: probability with which an input of the low-rank path is dropped.
-        exclude: patterns of layers that ``targets`` choose and that stay as they are.
-        rank_pattern: ranks of particular layers, by pattern; the last that matches counts.
-        alpha_pattern: alphas of particular layers, likewise; else 2 x the layer's rank if ``alpha`` is None.
+        exclude: patterns of layers that stay as they are although ``targets`` choose them.
+        rank_pattern: ranks of particular layers, by pattern; the last matching pattern counts.
+        alpha_pattern: alphas of particular layers, by pattern; the last matching pattern counts. For other layers
+            ``alpha`` holds, or 2 x the layer's rank if that is None.
         lr: learning rate per step; about ten times that of full fine-tuning.
-        lr_rank: the rank that ``lr`` is meant for. With alpha = 2 x rank an optimizer such as Adam, whose steps are of
-            one size, moves the update in proportion to the rank; B therefore learns at ``lr_rank / rank`` of ``lr``,
-            exactly as with a fixed alpha of ``2 * lr_rank``, and a rate found at one rank holds at others. None
-            leaves the rate alone, and so does an ``alpha`` that is given.
+        lr_rank: the rank for which ``lr`` is meant. With alpha = 2 x rank, an optimizer with steps of fixed size, such
+            as Adam, moves the update in proportion to the rank. B is therefore trained at ``lr * lr_rank / rank``,
+            which is the same as a fixed alpha of ``2 * lr_rank``, so that a rate found at one rank holds at others. If
+            this is None or ``alpha`` is given, B is trained at ``lr``.
     """
 
     targets: str | Sequence[str]
@@ -82,7 +83,7 @@ class LowRankAdapter(Adapter):
         refuse_excess({"rank": self.rank, **ranks}, model, tuple(self.layers))
 
     def sizes(self, together: Mapping[str, list[str]]) -> dict[str, Any]:
-        """The rank and alpha of each layer, as keywords; layers that share a weight stand together."""
+        """The rank and alpha of each layer, as keywords; ``together`` groups layers that share a weight."""
         ranks = by_name(self.rank_pattern, together, "adapter.rank_pattern")
         alphas = by_name(self.alpha_pattern, together, "adapter.alpha_pattern")
         sizes = {}
@@ -97,7 +98,7 @@ class LowRankAdapter(Adapter):
         return adapted
 
     def alpha_of(self, rank: int) -> float:
-        """Alpha of a layer that no pattern names."""
+        """The alpha of a layer that no pattern matches."""
         return 2 * rank if self.alpha is None else self.alpha
 
     def lr_factors(self, model: nn.Module) -> dict[nn.Parameter, float]:
@@ -106,7 +107,7 @@ class LowRankAdapter(Adapter):
         return {factor: multiple for factor, multiple in found.items() if isinstance(factor, nn.Parameter)}
 
     def lr_factor(self, rank: int) -> float:
-        """The multiple of ``lr`` at which B of a layer of this rank learns."""
+        """The ratio to ``lr`` of B's learning rate in a layer of this rank."""
         return 1.0 if self.lr_rank is None or self.alpha is not None else self.lr_rank / rank
 
     def peft_config(self, model: nn.Module) -> dict[str, Any] | None:
@@ -118,7 +119,7 @@ class LowRankAdapter(Adapter):
         layers = {name: layer for name, layer in layers.items() if name not in by_weight}
         adapted = {**layers, **weights}
         alpha = float(self.alpha_of(self.rank))
-        return {  # in patterns `^` says that a name is the whole
+        return {  # in patterns `^` marks a whole name
             "peft_type": "LORA",
             "r": self.rank,
             "lora_alpha": alpha,
@@ -146,10 +147,10 @@ def choose(
     types: tuple[type[nn.Module], ...],
     exclude: str | Sequence[str] = (),
 ) -> tuple[dict[str, list[str]], list[str]]:
-    """The layers that each target means, and all of them once.
+    """The layers that each target chooses, and a list of all chosen layers without repetition.
 
     Raises:
-        InputError: see `resolve`; or a layer's weight is another's too (``E-TIED``).
+        InputError: see `resolve`; or a layer shares its weight with another (``E-TIED``).
     """
     hits = resolve(candidates, targets, types=types, exclude=exclude)
     names = list(dict.fromkeys(name for found in hits.values() for name in found))
@@ -160,7 +161,7 @@ def choose(
 def patterns(model: nn.Module) -> dict[str, Any]:
     """The ``rank_pattern`` and ``alpha_pattern`` that describe every LoRA layer of ``model`` as it is now."""
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
-    # a name means the end of longer names too, and the last that matches counts: the longest comes last
+    # a name also matches the end of longer names, and the last match counts, so the longest comes last
     names = sorted(layers, key=lambda name: name.count("."))
     return {
         "rank_pattern": {name: layers[name].rank for name in names},
@@ -169,7 +170,7 @@ def patterns(model: nn.Module) -> dict[str, Any]:
 
 
 def by_name(values: Mapping[str, T], together: Mapping[str, list[str]], option: str) -> dict[str, T]:
-    """The value that a mapping from patterns gives each layer; layers that share a weight get it together, or none."""
+    """The value that a mapping from patterns gives each layer; layers that share a weight get the same value."""
     return {
         twin: value
         for pattern, value in values.items()
@@ -185,12 +186,12 @@ def check_rank(where: str, rank: Any) -> None:
 
 
 def refuse_excess(ranks: Mapping[str, int], model: nn.Module, types: tuple[type[nn.Module], ...]) -> None:
-    """Raise ``E-RANK`` if a rank is above the smaller dimension of every layer: no weight has so much to learn.
+    """Raise ``E-RANK`` if a rank is above the smaller dimension of every layer: no weight has such a rank.
 
-    Layers narrower than the others, such as a router of eight experts, are left out: their excess is small.
+    A rank too large only for narrower layers, such as a router of eight experts, is allowed: their excess is small.
 
     Args:
-        ranks: by the names of the settings.
+        ranks: ranks by the names of their settings.
         types: of the layers that can be adapted.
     """
     widths = {name: _smaller_dimension(layer) for name, layer in model.named_modules() if type(layer) in types}
@@ -226,7 +227,7 @@ def check_probability(where: str, value: float) -> None:
 
 
 def refuse_tied(model: nn.Module, names: list[str]) -> None:
-    """Raise ``E-TIED`` if a layer's weight is another module's too: merging an update of one would change both."""
+    """Raise ``E-TIED`` if a layer shares its weight with another module: merging an update would change both."""
     owners: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         for parameter in module.parameters(recurse=False):

@@ -1,4 +1,4 @@
-"""The scales and shifts of normalisation layers learn: Zhao et al., 2023, https://arxiv.org/abs/2312.11420."""
+"""Tuning of normalisation layers' scales and shifts: Zhao et al., 2023, https://arxiv.org/abs/2312.11420."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from loralight.models.blocks import norms
 
 @dataclass(frozen=True, kw_only=True)
 class NormTuning(Adapter):
-    """Train LayerNorm, RMSNorm, BatchNorm and their kin outside the head.
+    """Train LayerNorm, RMSNorm, BatchNorm and similar layers outside the head.
 
-    A BatchNorm that learns also follows the statistics of the data (as Frankle et al., 2021,
-    https://arxiv.org/abs/2003.00152, train it); they are kept with the adapter.
+    A trained BatchNorm also follows the statistics of the data (as in Frankle et al., 2021,
+    https://arxiv.org/abs/2003.00152); the statistics are saved with the adapter.
 
     Args:
         lr: learning rate per step.
@@ -52,7 +52,7 @@ class NormTuning(Adapter):
 
 
 def _learning(model: nn.Module) -> dict[str, nn.Module]:
-    """The norms that learn by themselves, not as a part of a head that learns as a whole."""
+    """The norms that are trained on their own, not as part of a head that is trained as a whole."""
     modules = dict(model.named_modules())
     whole = {name for name, module in modules.items() if all(p.requires_grad for p in module.parameters())}
     return {

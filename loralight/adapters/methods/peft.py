@@ -32,16 +32,17 @@ _REFUSED = {
 
 @dataclass(frozen=True, kw_only=True)
 class PeftMethod(Adapter):
-    """Layers of PEFT's in place of some of a model's, which they keep inside.
+    """Replaces layers of a model by PEFT's layers, which keep the plain layers inside.
 
-    The base model's tensors get other names by that (``query.weight`` is ``query.base_layer.weight``) until `merge`
-    brings the plain layers back. They are not renamed, as PEFT's own functions go by these names: hence `keeps_keys`.
+    The base model's tensors thereby get other names (``query.weight`` becomes ``query.base_layer.weight``) until
+    `merge` brings the plain layers back. PEFT's own functions rely on these names, so they are not changed back:
+    `keeps_keys` is False.
 
     Args:
-        targets: which layers, as in `Lora`; presets mean linear layers and convolutions, other patterns any layer with
-            parameters (``*LayerNorm`` for ``LN_TUNING``).
+        targets: patterns of the layers to adapt, as in `Lora`; presets choose linear layers and convolutions, other
+            patterns any layer with parameters (``*LayerNorm`` for ``LN_TUNING``).
         method: PEFT's ``peft_type``: ``LOHA``, ``LOKR``, ``OFT``, ``BOFT``, ``IA3``, ``LN_TUNING``, ``FOURIERFT``, ...
-        arguments: those of PEFT's config of this method; PEFT's defaults stand for the rest.
+        arguments: arguments of PEFT's config of this method; the others have PEFT's defaults.
         lr: learning rate per step.
     """
 
@@ -105,10 +106,10 @@ class PeftMethod(Adapter):
 
     @classmethod
     def of_folder(cls, config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]) -> "PeftMethod":
-        """The adapter in a folder of PEFT's, on exactly the layers that have tensors.
+        """The adapter in a PEFT folder, on exactly the layers that have tensors.
 
         Raises:
-            InputError: the method cannot be injected, or a key says what is not to be trusted (``E-PEFT``).
+            InputError: the method cannot be injected, or a key has a value that is not trusted (``E-PEFT``).
         """
         method = config.get("peft_type")
         kind = config_class(method)
@@ -128,7 +129,7 @@ class PeftMethod(Adapter):
 
     def _config(self, names: Sequence[str]) -> Any:
         kind = config_class(self.method)
-        # an expression, which must fit as a whole: PEFT takes listed names for the ends of longer ones too
+        # a regular expression, which must match the whole name: listed names also match longer names' ends
         exactly = "|".join(map(re.escape, names)) or "(?!)"
         try:
             with warnings.catch_warnings():
@@ -164,7 +165,7 @@ def _hits(candidates: Mapping[str, nn.Module], targets: Sequence[str]) -> dict[s
 
 
 def _is_pattern(value: Mapping[str, Any]) -> bool:
-    """Whether a mapping is of plain names to numbers: PEFT takes the keys as regular expressions."""
+    """Whether a mapping maps plain names to numbers; PEFT would take the keys as regular expressions."""
     return all(
         isinstance(key, str)
         and key.removeprefix("^").replace(".", "").replace("_", "").replace("-", "").isalnum()

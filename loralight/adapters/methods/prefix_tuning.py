@@ -20,15 +20,15 @@ from loralight.models.text_models import check_num_tokens, hidden_states, random
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixTuning(Adapter):
-    """Learned keys and values that every token of every layer also attends to.
+    """Learned keys and values to which every token also attends, in every layer.
 
-    They are handed to the attention function itself. So they take no position and no room of the text, are in no
-    cache, and all documents of a packed row see them; encoders have them like decoders. The paper computes them by a
-    network while it trains, which is left out, as in P-Tuning v2 (Liu et al., 2022, https://arxiv.org/abs/2110.07602);
-    they start, as the paper advises, as those of real words.
+    They are passed to the attention function itself. So they take no position and no room of the text, are in no cache,
+    and all documents of a packed row see them; they work in encoders and decoders alike. In training, the paper
+    computes them by a network, which is left out here, as in P-Tuning v2 (Liu et al., 2022,
+    https://arxiv.org/abs/2110.07602). They are initialised from real words, as the paper advises.
 
     Args:
-        num_tokens: keys and values of each layer.
+        num_tokens: number of keys and values in each layer.
         lr: learning rate per step, in the middle of the range that P-Tuning v2 searched.
     """
 
@@ -71,7 +71,7 @@ class Prefix(Added, Switchable):
         self.instead_of = instead_of
 
     def check_base(self) -> None:
-        """Raise ``E-DISABLED`` if the base attends by another function than the one that is called in its place."""
+        """Raise ``E-DISABLED`` if the base has an attention function other than the one called in its place."""
         if self.instead_of != PLAIN:
             raise InputError(
                 "E-DISABLED",
@@ -116,17 +116,17 @@ _ATTENTION = Attention("prefix", prefix_attention, sdpa_mask)
 def _keys_and_values(
     model: PreTrainedModel, base: PreTrainedModel, tokens: Tensor
 ) -> dict[nn.Module, tuple[Tensor, Tensor]]:
-    """Those that each attention of ``base`` computes of ``tokens``: which also shows where its attentions are.
+    """The keys and values that each attention of ``base`` computes from ``tokens``, by the attention's module.
 
     Raises:
-        InputError: the model does not leave its attention to a function of transformers (``E-TEXT-MODEL``).
+        InputError: the model does not use an attention function of transformers (``E-TEXT-MODEL``).
     """
     found: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *given: Any, **settings: Any) -> Any:
         found[module] = key, value
         if settings.get("softcap") is not None:
-            raise ValueError  # which transformers 5.3 does not: it would compute without the cap
+            raise ValueError  # transformers 5.3 would compute without the cap, and not raise
         return sdpa_attention_forward(module, query, key, value, *given, **settings)
 
     with attending_by(model, attend):

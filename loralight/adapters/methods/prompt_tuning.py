@@ -18,14 +18,14 @@ from loralight.models.text_models import check_num_tokens, looks_ahead, random_t
 
 @dataclass(frozen=True, kw_only=True)
 class PromptTuning(Adapter):
-    """Learned embeddings that the model reads beside those of the text.
+    """Learned embeddings that the model reads in addition to those of the text.
 
-    Decoders read them before the text. Encoders read them after their first token, on whose state classifiers rely.
+    Decoders read them before the text. Encoders read them after the text's first token, whose state classifiers read.
 
     Args:
-        num_tokens: how many; beyond 20 the paper finds little to gain. They take room that the text then lacks.
-        lr_ratio: the embeddings' learning rate over that of a head, which 0.03, the rate of PEFT's examples with AdamW
-            (the paper has 0.3 with Adafactor), would throw about.
+        num_tokens: number of embeddings; beyond 20 the paper finds little gain. They take room from the text.
+        lr_ratio: ratio of the embeddings' learning rate to a head's. PEFT's examples train the embeddings at 0.03 with
+            AdamW (the paper at 0.3 with Adafactor), a rate at which a head would be unstable.
         lr: learning rate per step.
     """
 
@@ -64,7 +64,7 @@ class PromptTuning(Adapter):
         config = model.config.get_text_config()
         return {
             "peft_type": "PROMPT_TUNING",
-            "task_type": "CAUSAL_LM",  # without one, PEFT's model passes over the prompt and says nothing
+            "task_type": "CAUSAL_LM",  # without a task type, PEFT's model silently ignores the prompt
             "num_virtual_tokens": self.num_tokens,
             "prompt_tuning_init": "RANDOM",
             "token_dim": prompt.embeddings.shape[1],
@@ -81,15 +81,15 @@ class PromptTuning(Adapter):
 
 
 class Prompt(Added, Switchable):
-    """Soft tokens that ``base`` reads before every text; its outputs show no trace of them.
+    """Soft tokens that ``base`` reads with every text; its outputs do not contain their states.
 
-    Masks, positions and types of the text are extended on the way in, and states are cut on the way out, so
+    The text's masks, positions and types are extended on the way in, and states are cut on the way out, so
     that a task's code sees the shapes that it knows. In generation the soft tokens stay in the cache.
 
     Args:
-        base: the model; the embeddings start as those of random words, as the paper advises.
-        num_tokens: how many.
-        at: tokens of the text before them, 0 or 1.
+        base: the model; the embeddings are initialised from random words, as the paper advises.
+        num_tokens: number of soft tokens.
+        at: number of the text's tokens before the soft tokens, 0 or 1.
     """
 
     def __init__(self, base: PreTrainedModel, num_tokens: int, *, at: int) -> None:
@@ -132,7 +132,7 @@ class Prompt(Added, Switchable):
         return torch.cat([positions[:, : self.at], own, positions[:, self.at :] + count], dim=1)
 
     def _check(self, base: PreTrainedModel, given: dict[str, Any]) -> None:
-        """Refuse inputs that would be computed wrongly or could not be computed."""
+        """Refuse inputs that the model would compute wrongly or could not compute."""
         mask, positions = given.get("attention_mask"), given.get("position_ids")
         if mask is not None and mask.ndim != 2:
             raise InputError("E-PROMPT", "prompt_tuning takes attention masks of (batch, tokens) alone")
@@ -166,7 +166,7 @@ class Prompt(Added, Switchable):
 
 
 def _starts_over(positions: Tensor, mask: Tensor | None = None) -> bool:
-    """Whether positions fall within a row: where a second document begins; a GPU waits for the answer."""
+    """Whether positions decrease within a row, as where a second document begins; a GPU waits for the answer."""
     falls = positions.diff(dim=1) < 0
     if mask is not None:
         falls &= (mask[:, 1:] * mask[:, :-1]).bool()

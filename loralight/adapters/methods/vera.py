@@ -14,19 +14,19 @@ from loralight.adapters.targets import excluding
 
 @dataclass(frozen=True, kw_only=True)
 class Vera(Adapter):
-    """Two vectors for each linear layer, around one pair of random matrices that all share.
+    """Two trained vectors for each linear layer, which scale a pair of random matrices that all layers share.
 
-    The paper shares between layers of one shape; here, as in PEFT, all layers do, and a smaller one takes a part of the
-    matrices. They are saved with the adapter, so that it never depends on how random numbers are drawn: 4 bytes x rank
-    x (the largest input + the largest output).
+    In the paper layers of the same shape share matrices. Here, as in PEFT, all layers do, and a smaller layer uses a
+    part of them. The matrices are saved with the adapter, so that it never depends on how random numbers are drawn;
+    they take 4 bytes x rank x (the largest input + the largest output).
 
     Args:
-        targets: which linear layers, as for `Lora`.
-        rank: rows of A and columns of B. They do not learn, so it may be large: 256 to 1024 in the paper.
+        targets: patterns of the linear layers to adapt, as for `Lora`.
+        rank: rows of A and columns of B. A and B are not trained, so it may be large: 256 to 1024 in the paper.
         dropout: probability with which an input of the low-rank path is dropped.
         d_initial: initial value of each element of d.
-        exclude: patterns of layers that ``targets`` choose and that stay as they are.
-        lr: learning rate per step; several times LoRA's, as vectors this few have further to go.
+        exclude: patterns of layers that stay as they are although ``targets`` choose them.
+        lr: learning rate per step; several times LoRA's, as so few parameters have further to go.
     """
 
     targets: str | Sequence[str]

@@ -1,1 +1,1 @@
-"""Several adapters on one base: sharing its tensors, rows with adapters of their own, weighted sums."""
+"""Several adapters on one base: sharing its tensors, an adapter for each row, weighted sums."""

@@ -1,4 +1,4 @@
-"""The changes that an adapter makes in a model, for methods whose changes can be told layer by layer."""
+"""The changes that an adapter makes in a model, for methods that change a model layer by layer."""
 
 from collections.abc import Collection
 from typing import NamedTuple
@@ -29,7 +29,7 @@ def parts_of(model: nn.Module, whole: Collection[str]) -> Parts:
         whole: names of the modules that the adapter brings as a whole.
 
     Raises:
-        InputError: something else learns too (``E-KIND``).
+        InputError: other parameters are trainable too (``E-KIND``).
     """
     modules = {name: model.get_submodule(name) for name in whole}
     inside = {id(part) for module in modules.values() for part in module.modules()}

@@ -1,4 +1,4 @@
-"""One batch in which each row has its own adapter: the base is computed once, the updates by groups of rows."""
+"""Batches in which each row has its own adapter: the base is computed once, the updates by groups of rows."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,30 +17,30 @@ from loralight.adapters.multi.parts import Parts
 from loralight.errors import InputError
 
 _Hook = Callable[..., Tensor]
-# by module: how it changes its output for the rows of this thread
+# by module: hooks that change its output for the rows of this thread
 _HOOKS: ContextVar[Mapping[nn.Module, Sequence[_Hook]]] = ContextVar("hooks", default=MappingProxyType({}))
 _REGISTERING = Lock()
 
 
 @contextmanager
 def by_rows(base: nn.Module, adapters: Mapping[str, Parts], rows: Sequence[str | None]) -> Iterator[nn.Module]:
-    """Let ``base`` compute each row of a batch with an adapter of its own, as long as the context lasts.
+    """A context in which ``base`` computes each row of a batch with the row's own adapter.
 
-    That holds in this thread: others may use ``base`` meanwhile, by itself or with rows of their own.
+    It acts in this thread only: other threads may use ``base`` meanwhile, alone or with their own rows.
 
-    Rows lie in the first dimension of what every adapted module takes, as they do in the models of transformers and
-    timm; a number of rows other than ``len(rows)`` is refused, but a layout with tokens first cannot be noticed
-    where there are as many tokens as rows.
+    Rows must be the first dimension of the input of every adapted module, as in the models of transformers and timm. A
+    number of rows other than ``len(rows)`` is refused, but a layout with tokens first cannot be noticed if there are as
+    many tokens as rows.
 
     Where adapters bring heads of different widths, a row's missing outputs are -inf: a softmax gives them 0.
 
     Args:
         base: the plain model.
-        adapters: the changes that each adapter makes in it, by the adapter's name.
+        adapters: the changes that each adapter makes in ``base``, by the adapter's name.
         rows: each row's adapter; None for the base.
 
     Raises:
-        InputError: in use, if a module is given another number of rows (``E-ROWS``).
+        InputError: in a forward pass, if a module is given another number of rows (``E-ROWS``).
     """
     device = next(base.parameters()).device
     groups = {
@@ -66,14 +66,14 @@ def by_rows(base: nn.Module, adapters: Mapping[str, Parts], rows: Sequence[str |
 
 
 def _attend_to_rows_(module: nn.Module) -> None:
-    """Have a module look for hooks of the thread that calls it: for good, as others may be in it."""
+    """Have a module look for hooks of the calling thread; the hook stays, as other threads may be in the module."""
     with _REGISTERING:
         if _by_thread not in module._forward_hooks.values():
             module.register_forward_hook(_by_thread, with_kwargs=True)
 
 
 def _by_thread(module: nn.Module, given: Any, *others: Any) -> Any:
-    """Apply this thread's hooks; ``others`` are keywords and output, but for one who comes while it is registered."""
+    """Apply this thread's hooks; ``others`` are keywords and output, unless a call began during registration."""
     hooks = _HOOKS.get().get(module, ())
     if not hooks or is_off(module):
         return None

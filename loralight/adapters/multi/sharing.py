@@ -1,4 +1,4 @@
-"""Adapted models that share the frozen tensors of one base model: so many adapters cost one base and no switching."""
+"""Adapted models that share one base's frozen tensors, so that many adapters need one base and no switching."""
 
 from collections.abc import Collection
 
@@ -9,21 +9,21 @@ from loralight.errors import InputError
 
 
 def share_(model: nn.Module, base: nn.Module, *, learns: Collection[str] = (), origin: str = "the model") -> None:
-    """Make the frozen tensors of ``model`` those of ``base``, in place; a tensor that ``base`` lacks stays as it is.
+    """Replace the frozen tensors of ``model`` by those of ``base``, in place; a tensor that ``base`` lacks stays.
 
-    Every value is compared. Tensors that both hold in common already are passed over.
+    Every value is compared, except of tensors that are already shared.
 
     Args:
         model: an adapted model, on any device.
         base: the plain model.
-        learns: tensors that stay the model's own beside the parameters that learn, such as a BatchNorm's statistics.
+        learns: tensors that stay the model's own, besides its trainable parameters, such as a BatchNorm's statistics.
         origin: where the model comes from, for the message.
 
     Raises:
-        InputError: a frozen tensor has another value than in ``base``, or none is in it (``E-BASE``).
+        InputError: a frozen tensor has another value than in ``base``, or ``base`` has none of them (``E-BASE``).
     """
     twins = dict(base.named_modules(remove_duplicate=False))
-    state = model.state_dict(keep_vars=True)  # names of one tensor each, where `trainable` has one for a tied weight
+    state = model.state_dict(keep_vars=True)  # all names of a tied weight; `trainable` has one
     saved = {name for name, tensor in state.items() if isinstance(tensor, Tensor) and not tensor.requires_grad}
     saved -= set(learns)
     shared: set[str] = set()

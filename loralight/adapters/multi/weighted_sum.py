@@ -1,4 +1,4 @@
-"""Weighted sums of low-rank updates, which have low rank themselves: no update is ever formed."""
+"""Weighted sums of low-rank updates, which have low rank too: no full update is ever formed."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,9 @@ from loralight.adapters.layers.lora import LoraLayer
 
 
 def weighted_sum(terms: Sequence[tuple[float, LoraLayer]]) -> tuple[Tensor, Tensor]:
-    """Factors of ``sum_i weight_i scaling_i B_i A_i``: A lies above A, weighted B beside B, exact but for rounding.
+    """Factors of ``sum_i weight_i scaling_i B_i A_i``, exact but for rounding.
+
+    The A_i are stacked, and the weighted B_i lie side by side.
 
     Shapes: those of the layers' own factors, with the sum of their ranks as the rank.
     """
@@ -19,13 +21,13 @@ def weighted_sum(terms: Sequence[tuple[float, LoraLayer]]) -> tuple[Tensor, Tens
 
 
 def truncated(lora_A: Tensor, lora_B: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
-    """The factors of the nearest matrix of lower rank, and how far it is (Eckart and Young, 1936).
+    """The factors of the nearest matrix of lower rank, and its distance (Eckart and Young, 1936).
 
     With ``B = Q_B R_B`` and ``A^T = Q_A R_A`` the singular values of B A are those of the small ``R_B R_A^T``.
 
     Returns:
         A and B cut to ``rank`` (or at their own rank, if that is lower), and the distance as a
-        share of the Frobenius norm of B A.
+        fraction of the Frobenius norm of B A.
     """
     if lora_A.shape[0] <= rank:
         return lora_A, lora_B, 0.0

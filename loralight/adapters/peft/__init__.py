@@ -1,1 +1,1 @@
-"""PEFT's format and layers: its names, and the layers of its own that loralight trains."""
+"""PEFT's format and layers: its names, and those of its layers that loralight trains."""

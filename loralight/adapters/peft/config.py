@@ -1,4 +1,4 @@
-"""PEFT's config of an adapter: which modules one means, and one of a stranger's read as data or refused by name."""
+"""PEFT's config of an adapter: the modules that it targets, and a stranger's config read as data or refused."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -16,14 +16,14 @@ ABOUT = {
     "inference_mode",
     "peft_version",
     "revision",
-    # which layers and modules they mean is read off the tensors' names
+    # the tensors' names tell the layers and modules
     "exclude_modules",
     "layers_pattern",
     "layers_to_transform",
     "modules_to_save",
     "target_modules",
 }
-"""Keys of every PEFT config that change nothing in the computation once the tensors are there."""
+"""Keys of every PEFT config that do not change the computation once the tensors are given."""
 
 MAX_RANK = 4096
 _PATTERN = re.compile(r"\^?(?:[A-Za-z0-9_-]|\\?\.|\.\*)+\$?")
@@ -31,14 +31,14 @@ _MAX_GLOBS = 64  # patterns with `.*`, each of which is compared with every laye
 
 
 def targeting(model: nn.Module, names: Collection[str]) -> dict[str, Any]:
-    """The keys of a PEFT config that mean exactly these modules; PEFT takes a name for the end of longer ones too."""
+    """The keys of a PEFT config that target exactly these modules; to PEFT a name also matches longer names' ends."""
     ends = tuple(f".{name}" for name in names)
     longer = [name for name, _ in model.named_modules() if name not in names and name.endswith(ends)]
     return {"target_modules": sorted(names), "exclude_modules": longer or None}
 
 
 def refuse_others(config: Mapping[str, Any], understood: Collection[str]) -> None:
-    """Raise ``E-PEFT`` for a key that is neither understood nor says nothing (null, false, an empty list)."""
+    """Raise ``E-PEFT`` for a key that is not understood, unless its value is empty (null, false, an empty list)."""
     for key, value in config.items():
         if key in understood or key in ABOUT or value is None or value is False or value in ([], {}):
             continue
@@ -47,12 +47,12 @@ def refuse_others(config: Mapping[str, Any], understood: Collection[str]) -> Non
 
 
 def unreadable(key: str, value: Any, why: str) -> InputError:
-    """The error about one key of a PEFT config."""
+    """The error about a key of a PEFT config."""
     return InputError("E-PEFT", f"adapter_config.json: {key!r:.80} is {value!r:.80}: {why}")
 
 
 def number(config: Mapping[str, Any], key: str, default: float) -> float:
-    """A number, as which neither text nor true counts."""
+    """The number at a key; neither text nor true counts as a number."""
     value = config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise unreadable(key, value, "it is not a number")
@@ -62,7 +62,7 @@ def number(config: Mapping[str, Any], key: str, default: float) -> float:
 
 
 def flag(config: Mapping[str, Any], key: str) -> bool:
-    """True or false; false if it is not there."""
+    """True or false; False if the key is missing."""
     value = config.get(key) or False
     if not isinstance(value, bool):
         raise unreadable(key, value, "it is neither true nor false")
@@ -70,13 +70,13 @@ def flag(config: Mapping[str, Any], key: str) -> bool:
 
 
 def by_pattern(config: Mapping[str, Any], key: str, names: Iterable[str], default: float) -> dict[str, float]:
-    """The number of each layer: that of the first pattern that fits, as in PEFT.
+    """The number of each layer, from the first pattern that fits, as in PEFT.
 
-    PEFT takes patterns as regular expressions, a few of which no machine finishes. Here they are names, ends of names,
-    names after ``^``, and any of these with ``.*``, in time that grows with their length alone.
+    PEFT takes patterns as regular expressions, some of which would never finish. Here they are names, ends of names,
+    names after ``^``, and any of these with ``.*``; the time grows only with their length.
 
     Raises:
-        InputError: a pattern is another regular expression, or its value no number (``E-PEFT``).
+        InputError: a pattern is another regular expression, or its value is not a number (``E-PEFT``).
     """
     patterns = config.get(key) or {}
     if not isinstance(patterns, Mapping):
@@ -107,7 +107,7 @@ def _ends(name: str) -> Iterable[str]:
 
 
 def _fits(pattern: str, name: str) -> bool:
-    """Whether literal pieces, with anything between them, make up ``name`` or its end after one of its dots."""
+    """Whether literal pieces, with any text between them, make up ``name`` or its end after one of its dots."""
     pieces = pattern.removeprefix("^").split(".*")
     starts = [name] if pattern.startswith("^") else _ends(name)
     return any(_in_order(pieces, text) for text in starts)

@@ -1,4 +1,4 @@
-"""Layers of PEFT's inside a model: which there are, what they keep, and the way back to plain layers."""
+"""PEFT's layers inside a model: merging them, their saved tensors, and the plain layers inside them."""
 
 import copy
 from typing import Any
@@ -12,10 +12,10 @@ _SAMPLE = 256  # values of a weight that are looked at
 
 
 def merge_layers_(model: nn.Module) -> None:
-    """Have every layer of PEFT's put its update into the plain one inside, which takes its place again.
+    """Have each of PEFT's layers merge its update into the plain layer inside, which takes its place again.
 
     Raises:
-        InputError: one of them cannot (``E-MERGE``); the model is as it was.
+        InputError: a layer cannot be merged (``E-MERGE``); the model is then unchanged.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -23,7 +23,7 @@ def merge_layers_(model: nn.Module) -> None:
     for name, layer in layers.items():
         try:
             copy.deepcopy(layer).merge(safe_merge=True)  # one at a time, so that a refusal comes before any change
-        except Exception as error:  # PEFT raises what it likes
+        except Exception as error:  # PEFT may raise anything
             kind = type(layer).__name__
             raise InputError("E-MERGE", f"PEFT cannot merge {name} ({kind}): {' '.join(str(error).split())}") from error
     for name, layer in layers.items():
@@ -34,7 +34,7 @@ def merge_layers_(model: nn.Module) -> None:
 
 
 def plain(layer: Any) -> nn.Module:
-    """The layer inside one of PEFT's."""
+    """The plain layer inside a layer of PEFT's."""
     found: nn.Module = layer.get_base_layer()
     return found
 
@@ -48,12 +48,12 @@ def sample(layer: nn.Module) -> dict[str, Tensor]:
 
 
 def same(before: dict[str, Tensor], after: dict[str, Tensor]) -> bool:
-    """Whether a layer that was `before` still has those values."""
+    """Whether a layer still has the values ``before``."""
     return all(name in after and torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
 def kept(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors that PEFT would save of a model's adapter, by PEFT's names."""
+    """The tensors that PEFT would save for a model's adapter, by PEFT's names."""
     from peft import get_peft_model_state_dict
 
     kept: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)

@@ -19,8 +19,8 @@ _UNDERSTOOD = {
     "bias",
     "init_lora_weights",
     "fan_in_fan_out",  # PEFT itself sets it to suit the layer
-    "megatron_core",  # says something only beside megatron_config,
-    "qalora_group_size",  # and this beside use_qalora
+    "megatron_core",  # has an effect only with megatron_config,
+    "qalora_group_size",  # and this only with use_qalora
 }
 _KEEPS_THE_BASE = (True, False, None, "gaussian", "orthogonal")
 

@@ -1,4 +1,4 @@
-"""PEFT's names of LoRA's tensors, and the cases in which it has no form for them."""
+"""PEFT's names of LoRA's tensors, and the cases in which PEFT has no form for them."""
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -11,15 +11,15 @@ from loralight.adapters.layers.parameters import LoraParameters
 _PARTS = ("lora_A", "lora_B")
 _OF_MAMBA = ("out_proj", "conv1d")  # layers that PEFT refuses in these models, as their kernels read the weight
 _MAMBAS = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
-_OF_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")  # parts of experts to PEFT
+_OF_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")  # to PEFT these are parts of experts
 
 
 def peft_has_a_form(model: nn.Module) -> bool:
-    """Whether PEFT computes the same as ``model``, given these tensors as they are.
+    """Whether PEFT computes the same as ``model``, given the same tensors.
 
-    Its attention layers and fused projections have one A for all of q, k and v; of tied layers it ties those of some
-    models only; beside experts it takes no layer whose weight is (in, out); and weights that are named by themselves
-    are those of linear layers, without dropout. Of Mamba it refuses some layers.
+    PEFT's attention layers and fused projections have a single A for q, k and v. It ties tied layers in some models
+    only. Next to experts it takes no layer whose weight is (in, out). Weights that it targets by their own names must
+    be those of linear layers, without dropout. It refuses some layers of Mamba.
     """
     modules = list(model.modules())
     layers = [module for module in modules if isinstance(module, LoraLayer)]
@@ -32,7 +32,7 @@ def peft_has_a_form(model: nn.Module) -> bool:
 
 
 def _refused_by_name(model: nn.Module) -> bool:
-    """Whether PEFT refuses a layer for its name and the type of its model."""
+    """Whether PEFT refuses a layer because of its name and the type of its model."""
     if not isinstance(model, PreTrainedModel) or model.config.model_type not in _MAMBAS:
         return False
     layers = [name for name, module in model.named_modules() if isinstance(module, LoraLayer)]
@@ -40,10 +40,10 @@ def _refused_by_name(model: nn.Module) -> bool:
 
 
 def peft_by_weight(model: nn.Module) -> dict[str, LoraLayer]:
-    """The layers beside a mixture's experts that have names which parts of experts had in transformers 4.
+    """The layers outside a mixture's experts with names that parts of experts had in transformers 4.
 
-    PEFT takes a layer of such a name for those parts, and adapts all experts in its place. A weight that is named by
-    itself it adapts as it is.
+    PEFT takes a layer of such a name for these parts, and adapts all experts in its place. A weight that is targeted by
+    its own name is adapted as it is.
     """
     if not _had_experts_of_layers(model):
         return {}
@@ -52,7 +52,7 @@ def peft_by_weight(model: nn.Module) -> dict[str, LoraLayer]:
 
 
 def _had_experts_of_layers(model: nn.Module) -> bool:
-    """Whether transformers makes a mixture's weights of those of many layers as it loads them."""
+    """Whether transformers joins the weights of many layers to a mixture's weights on loading."""
     if not isinstance(model, PreTrainedModel):
         return False
     conversions = get_checkpoint_conversion_mapping(model.config.model_type) or []  # type: ignore[no-untyped-call]
@@ -71,7 +71,7 @@ def peft_experts(model: nn.Module) -> dict[str, ExpertLowRank]:
 
 
 def peft_tensor_names(model: nn.Module) -> dict[str, str]:
-    """PEFT's names for those tensors that it calls otherwise."""
+    """PEFT's names for those tensors whose names differ from the model's."""
     found: dict[str, str] = {}
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
@@ -82,7 +82,7 @@ def peft_tensor_names(model: nn.Module) -> dict[str, str]:
 
 
 def _of_experts(name: str, module: LoraExperts) -> dict[str, str]:
-    """PEFT wraps the module once for each weight, in their order: the last is outermost."""
+    """PEFT's names for the updates of experts: it wraps the module once for each weight, the last one outermost."""
     weights = [weight for weight in module._parameters if weight in module.lora]
     return {
         f"{name}.lora.{weight}.{part}": f"{name}.{'base_layer.' * depth}{part}.weight"

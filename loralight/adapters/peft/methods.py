@@ -1,4 +1,4 @@
-"""The methods of PEFT that can be put into a model, which is an optional extra to have."""
+"""The methods of PEFT that can be injected into a model; PEFT is an optional extra."""
 
 import dataclasses
 from functools import cache
@@ -16,7 +16,7 @@ def common() -> set[str]:
 
 
 def mapping() -> Any:
-    """The module of PEFT that says which methods it has; ``E-PACKAGE`` without PEFT."""
+    """PEFT's module with the mappings of its methods; raises ``E-PACKAGE`` without PEFT."""
     try:
         import peft.mapping
     except ModuleNotFoundError as error:
@@ -30,7 +30,7 @@ def config_class(method: Any) -> Any:
     """PEFT's config class of a method that can be injected.
 
     Raises:
-        InputError: there is no such method, or it takes more than layers of a model (``E-PEFT``).
+        InputError: there is no such method, or it needs more than layers of a model (``E-PEFT``).
     """
     classes = {kind.value: found for kind, found in mapping().PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     possible = [name for name in classes if _can_be_injected(name)]
@@ -61,5 +61,5 @@ def _can_be_injected(method: str) -> bool:
         and not tuner.uses_shared_state
         and not issubclass(config, PromptLearningConfig)
         and "target_modules" in {f.name for f in dataclasses.fields(config)}
-        and not hasattr(tuner, "update_and_allocate")  # AdaLoRA's, which wants to be called after every step
+        and not hasattr(tuner, "update_and_allocate")  # AdaLoRA's, which must be called after every step
     )

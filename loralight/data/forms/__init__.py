@@ -1,1 +1,1 @@
-"""Forms of language data: how plain texts, prompts with completions and chats become tokens that are learnt."""
+"""Forms of language data: plain texts, prompts with completions, and chats become tokens that are learnt."""

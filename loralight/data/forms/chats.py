@@ -19,10 +19,10 @@ _SPEAKER = re.compile(r"^(system|user|assistant):[ \t]*", re.IGNORECASE | re.MUL
 
 
 class Chat(Form):
-    """Messages in the tokenizer's chat template, of which the assistant's turns are learnt, and that they end.
+    """Messages in the tokenizer's chat template; the assistant's turns and their ends are learnt.
 
-    Messages are a list of {role, content}, or a transcript: a text whose turns begin with ``User:`` or ``Assistant:``
-    on a line of their own.
+    Messages are a list of {role, content}, or a transcript: a text in which each turn begins on a new line with
+    ``User:`` or ``Assistant:``.
 
     Args:
         template: a chat template (Jinja) in place of the tokenizer's.
@@ -61,7 +61,7 @@ class Chat(Form):
             yield self._by_prefixes(chat, place)
 
     def _by_prefixes(self, chat: list[Message], place: str) -> tuple[list[int], list[bool]]:
-        """The text that each turn of the assistant adds to the chat up to it, as the template does not mark it."""
+        """Learn the text that each turn of the assistant adds to the chat before it, as the template marks none."""
         turns = [turn for turn, message in enumerate(chat) if message["role"] == "assistant"]
         texts = [self._rendered(chat, place)]
         for turn in turns:
@@ -82,7 +82,7 @@ class Chat(Form):
         return whole, learnt
 
     def _end_of_turn(self, ids: list[int], start: int) -> int:
-        """Just behind a turn's last special token: the line break that may follow is written by nobody."""
+        """The place after a turn's last special token: the model need not write the line break that may follow."""
         special = set(self.tokenizer.all_special_ids)
         return next((at + 1 for at in range(len(ids) - 1, start - 1, -1) if ids[at] in special), len(ids))
 
@@ -91,7 +91,7 @@ class Chat(Form):
             return self.tokenizer.apply_chat_template([dict(turn) for turn in chat], **{"tokenize": False, **options})
 
     def record(self, given: Any) -> dict[str, Any]:
-        """A text is the user's turn; a chat that ends with an answer is taken up to it."""
+        """A record of messages: a text is a turn of the user; a chat that ends with an answer is used without it."""
         column = self.columns["messages"]
         value = given.get(column) if isinstance(given, Mapping) and "role" not in given else given
         if isinstance(value, str) and value is given:
@@ -122,7 +122,7 @@ class Chat(Form):
         return "\n".join(f"{message['role']}: {message['content']}" for message in record[self.columns["messages"]])
 
     def ends(self) -> set[int]:
-        """The special token that the template puts behind an answer: not every model's own end of text."""
+        """The special token that the template puts after an answer; it can differ from the model's end of text."""
         chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         before = self.prompt({self.columns["messages"]: chat[:1]})
         after: list[int] = tokenise(self.tokenizer, self._rendered(chat, "a test"), add_special_tokens=False)[
@@ -136,15 +136,15 @@ class Chat(Form):
 def _one_message(what: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # whatever a template does
+    except Exception as error:  # a template may raise anything
         raise InputError("E-CHAT", f"{what}: {str(error)[:300] or type(error).__name__}") from error
 
 
 def read_template(given: str | None) -> str | None:
-    """A chat template, or the content of the file of that name.
+    """The given chat template, or the content of the file of that name.
 
     Raises:
-        InputError: it is neither (``E-CHAT``).
+        InputError: ``given`` is neither (``E-CHAT``).
     """
     if given is None or "{" in given:
         return given
@@ -159,7 +159,7 @@ def _messages(value: Any, place: str) -> list[Message]:
     """The messages in a cell.
 
     Raises:
-        InputError: it has none (``E-CHAT``).
+        InputError: the cell holds no messages (``E-CHAT``).
     """
     chat = _transcript(value) if isinstance(value, str) else value
     if not isinstance(chat, Sequence) or not chat:
@@ -171,7 +171,7 @@ def _messages(value: Any, place: str) -> list[Message]:
 
 
 def _transcript(text: str) -> list[Message]:
-    """The turns of ``User: ...`` and ``Assistant: ...``; text before the first turn belongs to none."""
+    """The turns of ``User: ...`` and ``Assistant: ...``; text before the first turn is left out."""
     starts = list(_SPEAKER.finditer(text))
     ends = [*(start.start() for start in starts), len(text)][1:]
     return [

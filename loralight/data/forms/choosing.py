@@ -1,4 +1,4 @@
-"""Which form the rows of language data have."""
+"""Finding the form of the rows of language data."""
 
 from collections.abc import Mapping
 
@@ -17,7 +17,7 @@ _FORMS: tuple[type[Form], ...] = (Chat, PromptCompletion, PlainText)
 def form_of(
     tokenizer: PreTrainedTokenizerBase, columns: Mapping[str, str], *, join: str = "\n", template: str | None = None
 ) -> Form:
-    """The form whose columns these are.
+    """The form that has these columns.
 
     Args:
         tokenizer: of the model.
@@ -31,10 +31,10 @@ def form_of(
 
 
 def columns_of_form(rows: Mapping[str, Dataset], named: Mapping[str, str]) -> dict[str, str]:
-    """Of the columns that the user named, those of the first form that the train split has.
+    """The user's columns of the first form whose columns are all in the train split.
 
     Raises:
-        InputError: it has none, or another split has it not (``E-COLUMN``).
+        InputError: there is no such form, or another split lacks one of its columns (``E-COLUMN``).
     """
     has = rows["train"].column_names
     for form in _FORMS:

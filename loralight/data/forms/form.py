@@ -11,18 +11,18 @@ from loralight.models.pretrained import tokenise
 
 
 class Form(ABC):
-    """How a row becomes tokens, and which of them are learnt.
+    """Turns a row into tokens, and tells which of them are learnt.
 
     Args:
         tokenizer: of the model.
-        columns: the columns of the `roles`.
+        columns: the column's name for each of the `roles`.
     """
 
     roles: ClassVar[tuple[str, ...]]
     """The columns that rows of this form have."""
 
     is_divisible: ClassVar[bool] = False
-    """Whether a row that is too long is cut into several, where others lose their end."""
+    """Whether a row that is too long is divided into several rows; in other forms it loses its end."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, columns: Mapping[str, str]) -> None:
         self.tokenizer, self.columns = tokenizer, {role: columns[role] for role in self.roles}
@@ -34,7 +34,7 @@ class Form(ABC):
         """Each row's tokens, and which of them are learnt.
 
         Args:
-            rows: their columns.
+            rows: the columns of the rows.
             places: the name of each row in messages.
 
         Raises:
@@ -45,7 +45,7 @@ class Form(ABC):
         """An input of `TextGeneration.predict` as a record with the column that generation starts from.
 
         Raises:
-            InputError: it is something else (``E-INPUT``).
+            InputError: the input is something else (``E-INPUT``).
         """
         column = self.columns[self.roles[0]]
         record = {column: given} if isinstance(given, str) else given
@@ -59,18 +59,18 @@ class Form(ABC):
 
     @abstractmethod
     def example(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-        """Of a row of data, a record as generation takes it and the text that follows it there."""
+        """A record as generation takes it, made from a row of data, and the text that follows it in the row."""
 
     def shown(self, record: Mapping[str, Any]) -> str:
-        """A record as people read it."""
+        """A record as a text for people."""
         return str(record[self.columns[self.roles[0]]])
 
     def ends(self) -> set[int]:
-        """Tokens that end a text, beside the tokenizer's own."""
+        """Tokens that end a text, besides the tokenizer's own end-of-text token."""
         return set()
 
     def _opened(self, texts: list[str]) -> list[list[int]]:
-        """Tokens after the mark that opens a text for this model, if it has one."""
+        """The tokens of each text, after the token that opens a text for this model, if any; no end-of-text token."""
         found: list[list[int]] = tokenise(self.tokenizer, texts)["input_ids"]
         return [ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids for ids in found]
 

@@ -12,7 +12,7 @@ _SHOWN = 300  # characters
 
 
 class PlainText(Form):
-    """A text, every token of which is learnt, and that it ends."""
+    """A text; all its tokens and its end are learnt."""
 
     roles = ("text",)
     is_divisible = True
@@ -29,7 +29,7 @@ class PlainText(Form):
         return self._opened([record[self.columns["text"]]])[0]
 
     def example(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-        """The opening of a text, of half of it at most, and how it goes on."""
+        """The opening of a text, at most half of it, and its continuation."""
         text: str = row[self.columns["text"]]
         half = text[: min(len(text) // 2, _SHOWN)]
         cut = len(half.rsplit(maxsplit=1)[0]) if len(half.split()) > 1 else len(half)
@@ -37,10 +37,10 @@ class PlainText(Form):
 
 
 class PromptCompletion(Form):
-    """A prompt and the completion that is learnt, and that it ends.
+    """A prompt and its completion; the completion and its end are learnt.
 
     Args:
-        join: the text between the two; it belongs to the prompt.
+        join: the text between prompt and completion; it belongs to the prompt.
     """
 
     roles = ("prompt", "completion")
