@@ -42,7 +42,7 @@ def read_json(file: Path, limit: int = MAX_JSON) -> dict[str, Any]:
         limit: most bytes, if the file may have more.
 
     Raises:
-        InputError: the file is not such a JSON object (``E-ADAPTER``).
+        InputError: the file is not a plain JSON object within these limits (``E-ADAPTER``).
     """
     try:
         content = _parse(read_regular(file, limit))

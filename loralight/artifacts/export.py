@@ -110,8 +110,8 @@ def read_made(folder: Path) -> dict[str, Any]:
     """The recipe of any adapter's folder: for an installed task, a task in a script, or a model without a task.
 
     Raises:
-        InputError: the folder does not hold an adapter of loralight (``E-ADAPTER``), or a file in it has changed since
-            it was written (``E-CKPT-HASH``).
+        InputError: the folder does not hold an adapter of loralight (``E-ADAPTER``), or a file in the folder has
+            changed since it was written (``E-CKPT-HASH``).
     """
     file = folder / RECIPE
     if not file.exists():

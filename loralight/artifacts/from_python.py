@@ -72,7 +72,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> Adapter:
         The adapter.
 
     Raises:
-        InputError: there is no adapter (``E-RUN``, ``E-ADAPTER``), its files have changed (``E-CKPT-HASH``), PEFT's
+        InputError: there is no adapter (``E-RUN``, ``E-ADAPTER``), a file has changed (``E-CKPT-HASH``), PEFT's
             config has a setting that loralight does not support (``E-PEFT``), or the adapter does not fit the model,
             which cannot be used after this (``E-TARGET-NONE``, ``E-BASE``, ``E-ADAPTER-KEYS``).
     """

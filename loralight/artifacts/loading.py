@@ -43,8 +43,8 @@ def load(
         The task in evaluation mode; ``predict(inputs)`` gives a dictionary for each input.
 
     Raises:
-        InputError: there is no adapter (``E-ADAPTER``), its files have changed (``E-CKPT-HASH``), it does not fit the
-            base model (``E-BASE``, ``E-ADAPTER-KEYS``), PEFT's config has a setting that loralight does not support
+        InputError: there is no adapter (``E-ADAPTER``), a file has changed (``E-CKPT-HASH``), the adapter does not fit
+            the base model (``E-BASE``, ``E-ADAPTER-KEYS``), PEFT's config has a setting that loralight does not support
             (``E-PEFT``), or the base model has code or a pickle that is not allowed (``E-REMOTE-CODE``, ``E-PICKLE``).
     """
     path, made = find_recipe(folder, base=base, task=task, arguments=arguments)

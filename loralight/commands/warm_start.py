@@ -19,8 +19,8 @@ def read_start(task: AdapterTask, folder: str, from_data: dict[str, Any]) -> dic
 
     Raises:
         InputError: the outputs mean something else than in the folder's run, or the head is to start at a linear probe
-            (``E-INIT``); there is no adapter in the folder (``E-RUN``, ``E-ADAPTER``), its files have changed
-            (``E-CKPT-HASH``), or it has another base, rank or layers (``E-BASE``, ``E-ADAPTER-KEYS``).
+            (``E-INIT``); there is no adapter in the folder (``E-RUN``, ``E-ADAPTER``), a file has changed
+            (``E-CKPT-HASH``), or the adapter has another base, rank or layers (``E-BASE``, ``E-ADAPTER-KEYS``).
     """
     if task.adapter.is_probe or task.head_settings.start == "probe":
         raise InputError(

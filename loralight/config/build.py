@@ -53,9 +53,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     clip = config["trainer"].get("gradient_clip_val")
     if clip is not None and not 0 <= clip < math.inf:  # nan would make every gradient nan
         raise InputError("E-TRAINER", f"trainer.gradient_clip_val is {clip}; give at least 0, which clips nothing")
-    check(
-        config.get("task"), "task", trusted, complete=False, base=AdapterTask
-    )  # the data supplies the other arguments
+    check(config.get("task"), "task", trusted, complete=False, base=AdapterTask)  # the data supplies the rest
     if (method := (config.get("task") or {}).get("quantize")) is not None:
         find_quantiser(method)
     if config.get("scheduler") is not None:

@@ -208,7 +208,7 @@ def _place(folder: Path) -> tuple[int, ...]:
     """The position of the run, as a tuple that is greater the later it is.
 
     Raises:
-        InputError: the checkpoint does not say (``E-CKPT-HASH``).
+        InputError: the checkpoint does not say where the run stood (``E-CKPT-HASH``).
     """
     try:
         place = _read_state(folder)["position"]
