@@ -47,19 +47,19 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public names on first use: the command line answers without the seconds that torch takes."""
+    """Import public names on first use, so that the command line need not wait seconds for torch."""
     if name not in _HOMES:
         raise AttributeError(f"module 'loralight' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
 
 
 def _find_conf_and_tasks_of_a_clone() -> None:
-    """An installed package maps ``conf/`` and ``tasks/`` into itself; a clone that was never installed does it here."""
+    """Map ``conf/`` and ``tasks/`` into the package in a clone that is not installed, as installation does."""
     root = Path(__file__).resolve().parent.parent
     if find_spec("loralight.conf") is None and (root / "conf" / "__init__.py").is_file():
         __path__.append(str(root))
 
 
 _find_conf_and_tasks_of_a_clone()
-if os.environ.get("LORALIGHT_PLUGINS"):  # a process that another started may unpickle a plugin's class next
+if os.environ.get("LORALIGHT_PLUGINS"):  # a child process may unpickle a plugin's class next
     import_module("loralight.config.local_packages").install()

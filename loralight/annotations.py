@@ -1,4 +1,4 @@
-"""Plain values held against type annotations."""
+"""Checks plain values against type annotations."""
 
 import types
 import typing
@@ -9,7 +9,7 @@ WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a te
 
 
 def mismatch(value: Any, hint: Any) -> str:
-    """The type that ``value`` should have, or an empty string where it fits (or the hint is beyond plain values)."""
+    """The type that ``value`` should have; an empty string if it fits, or if the hint is not for plain values."""
     origin, inner = get_origin(hint), get_args(hint)
     if hint is Any or isinstance(hint, typing.TypeVar):
         return ""
@@ -40,7 +40,7 @@ def mismatch(value: Any, hint: Any) -> str:
 
 
 def _is_foreign(value: Any, hint: Any) -> bool:
-    """Whether ``hint`` is a class of which ``value`` is not an instance: ``float | Tensor`` takes no text."""
+    """Whether ``hint`` is a class and ``value`` not an instance of it; so ``float | Tensor`` refuses a text."""
     if not isinstance(hint, type) or hint in (*WORDS, type(None), Any) or getattr(hint, "_is_protocol", False):
         return False
     return not isinstance(value, hint)

@@ -51,8 +51,8 @@ HELP = """loralight: fine-tune pretrained models with adapters.
 """
 
 
-_SEPARATES = re.compile(r"\+*[\w.]+=[,;:|\t ]")  # a value that Hydra cannot read as it comes out of a shell's quotes
-_COMMA = re.compile(r",(?![^\[{]*[\]}])")  # that is in no list
+_SEPARATES = re.compile(r"\+*[\w.]+=[,;:|\t ]")  # a value that Hydra reads only in quotes, which the shell has removed
+_COMMA = re.compile(r",(?![^\[{]*[\]}])")  # outside of lists
 _FLAGS_WITH_VALUE = {
     "--cfg",
     "-c",
@@ -70,11 +70,11 @@ _FLAGS_WITH_VALUE = {
 def main() -> None:
     """Entry point of the console script.
 
-    Exits with 0, 2 for an error that the user can mend, 1 for a bug of ours, or, told to stop, 143 (130 by Ctrl-C).
+    Exits with 0, 2 for an error that the user can fix, 1 for a bug of ours, or 143 when told to stop (130 by Ctrl-C).
     """
     code = run(sys.argv[1:])
     if code in (130, 143):
-        ignore()  # else a signal amid the interpreter's end would make another code of it
+        ignore()  # else a signal while the interpreter ends would change the exit code
     sys.exit(code)
 
 
@@ -109,7 +109,7 @@ def _run(arguments: list[str]) -> int:
             import_module("loralight.commands.explain").main([*words, *helps], _config_folders(flags))
             return 0
         return _run_verb(verb, rest)
-    except BrokenPipeError:  # `loralight train --help | head` has read enough
+    except BrokenPipeError:  # `head` in `loralight train --help | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except InputError as error:
@@ -141,7 +141,7 @@ def _take_plugin_folders(arguments: list[str]) -> list[str]:
 
 
 def _split_verb(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """The verb, wherever it stands, and all else; None when the question is answered already."""
+    """The verb, wherever it stands, and all other arguments; None if the command has been answered already."""
     for place, (before, argument) in enumerate(pairwise(["", *arguments])):
         if argument in VERBS and before not in _FLAGS_WITH_VALUE:  # `--config-dir tasks` is a folder
             return argument, arguments[:place] + arguments[place + 1 :]
@@ -169,13 +169,13 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
         overrides = with_own_data(overrides, folders)
     overrides = [quoted(o) if _SEPARATES.fullmatch(o) else o for o in overrides]
     overrides = with_those_of_a_run(verb, overrides, conf=folders)
-    if verb == "together":  # a run's name is followed by a command line, which Hydra is to take for a text
+    if verb == "together":  # a run's name is followed by a command line, which Hydra must take as a text
         overrides = [f"++{quoted(o)}" if o.startswith(("runs.", "each=")) else o for o in overrides]
     if verb == "compare":
         overrides = _with_runs(overrides)
     if verb == "study":
         overrides = _with_words(overrides)
-    if verb == "chat":  # a sentence, which has commas and marks that mean something to Hydra
+    if verb == "chat":  # a sentence with commas and marks that mean something to Hydra
         overrides = [quoted(o) if o.startswith("system=") else o for o in overrides]
     if verb in ("predict", "chat"):  # a task's own names, checked once the task is known
         overrides = [f"++{o}" if o.startswith(("options.", "arguments.")) else o for o in overrides]
@@ -244,7 +244,7 @@ def _job(verb: str, wants_traceback: bool = False, fail: Callable[[str], int] = 
             if HydraConfig.get().mode == RunMode.MULTIRUN or wants_traceback:
                 raise  # Hydra names the job that failed
             folder = Path(HydraConfig.get().runtime.output_dir)
-            with suppress(OSError):  # Hydra has made the run's folder; only an empty one goes, and never the user's own
+            with suppress(OSError):  # Hydra has made the run's folder; remove it if empty, but never the user's own
                 if folder != Path.cwd():
                     folder.rmdir()
             raise SystemExit(fail(str(error))) from None
@@ -253,7 +253,7 @@ def _job(verb: str, wants_traceback: bool = False, fail: Callable[[str], int] = 
 
 
 def _with_runs(words: list[str]) -> list[str]:
-    """The words of ``loralight compare``, of which those that are no settings name folders."""
+    """The words of ``loralight compare``, with those that are not settings as the folders in ``runs``."""
     from loralight.config.composition import as_override
 
     folders = [word for word in words if "=" not in word or Path(word).is_dir()]
@@ -261,7 +261,7 @@ def _with_runs(words: list[str]) -> list[str]:
 
 
 def _with_words(words: list[str]) -> list[str]:
-    """The words of ``loralight study``, of which those that are no settings of its own are those of its runs."""
+    """The words of ``loralight study``, with those that are not its own settings as the overrides of its runs."""
     from loralight.config.composition import as_override
 
     own = [word for word in words if word.startswith(("methods=", "seeds=", "jobs=", "hydra."))]
@@ -272,7 +272,7 @@ def _with_words(words: list[str]) -> list[str]:
 
 
 def _sort(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Overrides and flags, each in their order; a flag's value stays behind it."""
+    """Overrides and flags, each in their order; a flag's value follows it."""
     overrides: list[str] = []
     flags: list[str] = []
     for before, argument in pairwise(["", *arguments]):
@@ -289,7 +289,7 @@ def _config_folders(flags: list[str]) -> list[str]:
 
 
 def _complete(arguments: list[str]) -> int:
-    """Shell completion: Hydra completes settings, once the verb it knows nothing of is out of the line."""
+    """Shell completion: Hydra completes settings after the verb, which it does not know, is removed from the line."""
     words = os.environ.get("COMP_LINE", "").split(" ")
     verb = next((word for word in words[1:] if word in VERBS), None)
     if any(argument.startswith("query=") for argument in arguments):

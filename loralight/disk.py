@@ -1,4 +1,4 @@
-"""A disk that takes no more, and a folder that is gone: told with the folder in one message."""
+"""One message, naming the folder, for a disk that cannot be written to and for a folder that was removed."""
 
 import errno
 from collections.abc import Iterator
@@ -13,10 +13,10 @@ REFUSED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno
 
 @contextmanager
 def telling_of_disk(folder: Path) -> Iterator[None]:
-    """A context whose failures to write into ``folder`` are told in one message.
+    """A context that turns failures to write into ``folder`` into one message.
 
     Raises:
-        InputError: a file in it could not be written, or the folder has been taken away (``E-DISK``).
+        InputError: a file in the folder could not be written, or the folder has been removed (``E-DISK``).
     """
     try:
         yield
@@ -31,7 +31,7 @@ def telling_of_disk(folder: Path) -> Iterator[None]:
 
 
 def refuse_taken_away(folder: Path) -> None:
-    """Raise ``E-DISK`` if the run's folder is gone: what is left of the run would come to lie in half of one."""
+    """Raise ``E-DISK`` if the run's folder has been removed: the rest of the run would write an incomplete folder."""
     if not folder.is_dir():
         raise InputError(
             "E-DISK", f"{folder} has been taken away since the run began; nothing is written, begin in a new folder"
@@ -39,7 +39,7 @@ def refuse_taken_away(folder: Path) -> None:
 
 
 def _is_of(error: OSError, folder: Path) -> bool:
-    """Whether ``error`` is about writing there, and not about a file of the user's that is read."""
+    """Whether ``error`` comes from writing into ``folder``, and not from reading a file of the user's."""
     if error.filename is None:
         return error.errno in REFUSED
     inside = Path(error.filename).absolute().is_relative_to(folder.absolute())

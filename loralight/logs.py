@@ -1,4 +1,4 @@
-"""Where lines go: each process has a log file in the run's folder, and only the first also writes to the terminal."""
+"""Logging: each process has a log file in the run's folder, and only the first also writes to the terminal."""
 
 import logging
 import sys
@@ -19,7 +19,7 @@ T = TypeVar("T")
 logger = logging.getLogger("loralight")
 _reports = logging.getLogger("loralight.reports")  # tables, which the terminal has seen already
 
-# Warnings on which a user of loralight cannot act: their cause is handled already, or intended.
+# Warnings that a user of loralight cannot act on, as their cause is handled or intended.
 _UNHELPFUL = (
     r".*does not have many workers",  # tokenised rows need none
     r".*logs directory .* exists and is not empty",  # the run's own folder
@@ -34,12 +34,12 @@ _UNHELPFUL = (
 
 
 def configure(log_file: Path | None = None, *, rank: int = 0, line: str = "%(message)s") -> None:
-    """Send log lines and warnings to ``log_file``, and those of the first process to standard error too.
+    """Send log lines and warnings to ``log_file``, and those of the first process also to standard error.
 
     Args:
-        log_file: where.
-        rank: the process's.
-        line: the fields of a record that follow the time, in the names of `logging`.
+        log_file: the file; None for none.
+        rank: the rank of this process.
+        line: format of the part of a line after the time, as in `logging`.
     """
     root = logging.getLogger()
     for handler in (*root.handlers, *_reports.handlers):
@@ -47,7 +47,7 @@ def configure(log_file: Path | None = None, *, rank: int = 0, line: str = "%(mes
     _reports.handlers = []
     handlers: list[logging.Handler] = []
     if rank == 0:
-        reconfigure(stderr=True)  # shared with Lightning's progress bar, above which log lines must go
+        reconfigure(stderr=True)  # shared with Lightning's progress bar: log lines go above it
         handlers.append(_terminal(line))
     if log_file is not None:
         in_file = _LogFile(log_file, encoding="utf-8")
@@ -70,7 +70,7 @@ def configure(log_file: Path | None = None, *, rank: int = 0, line: str = "%(mes
 
 
 class _LogFile(logging.FileHandler):
-    """A line that the disk refuses is dropped in silence: writing a checkpoint reports a full disk."""
+    """Silently drops lines that cannot be written: a full disk is reported when a checkpoint is written."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
@@ -90,7 +90,7 @@ def _terminal(line: str) -> logging.Handler:
 def show(*reports: RenderableType) -> None:
     """Print tables and lines to standard output, and keep them in the log file.
 
-    In a terminal they go by the console that draws the progress bar, which would overwrite the first line otherwise.
+    In a terminal they are printed by the console of the progress bar, which would overwrite the first line otherwise.
     """
     kept = StringIO()
     in_terminal = sys.stdout.isatty() and get_console().is_terminal
@@ -101,7 +101,7 @@ def show(*reports: RenderableType) -> None:
 
 
 def telling(parts: Iterable[T], what: str, total: int, *, every: float = 10.0) -> Iterator[T]:
-    """The parts of a work, of which a line tells how many are done, every so many seconds that it takes."""
+    """Iterate over ``parts``, and log every ``every`` seconds how many of ``total`` are done."""
     told = monotonic()
     for done, part in enumerate(parts):
         if monotonic() - told >= every:
@@ -111,11 +111,11 @@ def telling(parts: Iterable[T], what: str, total: int, *, every: float = 10.0) -
 
 
 def cut(text: str, most: int = 240) -> str:
-    """A text for a cell of a table: of a long one, such as a dialogue, its beginning and its end."""
+    """A text for a cell of a table; a long text, such as a dialogue, is cut in the middle."""
     half = (most - 3) // 2
     return text if len(text) <= most else f"{text[:half].rstrip()} … {text[-half:].lstrip()}"
 
 
 def keep(line: str) -> None:
-    """Write a line to the log file alone."""
+    """Write a line only to the log file."""
     _reports.info(line)

@@ -12,12 +12,12 @@ from loralight.errors import InputError
 from loralight.regular_file import read_regular
 
 MAX_BYTES = 128 * 1024
-"""A run's config has a few kilobytes; so much is read in two seconds."""
+"""Most bytes of a file, which are read in two seconds; a run's config has a few kilobytes."""
 MAX_DEPTH = 12
 
 
 class _Plain(yaml.SafeLoader):
-    """Mappings whose keys are texts or whole numbers, each there once."""
+    """Allows only mappings whose keys are texts or integers, without duplicates."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key) for key, _ in node.value]
@@ -32,7 +32,7 @@ def read_yaml(file: Path) -> Any:
     """`parse_yaml` of a regular file of at most 128 kB.
 
     Raises:
-        InputError: it is something else (``E-RUN``).
+        InputError: it is not a regular file of plain YAML of this size (``E-RUN``).
     """
     try:
         return parse_yaml(read_regular(file, MAX_BYTES).decode("utf-8"))
@@ -44,7 +44,7 @@ def parse_yaml(text: str) -> Any:
     """The data that a text describes, without tags, anchors, dates or numbers that are not finite.
 
     Raises:
-        ValueError: it is something else, or is nested deeper than 12.
+        ValueError: the text is not such YAML, or is nested deeper than 12.
     """
     try:
         _check_events(text)
@@ -56,7 +56,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def _check_events(text: str) -> None:
-    """The parser keeps its place in a list, while PyYAML's constructor recurses with every level."""
+    """Check nesting, anchors and tags by parser events: unlike PyYAML's constructor, the parser does not recurse."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) or getattr(event, "tag", None):

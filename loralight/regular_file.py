@@ -1,4 +1,4 @@
-"""Reading a file that a stranger may have made something else: a link, a pipe, a device."""
+"""Reading a file that may be a stranger's, and so might be a link, a pipe or a device."""
 
 import os
 import stat
@@ -6,10 +6,10 @@ from pathlib import Path
 
 
 def read_regular(file: Path, limit: int) -> bytes:
-    """The bytes of a regular file, which has no more than ``limit``.
+    """The bytes of a regular file that has no more than ``limit``.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
         ValueError: it is a link, a pipe or a device, or has more bytes.
     """
     content = read_beginning(file, limit + 1)
@@ -19,7 +19,7 @@ def read_regular(file: Path, limit: int) -> bytes:
 
 
 def read_beginning(file: Path, count: int) -> bytes:
-    """At most the first ``count`` bytes of a regular file; raises as `read_regular` does, but for its length."""
+    """At most the first ``count`` bytes of a regular file; raises like `read_regular`, but not for its length."""
     if not stat.S_ISREG(os.lstat(file).st_mode):  # opening a pipe or a device may never return
         raise ValueError("it is not a regular file (links are not followed: copy what they lead to)")
     handle = os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))

@@ -1,7 +1,7 @@
-"""Being told to stop: by SIGTERM, by SIGINT (Ctrl-C), or by SIGUSR1, with which SLURM warns of a job's time limit.
+"""Stopping on request: by SIGTERM, SIGINT (Ctrl-C), or SIGUSR1, by which SLURM warns of a job's time limit.
 
-A signal raises `Stopped` at once, except where `held` puts that off until all is in order: `stop_at_step` has a
-training end where nothing is lost. Imports nothing heavy, so that the command line listens from its first line on.
+A signal raises `Stopped` at once, except in a context `held`, which only notes it: `stop_at_step` then ends a training
+run where nothing is lost. This module imports nothing heavy, so that the command line can listen from the start.
 """
 
 import os
@@ -15,7 +15,7 @@ from types import FrameType
 from typing import NoReturn
 
 SIGNALS = {signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if sys.platform != "win32" else [])}
-_ONE_REQUEST = 1.0  # seconds: torchrun passes on what the terminal has sent to all processes already
+_ONE_REQUEST = 1.0  # seconds within which signals are one request: torchrun passes on those of a terminal
 
 
 class Stopped(SystemExit):
@@ -23,7 +23,7 @@ class Stopped(SystemExit):
 
     Args:
         by: the signal.
-        message: the checkpoint that is saved and the command that resumes; None if another process prints it.
+        message: the saved checkpoint and the command that resumes; None if another process prints it.
     """
 
     code: int
@@ -40,7 +40,7 @@ class _Ears:
     told: int | None = None
     since = 0.0
     num_held = 0
-    ends_at_once = True  # when told a second time
+    ends_at_once = True  # on a second signal
 
     def hear(self, number: int, frame: FrameType | None) -> None:
         if self.told is None:
@@ -59,7 +59,7 @@ def listen(*, ends_at_once: bool = True) -> Iterator[None]:
     """Listen for the signals in the main thread; a signal that the process ignores (a background job's) stays ignored.
 
     Args:
-        ends_at_once: whether a second signal ends the process as it stands.
+        ends_at_once: whether a second signal ends the process immediately.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -78,14 +78,14 @@ def listen(*, ends_at_once: bool = True) -> Iterator[None]:
 
 
 def ignore() -> None:
-    """Have further signals do nothing."""
+    """Ignore further signals."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
 def held() -> Iterator[None]:
-    """A signal is noted here and no more: what is written is written whole; `check` obeys it."""
+    """A context in which a signal is only noted, so that files are written completely; `check` then raises."""
     _ears.num_held += 1
     try:
         yield
@@ -105,9 +105,10 @@ def check() -> None:
 
 
 def outlive(_worker: int = 0) -> None:
-    """Have a process that reads data for a training end when that one says so, and not by a signal to them all.
+    """Have a data loader worker end only when its training process tells it to.
 
-    Such a signal goes to a whole group of processes, by a terminal or SLURM, and the training has a step to make yet.
+    A signal from a terminal or SLURM goes to the whole process group, but the training process must still finish its
+    step.
     """
     if sys.platform == "linux":
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)

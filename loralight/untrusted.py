@@ -1,4 +1,4 @@
-"""Files that a stranger wrote: plain JSON and safetensors, read in bounded time; nothing in them is called."""
+"""Files that a stranger wrote: plain JSON and safetensors, read in bounded time, with nothing in them executed."""
 
 import json
 import math
@@ -15,16 +15,16 @@ from loralight.errors import InputError
 from loralight.regular_file import read_beginning, read_regular
 
 MAX_JSON = 64 * 1024
-"""An adapter's config is a few kilobytes."""
+"""Most bytes of a JSON file; an adapter's config has a few kilobytes."""
 MAX_HEADER = 2 * 2**20
-"""Names and shapes of some 12,000 tensors, read in a fifth of a second."""
+"""Most bytes of a header: names and shapes of some 12,000 tensors, read in a fifth of a second."""
 MAX_DEPTH = 8
 MAX_NAME = 512
 
 _PART = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _COUNTS = {"I64": torch.int64}
-"""Of BatchNorm's batches: taken where the model has an integer of that name."""
+"""For BatchNorm's count of batches; taken where the model has an integer of that name."""
 
 
 class Shape(NamedTuple):
@@ -35,14 +35,14 @@ class Shape(NamedTuple):
 
 
 def read_json(file: Path, limit: int = MAX_JSON) -> dict[str, Any]:
-    """A JSON object of at most 64 kB: no NaN, no key twice, nothing nested deeper than 8, no key of Hydra's.
+    """A JSON object of at most 64 kB without NaN, duplicate keys, nesting deeper than 8, or keys of Hydra.
 
     Args:
-        file: in a folder of an adapter's.
-        limit: bytes, if it may have more.
+        file: in an adapter's folder.
+        limit: most bytes, if the file may have more.
 
     Raises:
-        InputError: it is something else (``E-ADAPTER``).
+        InputError: the file is not a plain JSON object within these limits (``E-ADAPTER``).
     """
     try:
         content = _parse(read_regular(file, limit))
@@ -58,7 +58,7 @@ def read_shapes(file: Path) -> dict[str, Shape]:
     """The tensors in a safetensors file, by name, without their values.
 
     Raises:
-        InputError: the file is something else, or has what no adapter has (``E-ADAPTER``).
+        InputError: the file is not safetensors, or has names, shapes or dtypes that no adapter has (``E-ADAPTER``).
     """
     try:
         length, size = int.from_bytes(read_beginning(file, 8), "little"), os.stat(file).st_size - 8
@@ -77,7 +77,7 @@ def read_shapes(file: Path) -> dict[str, Shape]:
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors themselves; `read_shapes` has said beforehand how much that is.
+    """The tensors in a safetensors file; call `read_shapes` first, which tells their size.
 
     Raises:
         InputError: the file is not whole, or a value is not finite (``E-ADAPTER``).

@@ -1,1 +1,1 @@
-"""The task plugins that come with loralight, each laid out as a plugin from anyone would be."""
+"""The task plugins of loralight, each with the layout of any other plugin."""

@@ -1,1 +1,1 @@
-"""The files that a run leaves behind, and the way back from them to a model."""
+"""The files that a run writes, and loading a model from them."""

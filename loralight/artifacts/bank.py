@@ -1,4 +1,4 @@
-"""Several trained adapters on one base model, which is in memory once."""
+"""Several trained adapters on one base model, with a single copy of it in memory."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -28,14 +28,14 @@ def load_many(
     """Load several adapters that loralight trained on one base model.
 
     Args:
-        folders: a run's folder or an adapter's, by the name that it is to have.
-        base: the base model's name or folder, if it is another than in training.
+        folders: folders of runs or adapters, by names that the adapters get.
+        base: the base model's name or folder, if it differs from training.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``mps``.
         trust_remote_code: see `loralight.load`.
         allow_pickle: likewise.
 
     Raises:
-        InputError: as `loralight.load`; also for adapters of different base models (``E-BASE``), and for none at all
+        InputError: as `loralight.load`; or the adapters have different base models (``E-BASE``), or no adapter is named
             (``E-ADAPTER``).
     """
     if not folders:
@@ -47,20 +47,20 @@ def load_many(
 
 
 class AdapterBank(Mapping[str, AdapterTask]):
-    """Tasks by name, each with its own adapter, head and labels, whose frozen tensors are those of one base model.
+    """Tasks by name, each with its own adapter, head and labels, that share the frozen tensors of one base model.
 
-    Nothing is switched: ``bank["a"]`` and ``bank["b"]`` are models of their own that share every frozen tensor, so
-    both can be used at once, and the outputs of ``bank.base`` stay the base's.
+    Adapters are not switched on and off: ``bank["a"]`` and ``bank["b"]`` are separate models that share every frozen
+    tensor. So both can be used at once, and ``bank.base`` computes without any adapter.
 
     Args:
-        base: the base model's name or folder, if it is another than in training.
-        device: where the models are to be.
+        base: the base model's name or folder, if it differs from training.
+        device: device of the models.
         trust_remote_code: see `loralight.load`.
         allow_pickle: likewise.
     """
 
     base: nn.Module
-    """The plain model, that of the first adapter's task; its head, if it has one, is untrained."""
+    """The plain base model, of the class of the first adapter's task; its head, if it has one, is untrained."""
 
     def __init__(
         self,
@@ -87,10 +87,10 @@ class AdapterBank(Mapping[str, AdapterTask]):
     def add(self, name: str, folder: str | Path) -> AdapterTask:
         """Load one more adapter.
 
-        The base model is read from its files once more, compared and forgotten, so for a moment it is in memory twice.
+        The base model is read from its files again, compared and dropped, so for a moment it is in memory twice.
 
         Raises:
-            InputError: the name is taken (``E-ADAPTER``), or see `load_many`.
+            InputError: the name is taken (``E-ADAPTER``); else as `load_many`.
         """
         if name in self:
             raise InputError("E-ADAPTER", f"there is an adapter called {name!r} already; choose another name")
@@ -109,8 +109,8 @@ class AdapterBank(Mapping[str, AdapterTask]):
             with bank.rows(["a", "b", None, "a"]) as model:
                 logits = model(**batch).logits  # (4, ...)
 
-        See `loralight.adapters.multi.rows.by_rows`. A tokenizer that other threads predict with is to be called by
-        `loralight.models.tokenise`: a call with other settings would change theirs.
+        See `loralight.adapters.multi.rows.by_rows`. Call a tokenizer that other threads use by
+        `loralight.models.tokenise`: a direct call with other settings would change theirs.
 
         Args:
             names: each row's adapter; None for the base alone.
@@ -127,21 +127,21 @@ class AdapterBank(Mapping[str, AdapterTask]):
                     f"{name!r} is a {kind.__name__} and the base a {type(self.base).__name__}, but rows of one batch "
                     "need models of one class; run each adapter by itself",
                 )
-        return by_rows(self.base, parts, names)  # a plain model: no acceleration has taken hold of it
+        return by_rows(self.base, parts, names)  # a plain model without accelerations
 
     def combine(self, weights: Mapping[str, float], *, output: str | Path, rank: int | None = None) -> dict[str, float]:
-        """Write the weighted sum of adapters' updates as an adapter's folder of its own.
+        """Write the weighted sum of adapters' updates as a new adapter's folder.
 
-        Exact where ``rank`` is None: each layer then has the sum of the adapters' ranks. The head, BatchNorm tensors
-        and labels are those of the first adapter in ``weights``.
+        The sum is exact if ``rank`` is None; a layer's rank is then the sum of the adapters' ranks. The head, BatchNorm
+        tensors and labels are those of the first adapter in ``weights``.
 
         Args:
-            weights: by the adapter's name; a negative one subtracts.
-            output: a new folder, which `loralight.load` and PEFT read.
-            rank: the most that a layer keeps: the nearest update of that rank (truncated SVD).
+            weights: by the adapter's name; a negative weight subtracts.
+            output: a new folder, which `loralight.load` and PEFT can read.
+            rank: the highest rank of a layer; a higher one is cut to the nearest update of this rank (truncated SVD).
 
         Returns:
-            For each layer the truncation error, as a share of its update's Frobenius norm.
+            The truncation error of each layer, as a share of its update's Frobenius norm.
 
         Raises:
             InputError: there is no such adapter (``E-NAME``), it changes more than low-rank layers, its head and

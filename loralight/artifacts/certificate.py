@@ -1,4 +1,4 @@
-"""How close a merged model is to the adapted one: ``merge_certificate.json``, a public format.
+"""How close a merged model is to the adapted model: ``merge_certificate.json``, a public format.
 
 Its keys are explained in ``docs/merging.md``.
 """
@@ -22,26 +22,26 @@ from loralight.training.task import AdapterTask
 CERTIFICATE = "merge_certificate.json"
 PROBED = "validation"  # the split that every data module has
 _ROWS = 16
-_VALUES = 2**20  # kept of a row's outputs: a language model gives 50,000 for each token
+_VALUES = 2**20  # most values kept of an output of a row: a language model has 50,000 for each token
 
 
 def probe_rows(data: TaskData) -> list[int]:
-    """The rows of the validation split that both models are asked about: from first to last, as they may be sorted."""
+    """Rows of validation on which both models are compared, spread over the whole split as it may be sorted."""
     count = len(data.splits[PROBED])
     return list(range(0, count, -(-count // _ROWS)))
 
 
 @torch.no_grad()
 def outputs(task: AdapterTask, data: TaskData, rows: Sequence[int]) -> list[list[Tensor]]:
-    """The model's own outputs in a step on each row: floating-point tensors, flat, evenly thinned if they are long.
+    """The model's outputs in a step on each row: floating-point tensors, flattened, and subsampled if long.
 
-    Passes in which `disabled` has the base alone compute are left out, as a merged model has no such base. Random draws
-    of a step are the same each time. If the task never calls the model as a whole, they are the step's outputs.
+    Forward passes with the adapter `disabled` are left out, since a merged model has no base to return to. Each call
+    seeds a row's step alike. If the task never calls the model as a whole, these are the step's predictions and loss.
 
     Args:
         task: in evaluation mode.
-        data: its data, set up.
-        rows: numbers of rows of the validation split, each a batch of its own.
+        data: the task's data, set up.
+        rows: numbers of rows in the validation split; each row is a batch.
     """
     found: list[list[Tensor]] = []
 
@@ -61,13 +61,13 @@ def outputs(task: AdapterTask, data: TaskData, rows: Sequence[int]) -> list[list
         return task.step(task.transfer_batch_to_device(batch, task.device, 0))
 
     for row in rows[:1]:
-        step(row)  # in its first one a task may try the model out
+        step(row)  # in its first step a task may try the model out
     hook = task.model.register_forward_hook(look)
     try:
         for row in rows:
             found.append([])
             made = step(row)
-            if not found[-1]:  # the task calls parts of its model alone
+            if not found[-1]:  # the task calls only parts of its model
                 keep(made.predictions)
                 keep(made.loss)
     finally:
@@ -76,8 +76,8 @@ def outputs(task: AdapterTask, data: TaskData, rows: Sequence[int]) -> list[list
 
 
 def difference(adapted: list[list[Tensor]], merged: list[list[Tensor]]) -> dict[str, float]:
-    """How far the merged model's `outputs` are from the adapted one's; the relative error is that of their norm."""
-    # from the last on: a task may try the model out before a step
+    """The distance of the merged model's `outputs` from the adapted model's; the relative error is over the 2-norm."""
+    # aligned at the last output: a task may try the model out before a step
     pairs = [pair for rows in zip(adapted, merged, strict=True) for pair in zip(*map(reversed, rows), strict=False)]
     before, after = (torch.cat(side).double() for side in zip(*pairs, strict=True))
     gap = (after - before).abs()
@@ -91,11 +91,11 @@ def difference(adapted: list[list[Tensor]], merged: list[list[Tensor]]) -> dict[
 
 
 def merge_(model: nn.Module, dtype: torch.dtype) -> dict[str, float]:
-    """Merge a model of float32 weights in place, and tell the share of each layer's update that a dtype would lose.
+    """Merge a model of float32 weights in place; returns the share of each layer's update that ``dtype`` would lose.
 
     Returns:
         ``||cast(W + D) - (W + D)|| / ||D||`` by the layer's name, in the Frobenius norm, for each layer whose update D
-        is not zero. It is above 1 where rounding, W's own included, is larger than the update.
+        is not zero. It is above 1 if rounding, including that of W, is larger than the update.
 
     Raises:
         InputError: the adapter is not a change of weights (``E-MERGE``).
@@ -103,7 +103,7 @@ def merge_(model: nn.Module, dtype: torch.dtype) -> dict[str, float]:
     lost = {}
     for name, layer in mergeable(model).items():
         if not isinstance(layer, Mergeable):
-            continue  # merged by the module around it
+            continue  # the module around it merges it
         module = model.get_submodule(name)
         before = {key: parameter.detach().clone() for key, parameter in module.named_parameters()}
         if isinstance(module, QuantisedLinear):
@@ -122,7 +122,7 @@ def _norm(tensors: list[Tensor]) -> float:
 
 
 def lost_in_short(lost: dict[str, float]) -> dict[str, Any] | None:
-    """The largest and the mean loss of the layers' updates, and the layer with the largest; None if none was merged."""
+    """The largest and mean loss of the layers' updates, and the layer with the largest; None for no layers."""
     if not lost:
         return None
     worst = max(lost, key=lost.__getitem__)
@@ -130,7 +130,7 @@ def lost_in_short(lost: dict[str, float]) -> dict[str, Any] | None:
 
 
 def certificate_tables(certificate: dict[str, Any]) -> list[Table]:
-    """The certificate for people."""
+    """The certificate as tables."""
     table = Table(title="merge certificate", title_justify="left", show_header=False)
     table.add_row("weights written in", certificate["dtype"])
     if (found := certificate["outputs"]) is None:

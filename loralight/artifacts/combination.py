@@ -1,4 +1,4 @@
-"""The weighted sum of trained adapters as an adapter of its own, in a folder like any other."""
+"""The weighted sum of trained adapters as a new adapter, in a folder like any adapter's."""
 
 import math
 from collections import Counter
@@ -32,10 +32,10 @@ def save_combination(
 
     Args:
         tasks: by the adapter's name.
-        recipes: how each is made.
-        terms: for each adapter its weight and its changes.
+        recipes: the recipes of these tasks, by the adapter's name.
+        terms: weight and changes of each adapter.
         output: the folder.
-        rank: the most that a layer keeps.
+        rank: the highest rank of a layer.
 
     Returns:
         The truncation error of each layer.
@@ -51,7 +51,7 @@ def save_combination(
     recipe = recipes[next(iter(terms))]
     made = {
         **recipe,
-        "task": {**recipe["task"], "settled": {}},  # by the validation rows of another model
+        "task": {**recipe["task"], "settled": {}},  # they were chosen for another model
         "adapter": {"name": "lora", "arguments": arguments},
         "combination": {"weights": weights, "rank": rank},
     }
@@ -80,11 +80,11 @@ def _sum(
 
 
 def _arguments(ranks: Mapping[str, int], first: AdapterTask, own: Mapping[str, LoraLayer]) -> dict[str, Any]:
-    """Those of a `Lora` with exactly these layers and ranks, and a scaling of 1."""
+    """The arguments of a `Lora` with exactly these layers and ranks, and a scaling of 1."""
     names = [name for name, _ in first.model.named_modules()]
     rank = Counter(ranks.values()).most_common(1)[0][0]
     others = {_exactly(name, names): found for name, found in ranks.items() if found != rank}
-    if type(first.adapter) is Lora and own.keys() == ranks.keys():  # its patterns read better than dozens of names
+    if type(first.adapter) is Lora and own.keys() == ranks.keys():  # patterns read better than dozens of names
         chosen = {"targets": _plain(first.adapter.targets), "exclude": _plain(first.adapter.exclude)}
     else:
         chosen = {"targets": [_exactly(name, names) for name in ranks]}
@@ -96,7 +96,7 @@ def _plain(patterns: str | Sequence[str]) -> str | list[str]:
 
 
 def _exactly(name: str, names: Sequence[str]) -> str:
-    """A pattern that means this layer alone, although a name may be the end of another, or that of a preset."""
+    """A pattern that matches only this layer, even if its name is the end of another name, or the name of a preset."""
     if name in PRESETS or any(other.endswith(f".{name}") for other in names):
         return f"[{name[0]}]{name[1:]}"
     return name

@@ -1,4 +1,4 @@
-"""The adapter's folder: PEFT's format, so that PEFT loads it, and the files that loralight needs to predict."""
+"""The adapter's folder: PEFT's format, so that PEFT can load it, and the files that loralight needs to predict."""
 
 import json
 import math
@@ -23,7 +23,7 @@ WEIGHTS, CONFIG, RECIPE = "adapter_model.safetensors", "adapter_config.json", "l
 PREFIX = "base_model.model."  # of every name in PEFT's files
 _NO_TASK: dict[str, Any] = {"name": "", "arguments": {}}
 _MAX_RECIPE = 2**20
-"""A few kilobytes and the names of the labels, of which there may be thousands."""
+"""Most bytes of a recipe: a few kilobytes, and the names of possibly thousands of labels."""
 
 
 class Exported(Protocol):
@@ -41,11 +41,11 @@ def save_adapter(task: Exported, folder: Path, *, recipe: dict[str, Any], metric
     """Write the adapter's folder: weights and config in PEFT's format, recipe, model card.
 
     Args:
-        task: whose model is built.
+        task: with its model built.
         folder: written in one step; replaced if it exists.
-        recipe: the task's and the adapter's names and arguments, from which `loralight.load` builds them again; of a
-            model without a task the adapter's, its head's parts, and in ``base`` its name.
-        metrics: those that the model card shows.
+        recipe: names and arguments of the task and the adapter, from which `loralight.load` builds them again. For a
+            model without a task: those of the adapter, the parts of the head, and the model's name in ``base``.
+        metrics: the metrics for the model card.
     """
     names = _peft_names(task)
     tensors = {names[name]: tensor.cpu().contiguous() for name, tensor in task.learning.tensors().items()}
@@ -75,7 +75,7 @@ def save_adapter(task: Exported, folder: Path, *, recipe: dict[str, Any], metric
 
 
 def adapter_folder(folder: str | Path) -> Path:
-    """The adapter's folder in a run's, or the folder itself.
+    """The adapter's folder inside a run's folder, or the folder itself.
 
     Raises:
         InputError: there is no such folder (``E-RUN``).
@@ -92,7 +92,8 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     """The recipe of an adapter's folder that names an installed task, as plain data.
 
     Raises:
-        InputError: as `read_made`; or the folder is of a script's task, or of a model without one (``E-ADAPTER``).
+        InputError: as `read_made`; or the adapter belongs to a script's task, or to a model without a task
+            (``E-ADAPTER``).
     """
     made = read_made(folder)
     if "task" not in made:
@@ -106,11 +107,11 @@ def read_recipe(folder: Path) -> dict[str, Any]:
 
 
 def read_made(folder: Path) -> dict[str, Any]:
-    """The recipe of an adapter's folder: an installed task's, that of a class in a script, or of a model without one.
+    """The recipe of any adapter's folder: for an installed task, a task in a script, or a model without a task.
 
     Raises:
-        InputError: the folder is no adapter of loralight's (``E-ADAPTER``), or what is read of it is not what was
-            written (``E-CKPT-HASH``).
+        InputError: the folder does not hold an adapter of loralight (``E-ADAPTER``), or a file in the folder has
+            changed since it was written (``E-CKPT-HASH``).
     """
     file = folder / RECIPE
     if not file.exists():
@@ -140,10 +141,10 @@ def _are_numbers(value: Any) -> bool:
 
 
 def no_larger_than_saved(folder: Path) -> AbstractContextManager[None]:
-    """A context in which an adapter is injected that is about as large as the folder's file of weights.
+    """A context in which an injected adapter may not be much larger than the folder's file of weights.
 
     Raises:
-        InputError: it asks for far more (``E-ADAPTER``).
+        InputError: the adapter's settings ask for far more than the file of weights holds (``E-ADAPTER``).
     """
     saved = sum(math.prod(shape) for _, shape in read_shapes(folder / WEIGHTS).values())
     return adding_at_most(
@@ -153,16 +154,16 @@ def no_larger_than_saved(folder: Path) -> AbstractContextManager[None]:
 
 
 def load_adapter(task: Exported, folder: Path, recipe: dict[str, Any]) -> None:
-    """Load an adapter's weights into the model they were trained for; raises as `adapter_tensors`."""
+    """Load an adapter's weights into the model they were trained for; raises like `adapter_tensors`."""
     task.learning.load_(adapter_tensors(task, folder, recipe), str(folder))
 
 
 def adapter_tensors(task: Exported, folder: Path, recipe: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """An adapter's weights by the names of the model that they were trained for.
+    """An adapter's weights, by their names in the model that they were trained for.
 
     Raises:
-        InputError: the weights cannot be read or do not fit (``E-ADAPTER``, ``E-ADAPTER-KEYS``), hold values that are
-            not finite, or belong to another base model (``E-BASE``).
+        InputError: the weights cannot be read, hold values that are not finite, or do not fit (``E-ADAPTER``,
+            ``E-ADAPTER-KEYS``), or belong to another base model (``E-BASE``).
     """
     found = fingerprint(task)
     if (trained_on := recipe["base"].get("fingerprint")) and found != trained_on:
@@ -172,7 +173,7 @@ def adapter_tensors(task: Exported, folder: Path, recipe: dict[str, Any]) -> dic
         )
     ours = {theirs: name for name, theirs in _peft_names(task).items()}
     shapes = {ours.get(name, name): shape for name, shape in read_shapes(folder / WEIGHTS).items()}
-    # before any value is read: how many there are is the file's word
+    # before any value is read, since only the file says how many there are
     task.learning.check({n: torch.empty(s.shape, dtype=s.dtype, device="meta") for n, s in shapes.items()}, str(folder))
     for name, tensor in task.learning.tensors().items():
         if tensor.is_floating_point() != shapes[name].dtype.is_floating_point:
@@ -192,7 +193,7 @@ def _write_json(file: Path, content: dict[str, Any]) -> None:
 
 
 def _card(task: Exported, recipe: dict[str, Any], metrics: dict[str, float], name: str) -> str:
-    """The model card, whose head the Hugging Face hub reads."""
+    """The model card; the Hugging Face Hub reads its front matter."""
     base, task_name = recipe["base"]["name"] or "unknown", _name_of_task(recipe)
     learns = sum(parameter.numel() for parameter in task.learning.parameters.values())
     rows = "\n".join(f"| {metric} | {value:.4f} |" for metric, value in sorted(metrics.items()))

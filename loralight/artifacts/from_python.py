@@ -1,4 +1,4 @@
-"""Adapters saved and loaded by scripts: those of a task, and those of a model that no task is around."""
+"""Adapters saved and loaded by scripts: those of a task, and those of a model without a task."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,18 +28,18 @@ _OURS = {export.WEIGHTS, export.CONFIG, export.RECIPE, "README.md", MANIFEST}
 
 
 def save_adapter(model: nn.Module, adapter: Adapter, folder: str | Path) -> None:
-    """Write the adapter that `inject` gave ``model``, with the head that it made learn: PEFT's format and a recipe.
+    """Write the adapter that `inject` added to ``model``, with its trained head: PEFT's format and a recipe.
 
-    Where PEFT has no such method there is no ``adapter_config.json``, and `load_adapter` alone reads the folder.
+    If PEFT does not have the method, there is no ``adapter_config.json``, and only `load_adapter` reads the folder.
 
     Args:
         model: adapted by `inject`.
-        adapter: the one that it was given.
+        adapter: the adapter that `inject` was given.
         folder: written in one step; an adapter's folder that is there already is replaced.
 
     Raises:
-        InputError: the model has no adapter, or learns beside it (``E-ADAPTER``), or the folder holds something else
-            (``E-OUTPUT``).
+        InputError: the model has no adapter, or trainable parameters outside it and the head (``E-ADAPTER``), or the
+            folder holds something else (``E-OUTPUT``).
     """
     if not trainable(model) or not (adapter.is_probe or any(map(trained_by, model.modules()))):
         raise InputError(
@@ -60,7 +60,7 @@ def save_adapter(model: nn.Module, adapter: Adapter, folder: str | Path) -> None
 
 
 def load_adapter(model: nn.Module, folder: str | Path) -> Adapter:
-    """Inject into ``model`` the adapter in a folder, with its weights and those of its head; in place.
+    """Inject the adapter in a folder into ``model``, with its weights and those of its head; in place.
 
     Only data is read from the folder: nothing in it is imported or run.
 
@@ -72,9 +72,9 @@ def load_adapter(model: nn.Module, folder: str | Path) -> Adapter:
         The adapter.
 
     Raises:
-        InputError: there is no adapter (``E-RUN``, ``E-ADAPTER``), it is not what was written (``E-CKPT-HASH``), PEFT's
-            config says what loralight has nothing for (``E-PEFT``), or it does not fit the model, which is then of no
-            use any more (``E-TARGET-NONE``, ``E-BASE``, ``E-ADAPTER-KEYS``).
+        InputError: there is no adapter (``E-RUN``, ``E-ADAPTER``), a file has changed (``E-CKPT-HASH``), PEFT's
+            config has a setting that loralight does not support (``E-PEFT``), or the adapter does not fit the model,
+            which cannot be used after this (``E-TARGET-NONE``, ``E-BASE``, ``E-ADAPTER-KEYS``).
     """
     path = export.adapter_folder(folder)
     is_ours = not is_of_peft(path)
@@ -88,13 +88,13 @@ def load_adapter(model: nn.Module, folder: str | Path) -> Adapter:
 
 
 def save_task(task: AdapterTask, folder: str | Path) -> None:
-    """Write a task's adapter and a recipe that loads it again, in PEFT's format where the method has one.
+    """Write a task's adapter and a recipe that loads it again, in PEFT's format if it has the method.
 
-    An installed plugin's task comes back by `loralight.load`, that of a class in a script by `load_task`, or by its
-    class's own `load`.
+    `loralight.load` loads the task of an installed plugin; `load_task`, or the class's own `load`, that of a class in a
+    script.
 
     Args:
-        task: whose model is built.
+        task: with its model built.
         folder: written in one step; an adapter's folder that is there already is replaced.
 
     Raises:
@@ -115,10 +115,10 @@ def load_task(kind: type[Task], folder: str | Path, *, device: str = "auto", **a
         kind: the task's class.
         folder: see `save_task`.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``mps``.
-        arguments: of the constructor, beside the plain data that the folder has of them, which they replace.
+        arguments: of the constructor; they replace those that the folder has as plain data.
 
     Raises:
-        InputError: as `loralight.load`; also for a folder of another class (``E-ADAPTER``).
+        InputError: as `loralight.load`; or the folder is of another task's class (``E-ADAPTER``).
     """
     path = export.adapter_folder(folder)
     made = export.read_made(path)
@@ -139,7 +139,7 @@ def load_task(kind: type[Task], folder: str | Path, *, device: str = "auto", **a
 
 @dataclass(kw_only=True)
 class _WithoutTask:
-    """A model with its adapter that no task is around: its folder is written and read as a task's is."""
+    """A model with its adapter and without a task, in the form in which folders are written and read."""
 
     model: nn.Module
     adapter: Adapter
@@ -160,7 +160,7 @@ def _write(task: Exported, folder: str | Path, recipe: Mapping[str, Any]) -> Non
 
 
 def _finished(task: Exported) -> Exported:
-    """The task with its adapter in the form that is kept: another one, so that training may go on with the first."""
+    """A copy of the task with its adapter in the form that is saved; training may continue with the original."""
     shared: dict[int, Any] = {id(p): p for p in task.model.parameters() if not p.requires_grad}
     trainer = vars(task).get("_trainer")
     twin: Exported = copy.deepcopy(task, shared | {id(trainer): trainer})
@@ -176,7 +176,7 @@ def _refuse_others(folder: Path) -> None:
 
 
 def _whole_parts(module: nn.Module) -> Iterator[nn.Module]:
-    """The largest parts that learn as a whole and of which no method trains anything: the ``head`` of `inject`."""
+    """The largest parts that are trained in full, and not by a method: the ``head`` of `inject`."""
     for part in module.children():
         learns = [parameter.requires_grad for parameter in part.parameters()]
         if learns and all(learns) and not any(map(trained_by, part.modules())):

@@ -28,24 +28,24 @@ def load(
 ) -> AdapterTask:
     """Load an adapter that loralight or PEFT wrote.
 
-    Only data is read from the folder, and of the base model: nothing in them is imported or run.
+    Only data is read from the folder and from the base model: nothing in them is imported or run.
 
     Args:
         folder: a run's folder or an adapter's.
-        base: the base model's name or folder; of an adapter of ours only if it is another than in training.
-        task: for a folder of PEFT's the task plugin, if not the one for its task type.
-        arguments: the task's arguments that a folder of PEFT's lacks, such as ``{"labels": ["bad", "good"]}``.
+        base: the base model's name or folder; for an adapter of loralight only if it differs from training.
+        task: the task plugin for a PEFT folder, if not the one for its task type.
+        arguments: the task's arguments that a PEFT folder lacks, such as ``{"labels": ["bad", "good"]}``.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``mps``.
-        trust_remote_code: whether code that the base model brings may run, see `loralight.models.trust.Trust`.
-        allow_pickle: whether its weights may be a pickle.
+        trust_remote_code: whether code in the base model's repository may run, see `loralight.models.trust.Trust`.
+        allow_pickle: whether the base model's weights may be a pickle.
 
     Returns:
         The task in evaluation mode; ``predict(inputs)`` gives a dictionary for each input.
 
     Raises:
-        InputError: there is no adapter (``E-ADAPTER``), it is not what was written (``E-CKPT-HASH``), it does not fit
-            the base model (``E-BASE``, ``E-ADAPTER-KEYS``), PEFT's config says what loralight has nothing for
-            (``E-PEFT``), or the base model brings what is not allowed (``E-REMOTE-CODE``, ``E-PICKLE``).
+        InputError: there is no adapter (``E-ADAPTER``), a file has changed (``E-CKPT-HASH``), the adapter does not fit
+            the base model (``E-BASE``, ``E-ADAPTER-KEYS``), PEFT's config has a setting that loralight does not support
+            (``E-PEFT``), or the base model has code or a pickle that is not allowed (``E-REMOTE-CODE``, ``E-PICKLE``).
     """
     path, made = find_recipe(folder, base=base, task=task, arguments=arguments)
     with trusting(trust_remote_code=trust_remote_code, allow_pickle=allow_pickle):
@@ -59,7 +59,7 @@ def find_recipe(
     task: str | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> tuple[Path, dict[str, Any]]:
-    """The adapter's own folder, and how the task is made; see `load`."""
+    """The adapter's own folder, and the recipe of its task; see `load`."""
     path = adapter_folder(folder)
     if is_of_peft(path):
         return path, peft_recipe(path, base=base, task=task, arguments=arguments)
@@ -85,7 +85,7 @@ def build(path: Path, made: dict[str, Any], device: str) -> AdapterTask:
 
 
 def find_device(name: str) -> torch.device:
-    """The device of that name; for ``auto`` a GPU if there is one.
+    """The device of this name; for ``auto`` a GPU if there is one.
 
     Raises:
         InputError: there is no such device (``E-DEVICES``).

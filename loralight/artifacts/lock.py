@@ -1,8 +1,8 @@
-"""A lock on a run's folder, which no process leaves behind however it ends.
+"""A lock on a run's folder that ends with its process, however the process ends.
 
-The kernel keeps it (`fcntl.lockf`), not a file's being there: it goes with its process, and is not passed on to the
-processes that read data for it. On NFS it holds between machines where the server has locks. Without them, and on
-Windows, nothing keeps two runs apart.
+The kernel holds the lock (`fcntl.lockf`); the mere existence of the file means nothing. Data loader workers do not
+inherit it. On NFS it works between machines if the server supports locks. Without such locks, and on Windows, nothing
+keeps two runs apart.
 """
 
 import errno
@@ -19,10 +19,10 @@ _files: dict[Path, int] = {}
 
 
 def hold(folder: Path) -> None:
-    """Keep other processes from training into ``folder``, until this one ends or calls `release`.
+    """Keep other processes from training into ``folder``, until this process ends or calls `release`.
 
     Raises:
-        InputError: another process does (``E-RUNNING``), or a link leads elsewhere (``E-RUN``).
+        InputError: another process trains into the folder (``E-RUNNING``), or a link leads out of it (``E-RUN``).
     """
     try:
         import fcntl
@@ -31,7 +31,7 @@ def hold(folder: Path) -> None:
     path = folder.resolve() / LOCK
     if path in _files:
         return
-    if path.resolve() != path:  # which is written to
+    if path.resolve() != path:  # the file is written to
         raise InputError("E-RUN", f"{folder / LOCK} leads out of the run's folder; remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -46,14 +46,14 @@ def hold(folder: Path) -> None:
                 "folder with hydra.run.dir=",
             ) from None
         return  # a file system without locks
-    # from now on no other descriptor of this file may be closed here: that would give up the lock
+    # from here on, closing any other descriptor of this file in this process would give up the lock
     _files[path] = file
     os.truncate(file, 0)
     os.write(file, json.dumps({"process": os.getpid(), "host": socket.gethostname()}).encode())
 
 
 def release(folder: Path) -> None:
-    """Let others train into ``folder``."""
+    """Let other processes train into ``folder``."""
     if (file := _files.pop(folder.resolve() / LOCK, None)) is not None:
         os.close(file)
 

@@ -1,4 +1,4 @@
-"""Folders that PEFT wrote, and loralight's recipe of such an adapter."""
+"""Folders that PEFT wrote, and loralight's recipes for their adapters."""
 
 import inspect
 from collections.abc import Mapping
@@ -18,25 +18,26 @@ from loralight.untrusted import read_json, read_shapes
 
 
 def is_of_peft(folder: Path) -> bool:
-    """Whether a folder is an adapter's of which PEFT's config is all that is known."""
+    """Whether a folder has an adapter with PEFT's config and no recipe of loralight's."""
     return (folder / CONFIG).exists() and not (folder / RECIPE).exists()
 
 
 def peft_recipe(
     folder: Path, *, base: str | None, task: str | None = None, arguments: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The recipe from which `loralight.config.build.from_recipe` builds the task that a PEFT adapter belongs to.
+    """The recipe from which `loralight.config.build.from_recipe` builds the task of a PEFT adapter.
 
-    The user's words decide what is loaded: the base model and the task. The folder's are compared with these.
+    The user decides which base model and task are loaded; a task type in the folder is only compared with the task.
 
     Args:
         folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
         base: the base model.
-        task: a task plugin; that whose task PEFT's config names, if None.
-        arguments: of the task, such as ``labels``, which PEFT does not keep.
+        task: a task plugin; the plugin for the task type in PEFT's config, if None.
+        arguments: arguments of the task that PEFT does not keep, such as ``labels``.
 
     Raises:
-        InputError: the files are no adapter's (``E-ADAPTER``), or say what loralight has nothing for (``E-PEFT``).
+        InputError: the files are not an adapter's (``E-ADAPTER``), or have a setting that loralight does not support
+            (``E-PEFT``).
     """
     config = read_json(folder / CONFIG)
     name, adapter = _adapter(config, _tensors(folder))
@@ -54,15 +55,15 @@ def peft_recipe(
 
 
 def peft_adapter(folder: Path) -> tuple[str, Adapter]:
-    """The adapter in a folder of PEFT's, and its name in ``conf/adapter``."""
+    """The adapter in a PEFT folder, and its name in ``conf/adapter``."""
     return _adapter(read_json(folder / CONFIG), _tensors(folder))
 
 
 def modules_to_save(folder: Path, model: nn.Module) -> list[str]:
-    """The parts of ``model`` that a folder of PEFT's brings as a whole: as there, a name is the end of longer ones too.
+    """The parts of ``model`` that a PEFT folder holds in full; as in PEFT, a name also means names that end in it.
 
     Raises:
-        InputError: the config has something else in their place (``E-PEFT``).
+        InputError: ``modules_to_save`` in the config is not a list of names (``E-PEFT``).
     """
     config = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}  # not every method has one
     named = config.get("modules_to_save") or []
@@ -80,7 +81,7 @@ def _tensors(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _adapter(config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]) -> tuple[str, Adapter]:
-    """The adapter that an installed method makes of it, or else PEFT's own layers."""
+    """The adapter of an installed method that reads this config, or else PEFT's own layers."""
     classes = adapter_classes()
     for name, kind in classes.items():
         if "from_peft" in vars(kind) and (adapter := kind.from_peft(config, tensors)) is not None:
@@ -90,7 +91,7 @@ def _adapter(config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]) 
 
 
 def _task(config: Mapping[str, Any], given: str | None) -> tuple[str, type[AdapterTask]]:
-    """The plugin for a config's ``task_type``, by name and class; the user's, if it does not contradict."""
+    """Name and class of the plugin for a config's ``task_type``, or of the user's, if it fits that type."""
     wanted = config.get("task_type")
     if given is not None:
         kind = task_class({"task": {"name": given}})

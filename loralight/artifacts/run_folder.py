@@ -1,4 +1,4 @@
-"""A run's folder: taken before anything is written, never over another run, and resumed only as it was begun."""
+"""A run's folder: locked before anything is written, never overwritten, resumed only with the same settings."""
 
 import os
 import shlex
@@ -17,12 +17,12 @@ from loralight.plain_yaml import parse_yaml, read_yaml
 
 CONFIG, OVERRIDES, PLUGINS = ".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/plugins.yaml"
 FAILED = "failed.json"
-"""Of a job of a sweep that ended with an error: ``error``, its message."""
+"""Written for a job of a sweep that ended with an error; ``error`` is its message."""
 _CHECKPOINTS = "checkpoints/*/[!.]*/manifest.json"
 _RESULTS = {"checkpoints": _CHECKPOINTS, "adapter": "adapter", "summary.json": "summary.json"}
 _MAY_CHANGE = (
-    *("resume", "auto_batch", "logger*", "names*"),  # names of files, of which all is in the settings
-    *("model.trust_remote_code", "model.allow_pickle"),  # allowed anew each time
+    *("resume", "auto_batch", "logger*", "names*"),  # names: those of files whose content is in the settings
+    *("model.trust_remote_code", "model.allow_pickle"),  # to be allowed anew each time
     *("data.path", "data.train", "data.validation", "data.test", "data.num_workers"),  # the rows are compared
     *("trainer.max_epochs", "trainer.max_steps"),
     # the number of processes is compared
@@ -36,7 +36,7 @@ _MAY_CHANGE = (
     ),  # where and how they save
 )
 """Settings that may differ in a resumed run: paths, the length of training, the output."""
-# a run of an earlier version may lack settings in these
+# groups in which a run of an earlier version may lack settings
 _GROW_WITH_VERSIONS = {
     "acceleration",
     "adapter",
@@ -49,10 +49,10 @@ _GROW_WITH_VERSIONS = {
 
 
 def share_name() -> None:
-    """Have all processes that torchrun or srun has started write into one folder, though each names it by its clock."""
+    """Give all processes of torchrun or srun one run folder; each would name the folder by its own clock."""
     if os.environ.get("TORCHELASTIC_RUN_ID", "none") != "none":
         name = os.environ["TORCHELASTIC_RUN_ID"]
-    elif "TORCHELASTIC_RUN_ID" in os.environ:  # a static rendezvous has no name: the agent's process tells it apart
+    elif "TORCHELASTIC_RUN_ID" in os.environ:  # a static rendezvous has no name; the agent's process identifies it
         name = f"torchrun-{os.environ['MASTER_PORT']}-{os.getppid()}"
     elif int(os.environ.get("SLURM_NTASKS", "1")) > 1:
         name = f"slurm-{os.environ['SLURM_JOB_ID']}"
@@ -62,9 +62,9 @@ def share_name() -> None:
 
 
 def going_on(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """The config, to be resumed where ``folder`` holds an unfinished run of these very settings.
+    """The config, with ``resume`` set if ``folder`` holds an unfinished run of exactly these settings.
 
-    So a command that was stopped goes on when it is given again, as schedulers do, if it names its folder.
+    So a stopped command that names its folder resumes when it is given again, as schedulers do.
     """
     begun = config["resume"] is None and (folder / CONFIG).is_file() and not (folder / "summary.json").exists()
     if not begun or not any(folder.glob(_CHECKPOINTS)):
@@ -74,35 +74,35 @@ def going_on(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_finished(folder: Path, config: dict[str, Any]) -> bool:
-    """Whether ``folder`` holds a run of these very settings that has ended well."""
+    """Whether ``folder`` holds a run of exactly these settings that has ended well."""
     return (folder / "summary.json").is_file() and _as_begun(folder, config) is not None
 
 
 def _as_begun(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
-    """The config with what the folder's run chose when it began; None if that run has other settings."""
+    """The config with the batch size that the folder's run found when it began; None if its settings differ."""
     before, now = read_config(folder), config
     if config["auto_batch"]:
         now = {**config, "auto_batch": False, "data": {**config["data"], "batch_size": before["data"]["batch_size"]}}
     differ = {name for name in {*before, *now} if before.get(name) != now.get(name)}
-    return None if differ - {"resume", "names"} else now  # names of files, of which all is in the settings
+    return None if differ - {"resume", "names"} else now  # names: those of files whose content is in the settings
 
 
 def take(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
-    """Make ``folder`` the run's, and keep its config there; no other process may, until `lock.release`.
+    """Lock ``folder`` for this run, until `lock.release`, and write the run's config there.
 
     Raises:
-        InputError: another run is in it (``E-OUTPUT``) and going on (``E-RUNNING``), a resumed run would be another one
-            (``E-RESUME``), what lies in it leads elsewhere (``E-RUN``), or the config could not be read again
-            (``E-CONFIG``).
+        InputError: the folder holds another run (``E-OUTPUT``), a run there is still going on (``E-RUNNING``), a
+            resumed run has other settings (``E-RESUME``), something in the folder leads out of it (``E-RUN``), or the
+            config could not be read back (``E-CONFIG``).
     """
     text = _as_text(config)
     if config["resume"] is not None:
         _check_nothing_leads_out(folder)  # before the lock is written
     if (folder / LOCK).exists():
-        hold(folder)  # a run that is going on is told of as such
+        hold(folder)  # first, so that the error for a run that is going on says so
     _check_free(folder, config)
     hold(folder)
-    _check_free(folder, config)  # another may have come and ended since
+    _check_free(folder, config)  # another run may have begun and ended since
     if config["resume"] is not None:
         _set_aside(folder / "metrics.csv")
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
@@ -114,10 +114,10 @@ def take(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
 
 
 def words_for_plugins(folder: Path) -> str:
-    """What to add to a command that lacks a run's plugins, for a message; nothing is imported from where it says.
+    """Words for a message: the flags that a command without a run's plugins lacks. Nothing is imported from there.
 
     Args:
-        folder: the run's, or that of its adapter.
+        folder: the run's folder, or its adapter's.
     """
     file = next((one for one in (folder / PLUGINS, folder.parent / PLUGINS) if one.is_file()), None)
     try:
@@ -131,10 +131,10 @@ def words_for_plugins(folder: Path) -> str:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config that a run was made with, in plain values: a stranger's folder, too, says nothing else.
+    """The config of a run, in plain values; anything else, as in a stranger's folder, is refused.
 
     Raises:
-        InputError: ``folder`` is no run's, or its config is something else (``E-RUN``).
+        InputError: ``folder`` is not a run's, or its config is not a mapping of plain values (``E-RUN``).
     """
     file = folder / CONFIG
     if not os.path.lexists(file):
@@ -146,10 +146,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_overrides(folder: Path) -> list[str]:
-    """The command line of a run. A stranger's is to be looked at and not to be run.
+    """The command line of a run. That of a stranger's run must not be run.
 
     Raises:
-        InputError: they are something else (``E-RUN``).
+        InputError: the overrides in the run's folder are not a list of texts (``E-RUN``).
     """
     file = folder / OVERRIDES
     said = read_yaml(file) if os.path.lexists(file) else []
@@ -159,7 +159,7 @@ def read_overrides(folder: Path) -> list[str]:
 
 
 def _refers(value: Any) -> bool:
-    """Whether a text somewhere in it would refer to another setting, or to the environment."""
+    """Whether any text in ``value`` would refer to another setting, or to the environment."""
     if isinstance(value, dict):
         return any(_refers(one) for entry in value.items() for one in entry)
     if isinstance(value, list):
@@ -180,7 +180,7 @@ def _as_text(config: dict[str, Any]) -> str:
 
 
 def _check_nothing_leads_out(folder: Path) -> None:
-    """A run writes into its folder; a stranger's may have put a link where a log goes, or a pipe."""
+    """Refuse links out of the folder, and pipes: a stranger's folder may have one where the run writes a log."""
     root = folder.resolve()
     for parent, folders, files in os.walk(folder):
         for path in (Path(parent, name) for name in (*folders, *files)):
@@ -201,7 +201,7 @@ def _check_free(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _check_same(folder: Path, config: dict[str, Any]) -> None:
-    """Refuse changed settings that decide the results: they would be ignored, break on loading, or mix two runs."""
+    """Refuse changes of settings that affect results: they would be ignored, break on loading, or mix two runs."""
     now = dict(flat(config))
     newer = {
         name: VALUES_BEFORE.get(name, value)
@@ -224,7 +224,7 @@ def _check_same(folder: Path, config: dict[str, Any]) -> None:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting by its whole name."""
+    """Every setting by its full dotted name."""
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
             yield from flat(value, f"{prefix}{key}.")
@@ -233,7 +233,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def _set_aside(file: Path) -> None:
-    """Keep a file that a resumed run writes anew: ``metrics.csv`` becomes ``metrics.1.csv``, and so on."""
+    """Rename a file that a resumed run will write anew: ``metrics.csv`` becomes ``metrics.1.csv``, and so on."""
     if file.exists():
         number = 1 + len(list(file.parent.glob(f"{file.stem}.*{file.suffix}")))
         file.rename(file.with_name(f"{file.stem}.{number}{file.suffix}"))

@@ -1,7 +1,7 @@
-"""A run's settings as its folder tells them: names of installed choices, and plain values of known keys.
+"""A run's settings, read from its folder: names of installed choices, and plain values of known keys.
 
-A folder may be a stranger's. So its words never reach Hydra as they are: their plain values are said anew, and whatever
-names code, a place to write or the environment is left to the user and to the installed choices.
+The folder may be a stranger's, so its words never reach Hydra as they are. Plain values are written as new overrides.
+Only the user and the installed choices may name code, a place to write, or the environment.
 """
 
 import os
@@ -27,12 +27,12 @@ _OPTIONAL = ("callbacks", "logger", "scheduler")
 _ONLY_TO_TRAIN = (*_OPTIONAL, "optimizer", "compile", "auto_batch", "budget")
 _FROM_HERE = re.compile(r"\$\{(?:oc\.env|hydra|now)[:.][^{}]*(?:\{[^{}]*\}[^{}]*)*\}")
 _NAMES_OF_METRICS = ("monitor", "mode")
-_ALLOWED_ANEW = ("model.trust_remote_code", "model.allow_pickle")  # by the user, each time
+_ALLOWED_ANEW = ("model.trust_remote_code", "model.allow_pickle")  # the user must allow them each time
 
 
 def with_those_of_a_run(verb: str, overrides: list[str], conf: Sequence[str] = ()) -> list[str]:
-    """For ``resume=DIR``, and to evaluate or merge ``run=DIR``: that run's settings first, so none must be retyped."""
-    # Hydra takes each key of a mapping for a setting, but an adapter's are names of layers
+    """The overrides, preceded by the settings of the run in ``resume=DIR`` or ``run=DIR``, so none must be retyped."""
+    # Hydra takes each key of a mapping as a setting, but an adapter's keys are names of layers
     overrides = [f"++{o}" if _MAPPING.match(o) else o for o in overrides]
     key = {"train": "resume", "evaluate": "run", "merge": "run", "ranks": "run"}.get(verb)
     given = [o for o in overrides if o.partition("=")[0] == key and o.partition("=")[2] not in ("", "null")]
@@ -41,7 +41,7 @@ def with_those_of_a_run(verb: str, overrides: list[str], conf: Sequence[str] = (
     folder = folder_of(given[-1])
     overrides = [quoted(f"{key}={folder}") if o in given else o for o in overrides]
     if verb == "evaluate" and (folder / "adapter_config.json").exists() and not (folder / ".hydra").exists():
-        return overrides  # an adapter of PEFT's, of which the user says all that a run would
+        return overrides  # a PEFT adapter; the user gives all settings
     if not os.path.lexists(folder / ".hydra" / "config.yaml"):
         raise InputError("E-RUN", f"{key}={folder}: not a run's folder (it has no .hydra/config.yaml)")
     saved = RunSettings(folder, overrides, conf=conf, trains=verb == "train").overrides()
@@ -51,20 +51,20 @@ def with_those_of_a_run(verb: str, overrides: list[str], conf: Sequence[str] = (
 
 
 class RunSettings:
-    """The settings of a run, told as overrides.
+    """The settings of a run as overrides.
 
     Args:
-        folder: the run's.
-        given: the user's own overrides, which win: settings that they name are not looked at.
-        conf: folders of configs beside those of plugins.
-        trains: whether the run is resumed; else only the settings that measuring needs are taken.
+        folder: the run's folder.
+        given: the user's own overrides, which take precedence: the run's values for these settings are ignored.
+        conf: folders of configs in addition to those of plugins.
+        trains: whether the run is resumed; else only the settings needed to measure are taken.
     """
 
     def __init__(self, folder: Path, given: Sequence[str], *, conf: Sequence[str] = (), trains: bool) -> None:
         self._folder, self._trains = folder, trains
         self._folders = [*conf_folders(), *map(Path, conf)]
         searched = as_override("hydra.searchpath", [f"file://{Path(path).absolute()}" for path in conf])
-        self._searched = [searched.lstrip("+")]  # with them Hydra would look there too late
+        self._searched = [searched.lstrip("+")]  # after "++" Hydra would look there too late
         self._saved, said = read_config(folder), read_overrides(folder)
         self._named = {o.lstrip("+~").partition("=")[0] for o in given if o[0] == "~" or not self._is_choice(o)}
         self._chosen_anew = {o.lstrip("+~").partition("=")[0] for o in given}
@@ -72,11 +72,11 @@ class RunSettings:
         self._gone = self._find_gone(said)
 
     def overrides(self) -> list[str]:
-        """The overrides by which the installed configs come to the run's.
+        """The overrides that turn the installed configs into the run's config.
 
         Raises:
-            InputError: the folder names what is not installed or not known (``E-RUN``), or code that its choices do
-                not name (``E-TARGET``).
+            InputError: the folder names a choice or setting that is not installed or not known (``E-RUN``), or code
+                that its choices do not name (``E-TARGET``).
         """
         choices = [f"{plus}{group}={option}" for group, (plus, option) in self._choices.items()]
         gone = [f"~{name}" for name in self._gone]
@@ -95,7 +95,7 @@ class RunSettings:
         return any((folder / name).is_dir() for folder in self._folders)
 
     def _wanted(self, name: str, value: Any = None) -> bool:
-        """Whether the command has a use for a part; measuring has none for a profiler, for example."""
+        """Whether the command needs a part; measuring does not need a profiler, for example."""
         inside_trainer = name.startswith("trainer.") and isinstance(value, dict)
         return self._trains or not (name in _ONLY_TO_TRAIN or inside_trainer)
 
@@ -122,7 +122,7 @@ class RunSettings:
             )
 
     def _find_gone(self, said: Iterable[str]) -> list[str]:
-        """The parts that the run was without: a whole optional part, or something inside a part."""
+        """Names that the run removed by ``~``: a whole optional part, or something inside a part."""
         names = [found[1] for o in said if (found := _GONE.fullmatch(o))]
         inside = [
             name for name in names if name in _OPTIONAL or ("." in name and self._is_group(name.partition(".")[0]))
@@ -133,7 +133,7 @@ class RunSettings:
         return any(name == given or name.startswith(f"{given}.") for given in self._named)
 
     def _differences(self, saved: Mapping[Any, Any], base: Mapping[str, Any], where: str) -> Iterator[tuple[str, Any]]:
-        """The values that ``base`` has otherwise, by their dotted names."""
+        """The saved values that differ from ``base``, by their dotted names."""
         for key, value in saved.items():
             name = f"{where}{key}"
             if self._is_named(name) or name in _ALLOWED_ANEW or not self._wanted(name, value):
@@ -148,7 +148,7 @@ class RunSettings:
                 yield name, self._checked(name, value)
 
     def _newer(self, base: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-        """Settings that the run was made without, at the values by which it computed."""
+        """Settings that did not exist when the run was made, with the values by which it computed."""
         for name, value in VALUES_BEFORE.items():
             part, _, key = name.partition(".")
             saved, installed = (node[part] if isinstance(node.get(part), dict) else {} for node in (self._saved, base))
@@ -164,15 +164,15 @@ class RunSettings:
         raise self._refused(name, "is no setting", did_you_mean(str(key), base))
 
     def _part(self, name: str, base: Mapping[str, Any], key: Any) -> Mapping[str, Any] | None:
-        """A node with settings of its own; None for one value, such as an argument that is a mapping."""
+        """A node with settings of its own; None for a single value, such as an argument that is a mapping."""
         if self._is_named(f"{name}._target_"):
             return {"_target_": "the user's"} | (base.get(key) or {})
         node = base.get(key)
         return node if isinstance(node, dict) and ("_target_" in node or "_target_" not in base) else None
 
     def _is_said(self, name: str, value: Any, given: Any) -> bool:
-        """Whether ``given`` is the same: itself, or the value that it refers to in the run's own settings."""
-        if _FROM_HERE.search(str(given)):  # of this machine, or of this command
+        """Whether ``given``, or the value that it refers to in the run's own settings, equals ``value``."""
+        if _FROM_HERE.search(str(given)):  # depends on this machine, or on this command
             literal = ".*".join(map(re.escape, _FROM_HERE.split(str(given))))
             if not name.startswith("data.") and not re.fullmatch(literal, str(value)):
                 raise self._refused(name, "says where something is written")
@@ -187,7 +187,7 @@ class RunSettings:
         return repr(given) == repr(value)
 
     def _checked(self, name: str, value: Any) -> Any:
-        """A value that may be taken over."""
+        """``value``, after checking that it may be taken from the folder."""
         before, _, last = name.rpartition(".")
         if found := _hydras({last: value}):
             raise self._target(f"{before}.{found[0]}", found[1])
@@ -212,7 +212,7 @@ class RunSettings:
 
 
 def _hydras(mapping: Mapping[Any, Any]) -> tuple[str, Any] | None:
-    """The first key of Hydra's, however deep inside, by its dotted name, and its value."""
+    """The first key such as ``_target_``, at any depth, by its dotted name, and its value."""
     for key, value in mapping.items():
         if str(key).startswith("_") and str(key).endswith("_"):
             return str(key), value

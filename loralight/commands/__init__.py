@@ -1,1 +1,1 @@
-"""The verbs of the command line, one a file; nothing imports them."""
+"""The verbs of the command line, one in each file; no library code imports them."""

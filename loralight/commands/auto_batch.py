@@ -1,4 +1,4 @@
-"""``auto_batch=true``: the largest batch that fits the memory, found before a run begins and kept as its setting."""
+"""``auto_batch=true``: the largest batch that fits the memory, found before a run begins and saved as its setting."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,11 +16,11 @@ from loralight.training.preflight import human
 def with_largest_batch(config: dict[str, Any], overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
     """A run's config and overrides, with the largest batch that fits as their ``data.batch_size``.
 
-    So the batches of a resumed run are those that it was begun with, however much memory there is by then.
+    So a resumed run keeps the batches that it was begun with, however much memory is free then.
 
     Raises:
-        InputError: several processes are running already, and would find different ones (``E-AUTO-BATCH``), or not
-            even one row fits (``E-MEMORY``).
+        InputError: several processes are running already, and would find different batch sizes (``E-AUTO-BATCH``), or
+            not even one row fits (``E-MEMORY``).
     """
     if process_rank() is not None:
         raise InputError(
@@ -41,10 +41,10 @@ def with_largest_batch(config: dict[str, Any], overrides: list[str]) -> tuple[di
 
 
 def largest_that_runs(run: Callable[[int], Any], size: int) -> int:
-    """The size, or if the device has too little memory for ``run(size)``, a tenth less as often as needed.
+    """The first size for which ``run(size)`` fits the device's memory, each try a tenth smaller than the one before.
 
     Raises:
-        InputError: not even 1 runs (``E-MEMORY``).
+        InputError: not even a size of 1 fits (``E-MEMORY``).
     """
     while size:
         try:
@@ -68,5 +68,5 @@ def _tried_on_device(estimate: Estimate, size: int) -> int:
 
 
 def _real_step(trial: Trial) -> Callable[[int], Any]:
-    """A training step on so many of the longest rows."""
+    """A function that makes a training step on the given number of longest rows."""
     return lambda size: trial.step(longest_batch(trial.data, size))

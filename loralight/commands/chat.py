@@ -20,10 +20,10 @@ RESET = "/reset"
 
 
 def main(config: DictConfig) -> None:
-    """The job that Hydra runs: answers each line with all turns before it in view.
+    """The job that Hydra runs: answers each line, given all turns before it.
 
     Raises:
-        InputError: the adapter cannot be loaded, or answers no chats (``E-INPUT``, ``E-STREAM``).
+        InputError: the adapter cannot be loaded, or does not answer chats (``E-INPUT``, ``E-STREAM``).
     """
     logs.configure()
     settings = plain(config)
@@ -51,11 +51,11 @@ def _converse(task: AdapterTask, system: str | None, options: Mapping[str, Any])
         except InputError as error:
             if turns == start:
                 raise
-            print(f"loralight: {error}. {RESET} begins anew", file=sys.stderr)  # too long a conversation, say
+            print(f"loralight: {error}. {RESET} begins anew", file=sys.stderr)  # such as for too long a conversation
 
 
 def _answer(task: AdapterTask, turns: Sequence[Mapping[str, str]], options: Mapping[str, Any]) -> str:
-    """Print the answer as it is written."""
+    """Print the answer as it is generated, and return it."""
     text = ""
     for piece in task.stream(turns, **options):
         print(piece, end="", flush=True)

@@ -1,4 +1,4 @@
-"""``loralight combine``: a weighted sum of trained adapters, in a folder like any other's."""
+"""``loralight combine``: a weighted sum of trained adapters, in a folder like any adapter's."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -34,7 +34,7 @@ def main(config: DictConfig) -> None:
 
 
 def _are(values: Any, kind: Any) -> bool:
-    """Whether ``values`` is a list of such values; a bool is not a number."""
+    """Whether ``values`` is a list of values of that kind; a bool does not count as a number."""
     if not isinstance(values, Sequence) or isinstance(values, str):
         return False
     return all(isinstance(value, kind) and not isinstance(value, bool) for value in values)

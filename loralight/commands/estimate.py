@@ -28,7 +28,7 @@ from loralight.training.memory import at_hand, in_use, parse_memory
 from loralight.training.preflight import Sizes, human, memory_table
 
 _SPARE = 0.1  # share of the memory that is left free: the error of an estimate
-_HOLES = 0.8  # share of the pieces that glibc's allocator holds beside them, 0.5 to 1 on the four tasks' demos
+_HOLES = 0.8  # memory that glibc's allocator wastes, as a share of the pieces; 0.5 to 1 on the four tasks' demos
 
 
 def main(config: DictConfig) -> dict[str, Any]:
@@ -65,13 +65,13 @@ def main(config: DictConfig) -> dict[str, Any]:
 class Estimate:
     """The memory of a run's steps, by the size of its batches.
 
-    The model is built without weights, and steps are taken on shapes; see `loralight.models.shapes`. Rows are the
-    longest of the training split, so that no batch of the run takes more.
+    The model is built without weights, and steps are computed on shapes; see `loralight.models.shapes`. Batches consist
+    of the longest rows of the training split, so that no batch of the run takes more.
 
     Args:
         config: as composed for ``loralight train``, in plain values.
-        data: its data, if that is read already.
-        program: bytes of a process on a CPU beside its tensors; if 0, what this one has after a step on shapes.
+        data: the run's data, if it has been read already.
+        program: bytes of a process on a CPU without its tensors; 0 to measure this process after a step on shapes.
     """
 
     def __init__(self, config: dict[str, Any], *, data: TaskData | None = None, program: int = 0) -> None:
@@ -93,7 +93,7 @@ class Estimate:
         self.num_learning = sum(parameter.numel() for parameter in trainable(self.task.model).values())
 
     def footprint(self, batch_size: int) -> Footprint:
-        """The bytes that a step on the longest rows keeps."""
+        """The bytes of a step on a batch of the longest rows."""
         if batch_size not in self._found:
             batch = self._precision.convert_input(longest_batch(self.data, batch_size))
             batch = move_data_to_device(batch, self.device)
@@ -106,7 +106,7 @@ class Estimate:
         return self._found[batch_size]
 
     def sizes(self, batch_size: int) -> Sizes:
-        """Where memory goes, in bytes; the sum is that of one process."""
+        """Bytes of memory by purpose; their sum is the memory of one process."""
         found = self.footprint(batch_size)
         sizes = {
             "weights": found.weights,
@@ -127,9 +127,10 @@ class Estimate:
         return whole // self.num_processes if self.device.type == "cpu" else whole
 
     def largest(self, limit: int) -> int:
-        """Rows of the largest batch that takes up to nine tenths of ``limit`` bytes; no more than there are.
+        """Rows of the largest batch that takes up to nine tenths of ``limit`` bytes; at most all training rows.
 
-        By a line through two batches: of rows that get shorter a greater batch takes less than the line says.
+        Extrapolated by a line through two batches. Rows are sorted from the longest, so a larger batch takes less than
+        the line says.
 
         Raises:
             InputError: not even one row fits (``E-MEMORY``).
@@ -137,7 +138,7 @@ class Estimate:
         usable = int((1 - _SPARE) * limit)
         size = max(self.data.batch_size, 2)
         chosen = self._on_line(size, 2 * size, usable)
-        if chosen < size:  # below both a line may say too little
+        if chosen < size:  # below both batches the line may give too little memory
             chosen = self._on_line(1, size, usable)
             while chosen > 1 and sum(self.sizes(chosen).values()) > usable:
                 chosen -= max(chosen // 8, 1)
@@ -151,7 +152,7 @@ class Estimate:
         return min(chosen, self._most)
 
     def _on_line(self, one: int, other: int, usable: int) -> int:
-        """Where the line through the memory of two batches reaches ``usable`` bytes."""
+        """The batch size at which a line through the memory of two batches reaches ``usable`` bytes."""
         low, high = (sum(self.sizes(size).values()) for size in (one, other))
         if high <= low:
             return other if high <= usable else 0
@@ -165,7 +166,7 @@ class Estimate:
 
 
 def longest_batch(data: TaskData, batch_size: int) -> Any:
-    """A batch of the longest training rows; if there are too few, some come again."""
+    """A batch of the longest training rows; if there are too few, rows are repeated."""
     lengths, rows = data.lengths("train"), data.splits["train"]
     order = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)
     chosen = [order[place % len(order)] for place in range(batch_size)]

@@ -42,7 +42,7 @@ def work(config: dict[str, Any]) -> dict[str, float]:
 
 
 def read_trained(config: dict[str, Any]) -> tuple[dict[str, Any], AdapterTask, TaskData]:
-    """A run's config for measuring, its trained task, and the data that the config describes."""
+    """A run's config for evaluation, its trained task, and the data that the config describes."""
     check_split(config["split"])
     config, folder, made = _with_adapter(measuring(config))
     check_config(config)
@@ -54,12 +54,12 @@ def read_trained(config: dict[str, Any]) -> tuple[dict[str, Any], AdapterTask, T
 
 
 def _with_adapter(config: dict[str, Any]) -> tuple[dict[str, Any], Path, dict[str, Any]]:
-    """The config, with the adapter as the folder has it; the adapter's folder; its recipe."""
+    """The config with the saved adapter, the adapter's folder, and its recipe."""
     folder = Path(config["run"])
     if not is_of_peft(folder):
         made, saved = read_recipe(folder / "adapter"), read_config(folder)
         if config["adapter"] == saved["adapter"]:
-            config["adapter"] = adapter_node(made)  # a trained adapter may be kept as another kind
+            config["adapter"] = adapter_node(made)  # a trained adapter may be saved as another kind
         as_trained = {name for name, value in config["task"].items() if value == saved["task"].get(name)}
         config["task"] |= {name: value for name, value in made["task"].get("settled", {}).items() if name in as_trained}
         return config, folder / "adapter", made

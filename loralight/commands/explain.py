@@ -1,4 +1,4 @@
-"""``loralight explain SETTING|E-CODE``: what a setting, a choice or the code of an error means; nothing is started."""
+"""``loralight explain SETTING|E-CODE``: explains a setting, a choice or the code of an error; nothing is started."""
 
 import re
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ USAGE = """loralight explain SETTING|E-CODE: what a setting, a choice or the cod
 
 
 def main(words: list[str], folders: list[str]) -> None:
-    """Print what is known of each name among the words; the others are choices such as ``task=ner``.
+    """Print an explanation of each name among the words; the other words are choices such as ``task=ner``.
 
     Raises:
         InputError: there is no such setting, choice or code (``E-OVERRIDE``).
@@ -57,7 +57,7 @@ def _name(name: str, overrides: list[str], folders: list[str]) -> Iterator[str]:
     if name in settings and settings[name].value == "":
         return iter([name, "", *rows_of(settings, name)])
     found = [settings[name]] if name in settings else [*filter(None, [settings.unlisted(name)])]
-    if found and not found[0].meaning and "." in name:  # a column's name, say
+    if found and not found[0].meaning and "." in name:  # such as a column's name
         found = [settings[name.rpartition(".")[0]]]
     if found := found or elsewhere(name, folders):
         return (line for setting in found for line in _setting(setting, settings, folders))
@@ -92,7 +92,7 @@ def _setting(setting: Setting, settings: Settings, folders: list[str]) -> Iterat
 
 
 def _others(setting: Setting, folders: list[str]) -> Iterator[tuple[ConfFile, Line]]:
-    """The other choices of its group that have it."""
+    """The other choices of the setting's group that have the setting."""
     own = setting.file
     files = [file for file in conf_files(folders) if own is not None and file.group == own.group != ""]
     lines = ((file, file.lines().get(setting.name)) for file in files if file != own)

@@ -1,4 +1,4 @@
-"""Adapters that look at data before the first step: their result is kept in the run's folder."""
+"""Adapters that are initialised from data before the first step; the result is saved in the run's folder."""
 
 import json
 import os
@@ -22,11 +22,11 @@ _FILE = "initialised.json"
 
 
 def initialise_(task: AdapterTask, data: TaskData, trainer: lightning.Trainer, folder: Path, name: str) -> None:
-    """Have the adapter look at training data, on the device that trains; in every process at the same rows.
+    """Let the adapter run training data through the model, on the training device; every process uses the same rows.
 
     Args:
-        folder: the run's, where an adapter that has become another is kept.
-        name: of the adapter's file in ``conf/adapter``.
+        folder: the run's folder, where the adapter is saved if it was replaced by another.
+        name: name of the adapter's file in ``conf/adapter``.
     """
     device = trainer.strategy.root_device
 
@@ -45,10 +45,10 @@ def initialise_(task: AdapterTask, data: TaskData, trainer: lightning.Trainer, f
 
 
 def with_initialised(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The config of a resumed run, with the adapter that the data made of it.
+    """The config of a resumed run, with the adapter as it was initialised from the data.
 
     Raises:
-        InputError: what is kept in its folder is no adapter's (``E-ADAPTER``, ``E-CONFIG``).
+        InputError: the saved file in the run's folder does not describe an adapter (``E-ADAPTER``, ``E-CONFIG``).
     """
     if not os.path.lexists(folder / _FILE):
         return config

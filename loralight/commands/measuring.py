@@ -1,4 +1,4 @@
-"""A trained task measured on a split, for the commands that do so: nothing is written."""
+"""Measures a trained task on a split, for several commands; nothing is written."""
 
 from pathlib import Path
 from typing import Any
@@ -11,22 +11,22 @@ from loralight.training.task import AdapterTask
 
 
 def check_split(split: str) -> None:
-    """Raise ``E-SPLIT`` unless it is a split that metrics are measured on."""
+    """Raise ``E-SPLIT`` unless ``split`` is validation or test."""
     if split not in ("validation", "test"):
         raise InputError("E-SPLIT", f"split={split}: choose validation or test")
 
 
 def measuring(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's config for measuring in this process, and writing nothing."""
+    """A run's config, changed to measure in this process alone and to write nothing."""
     alone = {"devices": 1, "strategy": "auto"}
     return {**config, "callbacks": {}, "logger": {}, "trainer": {**config["trainer"], **alone}}
 
 
 def read_data(config: dict[str, Any], made: dict[str, Any]) -> TaskData:
-    """The data, encoded as in training: the task's arguments of then (label names in their order) are the data's now.
+    """The data, encoded as in training: the data gets arguments that the task had then, such as the order of labels.
 
     Raises:
-        InputError: it cannot be read, or lacks the split that ``config`` names (``E-SPLIT``).
+        InputError: the data cannot be read, or lacks the split that ``config`` names (``E-SPLIT``).
     """
     told = {name: value for name, value in made["task"]["arguments"].items() if name not in config["task"]}
     config["data"] |= {name: value for name, value in told.items() if name in config["data"]}

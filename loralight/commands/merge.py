@@ -1,4 +1,4 @@
-"""``loralight merge``: a run's model without adapters, with a certificate of how true it is to the adapted one."""
+"""``loralight merge``: a run's model with its adapter merged, and a certificate of how close the two models are."""
 
 import json
 import math
@@ -69,7 +69,7 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
     error = math.nan if measured["outputs"] is None else measured["outputs"]["relative_error"]
     certificate["within_tolerance"] = error <= tolerance
     if not certificate["within_tolerance"] and not config["force"]:
-        # what float32 rounds away is a millionth
+        # float32 rounds away only about a millionth
         is_narrow = dtype != torch.float32
         why = "Choose a wider dtype (float32)." if is_narrow else "Does the task's step use more than the weights?"
         raise InputError(
@@ -83,7 +83,7 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checked(config: dict[str, Any]) -> tuple[torch.dtype, float, Path]:
-    """The dtype, tolerance and output folder, all of which make sense."""
+    """The dtype, tolerance and output folder, after checking these and further settings."""
     output, dtype = Path(config["output"]), find_dtype(config["dtype"])
     refuse_existing(output)
     tolerance = TOLERANCES[dtype] if config["tolerance"] is None else config["tolerance"]
@@ -105,13 +105,13 @@ def _refuse_early(task: AdapterTask, config: dict[str, Any]) -> None:
 
 
 def _trainer(device: torch.device) -> dict[str, Any]:
-    """The trainer's settings for measuring where the model is, in float32 save for the model's own casts."""
+    """The trainer's settings to measure on the model's device, in float32 except for the model's own casts."""
     devices = 1 if device.index is None else [device.index]
     return {"accelerator": device.type, "devices": devices, "precision": "32-true"}
 
 
 def _data(config: dict[str, Any], made: dict[str, Any]) -> TaskData | None:
-    """The run's data; None where it cannot be read and the user wants a model all the same."""
+    """The run's data; None if it cannot be read and the user has set ``force=true``."""
     if config["checkpoint"] and "checkpoint" in config["data"]:
         config["data"]["checkpoint"] = config["checkpoint"]
     try:
@@ -129,7 +129,7 @@ def _data(config: dict[str, Any], made: dict[str, Any]) -> TaskData | None:
 def _merge_and_measure(
     config: dict[str, Any], task: AdapterTask, data: TaskData | None, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """Turn the task's model into the merged one in ``dtype``; the part of the certificate that is measured."""
+    """Merge the task's model in place, in ``dtype``; returns the measured part of the certificate."""
     if data is not None:
         data.suit_(task.model)
     device, rows = task.device, [] if data is None else probe_rows(data)
@@ -168,7 +168,7 @@ def _write(task: AdapterTask, output: Path, certificate: dict[str, Any]) -> None
 
 
 def _finite(value: Any) -> Any:
-    """Values that JSON has: numbers that are not finite become null."""
+    """``value`` with only values that JSON has: numbers that are not finite become null."""
     if isinstance(value, dict):
         return {key: _finite(one) for key, one in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

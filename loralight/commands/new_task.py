@@ -1,4 +1,4 @@
-"""``loralight new-task NAME``: a small working plugin to change into one's own."""
+"""``loralight new-task NAME``: writes a small working plugin for the user to change."""
 
 import keyword
 import re
@@ -8,14 +8,14 @@ from loralight.config.local_packages import taken_by
 from loralight.config.plugins import discover
 from loralight.errors import InputError
 
-_MODEL = "sentence_pairs"  # the plugin in skeleton/ that every new one begins as
+_MODEL = "sentence_pairs"  # the plugin in skeleton/ from which every new plugin is made
 
 
 def main(arguments: list[str]) -> None:
     """Write the plugin NAME into the folder NAME, and print the next commands.
 
     Raises:
-        InputError: the name cannot be a package's, or is taken (``E-NAME``), or the folder exists (``E-OUTPUT``).
+        InputError: the name cannot name a package, or is taken (``E-NAME``), or the folder exists (``E-OUTPUT``).
     """
     if len(arguments) != 1:
         raise InputError("E-NAME", "loralight new-task NAME: give one name, such as sentence_pairs")

@@ -1,4 +1,4 @@
-"""Command lines that are printed to be pasted: on the user's own data, with their settings and plugins."""
+"""Command lines printed for the user to paste, with their own data, settings and plugins."""
 
 import os
 import re
@@ -19,7 +19,7 @@ def next_commands(config: Mapping[str, Any], output_dir: Path) -> list[str]:
     """The commands to print after a training: predict, evaluate, and train again at other rates.
 
     Args:
-        config: of the run, in plain values.
+        config: the run's config, in plain values.
         output_dir: the run's folder.
     """
     said = read_overrides(output_dir)
@@ -38,10 +38,10 @@ def next_commands(config: Mapping[str, Any], output_dir: Path) -> list[str]:
 
 
 def how_to_go_on(runs: Path | Mapping[str, Path]) -> str:
-    """The message after a stop: the checkpoint that is saved, and the command that resumes from it.
+    """The message after a stop: the saved checkpoint, and the command that resumes from it.
 
     Args:
-        runs: the run's folder, or those of runs that train together by their names.
+        runs: the run's folder, or the folders of runs that train together, by their names.
     """
     folders = runs if isinstance(runs, Mapping) else {"": runs}
     saved = {name: _newest(folder) for name, folder in folders.items() if not (folder / "summary.json").exists()}
@@ -57,12 +57,12 @@ def how_to_go_on(runs: Path | Mapping[str, Path]) -> str:
 
 
 def _plugin_flags() -> list[str]:
-    """The words that name the plugin folders in use."""
+    """The flags that name the plugin folders in use."""
     return [f"--plugin-dir={folder}" for folder in os.environ.get(VARIABLE, "").split(os.pathsep) if folder]
 
 
 def _named(key: str, folder: Path) -> str:
-    """The override that names a folder, which is told from here if it lies below."""
+    """The override that names a folder; relative to the current folder if it lies below that."""
     name = os.path.relpath(folder)
     override = f"{key}={folder if name.startswith('..') else name}"
     return override if re.fullmatch(r"[\w./=-]+", override) else quoted(override)

@@ -26,7 +26,7 @@ from loralight.training.task import AdapterTask
 
 
 def main(config: DictConfig) -> None:
-    """The job that Hydra runs: reads all inputs before the model is loaded, writes as it predicts."""
+    """The job that Hydra runs: reads all inputs before it loads the model, and writes predictions batch by batch."""
     logs.configure()
     settings = plain(config)
     output, size = settings["output"], settings["batch_size"]
@@ -62,7 +62,7 @@ def main(config: DictConfig) -> None:
                     inputs = kinds[0].read_inputs("-")
                 _answer(inputs, tasks, settings, opened)
             except InputError as error:
-                print(f"loralight: {error}", file=sys.stderr)  # the next line may be better
+                print(f"loralight: {error}", file=sys.stderr)  # the user may type another line
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def _as_standard_input(line: str) -> Iterator[None]:
 def _answer(
     batch: Sequence[Any], tasks: Mapping[str, AdapterTask], settings: Mapping[str, Any], opened: TextIO
 ) -> None:
-    """Write what each adapter says of some inputs."""
+    """Write each adapter's predictions for a batch of inputs."""
     options = settings["options"]
     if settings["stream"]:
         (task,) = tasks.values()
@@ -95,7 +95,7 @@ def _answer(
 
 
 def _folders(run: Any) -> dict[str, str]:
-    """The runs by name: as a mapping says, or each by its folder."""
+    """The folders of runs by name: those of a mapping, or each folder as its own name."""
     if isinstance(run, Mapping):
         return {str(name): str(folder) for name, folder in run.items()}
     folders = {str(folder): str(folder) for folder in run}
@@ -105,7 +105,7 @@ def _folders(run: Any) -> dict[str, str]:
 
 
 def _read(kinds: Sequence[type[AdapterTask]], settings: Mapping[str, Any], *, asks: bool) -> list[Any]:
-    """The inputs, once it is known that every task can take them and the options; none if someone is to type them."""
+    """The inputs, after checking that every task can take them and the options; none if the user will type them."""
     for kind in kinds:
         check_keywords(kind.predict_batch, settings["options"], "options")
     if len({kind.read_inputs.__func__ for kind in kinds}) > 1:  # type: ignore[attr-defined]  # it is a class method

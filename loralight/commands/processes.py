@@ -1,4 +1,4 @@
-"""Runs of ``loralight train`` as processes of their own, several at a time, which end when this one is told to."""
+"""Runs of ``loralight train`` in separate processes, several at a time; they end when this process is told to."""
 
 import os
 import subprocess
@@ -13,15 +13,15 @@ import torch
 
 
 class Ended(Exception):  # noqa: N818  # nothing went wrong
-    """This process ends, and the runs with it."""
+    """This process is ending, and its runs with it."""
 
 
 class Processes:
-    """As many runs at a time as there are jobs, each on a GPU of its own where there are several.
+    """Up to ``jobs`` runs at a time, spread over the GPUs if there are several.
 
     Args:
-        jobs: how many; the number of GPUs if None, or 1.
-        flags: of the command line, such as ``--config-dir``, that each run has too.
+        jobs: number of runs at a time; if None the number of GPUs, at least 1.
+        flags: flags of the command line that each run gets too, such as ``--config-dir``.
     """
 
     def __init__(self, jobs: int | None, flags: Sequence[str] = ()) -> None:
@@ -36,13 +36,13 @@ class Processes:
             self._places.put({"OMP_NUM_THREADS": threads, **own, **of_gpu})
 
     def train(self, words: Sequence[str], log: Path) -> str | None:
-        """Run ``loralight train`` with these words, once there is a place; what it prints goes into ``log``.
+        """Run ``loralight train`` with these words, once a place is free; its output goes into ``log``.
 
         Returns:
-            Its error; None if it ended well.
+            The error of the run; None if it ended well.
 
         Raises:
-            Ended: by `ending`.
+            Ended: `ending` has ended the runs.
         """
         environment = self._places.get()
         try:
@@ -65,7 +65,7 @@ class Processes:
 
     @contextmanager
     def ending(self) -> Iterator[ThreadPoolExecutor]:
-        """Threads that may call `train`; an error in this context ends all runs, each at a checkpoint."""
+        """A context with threads that may call `train`; an error in it ends all runs, each with a checkpoint."""
         with ThreadPoolExecutor(self.jobs) as pool:
             try:
                 yield pool

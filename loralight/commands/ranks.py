@@ -1,4 +1,4 @@
-"""``loralight ranks``: from one run at a high rank, the scores at all lower ones, and the least that is as good."""
+"""``loralight ranks``: scores at lower ranks, from a single run at a high rank, and the least rank that is as good."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -34,12 +34,12 @@ class Point:
     """A trained update at a lower rank.
 
     Args:
-        rank: directions that a layer keeps on average.
-        way: how they are chosen, a name in `_WAYS`.
-        energy: the share of the updates' squared norm that is left.
+        rank: number of directions that a layer keeps, on average over layers.
+        way: the choice of directions, a name in `_WAYS`.
+        energy: the share of the updates' squared norm that is kept.
         score: the metric.
-        behind: by how much it is worse than the whole update, with its interval.
-        error: the standard error of that; None if there are too few rows for one.
+        behind: the difference by which the score is worse than the whole update's, with its interval.
+        error: standard error of this difference; None if there are too few rows for it.
     """
 
     rank: int
@@ -51,7 +51,7 @@ class Point:
 
     @property
     def is_as_good(self) -> bool:
-        """Whether it is within one standard error of the whole update."""
+        """Whether its score is within one standard error of the whole update's."""
         return self.behind.mean <= (self.error or 0.0)
 
 
@@ -86,9 +86,10 @@ def main(config: DictConfig) -> list[Point]:
 
 
 def least_as_good(points: Sequence[Point]) -> int | None:
-    """The least rank, layers alike, from which on all are as good as the whole update; None if each is worse.
+    """The least rank such that it and all higher ranks are as good as the whole update; None if each rank is worse.
 
-    That is the rule of one standard error (Breiman et al., 1984): as far as that the score of other rows would move.
+    All layers have the same rank here. The criterion is the one-standard-error rule (Breiman et al., 1984): on other
+    rows a score would vary by as much.
     """
     least = None
     for point in sorted((point for point in points if point.way == "alike"), key=lambda point: -point.rank):
@@ -140,7 +141,7 @@ def _behind(whole: Sequence[float], scores: Sequence[float]) -> tuple[Estimate, 
 
 
 def _lower(rank: int) -> list[int]:
-    """Powers of two below a rank, and that rank, from the highest."""
+    """The rank and all powers of two below it, from the highest."""
     return sorted({rank, *(2**power for power in range(rank.bit_length()) if 2**power < rank)}, reverse=True)
 
 

@@ -1,4 +1,4 @@
-"""``loralight spectrum``: the updates of a trained low-rank adapter, and the ranks that would have been enough."""
+"""``loralight spectrum``: the updates of a trained low-rank adapter, and the ranks that would have sufficed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,7 +43,7 @@ def main(config: DictConfig) -> list[LayerSpectrum]:
 
 
 def table(layers: Sequence[LayerSpectrum], energy: float) -> Table:
-    """A row for each layer, and the mean over them."""
+    """A table with a row for each layer, and the mean over layers."""
     made = Table(title="learned spectrum", title_justify="left")
     made.add_column("layer", overflow="fold")
     for column in ("|update|", "of |weight|", "rank", "effective", "used", f"for {energy:.0%}"):
@@ -71,11 +71,11 @@ def _cells(norm: float, relative: float, rank: float, effective: float, enough: 
 
 
 def draw(layers: Sequence[LayerSpectrum], energy: float, file: Path) -> None:
-    """Draw each layer's singular values, and the size of its update beside its weight's.
+    """Draw each layer's singular values, and the norm of its update relative to its weight's.
 
     Args:
-        energy: the share of the squared norm whose rank is marked.
-        file: a PNG.
+        energy: share of the squared norm; the rank that keeps it is marked.
+        file: the PNG file to write.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.

@@ -1,9 +1,9 @@
-"""``loralight study``: methods of fine-tuning beside one another on the user's own data, each at its best rate.
+"""``loralight study``: compares methods of fine-tuning on the user's own data, each at its best learning rate.
 
-A method is tried at its own learning rate, one below and one above. An optimum at the edge of a grid tells nothing, so
-the grid grows until the best rate, by validation rows, has a worse one to each side. There the method runs with further
-seeds. Each run is a process of ``loralight train`` with a folder of its own: so its memory is its own, and the same
-command in the same folder does what is missing.
+A method is tried at its own learning rate, a lower one and a higher one. An optimum at the edge of a grid is not
+reliable, so the grid grows until the best rate on validation rows has a worse rate on each side. At the best rate the
+method runs with further seeds. Each run is a separate process of ``loralight train`` with its own folder. So its memory
+is measured alone, and the same command in the same folder does only the missing runs.
 """
 
 import json
@@ -41,9 +41,9 @@ def main(config: DictConfig) -> None:
     """The job that Hydra runs.
 
     Raises:
-        InputError: a setting cannot be (``E-STUDY``, and those of `loralight train`), before anything runs; or some
-            failed (``E-STUDY``), once all others are done.
-        Stopped: a signal ended it.
+        InputError: a setting is wrong, before anything runs (``E-STUDY``, and the errors of `loralight train`); or some
+            runs have failed, once all others are done (``E-STUDY``).
+        Stopped: a signal ended the study.
     """
     logs.configure()
     hydra, settings = HydraConfig.get(), plain(config)
@@ -59,13 +59,13 @@ def main(config: DictConfig) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """What is compared.
+    """A method in a study.
 
     Args:
-        words: of ``loralight train``, such as ``adapter=lora``.
-        lr: its own learning rate; None where its words give one, which is kept.
-        metric: of validation rows, by which a rate is chosen.
-        sign: 1 where more of it is better, else -1.
+        words: overrides of ``loralight train``, such as ``adapter=lora``.
+        lr: the method's own learning rate; None if ``words`` set a rate, which is kept.
+        metric: the metric on validation rows that chooses a rate.
+        sign: 1 if a higher metric is better, else -1.
     """
 
     words: tuple[str, ...]
@@ -78,9 +78,9 @@ class Study:
     """Runs of several methods, in a folder.
 
     Args:
-        folder: of all runs.
+        folder: the folder of all runs.
         settings: see ``conf/study.yaml``.
-        flags: of the command line.
+        flags: flags of the command line for each run.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], flags: list[str]) -> None:
@@ -102,7 +102,7 @@ class Study:
         self._progress = _Progress(sum(self.seeds + (2 if method.lr else 0) for method in self.methods))
 
     def run(self) -> None:
-        """Do all runs that are missing."""
+        """Do all missing runs."""
         logs.show(
             f"methods: {len(self.methods)}; seeds of each: {self.seeds}; runs: {self._progress.expected} or more, "
             f"{self.processes.jobs} at a time, in {self.folder}"
@@ -112,10 +112,10 @@ class Study:
                 done.result()
 
     def report(self) -> None:
-        """Print and write what the runs say.
+        """Print and write a comparison of the runs.
 
         Raises:
-            InputError: some have failed (``E-STUDY``).
+            InputError: some runs have failed (``E-STUDY``).
         """
         if runs := [run for method in self.methods for run in self.chosen.get(method, [])]:
             comparison = Comparison.of(runs, failures=self.failures)
@@ -129,7 +129,7 @@ class Study:
             )
 
     def _method(self, words: list[str]) -> Method:
-        """A method, whose settings are checked; a word that is no setting is the name of its adapter."""
+        """A method, after checking its settings; a word without ``=`` is the name of an adapter."""
         words = [word if "=" in word else f"adapter={word}" for word in words]
         of_run = settings_of("train", with_own_data([*self.words, *words]), self.folder)
         first_look(of_run)
@@ -143,7 +143,7 @@ class Study:
         )
 
     def _keep_words(self) -> None:
-        """Note the words that all runs have; a study with others belongs into another folder."""
+        """Save the overrides of all runs; raise if the folder has a study with other overrides."""
         file = self.folder / _WORDS
         if file.exists() and json.loads(file.read_text(encoding="utf-8")) != self.words:
             raise InputError("E-STUDY", f"{self.folder} has a study with other settings; choose another hydra.run.dir=")
@@ -151,7 +151,7 @@ class Study:
         file.write_text(json.dumps(self.words) + "\n", encoding="utf-8")
 
     def _run_method(self, method: Method) -> None:
-        """Find a method's rate with the first seed, then run it with the others."""
+        """Find a method's rate with the first seed, then run it with the other seeds."""
         runs: dict[int, FinishedRun | None] = {}
         power: int | None = 0
         while power is not None:
@@ -163,7 +163,7 @@ class Study:
             self.chosen[method] = [best, *(run for run in others if run is not None)]
 
     def _run(self, method: Method, power: int, *, seed: int) -> FinishedRun | None:
-        """A run, unless it is there already; None if it failed."""
+        """A finished run, which is trained now if it is missing; None if it failed."""
         rate = [] if method.lr is None else [f"optimizer.lr={method.lr * FACTOR**power:.3g}"]
         words = [*method.words, *rate, f"seed={seed}"]
         name, folder = " ".join(words), self.folder / folder_name("_".join(words))
@@ -191,16 +191,16 @@ def _score(run: FinishedRun | None, method: Method) -> float | None:
 
 
 def _has_steps(run: FinishedRun | None) -> bool:
-    """Whether a run has learnt by steps: a probe that was solved for has no rate."""
+    """Whether a run was trained by steps; a linear probe that was solved for has no learning rate."""
     return run is not None and run.summary.get("steps") != 0
 
 
 @dataclass
 class _Progress:
-    """A line for each run that has ended, with the time that those to come may take.
+    """Prints a line for each run that has ended, with the time that the remaining runs may take.
 
     Args:
-        expected: runs, at least.
+        expected: the least number of runs.
     """
 
     expected: int

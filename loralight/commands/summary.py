@@ -1,4 +1,4 @@
-"""How a run ended: ``summary.json``, the format that reports are made from, and a table for people."""
+"""The results of a run: ``summary.json``, from which reports are made, and tables for the terminal."""
 
 import json
 import math
@@ -36,7 +36,7 @@ def summarise(
 ) -> dict[str, Any]:
     """Collect a run's results and write them to ``summary.json``.
 
-    Bytes are bytes, times seconds; peak memory is that of the GPU if there is one, else of the process.
+    Sizes are in bytes, times in seconds. Peak memory is that of the GPU if there is one, else of the process.
     """
     parameters = list(task.model.parameters())
     learns = trainable(task.model)
@@ -75,7 +75,7 @@ def summarise(
 def final_report(
     summary: dict[str, Any], task: AdapterTask, data: TaskData, output_dir: Path, commands: Sequence[str]
 ) -> None:
-    """Print the results, a few predictions on rows that training did not see, and the commands to go on with."""
+    """Print the results, a few predictions on rows that were not trained on, and the commands to use next."""
     settled = [settled_line(task.settled)] if task.settled else []
     show(metrics_table(summary["metrics"], summary["baseline"], summary["linear_probe"]), *settled)
     show(_cost_table(summary))
@@ -94,7 +94,7 @@ def final_report(
 def metrics_table(
     metrics: Mapping[str, float | None], baseline: Mapping[str, float], probe: Mapping[str, float] | None = None
 ) -> Table:
-    """Scores, each beside those of a linear probe and of a trivial answer."""
+    """Scores, each next to those of a linear probe and of a trivial answer."""
     beside = ([("linear probe", probe)] if probe else []) + [("trivial answer", baseline)]
     table = Table(title="results", title_justify="left")
     for column in ("metric", "this run", *(column for column, _ in beside)):

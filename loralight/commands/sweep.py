@@ -1,8 +1,8 @@
-"""``loralight sweep``: one run for each of several values, in a folder that says how they compare.
+"""``loralight sweep``: one run for each of several values, in a folder with a comparison of the runs.
 
-A job is a run as `loralight train` makes it, in a folder named by what sets it apart. So the same command in the same
-``hydra.sweep.dir`` does what is missing: jobs that are done are passed over, one that was cut goes on, one that failed
-begins again. Imports nothing heavy: Hydra makes the callback before any job.
+A job is a run of `loralight train`, in a folder named after the settings that vary. So the same command in the same
+``hydra.sweep.dir`` does only the rest: finished jobs are skipped, interrupted jobs resume, failed jobs start again.
+This module imports nothing heavy, since Hydra creates the callback before any job.
 """
 
 import hashlib
@@ -29,11 +29,11 @@ _GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 _LONGEST_NAME = 100  # of a folder; disks take 255 bytes
 
 begun: list[Path] = []
-"""The folder of the sweep that this process has begun and not reported."""
+"""The folder of the sweep that this process has begun and not yet reported."""
 
 
 class NoteSweep(Callback):
-    """Hydra's callback by which the command line knows where a sweep is."""
+    """A callback of Hydra that tells the command line the folder of a sweep."""
 
     def on_multirun_start(self, config: Any, **_: Any) -> None:
         if config.hydra.job.name == "train":
@@ -41,11 +41,11 @@ class NoteSweep(Callback):
 
 
 def words_of_a_sweep(overrides: Sequence[str]) -> list[str]:
-    """The words of a sweep with ``seeds=5`` spelled out, and folders of jobs named by the settings that vary.
+    """The overrides of a sweep, with ``seeds=5`` spelled out and job folders named after the settings that vary.
 
     Raises:
-        InputError: ``seeds`` is no number of seeds (``E-SEEDS``).
-        HydraException: there is no such choice: Hydra itself would come to it after the jobs before it.
+        InputError: ``seeds`` is not a number of seeds (``E-SEEDS``).
+        HydraException: a choice does not exist; Hydra itself would find out only after the jobs before it.
     """
     spelled = [_seeds(word) if word.startswith("seeds=") else word for word in overrides]
     _check_choices(spelled)
@@ -55,7 +55,7 @@ def words_of_a_sweep(overrides: Sequence[str]) -> list[str]:
 
 
 def place_job_() -> None:
-    """Give the running job of a sweep, in Hydra's own config of it, a folder that is named by what sets it apart."""
+    """Set the folder of a sweep's running job, in Hydra's config, to one named after the settings that vary."""
     config: Any = HydraConfig.instance().cfg
     if config.hydra.mode != RunMode.MULTIRUN or config.hydra.sweep.subdir != ".":
         return
@@ -66,7 +66,7 @@ def place_job_() -> None:
 
 
 def folder_name(dirname: str) -> str:
-    """A folder's name from Hydra's ``override_dirname``: letters, digits, dots, ``-`` and ``_``, none too long."""
+    """A folder's name from Hydra's ``override_dirname``: letters, digits, dots, ``-`` and ``_``, of limited length."""
     plain = re.sub(r"[^\w.-]+", ".", dirname).strip(".") or "defaults"
     if plain in (dirname, "defaults") and len(plain) <= _LONGEST_NAME:
         return plain
@@ -74,14 +74,14 @@ def folder_name(dirname: str) -> str:
 
 
 def failed(error: Exception) -> bool:
-    """Note that the running job of a grid has failed, so that the others go on; false where that is not its place."""
+    """Record that the running job of a grid has failed, so that the others continue; False if no grid is running."""
     hydra = HydraConfig.get()
-    if hydra.mode != RunMode.MULTIRUN or hydra.sweeper.get("_target_") != _GRID:  # a search has a way of its own
+    if hydra.mode != RunMode.MULTIRUN or hydra.sweeper.get("_target_") != _GRID:  # a search handles failures itself
         return False
     from loralight.reports.sweeps import note_failure
 
     told = isinstance(error, InputError)
-    if not told:  # a bug of ours or a plugin's, whose place is wanted
+    if not told:  # a bug of ours or a plugin's: show its place
         traceback.print_exception(error)
     folder, message = Path(hydra.runtime.output_dir), str(error) if told else f"{type(error).__name__}: {error}"
     note_failure(folder, message)
@@ -90,7 +90,7 @@ def failed(error: Exception) -> bool:
 
 
 def stopped(overrides: Sequence[str], message: str | None) -> str | None:
-    """What to print when a sweep was told to stop: how its job goes on, and how the sweep does."""
+    """The message after a sweep was told to stop: the commands that resume its job and the sweep."""
     if message is None or not begun:
         return message
     folder = begun.pop()
@@ -98,10 +98,10 @@ def stopped(overrides: Sequence[str], message: str | None) -> str | None:
 
 
 def end(overrides: Sequence[str]) -> None:
-    """Print and write what has come of the sweep of this process.
+    """Print and write the results of this process's sweep.
 
     Args:
-        overrides: the words of the command line.
+        overrides: of the command line.
 
     Raises:
         InputError: jobs have failed (``E-SWEEP``).
@@ -138,7 +138,7 @@ def _seeds(word: str) -> str:
 
 
 def _check_choices(words: Sequence[str]) -> None:
-    """Compose a config with each of several choices (``adapter=lora,dora``)."""
+    """Check that a config composes with each of several choices (``adapter=lora,dora``)."""
     chosen = [word for word in words if re.match(r"[\w/@]+=.*,", word) and not word.startswith(("seed=", "resume="))]
     others = [word for word in words if word not in chosen and _fixed_name(word) is not None]
     for word in chosen:
@@ -150,7 +150,7 @@ def _check_choices(words: Sequence[str]) -> None:
 
 
 def _fixed_name(word: str) -> str | None:
-    """The name in a word that gives one value; None for one that gives several, or is no override."""
+    """The name in an override with a single value; None for several values, or if ``word`` is not an override."""
     try:
         override = OverridesParser.create().parse_override(word)
     except HydraException:

@@ -12,7 +12,7 @@ from loralight.config.plugins import OWN, discover
 
 
 def main() -> None:
-    """Print each plugin's purpose and required settings, and below them the faults of the broken ones."""
+    """Print each plugin's purpose and required settings, and then the faults of broken plugins."""
     console = Console()
     plugins = discover()
     broken = [(plugin, plugin.fault) for plugin in plugins if plugin.fault]
@@ -23,7 +23,7 @@ def main() -> None:
         for file in plugin.tasks():
             try:
                 summary, facts = plugin.summary(), {**_needs(file.stem), "from": plugin.origin}
-            except Exception as error:  # of whatever is in its YAML
+            except Exception as error:  # its YAML may cause any
                 broken.append((plugin, f"conf/task/{file.name} does not compose: {' '.join(str(error).split())}"))
             else:
                 _show(console, file.stem, summary, facts)
@@ -33,14 +33,14 @@ def main() -> None:
 
 
 def _show(console: Console, task: str, summary: str, facts: dict[str, str]) -> None:
-    """A task's name and description; text that people copy, such as a path, stays on one line."""
+    """Print a task's name and description; text that users copy, such as a path, stays on one line."""
     console.print(task, style="bold", markup=False, highlight=False)
     summary = fill(summary, console.width, initial_indent="  ", subsequent_indent="  ")
     print(summary, *(f"  {name}: {value}" for name, value in facts.items()), "", sep="\n", file=console.file)
 
 
 def _import_fault(package: str) -> str:
-    """The error of importing a plugin, caught because a listing goes on with the others."""
+    """The error of importing a plugin, caught so that the listing continues; an empty string if there is none."""
     try:
         with redirect_stdout(sys.stderr):
             import_module(package)

@@ -1,4 +1,4 @@
-"""``loralight together``: several trainings in one process, whose frozen weights are in memory once."""
+"""``loralight together``: several runs in one process, with a single copy of the frozen weights in memory."""
 
 import shlex
 import threading
@@ -76,10 +76,10 @@ def _resumed(line: list[str]) -> Path | None:
 
 
 def share_base_(runs: Mapping[str, Run]) -> None:
-    """Have all runs hold the frozen tensors of one of them, which trains least.
+    """Have all runs share the frozen tensors of the run with the fewest trainable parameters.
 
     Raises:
-        InputError: their base models differ (``E-BASE``).
+        InputError: the base models of the runs differ (``E-BASE``).
     """
     before = sum(num_bytes(run.task.model.parameters()) for run in runs.values())
     first, *others = sorted((run.task for run in runs.values()), key=lambda task: len(trainable(task.model)))
@@ -91,11 +91,11 @@ def share_base_(runs: Mapping[str, Run]) -> None:
 
 
 class Turns:
-    """Threads of which one runs at a time, until its batch is done: the order in which a loop would visit them.
+    """Threads that run one at a time, in turns of one batch, as in a loop over the runs.
 
-    A run draws from the process's random generator, which each of its steps seeds anew; so that it becomes what it
-    would by itself, nothing may come between. Lightning moves a model off the GPU when its training ends, and with it
-    what others share: there, each waits for all.
+    Each step seeds the process's random generator and draws from it. No other run may draw in between, so that each
+    run computes the same as by itself. Lightning moves a model off the GPU when its training ends, and shared tensors
+    with it, so each run waits for all others before that.
     """
 
     def __init__(self, names: Mapping[str, Any]) -> None:
@@ -106,10 +106,10 @@ class Turns:
         self.has_stopped = False
 
     def train(self, runs: Mapping[str, Run]) -> None:
-        """Train all runs, then raise the error of the first that failed.
+        """Train all runs, then raise the error of the first run that failed.
 
         Raises:
-            Stopped: the process was told to stop; the runs have by then, each after a step.
+            Stopped: the process was told to stop; each run has stopped after a step by then.
         """
         threads = [threading.Thread(target=self._train, args=run, name=run[0], daemon=True) for run in runs.items()]
         with stopping.held():
@@ -119,7 +119,7 @@ class Turns:
             try:
                 for thread in threads:
                     thread.join()
-            except BaseException:  # whatever cuts the command: no thread of it goes on in a process that does
+            except BaseException:  # whatever ends the command: its threads must not go on if the process does
                 self._are_cut = True
                 for thread in threads:
                     thread.join(timeout=60)  # a batch at most
@@ -136,7 +136,7 @@ class Turns:
         try:
             with telling_of_disk(run.output_dir), telling_of_memory(run.config, run.output_dir):
                 run.train()
-        except Exception as error:  # the others go on
+        except Exception as error:  # the other runs go on
             self.failures[name] = error
         except Stopped:
             self.has_stopped = True
@@ -149,11 +149,11 @@ class Turns:
                 self._waiting[0][1].release()
 
     def of(self, name: str) -> lightning.Callback:
-        """The callback by which a run takes part."""
+        """The callback by which a run takes its turns."""
         return _Turn(self, name)
 
     def next(self) -> None:
-        """Let the others run, each a turn."""
+        """Let each other run have a turn."""
         if not self._are_cut:
             mine = self._waiting[0][1]
             self._waiting.rotate(-1)
@@ -163,7 +163,7 @@ class Turns:
             raise _Cut
 
     def wait_for_all(self, name: str) -> None:
-        """Let the others run until none trains."""
+        """Let the other runs have turns until none of them trains."""
         self._training.discard(name)
         while self._training:
             self.next()

@@ -50,13 +50,13 @@ from loralight.training.task import AdapterTask
 
 
 def main(config: DictConfig) -> float | None:
-    """The job that Hydra runs: resolve the config, take the run's folder, and train in as many processes as asked for.
+    """The job that Hydra runs: resolve the config, lock the run's folder, and train in as many processes as asked for.
 
     Returns:
         The best value of the monitored metric, which a sweeper optimises.
 
     Raises:
-        Stopped: a signal ended it, and a sweep of which it is a job.
+        Stopped: a signal ended the run, and the sweep if the run is a job of one.
     """
     hydra = HydraConfig.get()
     settings, output_dir = plain(config), Path(hydra.runtime.output_dir)
@@ -104,12 +104,12 @@ def work(config: dict[str, Any], output_dir: Path) -> float | None:
 
 
 class Run:
-    """One training, of which everything is built and checked, and the first tables are printed, before it starts.
+    """One training run; the constructor builds and checks everything, and prints the first tables.
 
     Args:
         config: of `loralight train`, in plain values.
         output_dir: the run's folder.
-        callbacks: beside those of the config.
+        callbacks: in addition to those of the config.
         bar: whether a terminal gets a progress bar.
     """
 
@@ -135,7 +135,7 @@ class Run:
         self.start = {} if start is None else read_start(self.task, start, self.data.model_arguments())
         _compile_(self.task, self.config["compile"])
         self.throughput, progress = progress_callbacks(self.data.batch_size, bar=bar)
-        # the first, so that none has done half of what a step's end asks for when it stops
+        # StopAtStep is first, so that it never stops when only some callbacks have handled the end of a step
         self.trainer = build_trainer(self.config, output_dir, [StopAtStep(output_dir), *progress, *callbacks])
         _check_monitors(self.config["monitor"]["metric"], self.trainer, self.task)
         if process_rank() in (None, 0):
@@ -170,19 +170,19 @@ class Run:
                 logs.logger.info(line)
             metrics = _measure(trainer, task, data)
             if trainer.is_global_zero:
-                stopping.check()  # for the last time: a run told to stop while it saves ends as one that was not
+                stopping.check()  # for the last time: a run that is told to stop while it saves ends normally
                 _save(self.config, self.output_dir, task, data, metrics, self.throughput, probe or {})
         # a run that ends before its first validation has no best checkpoint
         return metrics.get(metric) if score is None else score
 
     @property
     def _is_auto(self) -> bool:
-        """Whether the data says how many epochs there are."""
+        """Whether the data decides the number of epochs."""
         settings = self.config["trainer"]
         return bool(settings["max_epochs"] == AUTO and settings["max_steps"] == -1 and not settings.get("fast_dev_run"))
 
     def _probe_(self) -> dict[str, float] | None:
-        """Fit a linear probe, let the head begin there if it is to, and return its scores; None if there is none."""
+        """Fit a linear probe, start the head there if asked for, and return its scores; None if there is no probe."""
         task = self.task
         if not (self.config["probe"] or task.adapter.is_probe or task.head_settings.start == "probe"):
             return None
@@ -200,7 +200,7 @@ class Run:
 
 
 def _compile_(task: AdapterTask, backend: bool | str) -> None:
-    """Have `torch.compile` compile the model, which keeps its class and the names of its tensors."""
+    """Compile the model with `torch.compile` in place; its class and the names of its tensors stay."""
     if backend is False:
         return
     known = torch.compiler.list_backends()
@@ -211,7 +211,7 @@ def _compile_(task: AdapterTask, backend: bool | str) -> None:
 
 
 def _check_monitors(metric: str, trainer: lightning.Trainer, task: AdapterTask) -> None:
-    """Lightning would notice a metric that nobody measures after the first epoch only."""
+    """Check that all monitored metrics are measured; Lightning would notice only after the first epoch."""
     scores = task.scores["validation"]
     assert isinstance(scores, MetricCollection)
     logged = ["validation/loss", *map(str, scores.keys()), "train/loss", "train/epoch_loss"]
@@ -224,7 +224,7 @@ def _check_monitors(metric: str, trainer: lightning.Trainer, task: AdapterTask) 
 
 
 def _load_best(metric: str, trainer: lightning.Trainer, task: AdapterTask) -> float | None:
-    """Take the best checkpoint's weights, where one was chosen by ``metric``; returns its score."""
+    """Load the best checkpoint's weights, if one was chosen by ``metric``; returns its score."""
     for chosen in trainer.checkpoint_callbacks:
         if isinstance(chosen, ModelCheckpoint) and chosen.monitor == metric and chosen.best_model_path:
             state = FolderCheckpointIO().load_checkpoint(chosen.best_model_path)["state_dict"]
@@ -234,7 +234,7 @@ def _load_best(metric: str, trainer: lightning.Trainer, task: AdapterTask) -> fl
 
 
 def _measure(trainer: lightning.Trainer, task: AdapterTask, data: TaskData) -> dict[str, float]:
-    """The best checkpoint's metrics on validation and, where there is one, test."""
+    """The task's metrics on the validation split, and on the test split if there is one."""
     measured = dict(trainer.validate(task, datamodule=data, verbose=False)[0])
     if "test" in data.splits:
         measured |= trainer.test(task, datamodule=data, verbose=False)[0]

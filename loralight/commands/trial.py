@@ -1,7 +1,7 @@
-"""What a run tries before it begins: ``optimizer.lr=auto`` finds a rate, ``budget=10min`` the steps that fit a time.
+"""Trials before a run begins: ``optimizer.lr=auto`` finds a rate, ``budget=10min`` the number of steps for a time.
 
-It is tried in one process and kept in the run's folder, so that processes that share a run, and a run that is resumed,
-have the same.
+A trial is made in one process and its result saved in the run's folder, so that all processes of the run, and a resumed
+run, have the same result.
 """
 
 import gc
@@ -34,17 +34,17 @@ from loralight.untrusted import read_json
 
 AUTO = "auto"
 _FILE = "tried.json"
-_TIMED = 12  # batches of training, and as many of validation
-_SHARE = 0.03  # of the budget, after which no more of them are timed
+_TIMED = 12  # training batches, and as many of validation
+_SHARE = 0.03  # share of the budget after which no more batches are timed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tried:
-    """What was found.
+    """The result of a trial.
 
     Args:
-        lr: the optimizer's learning rate; None if the settings say it.
-        most_steps: optimizer steps that fit the budget; None if there is none.
+        lr: the optimizer's learning rate; None if the settings give it.
+        most_steps: optimizer steps that fit the budget; None if there is no budget.
     """
 
     lr: float | None = None
@@ -52,11 +52,11 @@ class Tried:
 
 
 class Trial:
-    """A model on its device, with which training steps are tried, and its data.
+    """A model on its device, with its data, to try training steps.
 
     Args:
         config: as composed for ``loralight train``, in plain values.
-        data: its data, if that is read already.
+        data: the run's data, if it has been read already.
     """
 
     def __init__(self, config: dict[str, Any], data: TaskData | None = None) -> None:
@@ -72,14 +72,14 @@ class Trial:
         self.optimizer = self.task.make_optimizer()
 
     def step(self, batch: Any) -> float:
-        """Take a training step on a batch; returns its loss."""
+        """Make a training step on a batch; returns its loss."""
         clip = self.config["trainer"].get("gradient_clip_val")
         context = self._precision.forward_context
         return float(train_step(self.task, self.optimizer, self._moved(batch), context, clip=clip))
 
     @torch.no_grad()
     def measure(self, batch: Any) -> float:
-        """Compute a batch as validation does; returns its loss."""
+        """Compute the loss of a batch as in validation."""
         with self._precision.forward_context():
             return float(self.task.step(self._moved(batch)).loss)
 
@@ -88,20 +88,20 @@ class Trial:
 
 
 def free_device() -> None:
-    """Give back the memory of models that are no longer used."""
+    """Free the memory of models that are no longer used."""
     gc.collect()
     torch.cuda.empty_cache()
 
 
 def check_trial(config: dict[str, Any], *, alone: bool) -> None:
-    """Check what is to be tried, before anything heavy.
+    """Check whether the trials that the settings ask for are possible, before anything heavy.
 
     Args:
-        alone: whether this process is the only one of the run, and this the only run of the process.
+        alone: whether the run has only this process, and the process only this run.
 
     Raises:
-        InputError: the budget is none, or would decide what is said already (``E-BUDGET``), or nobody can try anything
-            for all (``E-TRIAL``).
+        InputError: the budget is not a time, or the length of the run is set already (``E-BUDGET``), or a trial is
+            asked for with several processes or several runs (``E-TRIAL``).
     """
     trainer = config["trainer"]
     if config["budget"] is not None:
@@ -119,7 +119,7 @@ def check_trial(config: dict[str, Any], *, alone: bool) -> None:
 
 
 def try_out(config: dict[str, Any], folder: Path) -> None:
-    """Try what the settings ask for, if anything, and keep it in the run's folder; a resumed run has it there.
+    """Make the trials that the settings ask for, and save their result in the run's folder; not for a resumed run.
 
     Raises:
         InputError: not one step fits the budget (``E-BUDGET``).
@@ -130,10 +130,10 @@ def try_out(config: dict[str, Any], folder: Path) -> None:
 
 
 def read_tried(config: dict[str, Any], folder: Path) -> Tried:
-    """What was tried for a run.
+    """The result of a run's trials.
 
     Raises:
-        InputError: its folder does not say it, or something else (``E-RUN``).
+        InputError: the run's folder does not have the result, or a wrong one (``E-RUN``).
     """
     asked = _asked(config)
     found = read_json(folder / _FILE) if asked and os.path.lexists(folder / _FILE) else {}
@@ -173,7 +173,7 @@ def _try(config: dict[str, Any]) -> Tried:
 
 
 def _rate(trial: Trial, count: int) -> float:
-    """The rate that a range test of so many steps finds, in two digits; the method's own if it finds none."""
+    """The rate that a range test of ``count`` steps finds, with two digits; the method's own rate if it finds none."""
     own = float(trial.config["adapter"]["lr"])
     torch.manual_seed(trial.config["seed"])
     found = find_rate(trial.optimizer, trial.step, list(islice(_batches(trial.data), count)), own=own)
@@ -187,7 +187,7 @@ def _batches(data: TaskData) -> Iterator[Any]:
 
 
 def _pace(trial: Trial, ranks: int, *, most_seconds: float) -> Pace:
-    """What steps and validation take, by some of each, of which no more are timed after ``most_seconds``."""
+    """The pace of steps and validation, from timing some batches of each for up to about ``most_seconds``."""
     data, trainer = trial.data, trial.trainer
     train, validation = data.train_dataloader(), data.val_dataloader()
     step = _seconds(trial.step, train, most_seconds) * trainer.accumulate_grad_batches
@@ -202,7 +202,7 @@ def _pace(trial: Trial, ranks: int, *, most_seconds: float) -> Pace:
 
 
 def _seconds(run: Callable[[Any], object], loader: DataLoader[Any], most: float) -> float:
-    """Seconds that ``run`` takes with a batch, by some that lie apart: neighbours are of like lengths."""
+    """Seconds that ``run`` takes for a batch, timed on batches spread over the split, as neighbours are alike."""
     numbers, seconds = list(loader.batch_sampler or []), list[float]()
     for rows in numbers[:: max(1, len(numbers) // _TIMED)]:
         started = perf_counter()
@@ -210,4 +210,4 @@ def _seconds(run: Callable[[Any], object], loader: DataLoader[Any], most: float)
         seconds.append(perf_counter() - started)
         if sum(seconds) > most and len(seconds) > 1:
             break
-    return mean(seconds[1:] or seconds)  # the first one warms up
+    return mean(seconds[1:] or seconds)  # the first batch warms up

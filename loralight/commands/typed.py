@@ -1,4 +1,4 @@
-"""Lines that someone types at a prompt, or that a pipe brings."""
+"""Lines that a user types at a prompt, or that come through a pipe."""
 
 import sys
 from collections.abc import Iterator
@@ -6,11 +6,11 @@ from contextlib import suppress
 
 
 def typed(prompt: str) -> Iterator[str]:
-    """Each line that is not empty, up to Ctrl-D; only a terminal shows the prompt."""
+    """Each non-empty line, up to Ctrl-D; the prompt is shown only in a terminal."""
     if not sys.stdin.isatty():
         yield from (line for line in map(str.strip, sys.stdin) if line)
         return
-    with suppress(ImportError):  # has keys edit the line and bring back earlier ones; Windows lacks it
+    with suppress(ImportError):  # enables line editing and history; Windows lacks it
         import readline  # noqa: F401
     while True:
         try:

@@ -1,4 +1,4 @@
-"""``init=RUN``: a new run that begins at the adapter and head of another one."""
+"""``init=RUN``: a new run that starts from the adapter and head of another run."""
 
 from typing import Any
 
@@ -10,17 +10,17 @@ from loralight.training.task import AdapterTask
 
 
 def read_start(task: AdapterTask, folder: str, from_data: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights of the adapter and head in a folder, once they are sure to fit; it is read as data.
+    """The weights of the adapter and head in a folder, after checking that they fit; the folder is read as data.
 
     Args:
-        task: built; its adapter may have other settings of training than the folder's, but the same tensors.
-        folder: a run's, or its adapter's.
+        task: with its model built; its adapter may have other training settings than the folder's, not other tensors.
+        folder: a run's folder, or its adapter's.
         from_data: arguments that the data gives the task, such as label names.
 
     Raises:
-        InputError: the data gives the outputs another meaning than the folder's did, or the head is to begin elsewhere
-            (``E-INIT``); there is no adapter there (``E-RUN``, ``E-ADAPTER``), it has changed (``E-CKPT-HASH``), or is
-            of another base, rank or layers (``E-BASE``, ``E-ADAPTER-KEYS``).
+        InputError: the outputs mean something else than in the folder's run, or the head is to start at a linear probe
+            (``E-INIT``); there is no adapter in the folder (``E-RUN``, ``E-ADAPTER``), a file has changed
+            (``E-CKPT-HASH``), or the adapter has another base, rank or layers (``E-BASE``, ``E-ADAPTER-KEYS``).
     """
     if task.adapter.is_probe or task.head_settings.start == "probe":
         raise InputError(
@@ -42,7 +42,7 @@ def read_start(task: AdapterTask, folder: str, from_data: dict[str, Any]) -> dic
 
 
 def _gives_meaning(name: str, value: Any) -> bool:
-    """Whether an argument says what outputs mean, as label names do; counts and columns are those of other rows."""
+    """Whether an argument gives outputs their meaning, as label names do; counts and columns may differ by the rows."""
     numbers = value if isinstance(value, list) else [value]
     counts = all(isinstance(one, int | float) and not isinstance(one, bool) for one in numbers)
     return not counts and "column" not in name

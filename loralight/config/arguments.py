@@ -1,4 +1,4 @@
-"""What the docstring of a class says of its arguments, and the values that their annotations allow."""
+"""Descriptions of a class's arguments in its docstring, and the values that their annotations allow."""
 
 import ast
 import re
@@ -19,7 +19,7 @@ class Argument:
 
     Args:
         text: its entry under ``Args:``; empty if it has none.
-        hint: its annotation, and the class whose module has the names in it.
+        hint: its annotation, and the class in whose module the annotation's names are defined.
     """
 
     text: str
@@ -27,14 +27,14 @@ class Argument:
 
     @property
     def values(self) -> str:
-        """What it may be, in words; empty where that cannot be said."""
+        """The possible values in words; empty if they are not known."""
         options = [] if self.hint is None else [*dict.fromkeys(filter(None, _options(*self.hint)))]
         return " or ".join(filter(None, [", ".join(options[:-1]), *options[-1:]]))
 
 
 @cache
 def arguments_of(target: str) -> dict[str, Argument]:
-    """The arguments of the class or function of a dotted name, its parents' among them."""
+    """The arguments of the class or function of a dotted name, including those of its parents."""
     found = find(target)
     return {} if found is None else _of(found)
 
@@ -78,7 +78,7 @@ def _annotations(node: ast.ClassDef | ast.FunctionDef) -> dict[str, ast.expr | N
 
 
 def _texts(found: Found) -> dict[str, str]:
-    """The entries of ``Args:``; one that names another function where all is said is followed there."""
+    """The entries of ``Args:``; an entry that refers to another function gets its text from there."""
     texts: dict[str, str] = {}
     before, above = "", ""
     for names, text in _entries(documentation(found)):
@@ -97,7 +97,7 @@ def _followed(name: str, text: str, found: Found) -> str:
 
 
 def _entries(documentation: str) -> list[tuple[list[str], str]]:
-    """Names and text of each entry of the sections ``Args:``, with the line breaks taken out."""
+    """Names and text of each entry in the sections ``Args:``, without line breaks."""
     entries: list[tuple[list[str], str]] = []
     inside, indent = False, 0
     for line in documentation.splitlines():

@@ -1,4 +1,4 @@
-"""The one way from a config to a task, its data and its trainer: for training, resuming, evaluating and predicting."""
+"""Builds a task, its data and its trainer from a config: for training, resuming, evaluating and predicting."""
 
 import math
 from collections.abc import Mapping
@@ -38,8 +38,8 @@ def check_config(config: Mapping[str, Any]) -> None:
         config: as composed for ``loralight train``, in plain values.
 
     Raises:
-        InputError: see `check`, `find_quantiser`, `check_optimizer` and the adapter's class; or gradients cannot be
-            clipped so (``E-TRAINER``).
+        InputError: see `check`, `find_quantiser`, `check_optimizer` and the adapter's class; or
+            ``trainer.gradient_clip_val`` is not a number of at least 0 (``E-TRAINER``).
     """
     trusted = trusted_packages()
     if expected := mismatch(config.get("seed", 0), int):
@@ -48,12 +48,12 @@ def check_config(config: Mapping[str, Any]) -> None:
     check(optimizer_node(config), "optimizer", trusted)
     check(trainer_node(config), "trainer", trusted)
     check(config.get("data"), "data", trusted, base=TaskData)
-    make(config["adapter"])  # values of the right type that make no sense, such as rank 0
+    make(config["adapter"])  # refuses values of the right type that make no sense, such as rank 0
     check_optimizer(make(optimizer_node(config)))
     clip = config["trainer"].get("gradient_clip_val")
     if clip is not None and not 0 <= clip < math.inf:  # nan would make every gradient nan
         raise InputError("E-TRAINER", f"trainer.gradient_clip_val is {clip}; give at least 0, which clips nothing")
-    check(config.get("task"), "task", trusted, complete=False, base=AdapterTask)  # the data has a say in the rest
+    check(config.get("task"), "task", trusted, complete=False, base=AdapterTask)  # the data supplies the rest
     if (method := (config.get("task") or {}).get("quantize")) is not None:
         find_quantiser(method)
     if config.get("scheduler") is not None:
@@ -67,8 +67,8 @@ def check_config(config: Mapping[str, Any]) -> None:
 def make(config: Mapping[str, Any], **supplied: Any) -> Any:
     """Build the object that a node with a ``_target_`` describes, nodes inside it first.
 
-    Plain values go in as they are: `hydra.utils.instantiate` would turn a dataclass into a config and lists into
-    ``ListConfig``, which the classes built here were not written for.
+    Plain values are passed unchanged. `hydra.utils.instantiate` is not used: it would turn a dataclass into a config
+    and lists into ``ListConfig``, which the classes built here do not expect.
     """
     target = find_target(config["_target_"], "config", trusted_packages())
     given = {key: value for key, value in config.items() if key not in ("_target_", "_partial_")}
@@ -80,7 +80,7 @@ def make(config: Mapping[str, Any], **supplied: Any) -> Any:
         return partial(target, **built, **supplied)
     try:
         return target(**built, **supplied)
-    except ModuleNotFoundError as error:  # such as wandb, of which lightning brings only the interface
+    except ModuleNotFoundError as error:  # such as wandb, for which lightning has only the interface
         raise InputError("E-PACKAGE", f"{config['_target_']} needs another package: {error}") from error
 
 
@@ -99,8 +99,8 @@ def build_task(config: Mapping[str, Any], data_arguments: Mapping[str, Any]) -> 
     """The task with its model built and its adapter injected, seeded by ``config["seed"]``.
 
     Args:
-        config: at least ``task`` and ``adapter``; ``optimizer`` and ``scheduler`` to train; of ``model`` what the user
-            allows, see `loralight.models.trust`.
+        config: at least ``task`` and ``adapter``; ``optimizer`` and ``scheduler`` to train; the permissions in
+            ``model``, see `loralight.models.trust`.
         data_arguments: arguments of the task that the data knows.
     """
     lightning.seed_everything(config.get("seed", 0), verbose=False)
@@ -118,13 +118,13 @@ def build_task(config: Mapping[str, Any], data_arguments: Mapping[str, Any]) -> 
 
 
 def optimizer_node(config: Mapping[str, Any]) -> Any:
-    """The optimizer's settings, at the method's own rate where one is to be found (``lr=auto``)."""
+    """The optimizer's settings, at the method's own rate if a rate is still to be found (``lr=auto``)."""
     node = config.get("optimizer")
     return {**node, "lr": config["adapter"]["lr"]} if isinstance(node, Mapping) and node.get("lr") == AUTO else node
 
 
 def trainer_node(config: Mapping[str, Any]) -> Any:
-    """The trainer's settings as Lightning takes them: without an end where the data is to say how many epochs."""
+    """The trainer's settings for Lightning: without an end if the data will decide the epochs (``max_epochs=auto``)."""
     node = config.get("trainer")
     return {**node, "max_epochs": -1} if isinstance(node, Mapping) and node.get("max_epochs") == AUTO else node
 
@@ -135,7 +135,7 @@ def build_trainer(
     """A trainer that writes into ``output_dir`` and leaves sampling, summary and progress to loralight.
 
     Raises:
-        InputError: Lightning refuses the settings, or they do not go together (``E-TRAINER``).
+        InputError: Lightning refuses the settings, or they set something that loralight sets (``E-TRAINER``).
     """
     chosen = [make(node) for node in (config.get("callbacks") or {}).values() if node is not None]
     supplied = {
@@ -143,7 +143,7 @@ def build_trainer(
         "logger": [make(node) for node in (config.get("logger") or {}).values() if node is not None],
         "plugins": [FolderCheckpointIO(output_dir)],
         "default_root_dir": output_dir,
-        "use_distributed_sampler": False,  # ours deal each row to one rank, and can resume
+        "use_distributed_sampler": False,  # our samplers give each row to one rank, and can resume
         "enable_model_summary": False,
         "enable_progress_bar": any(isinstance(c, ProgressBar) for c in callbacks),
     }
@@ -161,12 +161,12 @@ def build_trainer(
 
 
 def recipe(config: Mapping[str, Any], data_arguments: Mapping[str, Any], adapter: Adapter) -> dict[str, Any]:
-    """The recipe in an adapter's folder: names and arguments from which it is built again, never a ``_target_``.
+    """The recipe for an adapter's folder: names and arguments to build task and adapter from, never a ``_target_``.
 
     Args:
-        config: that of the training.
+        config: the config of the training.
         data_arguments: arguments of the task that the data knows.
-        adapter: builds the form that is saved, see `Adapter.finish_`.
+        adapter: the adapter in the form that is saved, see `Adapter.finish_`.
     """
     arguments = {key: value for key, value in {**config["task"], **data_arguments}.items() if key != "_target_"}
     names = config["names"]
@@ -180,13 +180,13 @@ def task_class(made: Mapping[str, Any]) -> type[AdapterTask]:
     """The class of a recipe's task, by the name of an installed plugin.
 
     Raises:
-        InputError: no such plugin is installed (``E-TASK``), or its class is no task (``E-PLUGIN``).
+        InputError: no such plugin is installed (``E-TASK``), or its class is not a task (``E-PLUGIN``).
     """
     return _task_class(task_file(made["task"]["name"]), trusted_packages())
 
 
 def task_name(kind: type[AdapterTask]) -> str | None:
-    """The name by which an installed plugin has a class, which is imported already; None if none has."""
+    """The name of a task's class in an installed plugin; None if it is in none."""
     for file in (file for plugin in discover() for file in plugin.tasks()):
         target = _target_in(file, "task")
         if target.rpartition(".")[2] == kind.__name__ and find_target(target, "task", trusted_packages()) is kind:
@@ -195,7 +195,7 @@ def task_name(kind: type[AdapterTask]) -> str | None:
 
 
 def task_classes() -> dict[str, type[AdapterTask]]:
-    """The classes of all tasks that can be imported, by name; of a broken one is told when it is asked for."""
+    """The classes of all tasks that can be imported, by name; a broken task is reported only when it is asked for."""
     trusted, found = trusted_packages(), {}
     for file in (file for plugin in discover() for file in plugin.tasks()):
         with suppress(InputError):
@@ -211,7 +211,7 @@ def _task_class(file: Path, trusted: list[str]) -> type[AdapterTask]:
 
 
 def adapter_node(made: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of a recipe's adapter, by the name of an installed one.
+    """The config of a recipe's adapter, by the name of an installed method.
 
     Raises:
         InputError: no such adapter is installed (``E-ADAPTER``).
@@ -220,10 +220,10 @@ def adapter_node(made: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def checked_adapter(made: Mapping[str, Any]) -> Adapter:
-    """The adapter of a recipe, by the name of an installed one: nothing in the recipe is imported.
+    """The adapter of a recipe, by the name of an installed method; nothing in the recipe is imported.
 
     Raises:
-        InputError: no such adapter is installed (``E-ADAPTER``), or its arguments are others (``E-CONFIG``).
+        InputError: no such adapter is installed (``E-ADAPTER``), or it does not take these arguments (``E-CONFIG``).
     """
     node = adapter_node(made)
     check(node, "adapter", trusted_packages())
@@ -232,7 +232,7 @@ def checked_adapter(made: Mapping[str, Any]) -> Adapter:
 
 
 def adapter_recipe(adapter: Adapter, name: str) -> dict[str, Any]:
-    """A recipe's entry for ``adapter``: under ``name``, unless its class is not that of the file of this name."""
+    """A recipe's entry for ``adapter``: ``name`` if that file in ``conf/adapter`` has its class, else another name."""
     files = _adapter_files()
     for known in (name, *files):
         target = _target_in(files[known], "adapter")
@@ -243,10 +243,11 @@ def adapter_recipe(adapter: Adapter, name: str) -> dict[str, Any]:
 
 
 def from_recipe(made: Mapping[str, Any]) -> AdapterTask:
-    """The task of a recipe, by the names of an installed plugin and adapter: nothing in the recipe is imported.
+    """The task of a recipe, by the names of an installed plugin and adapter; nothing in the recipe is imported.
 
     Raises:
-        InputError: no such plugin or adapter is installed, or its arguments are others (``E-TASK``, ``E-CONFIG``).
+        InputError: no such plugin or adapter is installed, or it does not take these arguments (``E-TASK``,
+            ``E-CONFIG``).
     """
     task = _target_in(task_file(made["task"]["name"]), "task")
     settled = made["task"].get("settled", {})
@@ -263,7 +264,7 @@ def from_recipe(made: Mapping[str, Any]) -> AdapterTask:
 
 
 def _accelerations() -> dict[str, Any]:
-    """The nodes of the default ones, of which a folder says nothing: they change no result."""
+    """The nodes of the default accelerations; folders do not record accelerations, as they change no result."""
     file = next(file for folder in conf_folders() if (file := folder / "acceleration/default.yaml").is_file())
     return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
 

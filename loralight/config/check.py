@@ -1,4 +1,4 @@
-"""Checks a config against the constructors that it names: their signatures are the schema."""
+"""Checks a config against the constructors that it names; their signatures are the schema."""
 
 import inspect
 import os
@@ -20,8 +20,8 @@ def find_target(path: str, where: str, trusted: Sequence[str]) -> Any:
     """The class or function that ``_target_: path`` names.
 
     Raises:
-        InputError: it is outside the trusted packages, be it that one of them imports it (``torch.os.system``), is a
-            function that is not meant as a setting (``torch.load``), or cannot be imported (``E-TARGET``).
+        InputError: the target is outside the trusted packages, even if one of them imports it (``torch.os.system``), is
+            a function that is not meant as a setting (``torch.load``), or cannot be imported (``E-TARGET``).
     """
     if not _is_in(path, trusted):
         raise InputError(
@@ -31,7 +31,7 @@ def find_target(path: str, where: str, trusted: Sequence[str]) -> Any:
         )
     try:
         target = get_object(path)
-    except (Exception, SystemExit) as error:  # a plugin's import may do anything
+    except (Exception, SystemExit) as error:  # importing a plugin may raise anything
         root: BaseException = error
         while root.__cause__ is not None:
             root = root.__cause__
@@ -50,14 +50,14 @@ def find_target(path: str, where: str, trusted: Sequence[str]) -> Any:
 
 
 def _place(error: BaseException, path: str) -> str:
-    """Where in a package's own files an import failed, for a message."""
+    """The place in a package's own files at which an import failed, for a message."""
     package = f"{os.sep}{path.partition('.')[0]}{os.sep}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if package in frame.filename]
     return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
 
 
 def _is_meant(target: Any, path: str, trusted: Sequence[str]) -> bool:
-    """Whether a function may be configured: libraries have any number that run files or leave the process."""
+    """Whether a config may name a function: libraries have many that run files or exit the process."""
     own = [package for package in trusted if package not in LIBRARIES]
     if inspect.isfunction(target) and _is_in(target.__module__, own):
         return True
@@ -71,18 +71,18 @@ def _is_in(path: Any, packages: Sequence[str]) -> bool:
 
 
 def check(config: Any, where: str, trusted: Sequence[str], *, complete: bool = True, base: type | None = None) -> None:
-    """Check a config node with a ``_target_``, and those inside it.
+    """Check a config node with a ``_target_``, and the nodes inside it.
 
     Args:
         config: the node as plain values.
         where: its dotted name in the config.
         trusted: packages whose classes may be named.
-        complete: nothing is added later, so that all required arguments must be there.
-        base: the class whose arguments `conf/train.yaml` names, so that the target must take them all.
+        complete: whether all required arguments must be there, since nothing is added later.
+        base: the class whose arguments `conf/train.yaml` names; the target must take all of them.
 
     Raises:
-        InputError: unknown, missing or wrongly typed arguments (``E-CONFIG``), a target of others (``E-TARGET``), or
-            one that does not take all that ``base`` does (``E-PLUGIN``).
+        InputError: there are unknown, missing or wrongly typed arguments (``E-CONFIG``), the target is not allowed, see
+            `find_target` (``E-TARGET``), or it does not take all arguments of ``base`` (``E-PLUGIN``).
     """
     if not isinstance(config, Mapping) or "_target_" not in config:
         raise InputError("E-CONFIG", f"{where}: {config!r} has no _target_, the class to build")
@@ -119,10 +119,10 @@ def _check_takes_all_of(base: type, parameters: Mapping[str, inspect.Parameter],
 
 
 def check_keywords(function: Callable[..., Any], given: Mapping[str, Any], where: str) -> None:
-    """Check keyword arguments from the command line against a function's own: all that have a default.
+    """Check keyword arguments from the command line against those of a function that have a default.
 
     Raises:
-        InputError: there is no such argument, or it is of another type (``E-CONFIG``).
+        InputError: there is no such argument, or its value has another type (``E-CONFIG``).
     """
     parameters = inspect.signature(function).parameters.values()
     by_keyword = [one for one in parameters if one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD)]
@@ -137,7 +137,7 @@ def check_keywords(function: Callable[..., Any], given: Mapping[str, Any], where
 
 
 def _parameters(target: Any) -> dict[str, inspect.Parameter] | None:
-    """A class's arguments, its parents' included where it passes ``**arguments`` on; None if it takes any."""
+    """The arguments of a class, with its parents' if it passes ``**arguments`` on; None if it takes any arguments."""
     found: dict[str, inspect.Parameter] = {}
     for initialiser in _initialisers(target):
         parameters = list(inspect.signature(initialiser).parameters.values())
@@ -152,7 +152,7 @@ def _parameters(target: Any) -> dict[str, inspect.Parameter] | None:
 
 
 def _initialisers(target: Any) -> list[Any]:
-    """The functions that take a target's arguments: its own and its parents' ``__init__``, or the function itself."""
+    """The functions that take a target's arguments: a class's and its parents' ``__init__``, or the function itself."""
     if not inspect.isclass(target):
         return [target]
     return [vars(owner)["__init__"] for owner in target.__mro__ if "__init__" in vars(owner)]

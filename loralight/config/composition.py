@@ -26,7 +26,7 @@ from loralight.config.plugins import LIBRARIES, check_folders, discover
 from loralight.disk import REFUSED
 from loralight.errors import InputError, did_you_mean
 
-_NO_TEXTS = ("null", "true", "false", "nan", "inf")  # where they stand without quotes
+_NO_TEXTS = ("null", "true", "false", "nan", "inf")  # Hydra reads these as text only in quotes
 CONFIG_PATH = "pkg://loralight.conf"
 TRUSTED = ("loralight", *LIBRARIES)
 
@@ -50,12 +50,12 @@ def run_hydra(job: Callable[[DictConfig], Any], config_name: str) -> None:
     """Run ``job`` as the Hydra application ``config_name`` with the arguments in ``sys.argv``.
 
     Raises:
-        InputError: a plugin's folder that the user named cannot be used (``E-PLUGIN``).
+        InputError: the user has named a plugin's folder that cannot be used (``E-PLUGIN``).
     """
     check_folders()
     Plugins.instance().register(_PluginConfs)
     arguments: dict[str, Any] = {"config_path": CONFIG_PATH, "config_name": config_name}
-    if "execution_whitelist" in inspect.signature(hydra.main).parameters:  # Hydra 1.4, where version_base goes
+    if "execution_whitelist" in inspect.signature(hydra.main).parameters:  # Hydra 1.4, without version_base
         arguments["execution_whitelist"] = trusted_packages()
     else:
         arguments["version_base"] = "1.3"
@@ -70,12 +70,12 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
 def compose_for_help(
     config_name: str, overrides: list[str], folders: Sequence[str] = ()
 ) -> tuple[dict[str, Any], dict[str, Any], str]:
-    """The config that a command line would give, with its references; the choices in it; the head of its help.
+    """The config of a command line with unresolved references, its choices, and the head of its help page.
 
     Args:
-        config_name: of the verb.
+        config_name: name of the verb's config.
         overrides: from the command line.
-        folders: that ``--config-dir`` names.
+        folders: the folders that ``--config-dir`` names.
     """
     GlobalHydra.instance().clear()
     searched = [f"hydra.searchpath=[{','.join(_as_word(f'file://{Path(one).absolute()}') for one in folders)}]"]
@@ -98,16 +98,16 @@ def _without_hydra(config: DictConfig) -> DictConfig:
     choices = config.hydra.runtime.choices
     with open_dict(config):
         del config.hydra
-        if "names" in config:  # refers to Hydra's own config, which is known to its applications alone
+        if "names" in config:  # refers to Hydra's own config, which only Hydra's applications know
             config.names = choices
     return config
 
 
 def composed(config_name: str, overrides: list[str], folder: Path) -> dict[str, Any]:
-    """The config that ``overrides`` of a run's folder give, with its references unresolved.
+    """The config that a run's ``overrides`` give, with unresolved references.
 
     Raises:
-        InputError: they give none (``E-OVERRIDE``).
+        InputError: the overrides do not give a config (``E-OVERRIDE``).
     """
     GlobalHydra.instance().clear()
     try:
@@ -121,10 +121,10 @@ def composed(config_name: str, overrides: list[str], folder: Path) -> dict[str, 
 
 
 def as_override(name: str, value: Any) -> str:
-    """The override that has Hydra set a name to a plain value, whatever is in its texts.
+    """The override by which Hydra sets a name to a plain value, whatever characters its texts have.
 
     Raises:
-        InputError: there is none (``E-OVERRIDE``).
+        InputError: no override of Hydra can express the value (``E-OVERRIDE``).
     """
     override = f"++{name}={_as_word(value)}"
     try:
@@ -153,7 +153,7 @@ def read_value(override: str) -> Any:
     """The value that Hydra reads in an override.
 
     Raises:
-        InputError: it is not an override (``E-OVERRIDE``).
+        InputError: the text is not an override (``E-OVERRIDE``).
     """
     try:
         return OverridesParser.create().parse_override(override).value()
@@ -162,7 +162,7 @@ def read_value(override: str) -> Any:
 
 
 def settings_of(config_name: str, overrides: list[str], output_dir: Path) -> dict[str, Any]:
-    """The config that a command line hands to its job, in plain values, with ``output_dir`` as the job's folder."""
+    """The config that Hydra would pass to a job, in plain values, with ``output_dir`` as the job's folder."""
     GlobalHydra.instance().clear()
     config = _composed(config_name, overrides)
     current = HydraConfig.instance().cfg
@@ -176,10 +176,10 @@ def settings_of(config_name: str, overrides: list[str], output_dir: Path) -> dic
 
 
 def explain(error: BaseException, config_name: str, overrides: list[str]) -> str | None:
-    """The user's message for what can be mended; None for any other error.
+    """The message for an error that the user can fix; None for any other error.
 
-    That is a wrong override (``E-OVERRIDE``), flags that exclude one another (``E-FLAGS``), or a machine with too
-    little room (``E-DISK``, ``E-MEMORY``).
+    Such errors are a wrong override (``E-OVERRIDE``), flags that exclude each other (``E-FLAGS``), or too little space
+    on disk or in memory (``E-DISK``, ``E-MEMORY``).
     """
     message = str(error).strip()
     if isinstance(error, OSError) and error.errno in REFUSED:
@@ -239,7 +239,7 @@ def _settings(config: DictConfig, prefix: str = "") -> Iterator[str]:
 
 @contextmanager
 def whole_errors() -> Iterator[None]:
-    """Have Hydra raise its errors, in place of printing them and leaving with exit code 1."""
+    """A context in which Hydra raises its errors instead of printing them and exiting with code 1."""
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -255,7 +255,7 @@ def plain(config: Any) -> Any:
     """A config, or part of one, as plain dicts and lists with every interpolation resolved.
 
     Raises:
-        InputError: a value is missing, or refers to a setting that is not there (``E-CONFIG``).
+        InputError: a value is missing, or refers to a setting that does not exist (``E-CONFIG``).
     """
     try:
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)

@@ -1,4 +1,4 @@
-"""The YAML files of the ``conf`` folders: what each sets, and the comment beside it."""
+"""The YAML files of the ``conf`` folders: their settings, and the comment next to each."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,9 +20,9 @@ class Line:
     """A setting in a file.
 
     Args:
-        name: dotted, from the root of the config.
-        value: as it is written; empty for a node with settings of its own.
-        comment: the text behind it.
+        name: its dotted name, from the root of the config.
+        value: its value, as written; empty for a node with settings of its own.
+        comment: the comment after it.
     """
 
     name: str
@@ -35,8 +35,8 @@ class ConfFile:
     """A file of a ``conf`` folder.
 
     Args:
-        path: where it lies.
-        group: ``adapter``, say; empty for the config of a verb.
+        path: the file.
+        group: its group, such as ``adapter``; empty for the config of a verb.
         option: its name in the group, or the verb.
     """
 
@@ -49,7 +49,7 @@ class ConfFile:
 
     @property
     def is_recipe(self) -> bool:
-        """Whether it sets what other files describe."""
+        """Whether it only sets settings that other files describe."""
         return self.group.partition("/")[0] in _RECIPES
 
     @property
@@ -63,11 +63,11 @@ class ConfFile:
         return " ".join(head)
 
     def lines(self) -> dict[str, Line]:
-        """What it sets, by name."""
+        """Its settings, by name."""
         return _lines(self)
 
     def parents(self) -> list[str]:
-        """The options of its group, or the verbs, that its defaults list begins with."""
+        """The options of its group, or the verbs, that its defaults list names."""
         root = _compose(self._text())
         entries: list[Any] = next((value.value for key, value in _pairs(root) if key.value == "defaults"), [])
         names = [entry.value.partition("@")[0] for entry in entries if isinstance(entry, yaml.ScalarNode)]
@@ -82,7 +82,7 @@ class ConfFile:
 
 
 def conf_files(folders: Iterable[str] = ()) -> list[ConfFile]:
-    """The files of the core, of sound plugins and of further folders."""
+    """The files of loralight, of working plugins and of further folders."""
     found = []
     for folder in [*map(Path, folders), *conf_folders()]:
         for path in sorted(folder.rglob("*.yaml")):
@@ -92,7 +92,7 @@ def conf_files(folders: Iterable[str] = ()) -> list[ConfFile]:
 
 
 def chosen(files: Iterable[ConfFile], verb: str, choices: Mapping[str, Any]) -> list[ConfFile]:
-    """The files of which a config is made: what they extend first, the verb's before the choices'."""
+    """The files that make up a config: each after the files that it extends, the verb's before those of choices."""
     known = {(file.group, file.option): file for file in reversed([*files]) if not file.is_recipe}
     order: dict[ConfFile, None] = {}
     for group, option in [("", verb), *choices.items()]:

@@ -1,13 +1,13 @@
-"""Folders of earlier versions: their settings in the names of this one."""
+"""Folders of earlier versions: their settings in the names of this version."""
 
 from types import MappingProxyType
 from typing import Any
 
 ARGUMENTS_OF_TASKS = {"gradient_checkpointing", "prepack", "selective_recompute", "unpadded"}
-"""Settings that are accelerations now: they change no result, so a folder loads without them."""
+"""Settings that have become accelerations; these change no result, so a folder is loaded without them."""
 
 VALUES_BEFORE: MappingProxyType[str, Any] = MappingProxyType({"task.pooling": "model", "adapter.lr_rank": None})
-"""Settings that earlier versions lacked and whose default is not how they computed, with the value that is."""
+"""Settings that earlier versions lacked, with the values by which these computed, where the default differs."""
 
 _CACHE = "prefix_cache"
 _MOVED = {
@@ -31,7 +31,7 @@ _MOVED = {
 
 
 def as_now(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's config by the names of this version; one that is not a run's is returned as it is."""
+    """A run's config in the names of this version; a config that is not a run's is returned unchanged."""
     renamed: dict[str, Any] = _renamed(config)
     _regroup_(renamed)
     if isinstance(task := renamed.get("task"), dict):
@@ -40,14 +40,14 @@ def as_now(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def said_now(overrides: list[str]) -> list[str]:
-    """A run's command line, in the choices of this version."""
+    """A run's command line in the choices of this version."""
     chosen = [o for o in overrides if o.lstrip("+").startswith("callbacks=") and _CACHE in o]
     others = [f"callbacks={_without_cache(o.partition('=')[2])}" if o in chosen else o for o in overrides]
     return [*others, f"acceleration={_CACHE}"] if chosen else others
 
 
 def _regroup_(config: dict[str, Any]) -> None:
-    """The cache of frozen blocks was a callback."""
+    """Move the cache of frozen blocks to the accelerations; in earlier versions it was a callback."""
     callbacks, names = config.get("callbacks") or {}, config.get("names")
     found = [name for name, node in callbacks.items() if _is_cache(node)] if isinstance(callbacks, dict) else []
     for name in found:
@@ -62,7 +62,7 @@ def _is_cache(node: Any) -> bool:
 
 
 def _without_cache(options: str) -> str:
-    """The other choices in a list of callbacks; the cache alone brought the default ones along."""
+    """The other choices in a list of callbacks; for the cache alone the default ones, which it included."""
     others = [option.strip() for option in options.strip("[]").split(",") if option.strip() != _CACHE]
     return f"[{','.join(others)}]" if others else "default"
 

@@ -1,4 +1,4 @@
-"""The codes of errors, with what the page on debugging, docstrings and the messages themselves say of each."""
+"""The codes of errors, and for each the passages in the page on debugging, the docstrings and the messages."""
 
 import ast
 import re
@@ -17,7 +17,7 @@ _QUOTED = re.compile(rf"[\"'`]({CODE.pattern})[\"'`:]")
 
 
 def codes() -> dict[str, list[Path]]:
-    """All codes, with the Python files of loralight and of plugins that have them."""
+    """All codes, with the Python files of loralight and of plugins that contain them."""
     found: dict[str, list[Path]] = {}
     for file in _sources():
         for code in dict.fromkeys(_QUOTED.findall(file.read_text(encoding="utf-8", errors="replace"))):
@@ -26,7 +26,7 @@ def codes() -> dict[str, list[Path]]:
 
 
 def passages(code: str) -> list[tuple[str, str]]:
-    """What the page on debugging says of a code: headings and the paragraph, list item or row below each."""
+    """Passages on a code in the page on debugging: a heading, and the paragraph, list item or table row below it."""
     found, heading, columns = [], "", list[str]()
     for block in re.split(r"\n\n|\n(?=[-|])", page()):
         if block.startswith("#"):
@@ -40,7 +40,7 @@ def passages(code: str) -> list[tuple[str, str]]:
 
 
 def reasons(code: str, files: Iterable[Path]) -> list[tuple[str, str]]:
-    """When the error is raised and by what, as docstrings say it."""
+    """The conditions under which an error is raised, from docstrings, with the place of each."""
     found: dict[str, str] = {}
     for file in files:
         for node in ast.walk(_parsed(file)):
@@ -51,13 +51,13 @@ def reasons(code: str, files: Iterable[Path]) -> list[tuple[str, str]]:
 
 
 def messages(code: str, files: Iterable[Path]) -> list[str]:
-    """The messages of an error, with … for what differs."""
+    """The messages of an error, with … for the parts that vary."""
     calls = (node for file in files for node in ast.walk(_parsed(file)) if _raises(node, code))
     return [*dict.fromkeys(filter(_WORDS.search, map(_template, calls)))]
 
 
 def page() -> str:
-    """The page on debugging, of a clone or as it is installed; empty where it is left out."""
+    """The page on debugging, from a clone or as installed; empty if it is missing."""
     clone = _PACKAGE.parent / PAGE
     if clone.is_file():
         return clone.read_text(encoding="utf-8")
@@ -80,7 +80,7 @@ def _parsed(file: Path) -> ast.Module:
 
 
 def _said(docstring: str, code: str) -> Iterator[str]:
-    """The part of a section ``Raises:`` that ends with the code in brackets, or another sentence that has the code."""
+    """Parts of a section ``Raises:`` that end with the code in brackets, and other sentences that contain the code."""
     text, _, raised = (" ".join(part.split()) for part in docstring.partition("Raises:"))
     for part, named in re.findall(r"(.*?)\((``E-[^)]*)\)", raised):
         if f"``{code}``" in named:

@@ -1,6 +1,6 @@
-"""Reports obvious mistakes in a command before the seconds that importing torch takes.
+"""Reports obvious mistakes in a command before torch is imported, which takes seconds.
 
-Each check is made again later with more knowledge: only settings that are sure to be refused are refused here.
+Each check is made again later with more information. Only settings that are certain to be refused are refused here.
 """
 
 import csv
@@ -14,7 +14,7 @@ from loralight.resources import no_such_file, resolve
 
 _TABLES = {".csv": ",", ".tsv": "\t"}
 _FILES = (*_TABLES, ".json", ".jsonl", ".parquet")
-_LOGGERS = {  # by the classes of Lightning: the packages each needs, one of which is enough
+_LOGGERS = {  # by Lightning's class: packages of which it needs one
     "WandbLogger": ("wandb",),
     "MLFlowLogger": ("mlflow",),
     "TensorBoardLogger": ("tensorboard", "tensorboardX"),
@@ -25,8 +25,8 @@ def first_look(settings: Mapping[str, Any]) -> None:
     """Check the files, columns, loggers and model folder of a training's settings.
 
     Raises:
-        InputError: a file of rows is missing (``E-DATA``), has none of the columns (``E-COLUMN``), the model's folder
-            is missing (``E-MODEL``) or a logger's package is (``E-PACKAGE``).
+        InputError: a file of rows is missing (``E-DATA``), a file of rows has none of the columns (``E-COLUMN``), the
+            model's folder is missing (``E-MODEL``) or a logger's package is missing (``E-PACKAGE``).
     """
     data = settings.get("data") or {}
     for split in ("train", "validation", "test"):
@@ -47,7 +47,7 @@ def _check_file(name: Any) -> None:
 
 
 def _check_columns(data: Mapping[str, Any]) -> None:
-    """Raise ``E-COLUMN`` where the first line of a table surely names columns, and none is one that is looked for."""
+    """Raise ``E-COLUMN`` if the first line of a table certainly names columns, and none of those that are needed."""
     columns = data.get("columns")
     names = _names(data)
     wanted = [name for name in columns.values() if isinstance(name, str)] if isinstance(columns, Mapping) else []
@@ -63,13 +63,13 @@ def _check_columns(data: Mapping[str, Any]) -> None:
 
 
 def _names(data: Mapping[str, Any]) -> list[str]:
-    """The columns of a table that train is, if they are plain to see: words in ASCII, of which a row has few."""
+    """The columns of the table of training rows, if they are certain: identifiers in ASCII, unlike most rows."""
     file = data.get("train")
     suffix = Path(file).suffix.lower() if isinstance(file, str) else ""
     if suffix not in _TABLES or data.get("header") is False or data.get("delimiter") or data.get("encoding"):
         return []
     path = Path(resolve(str(file)))
-    if not path.is_file():  # but a URL or a split's name, of which the reader tells
+    if not path.is_file():  # a URL or a split's name, which the reader checks
         return []
     with path.open(encoding="ascii", errors="replace", newline="") as opened:
         names = next((cells for cells in csv.reader(opened, delimiter=_TABLES[suffix]) if cells), [])

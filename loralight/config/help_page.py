@@ -1,4 +1,4 @@
-"""What ``--help`` prints of a verb: its choices, and its settings by group with a line of meaning each."""
+"""The page that ``--help`` prints for a verb: its choices, and its settings by group with a line on each."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ _FOOT = (
 
 
 def help_page(verb: str, overrides: list[str], folders: Sequence[str] = ()) -> str:
-    """The page, for the choices that the command line makes."""
+    """The help page for the choices on the command line."""
     config, choices, header = compose_for_help(verb, overrides, folders)
     settings = Settings(config, verb=verb, choices=choices, folders=folders)
     width = page_width()
@@ -34,7 +34,7 @@ def help_page(verb: str, overrides: list[str], folders: Sequence[str] = ()) -> s
 
 def _choices(settings: Settings, width: int, folders: Sequence[str]) -> Iterator[str]:
     for group, choice in reversed([*settings.choices.items()]):
-        if "/" not in group:  # else another choice decides
+        if "/" not in group:  # else another choice decides on it
             others = sorted({file.option for file in conf_files(folders) if file.group == group} - {choice})
             first = f"  {group}={'null' if choice is None else choice}"
             yield from _columns(first, f"or {', '.join(others)}" if others else "", width, lines=9)
@@ -70,7 +70,7 @@ def _row(settings: Settings, name: str, width: int) -> list[str]:
 
 
 def _columns(first: str, second: str, width: int, *, lines: int = 2) -> list[str]:
-    """Two columns, of which a first that is too long gets a line of its own."""
+    """Two columns; if the first is too long, it gets a line of its own."""
     wrapped = wrap(second, width - _COLUMN, max_lines=lines, placeholder=" ...")
     if len(first) > _COLUMN - 2 and wrapped:
         return [first, *(" " * _COLUMN + line for line in wrapped)]
@@ -79,5 +79,5 @@ def _columns(first: str, second: str, width: int, *, lines: int = 2) -> list[str
 
 
 def page_width() -> int:
-    """Characters in a line: the terminal's, within reason."""
+    """Characters in a line: the terminal's width, between 80 and 120."""
     return max(80, min(120, shutil.get_terminal_size((120, 24)).columns))

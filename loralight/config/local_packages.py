@@ -1,4 +1,4 @@
-"""Packages in folders of the user's, each imported from exactly its folder whatever else has its name."""
+"""Packages in the user's folders, each imported from exactly its folder, whatever else has its name."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
-GROUP = "loralight.tasks"  # of the entry points by which installed packages name themselves as plugins
+GROUP = "loralight.tasks"  # entry points of installed plugins
 VARIABLE = "LORALIGHT_PLUGINS"  # folders, in the environment so that child processes find the same plugins
 
 
@@ -21,7 +21,7 @@ def folders() -> list[Path]:
 
 
 def usable() -> dict[str, Path]:
-    """Those that can be imported, by their names."""
+    """The folders of `folders` that can be imported, by name."""
     return {folder.name: folder for folder in folders() if not fault_of(folder)}
 
 
@@ -38,8 +38,8 @@ def fault_of(folder: Path) -> str:
 def taken_by(folder: Path) -> str:
     """The module that has a folder's name already and must keep it; an empty string if there is none.
 
-    An installed plugin has not, as a folder that the user names is meant to stand in for it: unless its code runs here
-    already.
+    An installed plugin need not keep its name, as a folder that the user names may stand in for it, unless the plugin
+    has been imported already.
     """
     name = folder.name
     if name in sys.stdlib_module_names:
@@ -53,7 +53,7 @@ def taken_by(folder: Path) -> str:
 
 
 def installed() -> EntryPoints:
-    """The plugins of installed packages, which are looked for again once one is installed: each has a file to read."""
+    """The plugins of installed packages; cached until a package is installed, since each has a file to read."""
     folders = {os.path.abspath(folder) for folder in sys.path if os.path.isdir(folder or ".")}
     return _installed(frozenset((folder, os.stat(folder).st_mtime_ns) for folder in folders))
 
@@ -68,13 +68,13 @@ def install() -> None:
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
     for folder in usable().values():
-        # multiprocessing hands sys.path on: a process that unpickles a plugin's class may not have imported us yet
+        # multiprocessing passes sys.path on; a process may unpickle a plugin's class before it imports loralight
         if str(folder.parent) not in sys.path:
             sys.path.append(str(folder.parent))
 
 
 class _Finder(MetaPathFinder):
-    """Finds nothing but the packages of `usable`, before Python looks for their names along its path."""
+    """Finds only the packages of `usable`, before Python looks for their names along its path."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -91,7 +91,7 @@ def _found_without_us(name: str) -> ModuleSpec | None:
 
 
 def _place(module: ModuleType) -> Path | str:
-    """The folder of an imported package, or the file of a module, or the description of one without a file."""
+    """The folder of an imported package, the file of a module, or the repr of a module without a file."""
     return _folder_of(module.__file__) if getattr(module, "__file__", None) else repr(module)
 
 

@@ -1,4 +1,4 @@
-"""Overrides of a command line: names that Hydra reads as they stand."""
+"""Overrides of a command line whose values Hydra reads literally."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -10,9 +10,9 @@ from loralight.errors import InputError
 
 
 def folder_of(override: str) -> Path:
-    """The folder that ``run=`` or ``resume=`` names, be it in Hydra's quotes or as it is called."""
+    """The folder that ``run=`` or ``resume=`` names, with or without Hydra's quotes."""
     name = override.partition("=")[2]
-    with suppress(InputError):  # a name that Hydra cannot read stands for itself
+    with suppress(InputError):  # a name that Hydra cannot read is taken literally
         name = str(read_value(override)) if not Path(name).exists() else name
     if "${" in name:
         raise InputError("E-RUN", f"{override}: ${{ in a folder's name would be replaced; give it another one")
@@ -20,6 +20,6 @@ def folder_of(override: str) -> Path:
 
 
 def quoted(override: str) -> str:
-    """An override whose value is the text as it stands, whatever Hydra would make of it."""
+    """An override with its value in quotes, so that Hydra takes it literally."""
     name, _, value = override.partition("=")
     return f"{name}={QuotedString(value, Quote.double).with_quotes()}"

@@ -1,4 +1,4 @@
-"""Rows of the user's own take the place of a task's demo, with all that was set for it."""
+"""The user's own rows replace a task's demo data and all settings of the demo."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,15 +8,15 @@ import yaml
 from loralight.config.plugins import conf_folders
 
 _ROWS = ("data.path", "data.train")
-_CHOOSE = ("data", "experiment", "resume")  # words that choose the data themselves
+_CHOOSE = ("data", "experiment", "resume")  # overrides that choose the data themselves
 
 
 def with_own_data(overrides: list[str], conf: Sequence[str] = ()) -> list[str]:
-    """``data=TASK`` first where the user names rows and no data, if a file of that name is installed.
+    """The overrides, preceded by ``data=TASK`` if the user names rows and no data and such a choice is installed.
 
     Args:
         overrides: of a command line.
-        conf: folders of configs beside those of plugins.
+        conf: folders of configs in addition to those of plugins.
     """
     given = {name.lstrip("+"): value for name, _, value in (override.partition("=") for override in overrides)}
     if any(name in given for name in _CHOOSE) or all(given.get(name, "null") == "null" for name in _ROWS):

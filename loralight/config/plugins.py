@@ -1,4 +1,4 @@
-"""Plugins: those in loralight, those that installed packages name, and those in folders of the user's."""
+"""Plugins: those in loralight, those of installed packages, and those in the user's folders."""
 
 import ast
 import os
@@ -15,9 +15,9 @@ from loralight.config import local_packages
 from loralight.config.local_packages import VARIABLE
 from loralight.errors import InputError
 
-OWN = "loralight"  # the origin of the plugins that come with it
+OWN = "loralight"  # the origin of plugins in loralight itself
 LIBRARIES = ("torch", "lightning", "torchmetrics", "transformers", "timm", "datasets")
-"""Whose classes a config may name, beside loralight's and a plugin's."""
+"""Libraries whose classes a config may name, in addition to loralight's and a plugin's."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Plugin:
     Its ``conf`` folder joins Hydra's search path without the package being imported.
 
     Args:
-        name: the entry point's or the folder's; by custom also its task's or method's name.
+        name: the name of the entry point or folder; by custom also that of its task or method.
         package: its import name.
         origin: where it was found, for messages.
-        folder: where it lies; None if it cannot be found.
+        folder: its folder; None if it cannot be found.
         fault: why it cannot be used, or an empty string.
     """
 
@@ -46,7 +46,7 @@ class Plugin:
         return self.folder / "conf"
 
     def tasks(self) -> list[Path]:
-        """The files that define its tasks; a plugin that brings an adapter method may have none."""
+        """The files that define its tasks; a plugin for an adapter method may have none."""
         return sorted(self.conf.glob("task/*.yaml")) if self.folder and not self.fault else []
 
     def summary(self) -> str:
@@ -57,9 +57,9 @@ class Plugin:
 
 
 def discover() -> list[Plugin]:
-    """All plugins, the broken ones with their fault. A file that two of them provide is the second's fault.
+    """All plugins, broken plugins with their fault. If two plugins provide the same file, the second is at fault.
 
-    A folder of the user's stands in for an installed plugin whose package has its name.
+    A folder that the user names replaces an installed plugin whose package has the same name.
     """
     local_packages.install()  # so that `_target_: my_task.module.MyTask` resolves
     provided = dict.fromkeys(_yaml_files(_core_conf()), "loralight itself")
@@ -73,19 +73,19 @@ def discover() -> list[Plugin]:
 
 
 def conf_folders() -> list[Path]:
-    """The ``conf`` folders of the core and of every sound plugin."""
+    """The ``conf`` folders of loralight and of every working plugin."""
     return [_core_conf(), *(plugin.conf for plugin in discover() if not plugin.fault)]
 
 
 def add_folder(folder: str) -> None:
-    """Have `discover` look at a local plugin folder, here and in child processes."""
+    """Have `discover` include a local plugin folder, in this process and its child processes."""
     known = [path for path in os.environ.get(VARIABLE, "").split(os.pathsep) if path]
     path = str(Path(folder).expanduser().resolve())
     os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys([*known, path]))
 
 
 def check_folders() -> None:
-    """Check that plugins in the user's folders are imported from these folders and not from another place.
+    """Check that plugins in the user's folders are imported from these folders.
 
     Raises:
         InputError: a folder that `add_folder` was given cannot be used (``E-PLUGIN``).
@@ -96,14 +96,14 @@ def check_folders() -> None:
 
 
 def use_folder(folder: Path) -> None:
-    """Have tests try the plugin in ``folder``, not an installed copy.
+    """Have tests use the plugin in ``folder``, not an installed copy.
 
     Raises:
-        InputError: it cannot be used (``E-PLUGIN``).
+        InputError: the folder cannot be used (``E-PLUGIN``).
     """
     add_folder(str(folder))
     check_folders()
-    # worker processes of pytest unpickle a plugin's class before they import us, and would take an installed copy's
+    # pytest's worker processes unpickle a plugin's class before they import us, and would find an installed copy
     sys.path.insert(0, str(folder.resolve().parent))
 
 
@@ -111,7 +111,7 @@ def task_file(name: str) -> Path:
     """The file that defines the task ``name``.
 
     Raises:
-        InputError: no plugin has it (``E-TASK``).
+        InputError: no plugin defines the task (``E-TASK``).
     """
     plugins = discover()
     files = {file.stem: file for plugin in plugins for file in plugin.tasks()}
@@ -148,7 +148,7 @@ def _installed(stood_in_for: Container[str]) -> Iterable[Plugin]:
                 fault = f"{point.value!r} is not a package that can be imported"
             else:
                 folder = Path(spec.submodule_search_locations[0])
-        except Exception as error:  # a parent package is imported here, and may do anything
+        except Exception as error:  # a parent package is imported here, and may raise anything
             fault = f"importing {point.value!r} raises {type(error).__name__}: {error}"
         yield Plugin(point.name, point.value, origin, folder, fault)
 
@@ -172,7 +172,7 @@ def _yaml_files(conf: Path) -> Iterable[str]:
 
 @cache
 def _fault_of_yaml(file: Path, _changed: int) -> str:
-    """Why a file is not YAML, or an empty string."""
+    """Why a file cannot be parsed as YAML, or an empty string."""
     try:
         for _ in yaml.parse(file.read_text(encoding="utf-8"), yaml.SafeLoader):
             pass
@@ -185,7 +185,7 @@ def _fault_of_yaml(file: Path, _changed: int) -> str:
 
 
 def _check(plugin: Plugin, provided: dict[str, str], others: list[Plugin]) -> Plugin:
-    """Hydra takes the first of two files of one name in silence, so a second is refused here."""
+    """The plugin with its fault. A second file of one name is a fault: Hydra would silently take the first."""
     fault = plugin.fault
     if not fault and plugin.folder is not None:
         try:

@@ -24,12 +24,12 @@ class Setting:
     """A setting and what is known of it.
 
     Args:
-        name: dotted.
-        value: its value, as it is written in YAML.
-        comment: beside it in the file that sets it.
-        file: that file; None if no file names it.
+        name: its dotted name.
+        value: its value, as written in YAML.
+        comment: the comment next to it in the file that sets it.
+        file: the file that sets it; None if no file does.
         target: the class or function that takes it; empty if there is none.
-        taken_as: the setting, this one or one that refers to it, by whose name the class takes it.
+        taken_as: name of the setting that the class takes: this setting, or one that refers to it.
     """
 
     name: str
@@ -41,17 +41,17 @@ class Setting:
 
     @cached_property
     def argument(self) -> Argument:
-        """What its class says of it."""
+        """The argument of its class."""
         return arguments_of(self.target).get(self.taken_as.rpartition(".")[2], Argument("", None))
 
     @property
     def is_reference(self) -> bool:
-        """Whether its value is that of another setting."""
+        """Whether its value refers to another setting."""
         return self.value.startswith("${")
 
     @property
     def text(self) -> str:
-        """The entry of the docstring in the words of YAML and without marks of markup."""
+        """The entry of the docstring with YAML's null, true and false, and without markup."""
         text = re.sub(r":\w+:`~?([^`]*)`", r"\1", self.argument.text).replace("``", "")
         if self.target.partition(".")[0] in LIBRARIES:  # our files have other defaults
             text = re.sub(r" *\(?[Dd]efaults?(?: to)?:? [^ )]*\)?\.?$", "", text)
@@ -61,7 +61,7 @@ class Setting:
 
     @property
     def meaning(self) -> str:
-        """A line on it: of its own class the docstring's first sentence, of a library's the comment in our file."""
+        """A line on the setting: its docstring's first sentence, or for a library's class the comment in our file."""
         sentence = re.split(r"(?<=[^.])\. (?=[A-Z])", self.text)[0].removesuffix(".")
         is_theirs = self.target.partition(".")[0] in LIBRARIES
         both = [self.comment, sentence] if is_theirs else [sentence, self.comment]
@@ -72,10 +72,10 @@ class Settings(Mapping[str, Setting]):
     """The settings of a composed config by their dotted names.
 
     Args:
-        config: as composed, with its references as they are written.
-        verb: of which command.
+        config: the composed config, with unresolved references.
+        verb: the command.
         choices: the option of each group.
-        folders: with configs of the user's own.
+        folders: folders with the user's own configs.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Settings(Mapping[str, Setting]):
         return Setting(name, value, comment, lines[0][0] if lines else None, self._target(taken_as), taken_as)
 
     def unlisted(self, name: str) -> Setting | None:
-        """A setting that no file names, and that the class of its node takes."""
+        """A setting that no file names but the class of its node takes; None if there is no such setting."""
         parent, _, last = name.rpartition(".")
         target = self._target(name)
         known = parent in self and last in arguments_of(target)
@@ -110,7 +110,7 @@ class Settings(Mapping[str, Setting]):
         return len(self._values)
 
     def target_of(self, name: str) -> str:
-        """The class or function that a node is made into; empty if it is into none."""
+        """The class or function that a node builds; empty if it builds none."""
         node: Any = self.config
         for key in name.split("."):
             node = node.get(key) if isinstance(node, Mapping) else None
@@ -121,7 +121,7 @@ class Settings(Mapping[str, Setting]):
 
 
 def elsewhere(name: str, folders: Sequence[str] = ()) -> list[Setting]:
-    """A setting in the files that a config is not made of, one of each class that takes it."""
+    """A setting in files that are not part of a config, once for each class that takes it."""
     found: dict[Any, Setting] = {}
     for file in (file for file in conf_files(folders) if not file.is_recipe):
         if (line := file.lines().get(name)) is not None:
@@ -132,7 +132,7 @@ def elsewhere(name: str, folders: Sequence[str] = ()) -> list[Setting]:
 
 
 def nearest(name: str, settings: Settings, folders: Sequence[str] = ()) -> str:
-    """The settings that a misspelt name may mean, as a question: first those of its last part in other places."""
+    """The settings that a misspelt name may mean, as a question: first those with its last part in other places."""
     others = (line for file in conf_files(folders) if not file.is_recipe for line in file.lines())
     known = [*dict.fromkeys([*settings, *others])]
     by_last: dict[str, list[str]] = {}
@@ -145,14 +145,14 @@ def nearest(name: str, settings: Settings, folders: Sequence[str] = ()) -> str:
 
 
 def told_of(message: str, verb: str, overrides: Sequence[str], folders: Sequence[str] = ()) -> str:
-    """The meaning of the settings that an error of a wrong one names, a line each; empty if it names none."""
+    """A line on each setting that an error message on a wrong setting names; empty if it names none."""
     found = re.match(r"E-\w+: (?:there is no setting '([\w.]+)'|([\w.]+):)", message)
     if found is None:
         return ""
     kept = [override for override in overrides if override.lstrip("+~").partition("=")[0] != found[1]]
     try:
         config, choices, _ = compose_for_help(verb, kept, folders)
-    except (HydraException, OmegaConfBaseException):  # of another setting, say
+    except (HydraException, OmegaConfBaseException):  # such as from another setting
         return ""
     settings = Settings(config, verb=verb, choices=choices, folders=folders)
     hint = re.search(r"Did you mean (.*?)\?", message)
@@ -172,7 +172,7 @@ def _walk(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 
 
 def _is_node(value: Mapping[str, Any]) -> bool:
-    """Whether a mapping has settings of its own, and is no value such as names of columns."""
+    """Whether a mapping has settings of its own; if not, it is a value, such as names of columns."""
     return "_target_" in value or any("_target_" in inner for inner in value.values() if isinstance(inner, Mapping))
 
 

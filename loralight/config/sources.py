@@ -1,4 +1,4 @@
-"""Finds a class or function in the files of packages, without importing any: torch would take seconds."""
+"""Finds a class or function in the files of packages without importing them, since torch would take seconds."""
 
 import ast
 import sys
@@ -17,8 +17,8 @@ class Found:
 
     Args:
         node: the class, function or value.
-        module: the module's dotted name.
-        name: its own.
+        module: dotted name of the module.
+        name: the definition's own name.
     """
 
     node: Definition
@@ -26,13 +26,13 @@ class Found:
     name: str
 
     def near(self, name: str) -> "Found | None":
-        """What a name means in the definition's module."""
+        """The definition of a name that is used in the same module."""
         return find(f"{self.module}.{name}")
 
 
 @cache
 def find(path: str) -> Found | None:
-    """The definition of a dotted name such as ``loralight.adapters.Lora``, wherever it is imported from."""
+    """The definition of a dotted name such as ``loralight.adapters.Lora``, also if that module imports the name."""
     module, _, name = path.rpartition(".")
     if not module or (tree := _tree(module)) is None:
         return None
@@ -48,14 +48,14 @@ def find(path: str) -> Found | None:
 
 
 def documentation(found: Found) -> str:
-    """A class's docstring with that of its constructor, or a function's docstring."""
+    """The docstrings of a class and its constructor, or the docstring of a function."""
     node = found.node
     if not isinstance(node, ast.ClassDef | ast.FunctionDef):
         return ""
     texts = [ast.get_docstring(node), *(ast.get_docstring(inner) for inner in constructors(node))]
     tree = _tree(found.module)
     assert tree is not None
-    for other in tree.body:  # torch's optimizers have theirs put together below the class
+    for other in tree.body:  # torch assembles its optimizers' docstrings below the class
         if isinstance(other, ast.Assign) and ast.unparse(other.targets[0]) == f"{found.name}.__doc__":
             texts.append("".join(_constants(other.value)))
     return "\n".join(filter(None, texts))
@@ -67,7 +67,7 @@ def constructors(node: ast.ClassDef | ast.FunctionDef) -> list[ast.FunctionDef]:
 
 
 def _constants(value: ast.AST) -> Iterator[str]:
-    """The texts of an expression in the order in which they stand."""
+    """The string constants in an expression, in their order."""
     return (node.value for node in ast.walk(value) if isinstance(node, ast.Constant) and isinstance(node.value, str))
 
 
@@ -101,7 +101,7 @@ def _tree(module: str) -> ast.Module | None:
 
 @cache
 def _spec(module: str) -> ModuleSpec | None:
-    """Where a module lies. `importlib.util.find_spec` would import the packages that it is in."""
+    """The spec of a module; `importlib.util.find_spec` would import its parent packages."""
     if (loaded := sys.modules.get(module)) is not None:
         return loaded.__spec__
     parent = module.rpartition(".")[0]

@@ -1,1 +1,1 @@
-"""Finished runs side by side: what their folders say, in groups that differ by a setting, as tables and pages."""
+"""Finished runs side by side: read from their folders, grouped by their settings, shown as tables and pages."""

@@ -1,4 +1,4 @@
-"""One comparison of runs, in every form in which it is shown."""
+"""A comparison of runs, in all forms in which it is shown."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,16 +15,16 @@ from loralight.reports.verdict import verdict
 
 
 class Comparison:
-    """Finished runs of one task, beside one another.
+    """Finished runs of one task, side by side.
 
     Args:
-        runs: at least one.
-        metric: that decides which is best, such as ``test/accuracy``.
+        runs: at least one run.
+        metric: the metric that decides which run is best, such as ``test/accuracy``.
         mode: ``max`` or ``min``.
         failures: error messages by the names of jobs that have no result.
 
     Raises:
-        InputError: they cannot be compared: see `check_comparable`.
+        InputError: the runs cannot be compared, see `check_comparable`.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Comparison:
     def of(
         cls, runs: Sequence[FinishedRun], metric: str | None = None, failures: Mapping[str, str] | None = None
     ) -> "Comparison":
-        """The comparison by a metric, or by the runs' own monitored one: of test rows, where all have it."""
+        """The comparison by ``metric``, else by the runs' monitored metric: on test rows, if all runs have it there."""
         monitored = str(runs[0].settings.get("monitor.metric", "validation/loss"))
         mode = str(runs[0].settings.get("monitor.mode", "min"))
         of_test = monitored.replace("validation/", "test/")
@@ -50,14 +50,14 @@ class Comparison:
 
     @property
     def metrics(self) -> list[str]:
-        """The scores that are shown: the one that decides, the same of the other split, the rest of its split."""
+        """The metrics that are shown: the deciding one, and the same metric on other splits."""
         name = self.metric.partition("/")[2]
         measured = {measure for run in self.runs for measure in run.summary["metrics"]}
         other = [measure for measure in sorted(measured) if measure != self.metric and measure.endswith(f"/{name}")]
         return [self.metric, *other]
 
     def verdict(self) -> list[str]:
-        """What the numbers say, in sentences."""
+        """Sentences on the numbers."""
         said = verdict(self.groups, self.best, self.metric, mode=self.mode) if self.best else []
         for run in unknown_rows(self.runs, self.metric):
             said.append(f"{run.folder} does not say on which rows it was measured: it is of an earlier version.")
@@ -73,13 +73,13 @@ class Comparison:
         """Write the comparison as HTML, Markdown, CSV and JSON.
 
         Args:
-            folder: where, made if need be.
-            title: of the page.
-            name: of the files, without its ending.
-            is_drawn: whether there is a page with pictures.
+            folder: the folder to write to; made if it does not exist.
+            title: title of the page.
+            name: name of the files, without suffix.
+            is_drawn: whether to write a page with pictures.
 
         Raises:
-            ModuleNotFoundError: a page is to be written, and matplotlib or jinja2 is not installed.
+            ModuleNotFoundError: a page is asked for, but matplotlib or jinja2 is not installed.
         """
         records = as_records(self.runs, self.groups)
         texts = {

@@ -1,4 +1,4 @@
-"""Runs that differ by their seed alone are one group: a row of a report, a point of a picture."""
+"""Runs that differ only in their seed are one group: a row of a report, a point of a picture."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,17 +17,17 @@ _NO_DIFFERENCE = (
 )
 """Settings in which runs of one group may differ: seeds, places, output."""
 _NO_LABEL = ("seed", "logger", "resume", "adapter", "task")
-"""Names in a command line that do not set a run apart, or have a column of their own."""
+"""Names in a command line that do not distinguish runs, or have a column of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Runs of equal settings.
+    """Runs with equal settings.
 
     Args:
-        adapter: the name of its file in ``conf/adapter``.
-        label: the words of its command lines that others lack.
-        runs: of different seeds.
+        adapter: the name of the adapter's file in ``conf/adapter``.
+        label: overrides on the group's command lines that not all groups have.
+        runs: runs with different seeds.
     """
 
     adapter: str
@@ -39,7 +39,7 @@ class Group:
         return f"{self.adapter} {self.label}".strip()
 
     def score(self, metric: str) -> Estimate | None:
-        """The mean over seeds, with its interval; None unless every run has that metric."""
+        """The mean of a metric over seeds, with its interval; None unless every run has the metric."""
         values = [run.score(metric) for run in self.runs]
         return estimate([value for value in values if value is not None]) if None not in values and values else None
 
@@ -55,7 +55,7 @@ class Group:
         return median(found) if found else None
 
     def ahead_of(self, other: "Group", metric: str) -> Estimate | None:
-        """The mean difference of runs of equal seeds, with its interval; None if no seed is in both."""
+        """The mean difference between runs with equal seeds, with its interval; None if the groups share no seed."""
         mine, theirs = ({run.summary.get("seed"): run.score(metric) for run in one.runs} for one in (self, other))
         pairs = [(mine[seed], theirs[seed]) for seed in mine if seed in theirs]
         differences = [one - two for one, two in pairs if one is not None and two is not None]
@@ -63,7 +63,7 @@ class Group:
 
 
 def grouped(runs: Sequence[FinishedRun]) -> list[Group]:
-    """Runs in groups, in the order of the first of each."""
+    """Runs in groups, in the order of each group's first run."""
     found: dict[tuple[Any, ...], list[FinishedRun]] = {}
     for run in runs:
         found.setdefault(_key(run), []).append(run)
@@ -78,10 +78,10 @@ def grouped(runs: Sequence[FinishedRun]) -> list[Group]:
 
 
 def check_comparable(runs: Sequence[FinishedRun], metric: str) -> None:
-    """Refuse runs that a table would set side by side in vain.
+    """Refuse runs whose scores cannot be compared.
 
     Raises:
-        InputError: they are of several tasks, or were measured on different rows (``E-COMPARE``), or none has the
+        InputError: the runs are of several tasks, or were measured on different rows (``E-COMPARE``), or no run has the
             metric (``E-MONITOR``).
     """
     first, split = runs[0], metric.partition("/")[0]
@@ -126,13 +126,13 @@ def _is_any(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _words(run: FinishedRun) -> list[str]:
-    """The words of a run's command line, without those that say where it lies, or its seed."""
+    """The overrides on a run's command line, without those that set its folder, its seed or a column's value."""
     said = [word.lstrip("+") for word in read_overrides(run.folder)]
     return [word for word in said if not word.startswith(("hydra.", "--")) and word.partition("=")[0] not in _NO_LABEL]
 
 
 def _told_apart(group: Group, groups: Sequence[Group]) -> Group:
-    """A group whose label another one has too, with the settings that differ in place of it."""
+    """The group; if another group has the same name, with the differing settings added to its label."""
     twins = [other for other in groups if other is not group and other.name == group.name]
     if not twins:
         return group

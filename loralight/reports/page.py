@@ -1,4 +1,4 @@
-"""A comparison as one HTML page that needs nothing else: no network, no script."""
+"""A comparison as a self-contained HTML page: no network, no script."""
 
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -20,15 +20,15 @@ def page(
     pictures: Sequence[Picture],
     failures: Mapping[str, str],
 ) -> str:
-    """The page. What runs say of themselves is escaped: a folder may be a stranger's.
+    """The page as HTML. All text from runs is escaped, since a run's folder may be a stranger's.
 
     Args:
-        groups: of runs.
+        groups: groups of runs.
         metrics: the columns of scores.
         best: the group to mark.
-        title: of the page.
-        verdict: sentences.
-        pictures: of `pictures.pictures`.
+        title: title of the page.
+        verdict: sentences on the numbers.
+        pictures: from `pictures.pictures`.
         failures: error messages by the names of jobs that failed.
 
     Raises:

@@ -10,11 +10,11 @@ from loralight.reports.groups import Group
 _LIGHT = {"ink": "#1f2328", "grid": "#d0d7de"}
 _DARK = {"ink": "#e6edf3", "grid": "#30363d"}
 _BLUE = "#2f81f7"
-_MOST_CURVES = 12  # beyond which lines cannot be told apart
+_MOST_CURVES = 12  # more could not be distinguished
 
 
 class Picture(NamedTuple):
-    """A picture in two sets of colours, both SVG, with the words that stand for it."""
+    """A picture as SVG in two sets of colours, with its title."""
 
     title: str
     light: str
@@ -22,7 +22,7 @@ class Picture(NamedTuple):
 
 
 def pictures(groups: Sequence[Group], metric: str) -> list[Picture]:
-    """The pictures that these groups have numbers for.
+    """The pictures for which the groups have numbers.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -48,7 +48,7 @@ def pictures(groups: Sequence[Group], metric: str) -> list[Picture]:
 
 
 def numeric_setting(groups: Sequence[Group]) -> tuple[str, list[float]] | None:
-    """The one setting by whose number groups of one adapter differ, such as ``adapter.rank``, and its values."""
+    """The only setting in which groups of one adapter differ, such as ``adapter.rank``, and its values, if numbers."""
     labels = [re.fullmatch(r"([\w.]+)=([-+.\de]+)", group.label) for group in groups]
     if len(groups) < 2 or None in labels or len({label[1] for label in labels if label}) > 1:
         return None
@@ -70,7 +70,7 @@ def _svg(title: str, draw: Callable[[Any], None], colours: dict[str, str], heigh
 
     ink = colours["ink"]
     style: dict[Any, Any] = {
-        "svg.fonttype": "none",  # text stays text: it can be searched, read aloud, and is small
+        "svg.fonttype": "none",  # text stays text: searchable, accessible and small
         "svg.hashsalt": title,  # the same numbers give the same bytes
         "text.color": ink,
         "axes.labelcolor": ink,
@@ -79,7 +79,7 @@ def _svg(title: str, draw: Callable[[Any], None], colours: dict[str, str], heigh
         "ytick.color": ink,
         "grid.color": colours["grid"],
         "font.family": "sans-serif",
-        "text.parse_math": False,  # a dollar in a label is one
+        "text.parse_math": False,  # a dollar in a label stays a dollar
     }
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(6.4, height), layout="constrained")
@@ -124,7 +124,7 @@ def _by_share(axes: Any, groups: Sequence[Group], metric: str) -> None:
 
 
 def _scale(axes: Any, values: Sequence[float]) -> None:
-    """Logarithmic where the values are far apart."""
+    """Make the horizontal axis logarithmic if the values are far apart."""
     if min(values) > 0 and max(values) / min(values) > 8:
         axes.set_xscale("log")
         axes.minorticks_off()
@@ -150,7 +150,7 @@ def _curves(axes: Any, groups: Sequence[Group], metric: str) -> None:
 
 
 def _curve(group: Group, metric: str) -> list[tuple[float, float]]:
-    """Steps and values of the group's first run; the last value is what the best checkpoint has in the end."""
+    """Steps and values of the group's first run, without the last value, which is that of the best checkpoint."""
     rows = [(row["step"], row[metric]) for row in group.runs[0].curve if "step" in row and metric in row]
     return rows[:-1] if len(rows) > 1 else rows
 

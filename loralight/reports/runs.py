@@ -1,4 +1,4 @@
-"""What a finished run's folder says of it, read as data: it may be a stranger's."""
+"""Finished runs, read from their folders as data only, since a folder may be a stranger's."""
 
 import csv
 import math
@@ -16,8 +16,8 @@ from loralight.untrusted import read_json
 
 SUMMARY = "summary.json"
 
-_MOST_BYTES = 16 * 2**20  # of a file that is read whole
-_DEEPEST = 3  # folders between one that is named and a run's
+_MOST_BYTES = 16 * 2**20  # of a file that is read at once
+_DEEPEST = 3  # levels of folders below a named folder in which runs are looked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +25,8 @@ class FinishedRun:
     """A run that has ended well.
 
     Args:
-        folder: the run's.
-        settings: by their whole names, in plain values.
+        folder: the run's folder.
+        settings: plain values by dotted names.
         summary: see ``summary.json`` in docs/design.md.
         curve: the rows of ``metrics.csv``, numbers by name.
     """
@@ -43,10 +43,10 @@ class FinishedRun:
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
-    """The runs' folders among ``folders`` and below them, each once, in the order of their names.
+    """The folders of runs among ``folders`` and below them, each once, in the order of their names.
 
     Raises:
-        InputError: one is no folder, or there is no finished run in it (``E-RUN``).
+        InputError: one of ``folders`` is not a folder, or has no finished run in it (``E-RUN``).
     """
     found: dict[Path, Path] = {}
     for folder in folders:
@@ -69,7 +69,7 @@ def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def by_number(folder: Path) -> list[tuple[int, int, str]]:
-    """A key by which ``rank-8`` stands before ``rank-16``."""
+    """A sort key by which ``rank-8`` comes before ``rank-16``."""
     parts = re.split(r"(\d+)", folder.name)
     return [(1, int(part), "") if part.isdecimal() and len(part) < 18 else (0, 0, part) for part in parts]
 
@@ -78,7 +78,7 @@ def read_run(folder: Path) -> FinishedRun:
     """Read a finished run.
 
     Raises:
-        InputError: the folder is no run's, or what it holds is damaged (``E-RUN``).
+        InputError: the folder is not a finished run's, or its files are damaged (``E-RUN``).
     """
     settings = read_config(folder)
     try:
@@ -93,7 +93,7 @@ def read_run(folder: Path) -> FinishedRun:
 
 
 def _check(summary: Mapping[str, Any]) -> None:
-    """Raise `ValueError` unless a summary has what reports are made from."""
+    """Raise `ValueError` unless a summary has all fields that reports need."""
     for name, kind in {"task": str, "adapter": str, "metrics": dict, "parameters": dict, "bytes": dict}.items():
         if not isinstance(summary.get(name), kind):
             raise ValueError(f"{SUMMARY} has no {name!r}")

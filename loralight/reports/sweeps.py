@@ -1,4 +1,4 @@
-"""A sweep's folder: its jobs' results and errors, together, and which was best."""
+"""A sweep's folder: the results and errors of its jobs, and the best run."""
 
 import json
 import os
@@ -13,19 +13,19 @@ from loralight.reports.runs import SUMMARY, FinishedRun, by_number, read_run
 from loralight.untrusted import read_json
 
 NAME, BEST = "sweep", "best"
-"""Of the files with its results, and of the link to its best run."""
+"""Names of the files with a sweep's results, and of the link to its best run."""
 
 
 def note_failure(job: Path, error: str) -> None:
-    """Keep why a job of a sweep has no result."""
+    """Save the reason why a job of a sweep has no result."""
     job.mkdir(parents=True, exist_ok=True)
     (job / FAILED).write_text(json.dumps({"error": error}, indent=2) + "\n", encoding="utf-8")
 
 
 def read_sweep(folder: Path) -> Comparison | dict[str, str]:
-    """The jobs of a sweep, compared; or the errors of all, if none has a result.
+    """A comparison of a sweep's jobs; or the errors of all jobs, if none has a result.
 
-    A job may have both: a run that is finished, where another of other settings was to be.
+    A job may have both, if its folder holds a finished run and a run with other settings failed there.
     """
     jobs = sorted((entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink()), key=by_number)
     runs, failures = list[FinishedRun](), dict[str, str]()
@@ -41,7 +41,7 @@ def read_sweep(folder: Path) -> Comparison | dict[str, str]:
 
 
 def finish(folder: Path) -> Comparison | dict[str, str]:
-    """Write a sweep's table and page, point ``best`` to its best run, and return what `read_sweep` does."""
+    """Write a sweep's table and page, link ``best`` to its best run, and return the result of `read_sweep`."""
     read = read_sweep(folder)
     if isinstance(read, Comparison):
         write_report(read, folder, f"sweep {folder.name}", NAME)
@@ -51,13 +51,13 @@ def finish(folder: Path) -> Comparison | dict[str, str]:
 
 
 def write_report(comparison: Comparison, folder: Path, title: str, name: str) -> list[Path]:
-    """Write a comparison in every form for which its packages are installed; returns the files."""
+    """Write a comparison in all forms whose packages are installed; returns the files."""
     is_drawn = all(map(find_spec, ("matplotlib", "jinja2")))  # the report extra
     return comparison.write(folder, title, name, is_drawn=is_drawn)
 
 
 def _point(link: Path, target: str) -> None:
-    """Have a link beside ``target`` lead to it, where the disk has links."""
+    """Make ``link`` lead to ``target`` in the same folder, if the file system supports links."""
     new = link.with_name(f".{link.name}")
     with suppress(OSError):
         new.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ _COSTS = ("learns", "adapter file", "peak memory", "ms a step")
 
 
 def best_of(groups: Sequence[Group], metric: str, *, mode: str) -> Group | None:
-    """The group of the best mean; None if no group has one."""
+    """The group with the best mean; None if no group has a score."""
     scored = [(score.mean, group) for group in groups if (score := group.score(metric)) is not None]
     if not scored:
         return None
@@ -26,7 +26,7 @@ def best_of(groups: Sequence[Group], metric: str, *, mode: str) -> Group | None:
 
 
 def rows_of(groups: Sequence[Group], metrics: Sequence[str], best: Group | None) -> list[list[str]]:
-    """The cells of each group: a star for the best, its settings, its scores, its cost."""
+    """The cells of each group: a star for the best group, settings, scores, costs."""
     rows = []
     for group in groups:
         scores = [str(score) if (score := group.score(metric)) else "" for metric in metrics]
@@ -37,12 +37,12 @@ def rows_of(groups: Sequence[Group], metrics: Sequence[str], best: Group | None)
 
 
 def headings(metrics: Sequence[str]) -> list[str]:
-    """The names of the cells of `rows_of`."""
+    """The headings of the cells of `rows_of`."""
     return [*_NAMES, *metrics, *_COSTS]
 
 
 def terminal_table(groups: Sequence[Group], metric: str, best: Group | None, *, title: str) -> Table:
-    """The table of one metric, for a terminal of 80 columns: without the size of the adapter's file."""
+    """The table of one metric for a terminal of 80 columns, without the size of the adapter's file."""
     several = any(len(group.runs) > 1 for group in groups)
     caption = "± half of a 95 % interval over seeds" if several else None
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left", box=SIMPLE_HEAD)
@@ -67,7 +67,7 @@ def as_markdown(groups: Sequence[Group], metrics: Sequence[str], best: Group | N
 
 
 def as_records(runs: Sequence[FinishedRun], groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """A flat record for each run: where it lies, what sets it apart, every metric and cost."""
+    """A flat record for each run: its folder, distinguishing settings, metrics and costs."""
     group_of = {id(run): group for group in groups for run in group.runs}
     return [
         {
@@ -87,7 +87,7 @@ def as_records(runs: Sequence[FinishedRun], groups: Sequence[Group]) -> list[dic
 
 
 def as_csv(records: Sequence[Mapping[str, Any]]) -> str:
-    """Records as CSV, with a column for each key that one of them has."""
+    """Records as CSV, with a column for each key that any record has."""
     written = StringIO()
     writer = csv.DictWriter(
         written, list(dict.fromkeys(key for record in records for key in record)), lineterminator="\n"

@@ -1,4 +1,4 @@
-"""What the numbers of a comparison say, in sentences made from them alone."""
+"""The numbers of a comparison in sentences."""
 
 from collections.abc import Sequence
 
@@ -6,15 +6,15 @@ from loralight.reports.groups import Group
 
 
 def verdict(groups: Sequence[Group], best: Group, metric: str, *, mode: str) -> list[str]:
-    """A sentence for each group beside the best one, and what it costs.
+    """A sentence for each group, compared with the best group in score and cost.
 
-    A difference is told from chance where the 95 % interval of the paired differences over seeds leaves out zero; for
-    one seed there is none.
+    A difference is significant if the 95 % interval of the paired differences over seeds excludes zero. A single seed
+    gives no interval.
 
     Args:
-        groups: with ``best`` among them.
-        best: of the best mean.
-        metric: that chose it.
+        groups: all groups, including ``best``.
+        best: the group with the best mean.
+        metric: the metric that chose it.
         mode: ``max`` or ``min``.
     """
     score = best.score(metric)
@@ -44,7 +44,7 @@ def _beside(best: Group, other: Group, metric: str, *, mode: str) -> str:
 
 
 def _price(best: Group, other: Group) -> str:
-    """What the best one takes of what the other takes, where that is another amount."""
+    """The costs of ``other`` as multiples of those of ``best``, where they differ by more than 5 %."""
     parts = []
     for what, names in (("trainable parameters", ("parameters", "trainable")), ("memory", ("bytes", "peak_memory"))):
         mine, others = best.cost(*names), other.cost(*names)

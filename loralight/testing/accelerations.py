@@ -1,4 +1,4 @@
-"""The contract of accelerations as tests: a subclass of `AccelerationContract` names one. Needs pytest."""
+"""The contract of accelerations as tests: a subclass of `AccelerationContract` names the acceleration. Needs pytest."""
 
 import copy
 import pickle
@@ -21,16 +21,16 @@ _SIZES = (5, 8, 3)  # rows of the batches
 
 
 class AccelerationContract:
-    """The promises of an acceleration, put to a LoRA on a BERT of two layers with random weights.
+    """Tests the promises of an acceleration with LoRA on a BERT of two layers with random weights.
 
         class TestMine(AccelerationContract, acceleration="mine", plugin=Path("mine")): ...
 
-    One that does not apply to a BERT on a CPU has to say why, and to leave the model alone.
+    An acceleration that does not apply to a BERT on a CPU must give its reason and leave the model unchanged.
 
     Args:
         acceleration: its name in the config's group ``acceleration``.
-        choice: the file in ``conf/acceleration/`` that has it; that of its name if None.
-        plugin: the plugin's folder, where it is not installed.
+        choice: the file in ``conf/acceleration/`` that contains it; the file of the same name if None.
+        plugin: the plugin's folder, if the plugin is not installed.
     """
 
     acceleration: ClassVar[str] = ""
@@ -45,7 +45,7 @@ class AccelerationContract:
 
     @pytest.fixture
     def node(self) -> dict[str, Any]:
-        """Its node in the config."""
+        """The acceleration's node in the config."""
         if self.plugin is not None and self.plugin.name not in {found.name for found in discover()}:
             add_folder(str(self.plugin))
         config = compose("train", [f"acceleration={self.choice or self.acceleration}"])
@@ -53,12 +53,12 @@ class AccelerationContract:
 
     @pytest.fixture
     def plain_task(self) -> AdapterTask:
-        """A task without it, in training mode."""
+        """A task without the acceleration, in training mode."""
         return _build({})
 
     @pytest.fixture
     def task(self, node: dict[str, Any]) -> AdapterTask:
-        """The same task with it, in training mode."""
+        """The same task with the acceleration, in training mode."""
         return _build({self.acceleration: make(node)})
 
     def test_training_steps_compute_the_same(self, task: AdapterTask, plain_task: AdapterTask) -> None:
@@ -102,7 +102,7 @@ class AccelerationContract:
 
 
 class _WithoutDropout(TinyBert):
-    """Masks may be drawn by other random numbers: the same in distribution alone."""
+    """A model without dropout: an acceleration may draw other masks, equal only in distribution."""
 
     def build_model(self) -> BertForSequenceClassification:
         model = super().build_model()
@@ -145,6 +145,6 @@ def _logits(task: AdapterTask) -> Tensor:
 
 
 def _form(model: nn.Module) -> list[tuple[type[nn.Module], int, int, int]]:
-    """Each module's class, and how many hooks it has."""
+    """The class of each module, and the numbers of its hooks."""
     hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks")
     return [(type(module), *(len(getattr(module, name)) for name in hooks)) for module in model.modules()]  # type: ignore[misc]

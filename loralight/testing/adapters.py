@@ -42,16 +42,16 @@ _LABELS, _WORDS = 3, 100
 
 
 class AdapterContract:
-    """The promises of an adapter method, put to a small BERT with random weights; a subclass names the method.
+    """Tests the promises of an adapter method on a small BERT with random weights; a subclass names the method.
 
-    Those that hold for any model are also put to convolutions, GPT-2's `Conv1D`, tied weights and a Llama. Where the
-    method has a form in PEFT, PEFT itself is asked.
+    Promises for any model are also tested on convolutions, GPT-2's `Conv1D`, tied weights and a Llama. If PEFT has the
+    method, its outputs are compared with PEFT's.
 
         class TestMyMethod(AdapterContract, adapter="my_method", plugin=Path("my_method")): ...
 
     Args:
         adapter: as on the command line: the name of a file in ``conf/adapter/``.
-        plugin: the plugin's folder, which is tested even where a copy is installed; None for an installed one.
+        plugin: the plugin's folder, which is tested even if a copy is installed; None for an installed plugin.
     """
 
     adapter: ClassVar[str] = ""
@@ -64,14 +64,14 @@ class AdapterContract:
     @pytest.fixture(scope="class")
     @classmethod
     def method(cls) -> str:
-        """The name of the method, which can be found by it from here on."""
+        """The name of the method, after its plugin has been made available."""
         if cls.plugin is not None:
             use_folder(cls.plugin)
         return cls.adapter
 
     @pytest.fixture
     def task(self, method: str) -> AdapterTask:
-        """A task with the method's adapter as it is before training, in evaluation mode."""
+        """A task with the method's adapter before training, in evaluation mode."""
         built = _build(method)
         built.eval()
         return built
@@ -79,7 +79,7 @@ class AdapterContract:
     @pytest.fixture(scope="class")
     @classmethod
     def trained(cls, method: str, tmp_path_factory: pytest.TempPathFactory) -> "Trained":
-        """A task after five steps of training, a copy of its model before, and its checkpoint."""
+        """A task after five training steps, with its tensors from before and its checkpoint."""
         return _train(_build(method), tmp_path_factory.mktemp("trained"))
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -181,7 +181,7 @@ class AdapterContract:
         inject(adapted, task.adapter, head=task.head(adapted))
         _disturb(adapted)
         for ours, theirs in zip(task.head(base), task.head(adapted), strict=True):
-            ours.load_state_dict(theirs.state_dict())  # a head is trained in full, and does not belong to the adapter
+            ours.load_state_dict(theirs.state_dict())  # a trained head does not belong to the adapter
         base.train(mode), adapted.train(mode)
         before = _drawn_alike(adapted)
         try:
@@ -288,14 +288,14 @@ _TARGETS = {"BERT": "all", "convolutions": "all", "Conv1D": "all-linear", "tied 
 
 
 def _adapter(method: str, targets: str) -> Any:
-    """The method by its defaults, with these targets if it has any."""
+    """The method with its defaults, and with these targets if it takes any."""
     settings = dict(plain(compose("train", [f"adapter={method}"]).adapter))
     return make({**settings, "targets": targets} if "targets" in settings else settings)
 
 
 @torch.no_grad()
 def _output(model: nn.Module) -> Tensor:
-    if any(isinstance(module, PreTrainedModel) for module in model.modules()):  # PEFT's own is around it
+    if any(isinstance(module, PreTrainedModel) for module in model.modules()):  # inside PEFT's own
         return torch.as_tensor(model(input_ids=batch_of(5)["input_ids"]).logits)
     return torch.as_tensor(model(torch.linspace(-1, 1, 2 * 3 * 32 * 32).sin().view(2, 3, 32, 32)))
 
@@ -319,7 +319,7 @@ def _head_of_bert(model: nn.Module) -> list[nn.Module]:
 
 
 class TinyBert(AdapterTask):
-    """A BERT of two layers with random weights, which nothing has to be loaded for.
+    """A BERT of two layers with random weights; nothing has to be loaded.
 
     Batch: input_ids, attention_mask (batch, tokens); labels (batch,).
     """
@@ -353,11 +353,11 @@ class Trained(NamedTuple):
 
 
 class _Batches(list[dict[str, Tensor]]):
-    """A loader; Lightning takes a plain list for several of them."""
+    """A loader; Lightning would take a plain list for several loaders."""
 
 
 def _build(method: str) -> AdapterTask:
-    # without padding outputs are the same but for their last bits, and some tests compare those
+    # unpadding changes the last bits of outputs, which some tests compare
     config = compose("train", [f"adapter={method}", "~acceleration.unpadding", "~acceleration.first_tokens"])
     settings = {part: plain(config[part]) for part in ("adapter", "optimizer", "scheduler", "acceleration")}
     return build_task({**settings, "task": {"_target_": f"{__name__}.TinyBert"}, "seed": 0}, {})
@@ -383,7 +383,7 @@ def _train(task: AdapterTask, folder: Path) -> Trained:
 
 
 def batch_of(size: int) -> dict[str, Tensor]:
-    """A batch of so many rows of 4 to 12 tokens, the same at each call."""
+    """A batch of ``size`` rows of 4 to 12 tokens, the same at each call."""
     random = torch.Generator().manual_seed(size)
     ids = torch.randint(1, _WORDS, (size, 12), generator=random)
     mask = (torch.arange(12) < torch.randint(4, 13, (size, 1), generator=random)).long()

@@ -30,35 +30,35 @@ from loralight.training.checkpoint import read_checkpoint
 from loralight.training.step import measure_
 from loralight.training.task import AdapterTask, Step
 
-_ROWS = 6  # of a split that are looked at
+_ROWS = 6  # of a split that are tested
 
 
 class TaskContract:
-    """The promises of a task; a subclass says by which overrides of ``loralight train`` a small run of it is made.
+    """Tests the promises of a task; a subclass gives overrides of ``loralight train`` for a small run of the task.
 
         class TestMyTask(TaskContract, overrides=["task=my_task"], plugin=Path("my_task")): ...
 
-    The data needs at least eight training rows. Every promise is one test, on the CPU, with the model that the
-    overrides name; a small one makes them fast. What a task cannot promise by its nature is an attribute of the class,
-    such as `rows_depend`; one that is not true fails too.
+    The data needs at least eight training rows. Every promise is a test on the CPU, with the model that the overrides
+    name; a small model makes the tests fast. If a task cannot keep a promise by its nature, it declares that by an
+    attribute of the class, such as `rows_depend`; a declaration that is not true fails too.
 
     Args:
         overrides: as on the command line.
-        plugin: the plugin's folder, which is tested even where a copy is installed; None for an installed one.
+        plugin: the plugin's folder, which is tested even if a copy is installed; None for an installed plugin.
     """
 
     overrides: ClassVar[Sequence[str]] = ()
     plugin: ClassVar[Path | None] = None
 
     rows_depend: ClassVar[bool] = False
-    """Whether a row's loss depends on the other rows of its batch, as where these are its negatives. It may not depend
-    on their order."""
+    """Whether a row's loss depends on the other rows of its batch, for example as its negatives. It may not depend on
+    their order."""
 
     step_draws: ClassVar[bool] = False
-    """Whether a step draws random numbers outside of training too, as one that samples answers does."""
+    """Whether a step draws random numbers also outside of training, for example to sample answers."""
 
     loss_is_objective: ClassVar[bool] = True
-    """Whether less loss is better, which the value of a policy gradient does not tell."""
+    """Whether a lower loss is better; the value of a policy-gradient loss does not show that."""
 
     def __init_subclass__(cls, *, overrides: Sequence[str] = (), plugin: Path | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -81,7 +81,7 @@ class TaskContract:
 
     @pytest.fixture
     def task(self, config: dict[str, Any], data: TaskData) -> AdapterTask:
-        """The task as it is before training, in evaluation mode."""
+        """The task before training, in evaluation mode."""
         built = build_task(config, data.model_arguments())
         built.eval()
         return built
@@ -93,7 +93,7 @@ class TaskContract:
         return Trained(config, tmp_path_factory.mktemp("trained"))
 
     def inputs(self, data: TaskData) -> list[Any]:
-        """Inputs of predictions; a subclass gives them where the data has no examples."""
+        """Inputs for predictions; a subclass overrides this if the data has no examples."""
         inputs = [given for given, _ in data.examples(3)]
         assert inputs, "override TaskData.examples, or inputs in this class"
         return inputs
@@ -139,7 +139,7 @@ class TaskContract:
         assert learns.keys() <= trained.task.trainable_tensors().keys()
 
     def test_what_starts_at_random_learns(self, task: AdapterTask) -> None:
-        """Whether `fresh` knows of it or not."""
+        """Also parameters that `fresh` does not know."""
         models = []
         for seed in (1, 2):
             torch.manual_seed(seed)
@@ -172,7 +172,7 @@ class TaskContract:
         assert (len(losses) > 1) == self.step_draws, f"step_draws is {self.step_draws}; five steps gave {losses}"
 
     def test_a_batch_has_the_loss_of_its_rows_one_by_one(self, data: TaskData, task: AdapterTask) -> None:
-        """So that padding changes nothing, and several processes or accumulated batches compute what one would."""
+        """So padding changes nothing, and several processes or accumulated batches give the result of one batch."""
         if self.step_draws:
             pytest.skip("declared: a step draws, other numbers for a row alone")
         rows = _rows_of(data, "validation")
@@ -246,12 +246,12 @@ class TaskContract:
 
 
 class Trained:
-    """A task trained for two epochs of two batches, what its model was before, and a checkpoint from within.
+    """A task trained for two epochs of two batches, its tensors from before, and a checkpoint after the first step.
 
     Args:
         config: the settings.
-        folder: where it writes.
-        go_on_from: another run's checkpoint.
+        folder: the folder to write to.
+        go_on_from: another run's checkpoint to resume from.
     """
 
     def __init__(self, config: dict[str, Any], folder: Path, *, go_on_from: Path | None = None) -> None:
@@ -280,7 +280,7 @@ def _batch(data: TaskData, split: str) -> Any:
 
 @torch.no_grad()
 def _step(task: AdapterTask, batch: Any, *, seed: int = 0) -> Step:
-    torch.manual_seed(seed)  # what it draws is the same each time
+    torch.manual_seed(seed)  # it draws the same numbers each time
     return task.step(batch)
 
 
@@ -320,7 +320,7 @@ def _assert_same(found: Any, wanted: Any) -> None:
 
 
 def _assert_close(found: Any, wanted: Any) -> None:
-    """Equal, but for the rounding of numbers."""
+    """Assert equality up to rounding of numbers."""
     for one, other in _pairs(found, wanted):
         if isinstance(other, float | Tensor):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

@@ -8,13 +8,13 @@ from typing import Any
 
 
 def remembering(initialise: Callable[..., None]) -> Callable[..., None]:
-    """A constructor that notes those of its arguments that are plain data, in the object's ``arguments``."""
+    """A constructor that stores its plain-data arguments in the object's ``arguments``."""
     parameters = signature(initialise).parameters
     others = next((name for name, one in parameters.items() if one.kind is Parameter.VAR_KEYWORD), "")
 
     @wraps(initialise)
     def noted(self: Any, *args: Any, **keywords: Any) -> None:
-        if "arguments" not in vars(self):  # else a class derived from this one has noted its own
+        if "arguments" not in vars(self):  # else the constructor of a derived class has stored its own
             given = signature(initialise).bind(self, *args, **keywords).arguments
             given |= given.pop(others, {})
             vars(self)["arguments"] = {name: value for name, value in given.items() if _is_plain(value)}

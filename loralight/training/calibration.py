@@ -1,7 +1,7 @@
-"""Probabilities that are right as often as they say: one temperature, fitted to validation rows.
+"""Calibrated probabilities by temperature scaling: one temperature, fitted to validation rows.
 
-Guo et al., 2017, https://arxiv.org/abs/1706.04599: ``softmax(logits / temperature)``, with the temperature of the least
-mean negative log-likelihood. The ranking of the classes, and so the accuracy, stays as it is.
+Guo et al., 2017, https://arxiv.org/abs/1706.04599: ``softmax(logits / temperature)``, with the temperature that
+minimises the mean negative log-likelihood. The ranking of the classes does not change, nor does the accuracy.
 """
 
 import math
@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassCalibrationError
 
 from loralight.errors import InputError
 
-_LIMIT = 100.0  # logits without a mistake would have a temperature of 0, useless ones of infinity
+_LIMIT = 100.0  # for logits without a mistake the best temperature is 0, for useless logits infinity
 
 
 def fit_temperature(logits: Tensor, targets: Tensor) -> float:
@@ -21,7 +21,7 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
 
     Args:
         logits: of validation rows, (rows, classes).
-        targets: class numbers (rows,), or 0 and 1 (rows, classes) where a row can have several.
+        targets: class numbers (rows,), or 0 and 1 (rows, classes) where a row can have several classes.
     """
     given = logits.detach().double()
     log_inverse = torch.zeros((), dtype=given.dtype, device=given.device, requires_grad=True)
@@ -46,7 +46,7 @@ def _loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def check_temperature(given: float | None) -> float:
-    """The temperature, 1 if none is given; raises ``E-TEMPERATURE`` unless logits divided by it are numbers still."""
+    """The temperature, 1 if none is given; raises ``E-TEMPERATURE`` unless it is from 0.001 to 1000."""
     if given is None:
         return 1.0
     if not 1e-3 <= given <= 1e3:
@@ -58,10 +58,11 @@ def check_temperature(given: float | None) -> float:
 
 
 class CalibrationError(MulticlassCalibrationError):
-    """By how much the probability of the answer differs from how often it is right, on average over rows (ECE).
+    """Expected calibration error (ECE): the gap between confidence and accuracy, averaged over rows.
 
-    In 15 bins of equal width, as Guo et al. have it; of logits (rows, classes) and right classes (rows,).
+    Confidence is the probability of the predicted class. There are 15 bins of equal width, as in Guo et al. The inputs
+    are logits (rows, classes) and right classes (rows,).
     """
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        super().update(preds.float().softmax(-1), target)  # it would take logits between 0 and 1 for probabilities
+        super().update(preds.float().softmax(-1), target)  # else logits in [0, 1] would pass for probabilities

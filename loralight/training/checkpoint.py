@@ -27,7 +27,7 @@ from loralight.untrusted import read_json
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 MAX_STATE = 16 * 2**20
-"""Bytes of a checkpoint's state: a large model's has one, names of its tensors for the most part."""
+"""Most bytes that a checkpoint's state may have. A large model's has 1 MB, for the most part names of tensors."""
 _UNFINISHED = ".loralight-"  # in the names of folders that are not whole
 
 
@@ -35,11 +35,11 @@ class FolderCheckpointIO(CheckpointIO):
     """Writes and reads Lightning's checkpoint dictionary as a folder.
 
     ``tensors.safetensors`` holds its tensors, ``state.json`` all else, ``manifest.json`` the sha256 of both. The
-    folder is built under a hidden name beside its own and renamed when every byte is on disk, so that a kill or a
-    full disk at any moment leaves the folder whole or absent.
+    folder is written under a hidden name in the same parent folder and renamed once every byte is on disk. So it is
+    whole or absent, even if the process is killed or the disk fills up.
 
     Args:
-        run: the run's folder, if there is one; where it has been taken away, nothing is written.
+        run: the run's folder, if there is one; if it has been removed, nothing is written.
     """
 
     def __init__(self, run: Path | None = None) -> None:
@@ -52,7 +52,7 @@ class FolderCheckpointIO(CheckpointIO):
 
         Raises:
             TypeError: the checkpoint holds something that is neither a tensor nor plain data.
-            InputError: the disk does not take it (``E-DISK``).
+            InputError: the checkpoint cannot be written to the disk (``E-DISK``).
         """
         if self._run is not None:
             refuse_taken_away(self._run)
@@ -63,7 +63,7 @@ class FolderCheckpointIO(CheckpointIO):
             save_file(tensors, folder / TENSORS)
             (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
 
-        for left in Path(path).parent.glob(f".*{_UNFINISHED}*"):  # by a process that was killed: a run has one
+        for left in Path(path).parent.glob(f".*{_UNFINISHED}*"):  # by a killed process; a run has only one
             shutil.rmtree(left, ignore_errors=True)
         write_folder(Path(path), fill)
 
@@ -73,7 +73,7 @@ class FolderCheckpointIO(CheckpointIO):
         """Read a checkpoint that `save_checkpoint` wrote; its tensors are on CPU.
 
         Raises:
-            InputError: the folder is not whole (``E-CKPT-HASH``), or holds something else (``E-CKPT-STATE``).
+            InputError: the folder is not whole (``E-CKPT-HASH``), or does not hold a checkpoint (``E-CKPT-STATE``).
         """
         folder = Path(path)
         verify(folder)
@@ -93,7 +93,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint's dictionary, with its tensors on the CPU, from a folder of ours or a file that Lightning wrote.
 
     Raises:
-        InputError: the folder is not whole (``E-CKPT-HASH``), or the file holds other than tensors and plain data
+        InputError: the folder is not whole (``E-CKPT-HASH``), or the file holds anything besides tensors and plain data
             (``E-CKPT-STATE``).
     """
     if not path.is_file():
@@ -110,7 +110,7 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
     """Make ``target`` a folder with the files that ``fill`` writes and a manifest: in one step, or not at all.
 
     Raises:
-        InputError: the disk does not take it (``E-DISK``).
+        InputError: the folder cannot be written to the disk (``E-DISK``).
     """
     with telling_of_disk(target.parent), _os_errors():
         _write_folder(target, fill)
@@ -118,7 +118,7 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
 
 @contextmanager
 def _os_errors() -> Iterator[None]:
-    """Turns safetensors' error of the system, which is a text alone, into Python's `OSError`."""
+    """Turn a system error from safetensors, which is only a text, into Python's `OSError`."""
     try:
         yield
     except SafetensorError as error:
@@ -138,9 +138,7 @@ def _write_folder(target: Path, fill: Callable[[Path], None]) -> None:
         files = sorted(file for file in building.rglob("*") if file.is_file())
         digests = {file.relative_to(building).as_posix(): _sha256(file) for file in files}
         (building / MANIFEST).write_text(json.dumps({"sha256": digests}, indent=2), encoding="utf-8")
-        mode = stat.S_IMODE(
-            (building / MANIFEST).stat().st_mode
-        )  # as the umask has it; safetensors writes for one user
+        mode = stat.S_IMODE((building / MANIFEST).stat().st_mode)  # follows the umask, unlike safetensors' files
         for file in files:
             file.chmod(mode)
         for path in (*building.rglob("*"), building):
@@ -161,11 +159,13 @@ def _write_folder(target: Path, fill: Callable[[Path], None]) -> None:
 
 
 def verify(folder: Path, names: Collection[str] | None = None) -> None:
-    """Check files of ``folder`` against its manifest, which tells of an accident: who means harm writes it anew.
+    """Check files of ``folder`` against its manifest.
+
+    This finds accidental damage. It does not stop an attacker, who can write a new manifest.
 
     Args:
         folder: written by `write_folder`.
-        names: files that the manifest must have; all that it has, if None.
+        names: files that the manifest must list; None checks all that it lists.
 
     Raises:
         InputError: a file is missing or has changed since it was written (``E-CKPT-HASH``).
@@ -183,7 +183,7 @@ def verify(folder: Path, names: Collection[str] | None = None) -> None:
 
 
 def newest(run: Path) -> Path:
-    """The newest whole checkpoint of a run; a log line tells of each that is broken and passed over.
+    """The newest whole checkpoint of a run; a broken checkpoint is skipped with a log line.
 
     Raises:
         InputError: there is none (``E-CKPT-NONE``).
@@ -205,10 +205,10 @@ def newest(run: Path) -> Path:
 
 
 def _place(folder: Path) -> tuple[int, ...]:
-    """Where the run stood, in an order in which later is greater.
+    """The position of the run, as a tuple that is greater the later it is.
 
     Raises:
-        InputError: the checkpoint does not say (``E-CKPT-HASH``).
+        InputError: the checkpoint does not say where the run stood (``E-CKPT-HASH``).
     """
     try:
         place = _read_state(folder)["position"]
@@ -218,7 +218,7 @@ def _place(folder: Path) -> tuple[int, ...]:
 
 
 def _read_state(folder: Path) -> dict[str, Any]:
-    """The state of a checkpoint as JSON has it.
+    """The state of a checkpoint, as it is in its JSON file.
 
     Raises:
         InputError: it is not a JSON object in a regular file of at most 16 MB (``E-CKPT-STATE``).
@@ -233,19 +233,19 @@ def _read_state(folder: Path) -> dict[str, Any]:
 
 
 def _leads_elsewhere(folder: Path, name: str) -> bool:
-    """Whether a manifest's name is a link, leads outside, or is not a regular file's."""
+    """Whether a name in a manifest is a link, leads out of the folder, or is not that of a regular file."""
     path = folder / name
     return path.resolve() != folder.resolve() / name or (path.exists() and not path.is_file())
 
 
 def _encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
-    """Plain JSON for ``value``, whose tensors go to ``tensors`` under their place."""
+    """Plain JSON for ``value``; its tensors go into ``tensors``, named after their place in it."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Tensor):
         while where in tensors:  # {"a.b": x, "a": {"b": y}}
             where += "'"
-        tensors[where] = value.detach().cpu().contiguous().clone()  # no two may share memory in safetensors
+        tensors[where] = value.detach().cpu().contiguous().clone()  # tensors in safetensors may not share memory
         return {"__tensor__": where}
     if isinstance(value, list):
         return [_encode(item, f"{where}.{i}", tensors) for i, item in enumerate(value)]

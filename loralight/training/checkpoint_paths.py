@@ -1,4 +1,4 @@
-"""Where a run's chosen checkpoints lie, as its checkpoints tell: relative to the run, and never outside of it."""
+"""The paths in checkpoints of a run's best and last checkpoints: relative to the run, and never outside of it."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -15,10 +15,10 @@ _PATHS = ("dirpath", "best_model_path", "kth_best_model_path", "last_model_path"
 
 
 class CheckpointPaths(lightning.Callback):
-    """Rewrites the paths in the states of ``ModelCheckpoint``, which deletes the folders that they name.
+    """Rewrites the paths in the saved states of ``ModelCheckpoint``, which deletes the folders at these paths.
 
-    So a run that was moved keeps its best checkpoint, and a stranger's run names no folder of the user's. A path that
-    the user has given for the checkpoints lies where they say.
+    So a run that was moved keeps its best checkpoint, and a stranger's run cannot name a folder of the user's. A
+    folder that the user has chosen for the checkpoints is allowed too.
 
     Args:
         run: the run's folder.
@@ -50,7 +50,7 @@ class CheckpointPaths(lightning.Callback):
 
     def _inside(self, callback: ModelCheckpoint, state: dict[str, Any], path: str) -> str:
         own, before = Path(str(callback.dirpath)), Path(state["dirpath"])
-        if before.is_absolute() and Path(path).is_relative_to(before):  # absolute, as all were once: the run was moved
+        if before.is_absolute() and Path(path).is_relative_to(before):  # an older checkpoint; the run was moved
             path = str(own / Path(path).relative_to(before))
         place = (self._run / path).resolve()
         if not any(place.is_relative_to(folder.resolve()) for folder in (self._run / "checkpoints", own)):
@@ -68,10 +68,10 @@ def _states(trainer: lightning.Trainer, checkpoint: dict[str, Any]) -> Iterator[
 
 
 def _with_paths(state: dict[str, Any], place: Callable[[str], str]) -> dict[str, Any]:
-    """A copy of ``state`` with each path elsewhere; an empty one means that there is none yet.
+    """A copy of ``state`` with ``place`` applied to each path; an empty path means that there is none yet.
 
     Raises:
-        InputError: it is not a state of ``ModelCheckpoint`` (``E-CKPT-STATE``).
+        InputError: ``state`` is not the state of a ``ModelCheckpoint`` (``E-CKPT-STATE``).
     """
     try:
         paths = {key: state[key] and place(state[key]) for key in _PATHS}

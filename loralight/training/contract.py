@@ -1,4 +1,4 @@
-"""What a task says of itself: the part of the base class that plugins write."""
+"""The interface of a task: the part of the base class that plugins write."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,16 +15,16 @@ from loralight.training.step import Step
 
 
 class Contract(ABC):
-    """The methods that a task writes, and those that it may; `loralight.AdapterTask` calls them."""
+    """The methods that a task must write or may override; `loralight.AdapterTask` calls them."""
 
     peft_task_type: ClassVar[str | None] = None
-    """PEFT's name for this kind of task (``SEQ_CLS``, ...), by which it picks its wrapper class."""
+    """PEFT's name for this kind of task (``SEQ_CLS``, ...); PEFT chooses its wrapper class by it."""
 
     updates_per_batch: int = 1
-    """Optimizer steps with each training batch: a step may draw a rollout at the first and keep it for the others."""
+    """Optimizer steps with each training batch: `step` may draw a rollout at the first and keep it for the others."""
 
     update: int = 0
-    """Which of these `step` computes, from 0."""
+    """The number of the optimizer step, within its batch, that `step` computes; from 0."""
 
     model: nn.Module
     """The model, once it is built and adapted."""
@@ -37,7 +37,7 @@ class Contract(ABC):
 
     @abstractmethod
     def step(self, batch: Any) -> Step:
-        """The loss of one batch, and what the metrics compare."""
+        """The loss of one batch, and the predictions and targets that the metrics compare."""
 
     @abstractmethod
     def metrics(self) -> MetricCollection:
@@ -45,9 +45,9 @@ class Contract(ABC):
 
     @abstractmethod
     def predict_batch(self, inputs: Sequence[Any], *args: Any, **options: Any) -> list[dict[str, Any]]:
-        """A plain dictionary for each input: what ``loralight predict`` writes as a line of JSON.
+        """A plain dictionary for each input, which ``loralight predict`` writes as a line of JSON.
 
-        A task's parameters with a default are what ``loralight predict`` takes as ``options.<name>=``.
+        ``loralight predict`` takes this method's parameters with a default as ``options.<name>=``.
         """
 
     def stream(self, given: Any, *args: Any, **options: Any) -> Iterator[str]:
@@ -63,15 +63,15 @@ class Contract(ABC):
         return read_inputs(source)
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write the model into ``folder`` so that its library loads it, once the adapter is merged.
+        """Write the model, into which the adapter has been merged, so that its own library can load it.
 
-        By default a transformers model is written with its `processors`, any other with its weights alone
+        By default a transformers model is written with its `processors`, and any other model as its weights alone
         (``model.safetensors``).
         """
         save_model(self.model, folder, beside=self.processors())
 
     def processors(self) -> list[Processor]:
-        """Tokenizers and processors of transformers that prepare the inputs: by default the task's attributes."""
+        """Tokenizers and processors of transformers that prepare the inputs; by default those among the attributes."""
         return [value for value in vars(self).values() if isinstance(value, Processor)]
 
     def head(self, model: nn.Module) -> list[nn.Module]:
@@ -79,12 +79,12 @@ class Contract(ABC):
         return []
 
     def probed(self, features: Tensor, batch: Any) -> tuple[Tensor, Tensor] | None:
-        """What a linear probe in place of the head is fitted to, or None where there is nothing of the kind.
+        """The features and targets to which a linear probe in place of the head is fitted; None if there are none.
 
-        By default the batch's ``labels``, if they are classes or 0 and 1 for each label.
+        By default the targets are the batch's ``labels``.
 
         Args:
-            features: what the head's linear layer read of a batch, (items, ..., width).
+            features: inputs of the head's linear layer for a batch, (items, ..., width).
             batch: as `step` takes it.
 
         Returns:
@@ -94,32 +94,32 @@ class Contract(ABC):
         return (features, labels) if isinstance(labels, Tensor) else None
 
     def found_arguments(self) -> dict[str, Any]:
-        """Arguments that the built task chose for itself, in plain values: who loads the adapter is given these."""
+        """Arguments that the built task chose for itself, as plain values; loading the adapter uses them."""
         return {}
 
     def settle(self, validated: Callable[[], tuple[Tensor, Tensor]]) -> dict[str, Any]:
-        """Numbers that validation rows decide once the weights are final, such as thresholds; none by default.
+        """Numbers that are chosen on validation rows once the weights are final, such as thresholds; none by default.
 
         Args:
-            validated: takes a pass over the validation rows for their predictions and targets, as `step` gives them.
+            validated: runs over the validation rows and returns their predictions and targets, as `step` gives them.
 
         Returns:
-            Arguments of the task, in numbers and lists of numbers; each becomes the attribute of its name, and goes
-            with the adapter.
+            Arguments of the task, as numbers and lists of numbers. Each becomes the attribute of that name, and is
+            saved with the adapter.
         """
         return {}
 
     def tiny_batch(self) -> Any:
-        """A batch of a few short rows of anything, as `step` takes it; None, as here, if there is none.
+        """A batch of a few short, arbitrary rows, as `step` takes it; None by default.
 
-        By its gradients it is known before training which layers the loss never reads: presets leave these out.
+        Its gradients show before training which layers the loss never reads; presets leave these layers out.
         """
         return None
 
     def fresh(self, model: nn.Module) -> set[str]:
         """Names of the parameters that were initialised anew because the pretrained weights have no such tensor.
 
-        They are found while `build_model` runs, whatever loads the weights. A task that means to keep one frozen at its
-        initial value overrides this and leaves it out.
+        They are found while `build_model` runs, whatever loads the weights. A task that keeps such a parameter frozen
+        at its initial value overrides this method and leaves its name out.
         """
         return self._fresh

@@ -1,4 +1,4 @@
-"""How many epochs a run takes when nobody says: as many as give a new head steps enough, and no more than pay."""
+"""The default number of epochs: enough steps for a new head, and few epochs for large data."""
 
 import math
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from loralight.training.task import AdapterTask
 AUTO = "auto"
 
 _EPOCHS = 3  # customary for fine-tuning (Devlin et al., 2019)
-_HEAD_STEPS = 400  # that a new head is given; docs/recipes.md
-_MOST_EPOCHS = 20  # of few rows
-_MOST_STEPS = 6_000  # beyond which an epoch of many rows is not repeated
-_FEW_STEPS = 20  # in which neither a new head nor an adapter gets anywhere
-_VALIDATIONS = 5  # of a run of many epochs: a validation split can be larger than the rows to learn from
+_HEAD_STEPS = 400  # at least these for a new head; docs/recipes.md
+_MOST_EPOCHS = 20  # for small data
+_MOST_STEPS = 6_000  # beyond these an epoch is not repeated
+_FEW_STEPS = 20  # with fewer, neither a new head nor an adapter learns much
+_VALIDATIONS = 5  # in a run of many epochs: a validation split can be larger than the training split
 
 
 @dataclass(frozen=True)
@@ -26,29 +26,29 @@ class Epochs:
 
     Args:
         number: of epochs.
-        validated_every: epochs from one validation to the next, of which ``number`` is a multiple.
+        validated_every: epochs from one validation to the next; ``number`` is a multiple of it.
     """
 
     number: int
     validated_every: int
 
     def steps(self, of_epoch: int, *, most: int = -1) -> int:
-        """Optimizer steps, of so many an epoch; no more than ``most``, if that is above 0."""
+        """Optimizer steps of the run, with ``of_epoch`` in each epoch; at most ``most``, if that is above 0."""
         steps = self.number * of_epoch
         return min(steps, most) if most > 0 else steps
 
     def at_most(self, number: int) -> "Epochs":
-        """So many epochs or fewer, the last of which is validated."""
+        """At most ``number`` epochs, of which the last is validated."""
         every = min(self.validated_every, number)
         return Epochs(number=min(self.number, number // every * every), validated_every=every)
 
 
 def epochs_for(steps: int, *, has_head: bool) -> Epochs:
-    """The epochs for data of so many optimizer steps each.
+    """The epochs for data with ``steps`` optimizer steps in each.
 
     Args:
-        steps: of an epoch, over all its rows.
-        has_head: some of the model is new.
+        steps: optimizer steps of an epoch, over all its rows.
+        has_head: whether the model has a new head.
     """
     if has_head and _EPOCHS * steps < _HEAD_STEPS:
         number = min(_MOST_EPOCHS, math.ceil(_HEAD_STEPS / steps))
@@ -59,10 +59,11 @@ def epochs_for(steps: int, *, has_head: bool) -> Epochs:
 
 
 def set_epochs_(trainer: lightning.Trainer, task: AdapterTask, data: TaskData, *, most_steps: int | None) -> str:
-    """Give ``trainer`` the epochs that suit the data, of all its processes; returns a line that says so.
+    """Set the trainer's number of epochs by the data; returns a line that says so.
 
     Args:
-        most_steps: that there is time for; None for any number. Less than an epoch is a part of one.
+        most_steps: optimizer steps that there is time for; None for no limit. If they are fewer than an epoch has,
+            the run is a part of one epoch.
     """
     steps = steps_of_epoch(trainer, data)
     chosen, told = epochs_for(steps, has_head=bool(task.head(task.model))), "trainer.max_epochs=auto"
@@ -78,7 +79,7 @@ def set_epochs_(trainer: lightning.Trainer, task: AdapterTask, data: TaskData, *
 
 
 def few_steps(trainer: lightning.Trainer, data: TaskData) -> list[str]:
-    """A line on a run of so few optimizer steps that it can hardly arrive anywhere; none on one that is a mere try."""
+    """A warning line if the run has too few optimizer steps to learn much; none for ``trainer.fast_dev_run``."""
     steps, epochs, most = steps_of_epoch(trainer, data), trainer.max_epochs or 0, trainer.max_steps
     total = min([steps * epochs] * (epochs > 0) + [most] * (most > 0), default=_FEW_STEPS)
     if total >= _FEW_STEPS or trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -95,22 +96,22 @@ def few_steps(trainer: lightning.Trainer, data: TaskData) -> list[str]:
 
 
 def planned_epochs(trainer: lightning.Trainer, task: AdapterTask, steps: int) -> Epochs:
-    """The epochs that a trainer has, of so many steps each, or that `set_epochs_` would give it."""
+    """The trainer's epochs, or those that `set_epochs_` would give it for ``steps`` optimizer steps an epoch."""
     if trainer.max_epochs is None or trainer.max_epochs < 0:
         return epochs_for(steps, has_head=bool(task.head(task.model)))
     return Epochs(number=trainer.max_epochs, validated_every=1)
 
 
 def num_batches(loader: DataLoader[Any], limit: int | float) -> int:
-    """The batches that Lightning takes of a split under one of its limits."""
+    """The number of batches that Lightning takes of a split under ``limit``, its ``limit_*_batches``."""
     return min(limit, len(loader)) if isinstance(limit, int) else math.ceil(len(loader) * limit)
 
 
 def steps_of_epoch(trainer: lightning.Trainer, data: TaskData, *, num_ranks: int | None = None) -> int:
-    """Optimizer steps of an epoch, in which all processes take part.
+    """Optimizer steps of an epoch that all processes share.
 
     Args:
-        num_ranks: how many these are; the trainer's if None.
+        num_ranks: number of processes; the trainer's if None.
     """
     batches = math.ceil(len(data.splits["train"]) / (data.batch_size * (num_ranks or trainer.world_size)))
     limit = trainer.limit_train_batches

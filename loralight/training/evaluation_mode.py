@@ -14,11 +14,11 @@ class SharedEvaluation:
 
     def __init__(self) -> None:
         self._num_open = 0
-        self._was_training = False  # before the first of them
+        self._was_training = False  # before the first context was opened
 
     @contextmanager
     def of(self, module: nn.Module) -> Iterator[None]:
-        """Evaluation mode, until the last thread has left this context; then the mode that the first one found."""
+        """Evaluation mode, until the last thread has left this context; then the mode before the first entered."""
         with _SWITCHING:
             if not self._num_open:
                 self._was_training = module.training

@@ -1,4 +1,4 @@
-"""The memory of a training step, counted while it runs: for real, or on shapes (`loralight.models.shapes`)."""
+"""The memory of a training step, counted while it runs on real tensors or on shapes (`loralight.models.shapes`)."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,7 +19,7 @@ from loralight.training.task import AdapterTask
 Precision = Callable[[], AbstractContextManager[Any]]
 
 _PIECE = 32 * 2**20  # glibc maps larger pieces separately (M_MMAP_THRESHOLD_MAX)
-_WEIGHTS = {torch.ops.aten.convolution: 1, torch.ops.aten.convolution_backward: 2}  # oneDNN copies that argument
+_WEIGHTS = {torch.ops.aten.convolution: 1, torch.ops.aten.convolution_backward: 2}  # the argument that oneDNN copies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +30,10 @@ class Footprint:
         weights: the model's parameters and buffers.
         gradients: of the trainable parameters.
         optimizer: its state.
-        activations: kept by the forward pass for the backward pass, with the loss; without weights and batch.
-        peak: the most that is in memory at once.
-        pieces: of the peak, the bytes in tensors that each step makes anew, and that are small enough for an allocator
-            to cut them out of larger blocks.
+        activations: kept by the forward pass for the backward pass, and the loss; without weights and batch.
+        peak: the most bytes in memory at once.
+        pieces: the part of the peak in tensors that each step allocates anew and that are small enough for an
+            allocator to cut them out of larger blocks.
     """
 
     weights: int
@@ -45,14 +45,14 @@ class Footprint:
 
     @property
     def working(self) -> int:
-        """The rest of the peak: the batch, and values that are soon freed."""
+        """The rest of the peak: the batch, and short-lived values."""
         return self.peak - self.weights - self.gradients - self.optimizer - self.activations
 
 
 def footprint(task: AdapterTask, optimizer: Optimizer, batch: Any, *, precision: Precision = nullcontext) -> Footprint:
-    """Take a training step on a batch, as Lightning does, and count its bytes.
+    """Make a training step on a batch, as Lightning does, and count its bytes.
 
-    Of kernels' own scratch memory only oneDNN's copy of a convolution's weight is known.
+    Scratch memory inside kernels is not counted, except for oneDNN's copy of a convolution's weight.
 
     Args:
         task: in training mode.
@@ -93,12 +93,12 @@ def train_step(
     clip: float | None = None,
     after_forward: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Take a step, as Lightning does, with gradients of a norm up to ``clip``; returns the loss, ()."""
+    """Make a training step, as Lightning does, with the gradient norm clipped to ``clip``; returns the loss, ()."""
     with precision(), task.accelerations.step(task.model):
         loss, penalty = task.step(batch).loss, task.adapter.penalty(task.model)
         loss = loss if penalty is None else loss + penalty
     after_forward()
-    optimizer.zero_grad()  # the gradients of the step before are there until now
+    optimizer.zero_grad()  # until here the gradients of the previous step are in memory
     torch.autograd.backward(loss)
     if clip:
         nn.utils.clip_grad_norm_(trainable(task.model).values(), clip)
@@ -107,7 +107,7 @@ def train_step(
 
 
 class Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the storages that are alive, from when an operator makes them."""
+    """Counts the bytes of all storages that are alive, each from the operator that allocates it."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

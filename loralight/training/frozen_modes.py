@@ -1,4 +1,4 @@
-"""Which modules stay in evaluation mode in training, so that frozen ones keep computing as before."""
+"""The modules that stay in evaluation mode during training, so that frozen modules compute as before."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ _BATCH_NORM = (nn.modules.batchnorm._BatchNorm,)
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenModes:
-    """The modes of frozen modules in training.
+    """The modes of frozen modules during training.
 
     Args:
-        still: stay in evaluation mode.
-        fixed: of these, BatchNorm layers of which nothing ever changes.
-        adapted_norms: names of BatchNorm layers that change without being the adapter's.
+        still: modules that stay in evaluation mode.
+        fixed: the BatchNorm layers among them in which nothing ever changes.
+        adapted_norms: names of BatchNorm layers that change although the adapter does not adapt them.
     """
 
     still: Sequence[nn.Module] = ()
@@ -29,7 +29,7 @@ class FrozenModes:
     adapted_norms: Sequence[str] = ()
 
     def keep_(self) -> None:
-        """Restore the modes that a module's own ``train()`` has switched."""
+        """Restore evaluation mode where a module's own ``train()`` has switched it off."""
         for module in self.still:
             module.training = False
 
@@ -37,16 +37,16 @@ class FrozenModes:
 def choose_modes_(
     model: nn.Module, head: Sequence[nn.Module], *, base_dropout: bool, batch_norm: BatchNormMode
 ) -> FrozenModes:
-    """Choose the modules that stay in evaluation mode: frozen BatchNorm, and without ``base_dropout`` all frozen ones.
+    """Choose the modules that stay in evaluation mode: frozen BatchNorm; without ``base_dropout`` all frozen modules.
 
     Args:
-        model: adapted; with ``batch_norm="affine"`` its BatchNorm layers learn from here on.
-        head: its new parts.
+        model: the adapted model; ``batch_norm="affine"`` makes its BatchNorm layers trainable here.
+        head: the new parts of the model.
         base_dropout: whether dropout of frozen layers stays on.
         batch_norm: see `AdapterTask`.
 
     Raises:
-        InputError: BatchNorm is to change, and there is none (``E-BATCH-NORM``).
+        InputError: BatchNorm is to change, but the model has none (``E-BATCH-NORM``).
     """
     learns = {name.rpartition(".")[0] for name in trainable(model)}
     in_head = {id(module) for part in head for module in part.modules()}
@@ -65,5 +65,5 @@ def choose_modes_(
     return FrozenModes(
         still=still,
         fixed=list(norms.values()) if batch_norm == "frozen" else (),
-        adapted_norms=list(norms) if batch_norm != "frozen" else (),  # those that learn as a whole do both
+        adapted_norms=list(norms) if batch_norm != "frozen" else (),  # trained in full, a norm changes anyway
     )

@@ -1,18 +1,18 @@
-"""Checks that frozen tensors stay: a sum over the bits of each, before training and after."""
+"""Checks that frozen tensors do not change, by a sum over the bits of each before and after training."""
 
 import torch
 from torch import Tensor, nn
 
 from loralight.errors import InputError
 
-_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their bytes
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
 
 
 class FrozenWatch:
-    """Knows the frozen tensors of a model as they were: one pass over the weights, here and at each look.
+    """Remembers a checksum of each frozen tensor; taking it and each check are one pass over the weights.
 
     Args:
-        model: on the device that trains.
+        model: on the device it is trained on.
         learns: names of the tensors that may change.
     """
 
@@ -20,10 +20,10 @@ class FrozenWatch:
         self._before = _sums(model, learns)
 
     def refuse_change(self, model: nn.Module, learns: set[str]) -> None:
-        """Raise if a frozen tensor is another.
+        """Raise if a frozen tensor has changed.
 
         Raises:
-            InputError: it is (``E-FROZEN-MOVED``).
+            InputError: one has (``E-FROZEN-MOVED``).
         """
         now = _sums(model, learns)
         names = [name for name in self._before if name in now]
@@ -41,7 +41,7 @@ class FrozenWatch:
 
 @torch.no_grad()
 def _sums(model: nn.Module, learns: set[str]) -> dict[str, Tensor]:
-    """A number for each frozen tensor that a state dict holds, on its device; a tied weight that learns is none."""
+    """A checksum of each frozen tensor in the state dict, on its device; weights tied to trainable ones have none."""
     state = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     moving = {tensor.data_ptr() for name, tensor in state.items() if name in learns}
     return {

@@ -1,4 +1,4 @@
-"""The rows of all ranks, for losses in which rows are compared with one another."""
+"""Gathering the rows of all ranks, for losses that compare rows with each other."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 _COUNTS: ContextVar[bool | None] = ContextVar("counts", default=None)
-"""Whether this rank's rows count in the training step that is computed; None outside of one."""
+"""Whether this rank's rows count in the current training step; None outside of a training step."""
 
 
 class Gathered(NamedTuple):
@@ -27,14 +27,14 @@ class Gathered(NamedTuple):
 
 
 def gather_rows(rows: Tensor) -> Gathered:
-    """The rows that all ranks call this with in a training step; gradients flow back to the ranks that they are of.
+    """The rows of all ranks in a training step; every rank calls this, and gradients flow back to each row's rank.
 
-    Where the loss of a `Step` is the mean over the rank's own rows, several processes compute the gradient of one that
-    has all rows in one batch. Validation may have unlike numbers of batches on two ranks, which could not wait for one
-    another: there, and in a single process, the rows come back as they are.
+    If the loss of a `Step` is the mean over the rank's own rows, several processes compute the same gradient as a
+    single process with all rows in one batch. In validation two ranks may have different numbers of batches and cannot
+    wait for each other. There, and in a single process, ``rows`` is returned unchanged.
 
     Args:
-        rows: (rows, ...), of as many as the rank has; the other sizes are the same on all ranks.
+        rows: (rows, ...); the number of rows may differ between ranks, the other sizes may not.
     """
     counts = _COUNTS.get()
     if counts is None or not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
@@ -43,14 +43,14 @@ def gather_rows(rows: Tensor) -> Gathered:
     rank, most = dist.get_rank(), max(size for size, _ in sizes)
     padded = torch.cat([rows, rows.new_zeros(most - len(rows), *rows.shape[1:])])
     everyones: Tensor = _AllRows.apply(padded)  # (ranks, most, ...)
-    # a row that only stands in for one is another rank's too, and nobody else's negative
+    # a row that only fills this rank's batch is on another rank too: it is not a negative for other ranks
     parts = [rows if at == rank else everyones[at, : size * counts] for at, (size, counts) in enumerate(sizes)]
     return Gathered(torch.cat(parts), sum(len(part) for part in parts[:rank]))
 
 
 @contextmanager
 def training_together(*, counts: bool) -> Iterator[None]:
-    """A training step, which all ranks compute at once; see `TaskData.stands_in` for a rank that does not count."""
+    """A training step that all ranks compute at once; see `TaskData.stands_in` for a rank that does not count."""
     token = _COUNTS.set(counts)
     try:
         yield
@@ -66,7 +66,7 @@ def _sizes(size: int, counts: bool, device: torch.device) -> list[tuple[int, int
 
 
 class _AllRows(Function):
-    """Stacks a tensor of each rank; a rank's gradient is the sum of what all ranks' losses give its tensor."""
+    """Stacks the tensors of all ranks; the gradient of a rank's tensor is summed over the losses of all ranks."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor) -> Tensor:

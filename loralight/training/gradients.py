@@ -1,4 +1,4 @@
-"""Checks of gradients: steps in which one is not finite, and layers that none ever reaches."""
+"""Checks of gradients: steps with a non-finite gradient, and layers that no gradient reaches."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,19 +12,19 @@ from loralight.logs import logger
 from loralight.training.step import on_its_way
 
 MOST_IN_A_ROW = 3
-"""Steps without a finite gradient that a run gets over: one bad batch costs no run, divergence does not go on."""
+"""Most non-finite steps in a row: a single bad batch does not end a run, but divergence does."""
 
 LOOKED_AT = 100
-"""Steps after which a layer that no gradient has reached is taken for dead."""
+"""Steps after which a layer counts as dead if no gradient has reached it."""
 
 
 class SeenStep(NamedTuple):
-    """A step of which gradients are looked at.
+    """A step whose gradients are checked.
 
     Args:
-        loss: its mean loss.
-        place: tells where it is.
-        learning: gives the tensors of a checkpoint.
+        loss: mean loss of the step.
+        place: describes where in the run the step is.
+        learning: returns the tensors that a checkpoint holds.
     """
 
     loss: float
@@ -36,7 +36,7 @@ class SeenStep(NamedTuple):
         return math.isfinite(self.loss)
 
     def told(self) -> str:
-        """The value that was not finite, and its place."""
+        """The non-finite value, and its place."""
         what = f"a gradient is not finite (the loss is {self.loss:.4g})" if self.loss_is_finite else None
         return f"{what or f'the loss is {self.loss}'} at {self.place()}"
 
@@ -44,31 +44,31 @@ class SeenStep(NamedTuple):
 class GradientWatch:
     """Keeps non-finite gradients from the weights, and remembers the largest gradient of each parameter.
 
-    It is the gradient that is about to be applied, so that every rank finds the same. On a GPU nothing waits for it:
-    it is set to 0 there, and told of at the next step.
+    It checks the gradient that is about to be applied, so every rank finds the same. On a GPU nothing waits for the
+    check: a non-finite gradient is set to 0 there, and reported at the next step.
     """
 
     def __init__(self) -> None:
-        self._largest: Tensor | None = None  # norms over the finite steps so far; the last element counts these
+        self._largest: Tensor | None = None  # norms over the finite steps so far; the last element counts those steps
         self._num_steps = LOOKED_AT
         self._unsettled: Callable[[], None] | None = None
         self._in_a_row: list[SeenStep] = []
 
     def begin(self) -> None:
-        """Remember gradients from the first step of a run, which this is: later ones may have nothing left to learn."""
+        """Start to remember gradients, at the first step of a run: later steps may have nothing left to learn."""
         self._num_steps, self._largest = 0, None
 
     def look_(self, gradients: Sequence[Tensor | None], step: "SeenStep", *, scaled: bool) -> None:
-        """Set all ``gradients`` to 0 if the step's loss or one of them is not finite.
+        """Set all ``gradients`` to 0 if the step's loss or one of the gradients is not finite.
 
         Args:
-            gradients: of each parameter that learns, always in one order; not all None.
-            step: the facts about it.
+            gradients: of the trainable parameters, always in the same order; not all None.
+            step: the step that they belong to.
             scaled: whether a `torch.amp.GradScaler` skips such steps, as it does while it looks for its scale.
 
         Raises:
-            InputError: more than `MOST_IN_A_ROW` steps were bad, one after the other, or what learns is no longer
-                finite itself (``E-NONFINITE``).
+            InputError: more than `MOST_IN_A_ROW` steps in a row were not finite, or a trainable tensor is no longer
+                finite (``E-NONFINITE``).
         """
         self.settle()
         present = [gradient for gradient in gradients if gradient is not None]
@@ -76,7 +76,7 @@ class GradientWatch:
         is_bad = ~norms.isfinite().all() | (not step.loss_is_finite)
         self._remember(norms.where(~is_bad, 0), ~is_bad)
         at_once = is_bad.device.type == "cpu" or not step.loss_is_finite
-        if not at_once or is_bad:  # to ask a GPU would wait for all that is queued there
+        if not at_once or is_bad:  # reading `is_bad` from a GPU would wait for all that is queued there
             for gradient in present:
                 gradient.masked_fill_(is_bad, 0)
         if scaled and step.loss_is_finite:
@@ -87,7 +87,7 @@ class GradientWatch:
             self.settle()
 
     def settle(self) -> None:
-        """Tell of the last step, if it is not told yet; raises as `look_`."""
+        """Report the last step, if that has not been done yet; raises like `look_`."""
         unsettled, self._unsettled = self._unsettled, None
         if unsettled is not None:
             unsettled()
@@ -110,7 +110,7 @@ class GradientWatch:
         logger.warning("E-NONFINITE: %s; this step's gradient is taken as 0", step.told())
 
     def _remember(self, norms: Tensor, counts: Tensor) -> None:
-        """Norms only of the first steps: once each layer was reached, or found dead, there is nothing more to know."""
+        """Keep the largest norms over the first `LOOKED_AT` steps; then each layer is known to be reached or dead."""
         if self._num_steps >= LOOKED_AT:
             return
         self._num_steps += 1
@@ -118,17 +118,17 @@ class GradientWatch:
         self._largest = torch.cat([torch.maximum(before[:-1], norms), before[-1:] + counts])
 
     def refuse_dead_layers(self, layers: Sequence[str], *, now: bool) -> None:
-        """Raise if no gradient has reached some layer; asks once, when enough steps are looked at.
+        """Raise if no gradient has reached some layer; checks once, after enough steps.
 
-        A layer counts as a whole: of a network in it that never fires, or of factors that start at 0, a part may have
-        to wait.
+        A layer is alive if any of its parameters is: parts of it may get no gradient yet, such as factors behind one
+        that starts at 0.
 
         Args:
             layers: the layer of each parameter, in the order of the gradients.
-            now: do not wait for further steps: an epoch ends.
+            now: whether to check without further steps, as at the end of an epoch.
 
         Raises:
-            InputError: a layer's gradient was 0 in every step (``E-UNREACHED``), or no step had a finite one
+            InputError: a layer's gradient was 0 in every step (``E-UNREACHED``), or no step had a finite gradient
                 (``E-NONFINITE``).
         """
         enough = self._num_steps == LOOKED_AT
@@ -136,7 +136,7 @@ class GradientWatch:
             return
         *largest, num_finite = self._largest.tolist()
         if not num_finite and not enough:
-            return  # a scale that is still looked for
+            return  # the scaler is still looking for its scale
         self._largest, self._num_steps = None, LOOKED_AT
         if not num_finite:
             raise InputError(
@@ -156,7 +156,7 @@ class GradientWatch:
 
 
 def _norms(gradients: Sequence[Tensor | None], zero: Tensor) -> Tensor:
-    """Their 2-norms in their order, infinite also where a square is, since optimizers take squares."""
+    """The 2-norm of each gradient, in order. It is infinite also where a square is, since optimizers take squares."""
     by_dtype: dict[torch.dtype, dict[int, Tensor]] = {}
     for number, gradient in enumerate(gradients):
         if gradient is not None:
@@ -169,6 +169,6 @@ def _norms(gradients: Sequence[Tensor | None], zero: Tensor) -> Tensor:
 
 
 def layer_of(name: str, layers: Sequence[str]) -> str:
-    """The longest of ``layers`` that a parameter's name begins with, or the module that has it."""
+    """The longest of ``layers`` that is a prefix of a parameter's name, else the module that holds the parameter."""
     around = [layer for layer in layers if name.startswith(f"{layer}.")]
     return max(around, key=len, default=name.rpartition(".")[0] or name)

@@ -1,4 +1,4 @@
-"""The structure of a head: a single linear layer has a learning rate of its own, and can begin at a solution."""
+"""The structure of a head: a single linear layer has a learning rate of its own, and can start at a linear probe."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ LINEAR_HEAD_LR = 1e-2  # docs/recipes.md
 
 
 def linear_layer(head: Iterable[nn.Module]) -> nn.Linear | None:
-    """The linear layer that is all of a head; None if there is more to it, or nothing."""
+    """The head's only layer with parameters, if it is linear; else None."""
     owners = {
         id(module): module
         for part in head
@@ -26,12 +26,12 @@ def linear_layer(head: Iterable[nn.Module]) -> nn.Linear | None:
 
 
 def head_rate(given: float | str | None, head: Iterable[nn.Module]) -> float | None:
-    """The head's learning rate; None for the optimizer's own.
+    """The head's learning rate; None for the optimizer's.
 
     Args:
-        given: a rate, None, or ``auto``: a linear layer begins anew on features that are good already, and at LoRA's
-            rate would not arrive in the steps that a run has.
-        head: its parts.
+        given: a rate, None, or ``auto``. ``auto`` gives a linear layer a higher rate: it starts from random weights on
+            features that are good already, and at LoRA's rate a run has too few steps for it.
+        head: the parts of the head.
     """
     if not isinstance(given, str):
         return given
@@ -40,10 +40,10 @@ def head_rate(given: float | str | None, head: Iterable[nn.Module]) -> float | N
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSettings:
-    """How a head begins and learns; see `AdapterTask`.
+    """The start, learning rate and weight decay of a head; see `AdapterTask`.
 
     Raises:
-        InputError: the learning rate is none (``E-LR``), or the weight decay (``E-OPTIMIZER``).
+        InputError: the learning rate is not valid (``E-LR``), or the weight decay is not valid (``E-OPTIMIZER``).
     """
 
     start: Literal["random", "probe"]

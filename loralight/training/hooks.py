@@ -8,13 +8,13 @@ from loralight.errors import InputError
 
 
 def owned_hooks(base: type[lightning.LightningModule]) -> list[str]:
-    """What Lightning calls and ``base`` has its own way of."""
+    """Names of Lightning's public methods and properties that ``base`` overrides, and ``automatic_optimization``."""
     own = {name for name in vars(base).keys() & set(dir(lightning.LightningModule)) if not name.startswith("_")}
     return sorted(own | {"automatic_optimization"})
 
 
 def refuse_overriding(task: type[lightning.LightningModule], base: type[lightning.LightningModule]) -> None:
-    """Raise if a class of tasks overrides a hook of ``base``.
+    """Raise if a task's class overrides a hook that ``base`` owns.
 
     Raises:
         TypeError: it does.
@@ -28,11 +28,11 @@ def refuse_overriding(task: type[lightning.LightningModule], base: type[lightnin
 
 
 def check_steps(task: lightning.LightningModule, updates_per_batch: int) -> None:
-    """Check that optimizer steps are left to the base class, and how many each batch is for.
+    """Check that the task leaves optimizer steps to the base class, and that ``updates_per_batch`` is possible.
 
     Raises:
         TypeError: the task sets ``automatic_optimization``.
-        InputError: there are none, or several of several batches (``E-UPDATES``).
+        InputError: ``updates_per_batch`` is less than 1, or above 1 with accumulated batches (``E-UPDATES``).
     """
     name = type(task).__name__
     if not task.automatic_optimization:

@@ -1,7 +1,7 @@
-"""How sure a score is, and a difference of scores on the same rows: the delete-a-group jackknife.
+"""The uncertainty of a score, and of a difference of scores on the same rows: the delete-a-group jackknife.
 
-Any metric can be computed without a group of rows, be it a share of rows, an F1 or a perplexity. How far it moves when
-each group is left out in turn tells how far it would with other rows (Quenouille, 1956; Kott, 2001).
+Any metric can be computed without a group of rows: an accuracy, an F1 or a perplexity. Its spread when each group is
+left out in turn estimates its spread over other samples of rows (Quenouille, 1956; Kott, 2001).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -26,13 +26,13 @@ def scores_of(
     num_batches: int,
     precision: Callable[[], AbstractContextManager[Any]],
 ) -> list[float]:
-    """A metric on all rows, and without each of up to ten groups of them; without any, if there are under three.
+    """A metric on all rows, then without each of up to ten groups of them; with fewer than 3 batches, on all rows only.
 
     Args:
         task: in evaluation mode.
-        batches: on the task's device; every tenth is of one group.
-        metric: one of the task's, or ``loss``, the mean over all items.
-        num_batches: how many these are.
+        batches: on the task's device; with ten groups, every tenth batch is in the same group.
+        metric: the name of one of the task's metrics, or ``loss``, the mean over all items.
+        num_batches: the number of ``batches``.
         precision: the context of a forward pass.
     """
     groups = min(_GROUPS, num_batches) if num_batches > 2 else 0
@@ -48,11 +48,13 @@ def scores_of(
 
 
 def pseudo_values(one: Sequence[float], other: Sequence[float]) -> list[float]:
-    """Of the difference of two scores on the same rows: their mean and its spread are those of independent values.
+    """Jackknife pseudo-values of the difference of two scores on the same rows.
+
+    Their mean, and its standard error, are computed as for independent values.
 
     Args:
-        one: see `scores_of`.
-        other: likewise.
+        one: scores of the first model, as `scores_of` returns them.
+        other: scores of the second model, on the same groups.
     """
     differences = [a - b for a, b in zip(one, other, strict=True)]
     groups = len(differences) - 1

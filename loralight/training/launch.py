@@ -1,8 +1,8 @@
-"""One job in several processes, each with the same resolved config, as torchrun's are told of each other.
+"""Run one job in several processes with the same resolved config and torchrun's environment variables.
 
-Lightning's own launcher starts its processes by running the command line again, which under Hydra's sweepers gives
-them other settings than the first process has. Torch's elastic agent knows of one failure alone, that of any process
-that has ended when it looks, and waits for ever for one that left by `sys.exit`.
+Lightning's launcher starts its processes by running the command line again; under Hydra's sweepers these would get
+other settings than the first process. Torch's elastic agent reports a single failure, of any process that has ended
+when it looks, and waits forever for a process that left by `sys.exit`.
 """
 
 import faulthandler
@@ -29,7 +29,7 @@ Job = Callable[[dict[str, Any], Path], Any]
 
 
 def process_rank() -> int | None:
-    """This process's rank where torchrun, srun or `launch` has started several; None where it is alone."""
+    """This process's rank if torchrun, srun or `launch` has started several processes, else None."""
     if "TORCHELASTIC_RUN_ID" in os.environ or ("RANK" in os.environ and "WORLD_SIZE" in os.environ):
         return int(os.environ["RANK"])
     if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and os.environ.get("SLURM_JOB_NAME") != "bash":
@@ -38,10 +38,10 @@ def process_rank() -> int | None:
 
 
 def num_processes(trainer: Mapping[str, Any]) -> int:
-    """How many processes on this machine a trainer's config asks for.
+    """The number of processes on this machine that a trainer's config asks for.
 
     Raises:
-        InputError: there are not as many devices (``E-DEVICES``), or several machines without a launcher (``E-NODES``).
+        InputError: the machine has fewer devices (``E-DEVICES``), or several machines lack a launcher (``E-NODES``).
     """
     accelerator, devices = trainer.get("accelerator", "auto"), trainer.get("devices", "auto")
     on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
@@ -72,7 +72,7 @@ def launch(job: Job, config: dict[str, Any], output_dir: Path) -> Any:
     """Run ``job(config, output_dir)`` in as many processes as the trainer asks for.
 
     Args:
-        job: a function of a module: other processes find it by its name.
+        job: a function at the top level of a module: other processes import it by its name.
         config: of `loralight train`, in plain values.
         output_dir: the run's folder.
 
@@ -81,13 +81,13 @@ def launch(job: Job, config: dict[str, Any], output_dir: Path) -> Any:
 
     Raises:
         InputError: a process found a mistake in the user's input.
-        RuntimeError: a process failed; the message ends with the first failure's traceback. All are gone by then.
-        Stopped: they were told to stop.
+        RuntimeError: a process failed; the message ends with the first failure's traceback. All processes have ended.
+        Stopped: the processes were told to stop.
     """
     wanted = num_processes(config["trainer"])
     if process_rank() is not None or wanted == 1:
         return job(config, output_dir)
-    # held here, so that no port is chosen that another program takes before rank 0 does
+    # this process keeps the port open, so that no other program takes it before rank 0 does
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     shared = {
         "MASTER_ADDR": "localhost",
@@ -106,7 +106,7 @@ def launch(job: Job, config: dict[str, Any], output_dir: Path) -> Any:
 
 def _worker(pipe: Connection, environment: dict[str, str], job: Job, config: dict[str, Any], output_dir: Path) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    multiprocessing.set_start_method(None, force=True)  # processes that read data begin as under torchrun, not as this
+    multiprocessing.set_start_method(None, force=True)  # data loader workers start as under torchrun, not by spawn
     os.environ.update(environment)
     rank, num_ranks = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     if rank:  # the first keeps the terminal
@@ -114,10 +114,10 @@ def _worker(pipe: Connection, environment: dict[str, str], job: Job, config: dic
         os.dup2(log, 1)
         os.dup2(log, 2)
     faulthandler.enable()
-    # by default one with a semaphore of the system's, of which is told on the terminal where a process is killed
+    # tqdm's default lock has a system semaphore; if a process is killed, a warning about it reaches the terminal
     import_module("tqdm").tqdm.set_lock(threading.RLock())
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_ranks))
-    with listen(ends_at_once=False):  # that is the parent's to say, which every signal of a terminal reaches as well
+    with listen(ends_at_once=False):  # the parent decides; signals of a terminal reach it too
         if sys.platform != "win32":
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         report = report_of(rank, lambda: job(config, output_dir))
@@ -131,11 +131,11 @@ def _worker(pipe: Connection, environment: dict[str, str], job: Job, config: dic
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(1)  # taking down the group of processes would wait for the others
+        os._exit(1)  # destroying the process group would wait for the others
 
 
 def _end_with_parent() -> None:
-    """A killed parent cannot stop its children, and one that trained on would write into a resumed run's folder."""
+    """End with the parent: killed, it cannot stop its children, and they would write into a resumed run's folder."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,4 +1,4 @@
-"""The trainable part of an adapted model: one answer to its names, its tensors and its layers."""
+"""The trainable part of an adapted model: its names, tensors and layers."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -10,16 +10,16 @@ from loralight.models.dtypes import tensors_of
 
 
 class Learning:
-    """The names, tensors and layers that learn; optimizer, checkpoints, export and watches all ask here.
+    """The trainable names, tensors and layers, as optimizer, checkpoints, export and watches all read them here.
 
-    Tensors are looked up at each call, as a method may replace some: AdaLoRA ends as LoRA.
+    Tensors are looked up at each call, since a method may replace some: AdaLoRA ends as LoRA.
 
     Args:
-        model: adapted.
-        head: its parts that are trained in full.
+        model: the adapted model.
+        head: the parts of the model that are trained in full.
         layers: names of the adapted layers.
-        norms: names of BatchNorm layers that change without being the adapter's.
-        added: names of the tensors that the adapter added to the base's.
+        norms: names of BatchNorm layers that change although the adapter does not adapt them.
+        added: names of the tensors that the adapter added to the base model.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Learning:
 
     @property
     def whole_modules(self) -> list[str]:
-        """Names of the modules that learn as a whole: the head, and BatchNorm layers that learn beside the adapter."""
+        """Names of the modules that are trained in full: the head, and BatchNorm layers outside the adapter."""
         return [*self.head_names, *self.norms]
 
     def tensors(self) -> dict[str, Tensor]:
@@ -58,16 +58,16 @@ class Learning:
         return {name: tensor for name, tensor in state.items() if name in names or name in buffers}
 
     def load_(self, tensors: Mapping[str, Tensor], origin: str) -> None:
-        """Load exactly `tensors`; raises as `check`."""
+        """Load exactly `tensors`; raises like `check`."""
         self.check(tensors, origin)
         self._model.load_state_dict(tensors, strict=False)
 
     def check(self, tensors: Mapping[str, Tensor], origin: str) -> None:
-        """Check that these are the tensors that learn; tensors on the device ``meta`` will do.
+        """Check that names and shapes are those of `tensors`; the given tensors may be on the device ``meta``.
 
         Args:
             tensors: by name.
-            origin: where they come from, for the message.
+            origin: where the tensors come from, for the message.
 
         Raises:
             InputError: a tensor is missing, unknown or of another shape (``E-ADAPTER-KEYS``).
@@ -88,6 +88,6 @@ class Learning:
 
     @property
     def new(self) -> set[str]:
-        """Names of the tensors that the adapter added and of those in the head; the base has none of them."""
+        """Names of the tensors that the base model does not have: the adapter's and the head's."""
         in_head = {id(tensor) for part in self.head for tensor in tensors_of(part).values()}
         return {*self._added, *(name for name, one in tensors_of(self._model).items() if id(one) in in_head)}

@@ -1,4 +1,4 @@
-"""Memory of this machine: how much is there, how much this process has, and how amounts are written."""
+"""Memory: how much is available, how much this process uses, and how amounts are written."""
 
 import re
 import sys
@@ -16,7 +16,7 @@ def parse_memory(given: object) -> int:
     """Bytes of an amount such as ``8GB``, ``512MiB`` or a plain number.
 
     Raises:
-        InputError: it is none (``E-MEMORY``).
+        InputError: ``given`` is not an amount of memory (``E-MEMORY``).
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", str(given).strip().lower())
     if isinstance(given, bool) or not found or float(found[1]) == 0:
@@ -25,10 +25,10 @@ def parse_memory(given: object) -> int:
 
 
 def at_hand(device: torch.device) -> int:
-    """Bytes that training on a device may take, what this process has of the machine's memory among them.
+    """Bytes that training on a device may take; on the CPU, those that this process uses already are included.
 
     Raises:
-        InputError: this machine does not tell (``E-MEMORY``).
+        InputError: this machine does not say how much is free (``E-MEMORY``).
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])

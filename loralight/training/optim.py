@@ -26,13 +26,13 @@ def parameter_groups(
     head_lr: float | None = None,
     head_weight_decay: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Every parameter that learns, once, in groups of equal learning rate and weight decay.
+    """Every trainable parameter, once, in groups of equal learning rate and weight decay.
 
-    Vectors and scalars (biases, norms) have no weight decay, whatever the optimizer's. Parameters that the adapter lets
-    start later are in groups with a ``start``, the fraction of the run.
+    Vectors and scalars (biases, norms) have no weight decay, whatever the optimizer's is. Parameters that the adapter
+    starts to train later are in groups with a ``start``, a fraction of the run.
 
     Args:
-        lr: the optimizer's learning rate per step, which the adapter's ``lr_factors`` multiply.
+        lr: the optimizer's learning rate per step; the adapter's ``lr_factors`` multiply it.
         head_lr: learning rate of the head; ``lr`` if None.
         head_weight_decay: weight decay of the head's matrices; the optimizer's if None.
 
@@ -70,7 +70,7 @@ def check_partial(optimizer: Any) -> None:
 
 
 def check_optimizer(optimizer: Any) -> None:
-    """Check an optimizer's settings before there is a model: it is made for one small matrix.
+    """Check an optimizer's settings before there is a model, by constructing it for one small matrix.
 
     Args:
         optimizer: a `functools.partial`, as the config's node makes it.
@@ -89,7 +89,7 @@ def check_optimizer(optimizer: Any) -> None:
             raise InputError("E-OPTIMIZER", f"optimizer.{name} is {given}; give a finite number")
         if isinstance(usual, tuple) and given is not None and len(given) != len(usual):
             raise InputError("E-OPTIMIZER", f"optimizer.{name} is {given}; give {len(usual)} numbers, such as {usual}")
-    if settings.get("eps") == 0:  # a gradient of 0 would be 0 / 0
+    if settings.get("eps") == 0:  # a gradient of 0 would give an update of 0 / 0
         raise InputError("E-OPTIMIZER", "optimizer.eps is 0; give a small number above it, such as 1e-8")
     try:
         optimizer([{"params": [("matrix", nn.Parameter(torch.zeros(2, 2)))]}])
@@ -114,13 +114,13 @@ def check_weight_decay(where: str, decay: float) -> None:
 def schedule(
     optimizer: Optimizer, num_steps: int, *, name: str, warmup: float = 0.0, arguments: dict[str, Any] | None = None
 ) -> LRScheduler:
-    """A learning rate that is the group's own times a factor of the step, by ``transformers.get_scheduler``.
+    """A schedule that multiplies each group's learning rate by a factor of the step (``transformers.get_scheduler``).
 
     Args:
         num_steps: optimizer steps of the whole run.
         name: ``linear``, ``cosine``, ``constant_with_warmup`` or any other schedule of transformers.
         warmup: steps (1 or more) or a fraction of the run (less than 1) during which the factor rises from 0 to 1.
-        arguments: further arguments of that schedule.
+        arguments: further arguments of the schedule.
 
     Raises:
         InputError: ``warmup`` is negative, infinite or longer than the run (``E-WARMUP``), or there is no such schedule
@@ -143,16 +143,16 @@ def schedule(
 
 
 def delayed(scheduler: LRScheduler, num_steps: int) -> LRScheduler:
-    """``scheduler``, but with a learning rate of 0 for each group before the ``start`` that it may have.
+    """``scheduler``, but with a learning rate of 0 for each group before its ``start``, if it has one.
 
-    Without a learning rate a step changes no bit of a parameter: neither by its gradient nor by weight decay, which is
-    in proportion to it.
+    At a learning rate of 0 a step changes no bit of a parameter, neither by its gradient nor by weight decay, which is
+    proportional to the rate.
 
     Args:
         num_steps: optimizer steps of the whole run.
 
     Raises:
-        InputError: a group starts late and the schedule is no multiple of its rate (``E-SCHEDULER``).
+        InputError: a group starts late and the schedule does not multiply the group's rate (``E-SCHEDULER``).
     """
     optimizer = scheduler.optimizer
     starts = [round(group.get("start", 0.0) * num_steps) for group in optimizer.param_groups]
@@ -171,7 +171,7 @@ def scheduled(optimizer: Optimizer, scheduler: Callable[[Optimizer, int], LRSche
     """The optimizer with its schedule, in the form that Lightning takes from ``configure_optimizers``.
 
     Raises:
-        InputError: there is a schedule, and the run has no end (``E-STEPS``).
+        InputError: there is a schedule, but the run has no end (``E-STEPS``).
     """
     if scheduler is None and not any("start" in group for group in optimizer.param_groups):
         return optimizer
@@ -188,7 +188,7 @@ def scheduled(optimizer: Optimizer, scheduler: Callable[[Optimizer, int], LRSche
 
 
 def follow(scheduler: LRScheduler) -> None:
-    """Set each group's rate to its schedule's present value: not the saved one, if the run has become longer."""
+    """Set each group's rate to the present value of its schedule; the saved rate is wrong if the run is longer now."""
     if isinstance(scheduler, LambdaLR):
         groups = zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
         for group, rate, factor in groups:
@@ -200,17 +200,17 @@ def _from(start: int, factor: Callable[[int], float]) -> Callable[[int], float]:
 
 
 def by_name(state: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's state dict with parameter names for positions: the order of layers may change between runs."""
+    """An optimizer's state dict with parameter names instead of positions: layer order may change between runs."""
     groups = [{**group, "params": group["param_names"]} for group in state["param_groups"]]
     names = [name for group in groups for name in group["params"]]
     return {"state": {names[position]: values for position, values in state["state"].items()}, "param_groups": groups}
 
 
 def by_position(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `by_name` for ``optimizer``; registered on it, it runs before every ``load_state_dict``.
+    """The inverse of `by_name`, a hook that runs before every ``load_state_dict`` of ``optimizer``.
 
     Raises:
-        InputError: the saved state is of other parameters or other groups (``E-OPTIMIZER-STATE``).
+        InputError: the saved state has other parameters or other groups (``E-OPTIMIZER-STATE``).
     """
     saved = {frozenset(group["params"]): group for group in state["param_groups"]}
     groups: list[dict[str, Any]] = []

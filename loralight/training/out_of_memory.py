@@ -12,7 +12,7 @@ from loralight.training.checkpoint import MANIFEST
 from loralight.training.memory import peak_memory
 from loralight.training.preflight import human
 
-_OF_A_CPU = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "bad_alloc")  # torch has no class
+_OF_A_CPU = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "bad_alloc")  # no class
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -24,14 +24,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def telling_of_memory(config: Mapping[str, Any], folder: Path) -> Iterator[None]:
-    """A context in which too little memory is told in one message.
+    """A context that turns any out-of-memory error into one message.
 
     Args:
         config: of `loralight train`, in plain values.
-        folder: the run's.
+        folder: the run's folder.
 
     Raises:
-        InputError: there is too little (``E-MEMORY``).
+        InputError: there is too little memory (``E-MEMORY``).
     """
     try:
         yield

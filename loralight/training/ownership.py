@@ -12,15 +12,15 @@ from loralight.errors import InputError
 
 
 def check_head(model: nn.Module, head: Any, where: str) -> list[nn.Module]:
-    """The head's parts, once it is known that they are parts of the model.
+    """The head's parts, after checking that they are parts of the model.
 
     Args:
         head: the value of a task's ``head``.
-        where: whose it is, for the message.
+        where: the task's class, for the message.
 
     Raises:
-        InputError: it is no sequence of modules, or one of them is no part of the model, is named twice, lies in
-            another, or is the model itself (``E-HEAD``).
+        InputError: ``head`` is not a sequence of modules, or a module is not a part of the model, is named twice, lies
+            in another one, or is the model itself (``E-HEAD``).
     """
     if not isinstance(head, Sequence) or not all(isinstance(part, nn.Module) for part in head):
         raise InputError("E-HEAD", f"{where}.head() returned {_short(head)}; return a list of modules of the model")
@@ -52,10 +52,10 @@ def refuse_new_and_frozen(fresh: set[str], model: nn.Module) -> None:
 
 
 def refuse_parameters_outside(task: LightningModule, model: nn.Module) -> None:
-    """Raise if a parameter of the task that asks for a gradient is not the model's; metrics may bring networks.
+    """Raise if the task has a trainable parameter outside its model; those in metrics are allowed.
 
     Raises:
-        InputError: there is one (``E-OUTSIDE``).
+        InputError: it has one (``E-OUTSIDE``).
     """
     known = {id(parameter) for parameter in model.parameters()}
     known |= {id(p) for part in task.modules() if isinstance(part, Metric) for p in part.parameters()}

@@ -1,4 +1,4 @@
-"""Where a run stands, and how a resumed one goes on from exactly there."""
+"""The position of a run, and resuming from exactly there."""
 
 from typing import Any, cast
 
@@ -16,29 +16,29 @@ from loralight.training.optim import follow
 
 
 class Position(Callback):
-    """Keeps a run's place, puts it into every checkpoint, and has Lightning's loops go on from it.
+    """Tracks a run's position, stores it in every checkpoint, and has Lightning's loops resume from it.
 
-    The place is that of the last optimizer step, whenever a checkpoint is written: between two steps no weight
-    changes, so batches that were accumulated since are computed again, and no gradient need be kept. Beside it stands
-    up to which batch the epoch has been validated; a validation that is due and was not finished is done first.
+    The stored position is that of the last optimizer step, whenever the checkpoint is written. Between two steps no
+    weight changes, so batches accumulated since then are computed again and no gradient has to be stored. The batch up
+    to which the epoch has been validated is stored too; a validation that is due but was not finished is done first.
 
-    The position in Lightning's loops depends on the hook in which a checkpoint is written, and some of it
-    makes them leave out a validation or a batch: it is never read, but written anew when a checkpoint is loaded.
+    Lightning's own position depends on the hook in which a checkpoint is written, and could make its loops leave out a
+    validation or a batch. It is never read, but replaced when a checkpoint is loaded.
 
-    Comes before all other callbacks, which may write checkpoints.
+    This callback comes before all others, since these may write checkpoints.
 
     Raises:
         InputError: the run was begun on other base weights (``E-BASE``) or in more or fewer processes
-            (``E-RESUME-ORDER``), or has trained longer than it is to (``E-RESUME``).
+            (``E-RESUME-ORDER``), or has trained for more epochs than ``trainer.max_epochs`` (``E-RESUME``).
     """
 
     def __init__(self) -> None:
-        self.epoch, self.batches = 0, 0  # whole epochs, and batches of the next that optimizer steps have used up
-        self.steps, self.total_batches = 0, 0  # of all epochs, likewise
-        self._seen = 0  # batches of all epochs, those since the last optimizer step too
-        self.validated = 0  # batches of the epoch after which it was last validated
+        self.epoch, self.batches = 0, 0  # whole epochs, and batches of the next up to the last optimizer step
+        self.steps, self.total_batches = 0, 0  # of all epochs, up to the last optimizer step
+        self._seen = 0  # batches of all epochs, including those since the last optimizer step
+        self.validated = 0  # batches of the epoch at its last validation
         self._interval: int | float | None = None  # batches from one validation to the next
-        self._begun = -1  # the epoch with which a plain loader's rows begin
+        self._begun = -1  # the epoch at which a plain loader was started or resumed
         self._base = ""
         self._resumed: dict[str, Any] | None = None
         self._is_unlogged = False  # whether Lightning has yet to log the values of a step or an epoch
@@ -75,7 +75,7 @@ class Position(Callback):
             loop.restarting = False
             return
         self._skip_what_is_validated(trainer, self.batches)
-        # a validation with which an epoch's loop begins is counted like the batch before it
+        # Lightning counts a validation at the start of an epoch's loop like the batch before it
         loop._batches_that_stepped = self.steps - self._is_due(trainer)
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -105,7 +105,7 @@ class Position(Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._is_unlogged = True
-        if trainer.is_last_batch:  # `max_steps` may end a run within an epoch, of which a longer one does the rest
+        if trainer.is_last_batch:  # `max_steps` may end a run within an epoch, which a longer run finishes
             self.epoch, self.batches, self.validated = self.epoch + 1, 0, 0
 
     def on_train_end(self, *_: Any) -> None:
@@ -149,24 +149,24 @@ class Position(Callback):
             data.go_on_at(self.epoch, None if at["is_last"] else self.batches)
 
     def _begin_rows_anew(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
-        """Have a loader that is not ours give the epoch's rows in the order of its seed, from where the run stands.
+        """Restart a loader that is not ours: the epoch's rows in the order of its seed, from the run's position.
 
-        Lightning begins to read before this, and after a restart at the first row. The rows that are done are read
-        once more and passed over: a sampler that is not ours cannot be told to begin later.
+        Lightning has begun to read before this, after a restart at the first row. Rows that were used before are read
+        again and skipped: a sampler that is not ours cannot start later.
         """
         fetcher, loaders = trainer.fit_loop._data_fetcher, trainer.fit_loop._combined_loader
         assert fetcher is not None and loaders is not None
         if any(isinstance(loader, _Stateful) for loader in loaders.flattened):
-            return  # which Lightning lets go on by itself
+            return  # Lightning resumes such a loader by itself
         self._begun = self.epoch
         _seed_rows(task, self.epoch)
         iter(fetcher)
         for _ in range(self.batches):
             next(fetcher)
-        fetcher.fetched = 0  # Lightning adds the finished ones
+        fetcher.fetched = 0  # Lightning adds the finished batches
 
     def _is_due(self, trainer: lightning.Trainer) -> bool:
-        """Whether the validation after `batches` is one that Lightning will do when it goes on."""
+        """Whether Lightning will validate after `batches`, before its next batch."""
         every = trainer.check_val_every_n_epoch
         if not trainer.enable_validation or (every is not None and (self.epoch + 1) % every):
             return False
@@ -174,14 +174,14 @@ class Position(Callback):
         return isinstance(self._interval, int) and self.batches > self.validated and number % self._interval == 0
 
     def _skip_what_is_validated(self, trainer: lightning.Trainer, batches: int) -> None:
-        """Have Lightning validate after so many batches of the epoch only if that was not done before."""
+        """Have Lightning validate after ``batches`` of the epoch only if that was not done before."""
         if isinstance(self._interval, int):
             number = self._seen if trainer.check_val_every_n_epoch is None else batches
-            # it does after multiples of this number
+            # Lightning validates after multiples of this number
             trainer.val_check_batch = self._interval if batches > self.validated else number + 1
 
     def _row(self, trainer: lightning.Trainer) -> dict[str, float]:
-        """Values that are logged after all callbacks have had their turn, a checkpoint's among them."""
+        """Values that Lightning will log only after all callbacks, including the one that writes this checkpoint."""
         metrics = trainer._logger_connector.metrics["log"]
         return {**{name: float(value) for name, value in metrics.items()}, "epoch": trainer.current_epoch}
 
@@ -207,7 +207,7 @@ def _progress(at: dict[str, Any]) -> dict[str, Any]:
             "current": _done(at["batches"]),
             "is_last_batch": at["is_last"],
         },
-        # a validation that has begun is the one thing that a loop which goes on does before its next batch
+        # of all things due, a resumed loop does only a validation that has begun before its next batch
         "epoch_loop.val_loop.batch_progress": {
             "total": {**_done(0), "ready": 1, "started": 1},
             "current": _done(0),

@@ -1,4 +1,4 @@
-"""Half precision in training: the tensors that stay in float32, and the scaler of gradients."""
+"""Half precision in training: the tensors that stay in float32, and the gradient scaler."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +16,8 @@ from loralight.training.learning import Learning
 def new_tensors_stay_wide(task: LightningModule, model: nn.Module, learning: Learning) -> Iterator[None]:
     """A context in which a cast of the task leaves the adapter's own tensors and the head in float32.
 
-    In half precision the head then casts its input. Weights of the base that learn are cast with it: their layers
-    compute in one dtype.
+    If the cast is to half precision, the head then casts its inputs. Trainable weights of the base are cast with the
+    base, since their layers compute in one dtype.
     """
     with not_narrowed(model, learning.new | computed_buffers(model).keys()):
         yield
@@ -27,6 +27,6 @@ def new_tensors_stay_wide(task: LightningModule, model: nn.Module, learning: Lea
 
 
 def is_scaled(trainer: Trainer) -> bool:
-    """Whether a scaler of gradients trains in half precision; it skips steps until it has found its scale."""
+    """Whether training uses a gradient scaler; it skips steps until it has found its scale."""
     precision = trainer.precision_plugin
     return isinstance(precision, MixedPrecision) and precision.scaler is not None

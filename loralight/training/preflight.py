@@ -19,7 +19,7 @@ Sizes = dict[str, int]
 """Bytes by kind of tensor."""
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
-_BATCHES = 20  # whose padding is counted
+_BATCHES = 20  # whose padding is measured
 
 
 def num_bytes(tensors: Iterable[Tensor]) -> int:
@@ -28,7 +28,7 @@ def num_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def human(count: float) -> str:
-    """A number of bytes as people write it, in powers of 1000."""
+    """A number of bytes in B, kB, MB, GB or TB (powers of 1000)."""
     for unit in _UNITS:
         if count < 1000 or unit == _UNITS[-1]:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
@@ -37,7 +37,7 @@ def human(count: float) -> str:
 
 
 def targets_table(task: AdapterTask) -> Table:
-    """Each target pattern, the layers it chose, and the parameters it makes learn."""
+    """Each target pattern, the layers that it chose, and the number of their trainable parameters."""
     table = Table(title="trainable parameters", title_justify="left")
     for column, justify in (("pattern", "left"), ("layers", "right"), ("for example", "left"), ("parameters", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
@@ -65,7 +65,7 @@ def targets_table(task: AdapterTask) -> Table:
 
 
 def accelerations_table(task: AdapterTask) -> Table:
-    """Which accelerations hold the model, and why others do not."""
+    """The accelerations that are on, and for each of the others why it is off."""
     table = Table(title="accelerations", title_justify="left", show_header=False)
     table.add_row("on", ", ".join(task.accelerations.on) or "none")
     for name, reason in task.accelerations.off.items():
@@ -76,8 +76,8 @@ def accelerations_table(task: AdapterTask) -> Table:
 def before_activations(task: AdapterTask) -> tuple[Sizes, Sizes]:
     """Bytes of weights, gradients and optimizer state, compared with training every parameter.
 
-    The optimizer is taken to keep two values a parameter, as Adam does. Activations come on top: they depend on the
-    batch; `loralight.commands.estimate` counts them.
+    The optimizer is assumed to keep two values for each parameter, as Adam does. Activations are not included, since
+    they depend on the batch; `loralight.commands.estimate` counts them.
     """
     learns, every = num_bytes(trainable(task.model).values()), num_bytes(as_before(task.model))
     held = num_bytes(task.model.parameters())
@@ -89,7 +89,7 @@ def before_activations(task: AdapterTask) -> tuple[Sizes, Sizes]:
 
 
 def memory_table(this: Sizes, everything: Sizes, *, title: str) -> Table:
-    """Where memory goes, beside where it would go if every parameter learnt; with the sums."""
+    """Memory of this run next to that of training every parameter, with sums."""
     table = Table(title=title, title_justify="left")
     for column in ("", "this run", "training everything"):
         table.add_column(column, justify="left" if not column else "right")
@@ -101,7 +101,7 @@ def memory_table(this: Sizes, everything: Sizes, *, title: str) -> Table:
 
 
 def rates_line(task: AdapterTask) -> list[str]:
-    """Which parameters learn at another rate than the optimizer's; none if all learn at it."""
+    """Lines on parameters with another learning rate than the optimizer's; none if all have the optimizer's."""
     counts = Counter(factor for factor in task.adapter.lr_factors(task.model).values() if factor != 1)
     every = len(trainable(task.model))
     lines = [f"learning rate: {n} of {every} tensors at {factor:g} x optimizer.lr" for factor, n in counts.items()]
@@ -111,7 +111,7 @@ def rates_line(task: AdapterTask) -> list[str]:
 
 
 def padding_line(task: AdapterTask, data: TaskData) -> list[str]:
-    """The share of padding in the first training batches, and its cost; none where no mask tells padding."""
+    """A line on the padding in the first training batches and its cost; none if no mask marks padding."""
     rows, sampler = data.splits["train"], data.train_dataloader().batch_sampler
     assert sampler is not None
     places = tokens = 0
@@ -130,7 +130,7 @@ def padding_line(task: AdapterTask, data: TaskData) -> list[str]:
 
 
 def _learning(modules: Iterable[nn.Module], seen: set[int]) -> int:
-    """Parameters that learn in ``modules`` and were not counted before."""
+    """Number of trainable values in ``modules`` that were not counted before."""
     count = 0
     for module in modules:
         for parameter in module.parameters():

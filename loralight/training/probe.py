@@ -1,9 +1,8 @@
-"""A linear probe: the best linear classifier on what a frozen model makes of the data.
+"""A linear probe: the best linear classifier on the features of a frozen model.
 
-One pass over the training rows and a convex problem give it, in seconds. It tells what a base knows before anything
-is learned inside it (Alain and Bengio, 2016, https://arxiv.org/abs/1610.01644). It is the score to beat, it is
-``adapter=linear_probe``, and it is a place from which a head may begin (Kumar et al., 2022,
-https://arxiv.org/abs/2202.10054).
+It takes one pass over the training rows and a convex problem, in seconds. It shows how much a base model knows before
+it is fine-tuned (Alain and Bengio, 2016, https://arxiv.org/abs/1610.01644). It serves as the baseline, as
+``adapter=linear_probe``, and as a starting point for a head (Kumar et al., 2022, https://arxiv.org/abs/2202.10054).
 """
 
 from collections.abc import Iterable, Iterator
@@ -26,30 +25,30 @@ from loralight.training.settling import settled
 from loralight.training.step import measure_
 from loralight.training.task import AdapterTask
 
-_MOST_NUMBERS = 20_000_000  # of features that are fitted: 52,000 items of 384; more move the third digit
-_LEAST_ITEMS = 2_000  # that are taken whatever their width
+_MOST_NUMBERS = 20_000_000  # in the features, such as 52,000 items of width 384; more change only the third digit
+_LEAST_ITEMS = 2_000  # taken whatever their width
 _DECAYS = (10.0, 1.0, 1e-1, 1e-2, 1e-3)  # of standardised features; the validation rows choose
 _ITERATIONS = 50  # of L-BFGS for each
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A linear layer's numbers: weight (labels, width) and bias (labels,)."""
+    """The parameters of a linear layer: weight (labels, width) and bias (labels,)."""
 
     weight: Tensor
     bias: Tensor
 
     def logits(self, features: Tensor) -> Tensor:
-        """(items, labels) of features (items, width)."""
+        """Logits (items, labels) of features (items, width)."""
         return F.linear(features, self.weight, self.bias)
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A linear probe that was fitted.
+    """A fitted linear probe.
 
     Args:
-        classifier: in place of the head's linear layer.
+        classifier: stands in for the head's linear layer.
         scores: the task's metrics with it, such as ``validation/accuracy``.
     """
 
@@ -64,15 +63,15 @@ class NoProbe(Exception):  # noqa: N818  # nothing went wrong
 def fit_probe(task: AdapterTask, data: TaskData, trainer: lightning.Trainer) -> Probe:
     """Fit a probe to the training rows, choose its weight decay by the validation rows, and measure it.
 
-    The model is left as it was, in training mode.
+    The model is unchanged after this, and in training mode.
 
     Args:
         task: with its model built.
         data: set up.
-        trainer: on whose device it is done, of as many batches of a split as this takes.
+        trainer: gives the device and the limits on the batches of each split.
 
     Raises:
-        NoProbe: the head is not one linear layer, or its targets are no classes, or the rows tell too little of them.
+        NoProbe: the head is not one linear layer, its targets are not classes, or the rows are too few or too alike.
     """
     layer, device = linear_head(task), trainer.strategy.root_device
     task.to(device).eval()
@@ -92,9 +91,9 @@ def fit_probe(task: AdapterTask, data: TaskData, trainer: lightning.Trainer) -> 
 
 
 def _refuse_useless(features: Tensor, targets: Tensor, asked: Tensor, answers: Tensor, *, num_labels: int) -> None:
-    """Raise `NoProbe` where a linear classifier of the rows would be arbitrary, or lacks a class that it is asked for.
+    """Raise `NoProbe` if a linear classifier of the rows would be arbitrary, or would lack a class of validation.
 
-    More features than rows are no reason: its weight decay leaves one best classifier.
+    More features than rows are allowed: with weight decay there is one best classifier.
     """
     if not (features.isfinite().all() and asked.isfinite().all()):
         raise NoProbe("the model's features are not all finite")
@@ -116,16 +115,16 @@ def _counts(targets: Tensor, num_labels: int) -> Tensor:
 
 
 def _some(loader: DataLoader[Any], limit: int | float) -> Iterable[Any]:
-    """The batches that Lightning would take of a split under ``limit``; can be gone through again."""
+    """The batches that Lightning would take of a split under ``limit``; they can be iterated more than once."""
     count = num_batches(loader, limit)
     return loader if count == len(loader) else list(islice(loader, count))
 
 
 def linear_head(task: AdapterTask) -> nn.Linear:
-    """The linear layer that is all of a task's head.
+    """The linear layer that is a task's whole head.
 
     Raises:
-        NoProbe: there is more to the head, or no head.
+        NoProbe: the head has more layers, or a layer without bias, or there is no head.
     """
     head = task.head(task.model)
     if not head:
@@ -138,19 +137,19 @@ def linear_head(task: AdapterTask) -> nn.Linear:
 
 
 def start_head_(task: AdapterTask, classifier: Classifier) -> None:
-    """Have the head begin as ``classifier``."""
+    """Start the head at ``classifier``."""
     _fill_(linear_head(task), classifier)
 
 
 def fit(features: Tensor, targets: Tensor, *, num_labels: int) -> Iterator[Classifier]:
-    """Logistic regressions from strong to weak weight decay, each begun at the one before.
+    """Logistic regressions from strong to weak weight decay, each started at the solution before.
 
-    The features are standardised meanwhile, so that a decay means the same for every model.
+    Features are standardised for the fit, so that a weight decay means the same for every model.
 
     Args:
         features: (items, width).
         targets: class numbers (items,), or 0 and 1 (items, labels).
-        num_labels: outputs.
+        num_labels: number of outputs.
     """
     mean, spread = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
     standard = (features - mean) / spread
@@ -172,7 +171,7 @@ def fit(features: Tensor, targets: Tensor, *, num_labels: int) -> Iterator[Class
 
 
 def _best(candidates: Iterable[Classifier], features: Tensor, targets: Tensor) -> Classifier:
-    """The last classifier before the loss on held-out rows rises: weaker decay would fit the training rows alone."""
+    """The last classifier before the loss on held-out rows rises, where weaker decay begins to overfit."""
     best, least = None, float("inf")
     for candidate in candidates:
         loss = float(_loss(candidate.logits(features), targets))
@@ -184,7 +183,7 @@ def _best(candidates: Iterable[Classifier], features: Tensor, targets: Tensor) -
 
 
 def _loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of one class an item, or of each label for itself."""
+    """Cross-entropy of one class for each item, or binary cross-entropy of each label."""
     if targets.ndim == 1:
         return F.cross_entropy(logits, targets)
     return F.binary_cross_entropy_with_logits(logits, targets)
@@ -194,7 +193,7 @@ def _loss(logits: Tensor, targets: Tensor) -> Tensor:
 def _collect(
     task: AdapterTask, layer: nn.Linear, batches: Iterable[Any], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """What the head reads of so many rows, (items, width), and the targets; on the CPU, in float32."""
+    """The head's inputs, (items, width) in float32, and the targets; both on the CPU and cut to a maximum of items."""
     seen: list[Tensor] = []
     hook = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     features: list[Tensor] = []
@@ -248,7 +247,7 @@ def _score(task: AdapterTask, split: str, batches: Iterable[Any], device: torch.
 
 @contextmanager
 def _in_place(layer: nn.Linear, classifier: Classifier) -> Iterator[None]:
-    """A context in which ``layer`` is ``classifier``."""
+    """A context in which ``layer`` has the weight and bias of ``classifier``."""
     before = Classifier(layer.weight.detach().clone(), layer.bias.detach().clone())
     _fill_(layer, classifier)
     try:

@@ -16,9 +16,9 @@ _MOST_IN_A_LINE = 5  # scores
 
 
 class Throughput(Callback):
-    """Times optimizer batches, and counts rows per second over all processes.
+    """Times each training batch.
 
-    The first steps of a process warm caches up and are left out of the median.
+    The first steps of a process warm up caches and are left out of the median.
     """
 
     _WARM_UP = 3
@@ -44,7 +44,7 @@ class EpochLines(Callback):
 
     def __init__(self) -> None:
         self._started = perf_counter()
-        self._is_validated = False  # in this epoch: a metric stays in `callback_metrics` until its next value
+        self._is_validated = False  # in this epoch; old metrics stay in `callback_metrics`
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._started, self._is_validated = perf_counter(), False
@@ -71,7 +71,7 @@ class EpochLines(Callback):
 
 
 def _scores(values: Mapping[str, float], watched: Container[str | None]) -> str:
-    """Losses and what the best checkpoint is chosen by; of many scores the others in columns below, epoch by epoch."""
+    """Scores as text. If there are many, the first line has only losses and monitored metrics, the rest come below."""
     first = [name for name in values if len(values) <= _MOST_IN_A_LINE or name.endswith("loss") or name in watched]
     others = [name for name in values if name not in first]
     line = ", ".join(f"{name} {values[name]:.4f}" for name in first)
@@ -82,7 +82,7 @@ def _scores(values: Mapping[str, float], watched: Container[str | None]) -> str:
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's rich bar with loss and rows per second; on standard error."""
+    """Lightning's rich progress bar with loss and rows per second over all processes; on standard error."""
 
     def __init__(self, throughput: Throughput, rows_per_batch: int) -> None:
         super().__init__(refresh_rate=20, console_kwargs={"stderr": True})
@@ -101,7 +101,7 @@ class ProgressBar(RichProgressBar):
 
 
 def progress_callbacks(rows_per_batch: int, *, bar: bool = True) -> tuple[Throughput, list[Callback]]:
-    """The callbacks of a run; the bar only where someone can see it move."""
+    """The callbacks of a run; the bar only if standard error is a terminal."""
     throughput = Throughput()
     shown = [ProgressBar(throughput, rows_per_batch)] if bar and sys.stderr.isatty() else []
     return throughput, [throughput, EpochLines(), *shown]

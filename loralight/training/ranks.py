@@ -1,4 +1,4 @@
-"""Processes that do one job together: they are waited for as one, and the first failure is the one reported."""
+"""Processes that do one job together: they are waited for together, and the first failure is reported."""
 
 import multiprocessing
 import re
@@ -19,7 +19,7 @@ from torch.distributed import DistError
 from loralight.errors import InputError
 from loralight.stopping import SIGNALS, Stopped, held, told
 
-_GRACE = 8.0  # seconds for the others to tell how they ended, once one has gone
+_GRACE = 8.0  # seconds for the other processes to report, once one has failed
 _BROKEN = re.compile(r"gloo|nccl|connection|broken pipe|\bpeer\b|socket", re.IGNORECASE)
 
 
@@ -29,11 +29,11 @@ class Report:
 
     Args:
         returned: the job's result.
-        stopped: the signal by which it was told to stop.
+        stopped: the signal by which the process was told to stop.
         refused: the message of an `InputError`.
-        traceback: of any other failure, or a description of it.
-        follows: whether that only tells of another process's end.
-        at: when, in nanoseconds.
+        traceback: traceback or description of any other failure.
+        follows: whether that failure only follows from another process's end.
+        at: time of the end, in nanoseconds.
     """
 
     returned: Any = None
@@ -49,14 +49,14 @@ class Report:
 
 
 def report_of(rank: int, job: Callable[[], Any]) -> Report:
-    """Do a job, and tell how it ended, whatever it raises."""
+    """Do a job, and report how it ended, whatever it raises."""
     try:
         return Report(returned=job())
     except Stopped as stopped:
         return Report(stopped=stopped.by)
     except InputError as error:
         return Report(refused=str(error))
-    except BaseException as error:  # `sys.exit` too, in a plugin say: nobody else would tell
+    except BaseException as error:  # also `sys.exit`, such as in a plugin: nothing else would report it
         text = f"process {rank} failed:\n{traceback.format_exc().rstrip()}"
         return Report(traceback=text, follows=_tells_of_another(error))
 
@@ -68,11 +68,11 @@ def _tells_of_another(error: BaseException) -> bool:
 
 
 class Ranks:
-    """Processes that run ``target(pipe, *arguments)`` each, and send a `Report` through the pipe.
+    """Processes that each run ``target(pipe, *arguments)`` and send a `Report` through the pipe.
 
     Args:
-        target: a function of a module.
-        arguments: of each process.
+        target: a function at the top level of a module.
+        arguments: a tuple for each process.
     """
 
     def __init__(self, target: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> None:
@@ -87,14 +87,14 @@ class Ranks:
         self._reports: dict[int, Report] = {}
 
     def run(self) -> Any:
-        """Run until all have ended; when one fails or stops, the others have a few seconds to.
+        """Run until all processes have ended; when one fails or stops, the others have a few seconds to end.
 
         Returns:
             The result of the first process's job.
 
         Raises:
-            InputError, RuntimeError: the first process's failure, where others failed because it was gone.
-            Stopped: they were told to stop.
+            InputError, RuntimeError: the first failure; others may have followed from it.
+            Stopped: the processes were told to stop.
         """
         try:
             with held():
@@ -126,7 +126,7 @@ class Ranks:
         ready = wait(list(self._pipes.values()), timeout=0.2)
         for rank in [rank for rank, pipe in self._pipes.items() if pipe in ready]:
             self._receive(rank)
-        # not by `Process.sentinel`, which processes that read data for a dead one hold open
+        # not by `Process.sentinel`: the data loader workers of a dead process hold it open
         for rank, process in enumerate(self._processes):
             if process.exitcode is not None and rank not in self._reports and not self._receive(rank):
                 self._reports[rank] = _without_a_word(rank, process.exitcode)
@@ -134,7 +134,7 @@ class Ranks:
 
     def _receive(self, rank: int) -> bool:
         pipe = self._pipes.pop(rank, None)
-        with suppress(EOFError, OSError):  # it ended before it told, or while it did
+        with suppress(EOFError, OSError):  # it ended before or while it reported
             if pipe is not None and pipe.poll():
                 self._reports[rank] = pipe.recv()
         return rank in self._reports
@@ -142,7 +142,7 @@ class Ranks:
 
 @contextmanager
 def _born_deaf() -> Iterator[None]:
-    """Processes begun here hear Ctrl-C and SIGUSR1, which go to them all, once they can tell: not amid an import."""
+    """A context whose new processes receive signals such as Ctrl-C only once they can report, not during an import."""
     if sys.platform == "win32":
         yield
         return
@@ -161,7 +161,7 @@ def _without_a_word(rank: int, code: int) -> Report:
         return Report(traceback=f"process {rank} ended with exit code {code}, and told nothing", at=inf)
     text = f"process {rank} was killed by {signal.Signals(-code).name}"
     if -code != signal.SIGKILL:
-        return Report(traceback=text, at=inf)  # native code may end like this when another process is gone
+        return Report(traceback=text, at=inf)  # native code may end like this after another process has ended
     hint = "as the system does where memory runs out: lower data.batch_size or data.num_workers, or take fewer devices"
     return Report(traceback=f"{text}, {hint}", at=0)
 

@@ -3,17 +3,17 @@
 from collections.abc import Mapping
 
 FACTOR = 10**0.5
-"""From one rate of the grid to the next."""
+"""The ratio of neighbouring rates in the grid."""
 
-_FIRST = (0, -1, 1)  # powers of it
+_FIRST = (0, -1, 1)  # powers of the factor
 _FARTHEST = 4  # powers, to each side
 
 
 def next_power(scores: Mapping[int, float | None]) -> int | None:
-    """The rate to try next, as a power of `FACTOR`; None once the best has a worse one to each side.
+    """The rate to try next, as a power of `FACTOR`; None once both neighbours of the best rate have been tried.
 
     Args:
-        scores: by power, the higher the better; None of a run that failed. If that at 0 has, nothing is searched.
+        scores: by power, the higher the better; None for a run that failed. If the run at 0 failed, nothing is tried.
     """
     if 0 in scores and scores[0] is None:
         return None
@@ -25,6 +25,6 @@ def next_power(scores: Mapping[int, float | None]) -> int | None:
 
 
 def best_power(scores: Mapping[int, float | None]) -> int:
-    """The power of the best score; of several, that nearest to 0."""
+    """The power with the best score; of equal scores, the power nearest to 0."""
     found = {power: score for power, score in scores.items() if score is not None}
     return max(found, key=lambda power: (found[power], -abs(power)), default=0)

@@ -1,9 +1,9 @@
 """``optimizer.lr=auto``: a learning-rate range test (Smith, 2015, https://arxiv.org/abs/1506.01186).
 
-The rate rises from a hundredth of the method's own to a hundred times it, by one factor from step to step. The loss
-falls until the rate is too high. A whole run at the last rate that does no harm would be at that edge all the time: a
-twelfth of it is taken, docs/recipes.md. Where the loss is lowest is no guide: over a decade or more of rates it is low,
-and one batch's loss decides.
+The rate rises from a hundredth of the method's own rate to a hundred times it, by the same factor at each step. The
+loss falls until the rate is too high. A whole run at the last harmless rate would be at that edge all the time, so a
+twelfth of it is taken (docs/recipes.md). The rate of the lowest loss is a poor guide: the loss is low over a decade of
+rates or more, and a single batch decides where it is lowest.
 """
 
 import math
@@ -12,18 +12,18 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-_LEAST_STEPS = 16  # with fewer a rate is over half a decade from the next, and one batch decides
+_LEAST_STEPS = 16  # with fewer, neighbouring rates are too far apart
 _MOST_STEPS = 100
 _SHARE = 0.08  # of the run's steps
 _DECADES = 2.0  # to each side of the method's own rate
 _BELOW = 12.0  # the edge, docs/recipes.md
 _WINDOW = 5  # steps over which the loss is averaged
-_LOST = 0.15  # of what the loss has fallen by, at the edge
+_LOST = 0.15  # share of the fall in loss that is lost again at the edge
 _DIVERGED = 2.0  # times the first loss
 
 
 def num_steps(of_run: int) -> int:
-    """The steps of a range test for a run of so many; 0 if that is too short for one."""
+    """The steps of a range test for a run of ``of_run`` steps; 0 if the run is too short for a test."""
     steps = min(_MOST_STEPS, int(_SHARE * of_run))
     return steps if steps >= _LEAST_STEPS else 0
 
@@ -31,14 +31,14 @@ def num_steps(of_run: int) -> int:
 def find_rate(
     optimizer: Optimizer, step: Callable[[Any], float], batches: Sequence[Any], *, own: float
 ) -> float | None:
-    """The learning rate that a range test finds; None where the loss does not fall, or there is no batch.
+    """The learning rate that a range test finds; None if the loss does not fall, or there is no batch.
 
-    A head that has a rate of its own keeps it.
+    A head with a rate of its own keeps it.
 
     Args:
         optimizer: over the groups of `parameter_groups`, at the method's own rate. Its parameters are changed.
-        step: makes a training step with a batch, and returns the loss before it.
-        batches: one for each step.
+        step: makes a training step with a batch, and returns the loss before the step.
+        batches: a batch for each step.
         own: the method's own rate.
     """
     groups = [group for group in optimizer.param_groups if group["name"] != "head" or group["lr"] == own]
@@ -63,7 +63,7 @@ def averaged(losses: Sequence[float]) -> list[float]:
 
 
 def _edge(losses: Sequence[float]) -> int | None:
-    """The last step at which the loss has lost little of what it had fallen by; None where it never fell."""
+    """The last step at which the loss is still near its lowest; None if it never fell."""
     smooth = [loss if math.isfinite(loss) else math.inf for loss in averaged(losses)]
     lowest = min(range(len(smooth)), key=smooth.__getitem__, default=0)
     if lowest < _WINDOW:

@@ -10,15 +10,15 @@ from loralight.errors import InputError
 from loralight.training.step import Step, measure_, weight_of
 
 _SPLITS = ("validation", "test")
-_NAN = float("nan")  # makes a mean nan; by default such a loss is left out of it
+_NAN = float("nan")  # a nan loss makes the mean nan; by default it would be left out
 
 
 class Results(nn.Module):
     """The results of each split.
 
     Args:
-        metrics: of the task.
-        of: the task's class, for messages.
+        metrics: the task's metrics.
+        of: name of the task's class, for messages.
     """
 
     def __init__(self, metrics: MetricCollection, *, of: str) -> None:
@@ -29,7 +29,7 @@ class Results(nn.Module):
         self._of = of
 
     def update_(self, split: str, step: Step) -> tuple[MeanMetric, MetricCollection, Mapping[str, MeanMetric]]:
-        """Take a batch in; returns the split's loss, its metrics, and the means of its numbers by name."""
+        """Add a batch; returns the split's loss, its metrics, and the means of its numbers by name."""
         loss, scores = self.losses[split], self.scores[split]
         assert isinstance(loss, MeanMetric) and isinstance(scores, MetricCollection)
         loss.update(step.loss, weight_of(step))
@@ -40,10 +40,10 @@ class Results(nn.Module):
         return loss, scores, means
 
     def unused(self, name: str) -> str:
-        """The name of a step's number.
+        """``name``, after checking that a step's number may be logged by it.
 
         Raises:
-            InputError: something else is logged by it (``E-NUMBERS``).
+            InputError: something else is logged by this name (``E-NUMBERS``).
         """
         scores = self.scores["validation"]
         assert isinstance(scores, MetricCollection)
@@ -52,7 +52,7 @@ class Results(nn.Module):
         return name
 
     def _mean_of(self, split: str, name: str, device: torch.device) -> MeanMetric:
-        """The mean over all items; made at the first step, whose numbers are not known before."""
+        """The mean over all items; made at the first step, since a step's numbers are not known before."""
         means = self.means[split]
         assert isinstance(means, nn.ModuleDict)
         if name not in means:

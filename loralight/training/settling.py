@@ -1,4 +1,4 @@
-"""Numbers of a task that validation rows decide once its weights are final: thresholds, a temperature."""
+"""Numbers of a task that are chosen on validation rows once its weights are final: thresholds, a temperature."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,12 +15,12 @@ from loralight.training.task import AdapterTask
 
 
 def settle_(task: AdapterTask, data: TaskData, trainer: lightning.Trainer) -> str | None:
-    """Have the validation rows decide the numbers that `AdapterTask.settle` leaves to them.
+    """Choose the numbers of `AdapterTask.settle` on the validation rows.
 
-    Every process comes to the same, from the rows of all.
+    Every process uses the rows of all processes, and so finds the same numbers.
 
     Returns:
-        A line with these numbers; None where there was nothing to decide.
+        A line with these numbers; None if there were none to choose.
     """
     found = {} if trainer.limit_val_batches == 0 else task.settle(partial(_validated, task, data, trainer))
     if not found:
@@ -33,7 +33,7 @@ def settle_(task: AdapterTask, data: TaskData, trainer: lightning.Trainer) -> st
 
 @contextmanager
 def settled(task: AdapterTask, found: Mapping[str, Any]) -> Iterator[None]:
-    """A context in which ``found`` decides the task's answers."""
+    """A context in which the task has the numbers ``found`` as attributes."""
     before = {name: getattr(task, name) for name in found}
     for name, value in found.items():
         setattr(task, name, value)
@@ -45,7 +45,7 @@ def settled(task: AdapterTask, found: Mapping[str, Any]) -> Iterator[None]:
 
 
 def settled_line(found: Mapping[str, Any], num_rows: int | None = None) -> str:
-    """The numbers that were decided, for a report."""
+    """The chosen numbers, as a line for a report."""
     shown = ", ".join(f"{name} {_numbers(value)}" for name, value in found.items())
     return f"chosen on {'validation' if num_rows is None else f'{num_rows} validation rows'}: {shown}"
 
@@ -65,7 +65,7 @@ def _validated(task: AdapterTask, data: TaskData, trainer: lightning.Trainer) ->
         trainer.callbacks.remove(keeping)  # type: ignore[attr-defined]
     assert keeping.kept is not None
     predictions, targets = keeping.kept
-    return predictions.clone(), targets.clone()  # those of inference mode take part in no gradient
+    return predictions.clone(), targets.clone()  # tensors made in inference mode cannot be used in autograd
 
 
 class _Keeping(lightning.Callback):

@@ -17,16 +17,16 @@ class Step(NamedTuple):
     """The result of a task's step on a batch.
 
     Args:
-        loss: mean loss over the batch's items, a scalar that can be differentiated.
+        loss: mean loss over the batch's items, a differentiable scalar.
         predictions: the first argument of the metrics' update.
-        targets: the second one.
+        targets: the second argument of the metrics' update.
         weight: how many items (sentences, tokens) the mean is over; the batch's number of targets if None. Losses
             are averaged over all items of an optimizer step, on every rank and in every accumulated batch, so that
-            several processes compute the gradient of one.
-        numbers: further means over these items, which are logged by their names beside the loss: in training of each
-            step, in validation and test of all items. Every step of a split gives the same names.
-        arguments: further arguments of the metrics' update; each metric gets those whose names it declares, and
-            predictions and targets in the places that are left.
+            several processes compute the same gradient as one.
+        numbers: further means over these items, logged by their names next to the loss: for each step in training,
+            over all items in validation and test. Every step of a split gives the same names.
+        arguments: further arguments of the metrics' update. Each metric gets those that it declares by name, and
+            predictions and targets as its remaining arguments.
     """
 
     loss: Tensor
@@ -38,18 +38,18 @@ class Step(NamedTuple):
 
 
 def weight_of(step: Step) -> Tensor:
-    """How many items the step's loss is the mean of, a scalar on its device."""
+    """The number of items that the step's loss is the mean of, as a scalar on the loss's device."""
     weight = step.targets.shape[0] if step.weight is None else step.weight
     # bfloat16 cannot count above 256
     dtype = torch.promote_types(step.loss.dtype, torch.float32)
-    # a number that is copied to a GPU, as `torch.as_tensor` does, waits for all that is queued there
+    # copying a number to a GPU, as `torch.as_tensor` does, would wait for all that is queued there
     return weight.to(dtype) if isinstance(weight, Tensor) else step.loss.new_full((), weight, dtype=dtype)
 
 
 def measure_(metrics: MetricCollection, step: Step) -> None:
-    """Update each metric with what it declares of a step.
+    """Update each metric with the arguments of a step that it declares.
 
-    In the collection's own update, two metrics for which a first batch gives equal sums would be one from then on.
+    The collection's own update is not used: it merges two metrics whose states are equal after the first batch.
     """
     for metric in metrics.values():
         parameters = inspect.signature(metric.update).parameters
@@ -62,13 +62,13 @@ def measure_(metrics: MetricCollection, step: Step) -> None:
 class Window:
     """Loss and weight summed over the batches since the last optimizer step, on all ranks.
 
-    The sums are on their way from a GPU while the backward pass is queued, and leave no gap in its work. With them goes
-    on how many ranks the process was told to stop, so that all know at once.
+    The sums are copied from a GPU while the backward pass is queued, so the GPU does not wait. The number of ranks on
+    which the process was told to stop is sent along, so that all ranks know at the same step.
     """
 
     def __init__(self) -> None:
-        self.own: Tensor | None = None  # this rank's share of the sums that were taken last
-        self.told_to_stop = False  # any rank, by the end of the last window
+        self.own: Tensor | None = None  # this rank's share of the sums taken last
+        self.told_to_stop = False  # whether any rank was, by the end of the last window
         self._sums: Tensor | None = None
         self._read: Callable[[], list[float]] | None = None
 
@@ -80,7 +80,7 @@ class Window:
         self._read = on_its_way(reduce(torch.cat([self._sums, told])))
 
     def take(self) -> list[float]:
-        """Both sums; the next batch begins a new window."""
+        """The sums of loss and weight; the next batch begins a new window."""
         assert self._read is not None
         *found, told = self._read()
         self.told_to_stop = told > 0
@@ -88,12 +88,12 @@ class Window:
         return found
 
     def ranks_of_loss(self, total: float, num_ranks: int, gather: Callable[[Tensor], Any]) -> list[int]:
-        """The ranks whose own loss is not finite, if their sum is not; else all. In a bad step the ranks exchange.
+        """The ranks whose own loss is not finite, if the sum is not; else all ranks. Only then do ranks communicate.
 
         Args:
-            total: the sum that was taken last.
-            num_ranks: of the run.
-            gather: stacks a tensor of each rank; every rank calls it.
+            total: the sum of losses taken last.
+            num_ranks: number of ranks in the run.
+            gather: stacks the tensors of all ranks; every rank calls it.
         """
         ranks = list(range(num_ranks))
         if math.isfinite(total):
@@ -110,7 +110,7 @@ class EpochLoss:
         self.sums = (0.0, 0.0)
 
     def add(self, loss: float, weight: float) -> None:
-        """Add a step's sums; a step with a loss that is not finite is not taken."""
+        """Add a step's sums; a step with a non-finite loss is left out."""
         if math.isfinite(loss):
             self.sums = (self.sums[0] + loss, self.sums[1] + weight)
 
@@ -122,7 +122,7 @@ class EpochLoss:
 
 
 def on_its_way(tensor: Tensor) -> Callable[[], list[float]]:
-    """A call for a tensor's values, which waits until they are there, but for nothing queued on a GPU after them."""
+    """Start to copy a tensor to the CPU; calling the result waits for its values only, not for later work on a GPU."""
     if tensor.device.type != "cuda":
         return tensor.tolist
     values, arrived = tensor.to("cpu", non_blocking=True), torch.cuda.Event()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Where a training that was told to stop ends: after an optimizer step, with a checkpoint, in all its processes."""
+"""Stopping a training run on request: after an optimizer step, with a checkpoint, in all processes."""
 
 from pathlib import Path
 from signal import Signals
@@ -15,14 +15,14 @@ from loralight.training.task import AdapterTask
 
 
 class StopAtStep(lightning.Callback):
-    """Saves and stops at the end of the optimizer step in which a process was told to, or of the next.
+    """Saves and stops at the end of the optimizer step in which a process was told to stop, or of the next.
 
-    All processes do so at the same step: that one was told goes with the sums that each step adds up over them anyway,
-    so it costs nothing. A validation has no such sums. Before each there is a checkpoint, so that in a validation, or
-    in a test, a process leaves after its batch and needs to ask none.
+    All processes stop at the same step. The request costs no extra communication, since it is sent with the sums that
+    each step reduces over the processes anyway. A validation has no such sums, but there is a checkpoint before each.
+    So in a validation or a test a process leaves after its current batch, without asking the others.
 
     Args:
-        folder: the run's.
+        folder: the run's folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -41,7 +41,7 @@ class StopAtStep(lightning.Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any, **__: Any
     ) -> None:
-        if not self._stepped:  # gradients of a part of a step are in no checkpoint
+        if not self._stepped:  # no checkpoint holds the gradients of an unfinished step
             return
         self._stepped = False
         assert isinstance(pl_module, AdapterTask)
@@ -55,7 +55,7 @@ class StopAtStep(lightning.Callback):
             raise Stopped(stopping.told() or Signals.SIGTERM)
 
     def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
-        if not self._unsaved:  # else it lies inside a step, after which this run will stop
+        if not self._unsaved:  # else the validation is within a step, after which the run will stop
             stopping.check()
 
     def on_test_batch_end(self, *_: Any, **__: Any) -> None:
@@ -83,7 +83,7 @@ def _remove(folders: list[Path]) -> None:
 
 
 class _NoSignals(_SignalConnector):
-    """Leaves signals to `loralight.stopping`: Lightning waits for other processes inside of its handler."""
+    """Leaves signals to `loralight.stopping`: Lightning's signal handler would wait for other processes."""
 
     def register_signal_handlers(self) -> None:
         pass

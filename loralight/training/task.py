@@ -1,4 +1,4 @@
-"""The base class of every task: it owns what learns, how it learns, and what a checkpoint holds."""
+"""The base class of every task: it owns freezing, training steps and the content of checkpoints."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-import loralight  # its face, which finds the functions of rooms above on first use
+import loralight  # imports functions of higher packages on first use
 from loralight.acceleration.base import Acceleration, Accelerations, Facts
 from loralight.adapters.base import Adapter
 from loralight.adapters.inject import inject
@@ -49,38 +49,39 @@ Split = Literal["train", "validation", "test"]
 
 
 class AdapterTask(lightning.LightningModule, Contract):
-    """A pretrained model, an adapter, and how to train the one with the other.
+    """A pretrained model, an adapter, and how to train the model with the adapter.
 
-    A task gives the model (`build_model`), says what of it is new (`head`), computes a loss (`step`), and names its
-    `metrics` and `predict`. The base class injects the adapter, freezes the rest, keeps frozen parts frozen, makes
-    the optimizer's groups, logs, and writes checkpoints that hold exactly what learns.
+    A task builds the model (`build_model`), names its new parts (`head`), computes a loss (`step`), defines `metrics`
+    and predicts (`predict_batch`). The base class injects the adapter, freezes the rest and keeps it frozen, makes the
+    optimizer's groups, logs, and writes checkpoints of exactly the trainable tensors.
 
     Args:
         adapter: the method of fine-tuning.
         optimizer: makes an optimizer from parameter groups; a `functools.partial` whose keywords hold ``lr``. Only
             needed to train.
         scheduler: makes a learning-rate schedule from (optimizer, number of steps); constant if None.
-        head_start: where the head begins: ``random``, or at the linear ``probe`` of the training rows, if it has one.
-        head_lr: learning rate of the head per step; the optimizer's if None; ``auto`` for one that suits a linear
+        head_start: initial weights of the head: ``random``, or the linear ``probe`` of the training rows, if there
+            is one.
+        head_lr: learning rate of the head per step; the optimizer's if None. ``auto`` takes a rate that suits a linear
             layer, and the optimizer's for any other head.
         head_weight_decay: weight decay of the head; the optimizer's if None.
-        base_dropout: whether the frozen layers' own dropout stays on in training.
-        quantize: how the base's linear layers keep their frozen weights, in 8 or 4 bits: a name in
-            `loralight.models.quantisers.QUANTISERS`; as they are if None.
-        batch_norm: what frozen BatchNorm layers do: nothing (``frozen``), ``statistics`` follow the new data, or the
-            ``affine`` part learns. What changes is saved with the adapter.
-        accelerations: by name, what computes the same in less time or memory; each is of use where it applies.
-        seed: together with rank, epoch and batch it seeds every training step, so that a resumed run repeats what
-            an uninterrupted one computes.
+        base_dropout: whether dropout in frozen layers stays on in training.
+        quantize: how frozen weights of linear layers are stored in 8 or 4 bits, as a name in
+            `loralight.models.quantisers.QUANTISERS`; not quantised if None.
+        batch_norm: treatment of frozen BatchNorm layers: unchanged (``frozen``), new running ``statistics``, or a
+            trainable ``affine`` part. All that changes is saved with the adapter.
+        accelerations: ways to compute the same in less time or memory, by name; each is used where it applies.
+        seed: seeds every training step, together with rank, epoch and batch, so that a resumed run repeats the steps
+            of an uninterrupted run.
 
     Raises:
-        TypeError: on defining a subclass that overrides a hook this class owns.
+        TypeError: a subclass is defined that overrides a hook of this class.
     """
 
     learning: Learning
     results: Results
     arguments: dict[str, Any]
-    """The arguments that are plain data: the folder of its adapter keeps them, and loading builds the task by them."""
+    """The plain-data arguments of the constructor: saved with the adapter, and used to build the task on loading."""
 
     @remembering
     def __init__(
@@ -105,9 +106,9 @@ class AdapterTask(lightning.LightningModule, Contract):
         self.base_dropout, self.batch_norm, self.seed = base_dropout, batch_norm, seed
         self.accelerations = Accelerations(accelerations)
         self.quantize = quantize
-        self.strict_loading = False  # Lightning would demand the frozen weights; `on_load_checkpoint` is the strict one
+        self.strict_loading = False  # Lightning would demand the frozen weights; `on_load_checkpoint` is strict
         self.adapted: dict[str, list[str]] = {}
-        self.unread: list[str] = []  # layers of presets that are left out, as the loss never reads them
+        self.unread: list[str] = []  # layers that presets leave out because the loss never reads them
         self.settled: dict[str, Any] = {}  # the numbers of `settle`, see `loralight.training.settling`
         self._built = False
         self._split: Split | None = None
@@ -142,9 +143,9 @@ class AdapterTask(lightning.LightningModule, Contract):
 
     @torch.inference_mode()
     def predict(self, inputs: Sequence[Any], *, batch_size: int = 32, **options: Any) -> list[dict[str, Any]]:
-        """What the model says of ``inputs``, in their order; dropout is off while it does.
+        """Predictions for ``inputs``, in their order, with dropout off.
 
-        Any number of threads may ask one model at once, but none while it is being trained.
+        Any number of threads may call this at once, but not while the model is being trained.
 
         Args:
             inputs: as the task takes them.
@@ -152,7 +153,7 @@ class AdapterTask(lightning.LightningModule, Contract):
             options: the keyword arguments of the task's ``predict_batch``.
 
         Raises:
-            InputError: an input, or what should be a list of them, is something else (``E-INPUT``), or ``batch_size``
+            InputError: ``inputs`` is not a list, or an input is not of the right kind (``E-INPUT``), or ``batch_size``
                 is less than 1 (``E-BATCH``).
         """
         self.check_built()
@@ -165,12 +166,12 @@ class AdapterTask(lightning.LightningModule, Contract):
             return [answer for batch in batches for answer in self.predict_batch(batch, **options)]
 
     def evaluating(self) -> AbstractContextManager[None]:
-        """Evaluation mode, until the last thread has left this context; then the mode that the first one found."""
+        """Evaluation mode, until the last thread has left this context; then the mode before the first entered."""
         return self._evaluation.of(self)
 
     def configure_model(self) -> None:
-        """Build the model and inject the adapter, which a second call does not; a trainer's run keeps its place."""
-        callbacks: list[Any] | None = getattr(self._trainer, "callbacks", None)  # none where no trainer has the task
+        """Build the model and inject the adapter, on the first call only; a trainer gets the callback `Position`."""
+        callbacks: list[Any] | None = getattr(self._trainer, "callbacks", None)  # None without a trainer
         if callbacks is not None and not any(isinstance(callback, Position) for callback in callbacks):
             callbacks.insert(0, Position())  # before callbacks that may write checkpoints
         if self._built:
@@ -179,7 +180,7 @@ class AdapterTask(lightning.LightningModule, Contract):
         while self.optimizer is not None and self._leaves_out_unread():
             self._build_()
         self.train()  # `from_pretrained` returns eval mode, and Lightning keeps the mode it finds
-        self.accelerations.attach_(self._facts())  # in training mode, as it will run
+        self.accelerations.attach_(self._facts())  # in training mode, as in training
         self.accelerations.switch_(True)
 
     def _build_(self) -> None:
@@ -197,7 +198,7 @@ class AdapterTask(lightning.LightningModule, Contract):
         self._built = True
 
     def _leaves_out_unread(self) -> bool:
-        """Take an adapter without the layers of presets that the loss never reads, if there are any."""
+        """Replace the adapter by one without preset layers that the loss never reads; returns False if all are read."""
         self.train()
         unread = unread_layers(self.model, self.learning, self.adapter, self.adapted, self._tiny_loss)
         other = self.adapter.without(unread) if unread else None
@@ -214,7 +215,7 @@ class AdapterTask(lightning.LightningModule, Contract):
 
     @contextmanager
     def _base(self) -> Iterator[tuple[nn.Module, Sequence[nn.Module]]]:
-        """The model that is adapted and its head, in the context in which an adapter is injected."""
+        """The model to adapt and its head, in the context in which an adapter is injected."""
         with single_by_default():
             with watching_origins() as origins:
                 model = self.build_model()
@@ -226,7 +227,7 @@ class AdapterTask(lightning.LightningModule, Contract):
                 yield model, head
 
     def build_base(self) -> nn.Module:
-        """Another model like the one that is adapted, without the adapter: frozen, in evaluation mode."""
+        """A new copy of the base model without the adapter: frozen, in evaluation mode."""
         with self._base() as (model, _):
             pass
         return model.requires_grad_(False).eval()
@@ -240,7 +241,7 @@ class AdapterTask(lightning.LightningModule, Contract):
         self.learning.load_(tensors, origin)
 
     def make_optimizer(self) -> Optimizer:
-        """The optimizer over what learns, with its groups."""
+        """The optimizer over the trainable parameters, with its groups."""
         if self.optimizer is None:
             raise TypeError(f"{type(self).__name__} was built without an optimizer; pass one to train")
         groups = parameter_groups(
@@ -254,11 +255,11 @@ class AdapterTask(lightning.LightningModule, Contract):
         return self.optimizer(groups)
 
     def start_accelerations_(self, data: Any = None, folder: Path | None = None) -> None:
-        """Let take hold what has to know the device and dtypes that the model is trained with.
+        """Start the accelerations that need to know the device and dtypes of training.
 
         Args:
-            data: of the run; None if it is not loralight's.
-            folder: of the run, if one begins.
+            data: the run's data; ignored if it is not a `TaskData`.
+            folder: the run's folder, if a run begins.
         """
         self.accelerations.start_(self._facts(data=data if isinstance(data, TaskData) else None, folder=folder))
 
@@ -274,14 +275,14 @@ class AdapterTask(lightning.LightningModule, Contract):
         return scheduled(optimizer, self.scheduler, self.trainer)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move or cast the task; the adapter's own tensors and the head stay in float32, so no small step is lost."""
+        """Move or cast the task; the adapter's own tensors and the head stay in float32, so small updates are kept."""
         if not self._built:
             return super().to(*args, **kwargs)
         with new_tensors_stay_wide(self, self.model, self.learning):
             return super().to(*args, **kwargs)
 
     def train(self, mode: bool = True) -> "AdapterTask":
-        """Training mode, in which frozen BatchNorm keeps its statistics and frozen dropout obeys ``base_dropout``."""
+        """Training mode, except for frozen modules that stay in evaluation mode (``batch_norm``, ``base_dropout``)."""
         super().train(mode)
         if mode and self._built:
             self._modes.keep_()
@@ -289,7 +290,7 @@ class AdapterTask(lightning.LightningModule, Contract):
         return self
 
     def choose_modes_(self) -> None:
-        """Choose which modules training leaves in evaluation mode."""
+        """Choose the modules that stay in evaluation mode during training."""
         head = self.head(self.model)
         self._modes = choose_modes_(self.model, head, base_dropout=self.base_dropout, batch_norm=self.batch_norm)
         if self._modes.adapted_norms:
@@ -302,7 +303,7 @@ class AdapterTask(lightning.LightningModule, Contract):
 
     @property
     def split(self) -> Split:
-        """The split whose batch `step` is given; outside of a trainer it is ``train`` in training mode alone."""
+        """The split of the batch that `step` gets; without a trainer, ``train`` in training mode, else validation."""
         return self._split or ("train" if self.training else "validation")
 
     @contextmanager
@@ -316,7 +317,7 @@ class AdapterTask(lightning.LightningModule, Contract):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         place = {"rank": self.global_rank, "epoch": self.current_epoch, "batch": batch_idx, "update": self.update}
         seed_step(self.seed, **place, device=self.device)
-        self._modes.keep_()  # a part's own train() passes ours by
+        self._modes.keep_()  # a submodule's train() may have been called directly
         self.accelerations.switch_(True)
         stands_in = self._stands_in(batch_idx)
         with self.accelerations.step(self.model), self._of("train"), training_together(counts=not stands_in):
@@ -344,7 +345,7 @@ class AdapterTask(lightning.LightningModule, Contract):
         return self._epoch_loss.mean
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Turn the gradient of the summed loss into that of the mean over all items, ranks and accumulated batches."""
+        """Scale the gradient of the summed loss to that of the mean over all items, ranks and accumulated batches."""
         loss, weight = self._window.take()
         self._epoch_loss.add(loss, weight)
         if self.global_step == 0:
@@ -360,13 +361,13 @@ class AdapterTask(lightning.LightningModule, Contract):
 
     @property
     def told_to_stop(self) -> bool:
-        """Whether any process was told to stop before the last optimizer step; the same in all of them."""
+        """Whether any process was told to stop before the last optimizer step; the same in all processes."""
         return self._window.told_to_stop
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        """Make the step, then let the adapter do what it does after one: before any callback saves a checkpoint."""
+        """Make the step and the adapter's `after_step_`, before any callback can save a checkpoint."""
         num_steps = float(self.trainer.estimated_stepping_batches)
         for update in range(self.updates_per_batch):
             self.update = update
@@ -378,14 +379,14 @@ class AdapterTask(lightning.LightningModule, Contract):
         self._watch.end_epoch()
         refuse_parameters_outside(self, self.model)
         self.log("train/epoch_loss", self.epoch_loss, sync_dist=True)  # the same on all ranks already
-        if self.trainer.is_last_batch:  # else a longer run may be to go on within the epoch
+        if self.trainer.is_last_batch:  # else a longer run may resume within the epoch
             self._epoch_loss = EpochLoss()
 
     def on_fit_end(self) -> None:
         self.accelerations.end_()
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Measure a batch; callbacks are given what its step has predicted."""
+        """Measure a batch; its predictions and targets are passed to callbacks."""
         step = self._measure("validation", batch)
         return {"predictions": step.predictions, "targets": step.targets}
 
@@ -404,11 +405,11 @@ class AdapterTask(lightning.LightningModule, Contract):
 
     @property
     def scores(self) -> nn.ModuleDict:
-        """The task's `metrics` of validation and of test, with what they have counted so far."""
+        """The task's `metrics` of validation and of test, in their present states."""
         return self.results.scores
 
     @classmethod
-    def load_from_checkpoint(  # type: ignore[override]  # Lightning's takes ``checkpoint`` for an argument of its own
+    def load_from_checkpoint(  # type: ignore[override]  # Lightning's method has other arguments
         cls, checkpoint_path: str | Path, map_location: str | torch.device = "cpu", **arguments: Any
     ) -> Self:
         """A task with the trainable tensors of a checkpoint.
@@ -419,8 +420,8 @@ class AdapterTask(lightning.LightningModule, Contract):
             arguments: the constructor's, as in training; saved hyperparameters need not be given.
 
         Raises:
-            InputError: the checkpoint cannot be read (``E-CKPT-HASH``, ``E-CKPT-STATE``), or is of another model or
-                adapter (``E-ADAPTER-KEYS``).
+            InputError: the checkpoint cannot be read (``E-CKPT-HASH``, ``E-CKPT-STATE``), or belongs to another model
+                or adapter (``E-ADAPTER-KEYS``).
         """
         checkpoint = read_checkpoint(Path(checkpoint_path))
         task = cls(**{**checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}), **arguments})
@@ -429,7 +430,7 @@ class AdapterTask(lightning.LightningModule, Contract):
         return task.to(map_location)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what learns alone, and the optimizer's state by parameter name: an order of layers may change."""
+        """Keep only trainable tensors, and the optimizer's state by parameter name, as layer order may change."""
         checkpoint["state_dict"] = self.trainable_tensors()
         checkpoint["epoch_sums"] = self._epoch_loss.sums
         checkpoint["optimizer_states"] = [by_name(state) for state in checkpoint.get("optimizer_states", [])]

@@ -1,7 +1,7 @@
-"""Thresholds: the probability from which on a row has a label, with the best F1 on validation rows.
+"""Thresholds: the least probability at which a row gets a label, chosen for the best F1 on validation rows.
 
-The best threshold of a label that few rows have is far below one half: with true probabilities it is half of the best
-F1 (Lipton et al., 2014, https://arxiv.org/abs/1402.1892).
+The best threshold of a rare label is far below one half. If probabilities are true, it is half of the best F1 (Lipton
+et al., 2014, https://arxiv.org/abs/1402.1892).
 """
 
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from torch import Tensor
 from loralight.errors import InputError
 
 ENOUGH = 20
-"""Validation rows with a label, from which on it has a threshold of its own: docs/recipes.md."""
-_EDGE = 1e-6  # of probabilities, at which a logit is still finite
+"""Least number of validation rows with a label for a threshold of its own (docs/recipes.md)."""
+_EDGE = 1e-6  # least distance from 0 and 1, where logits are still finite
 
 
 def choose_thresholds(probabilities: Tensor, targets: Tensor) -> list[float]:
-    """A threshold for each label: its own where enough rows have it, else one that is best for all labels together.
+    """A threshold for each label: its own if enough rows have the label, else the best for all labels together.
 
     Args:
         probabilities: of validation rows, (rows, labels).
@@ -31,9 +31,9 @@ def choose_thresholds(probabilities: Tensor, targets: Tensor) -> list[float]:
 
 
 def best_threshold(scores: Tensor, targets: Tensor) -> float:
-    """The threshold with the highest F1, in the middle between two scores; of several as good the lowest.
+    """The threshold with the highest F1, halfway between two scores; if several are equal, the lowest.
 
-    It is one half where no row has the label, and F1 is 0 throughout.
+    It is one half if no row has the label, since F1 is 0 at all thresholds then.
 
     Args:
         scores: probabilities, (rows,).
@@ -45,13 +45,13 @@ def best_threshold(scores: Tensor, targets: Tensor) -> float:
     hits, taken = targets[order].cumsum(0), torch.arange(1, len(order) + 1, device=order.device)
     f1 = 2 * hits.double() / (taken + hits[-1])
     below = torch.cat([ranked[1:], ranked.new_zeros(1)])
-    f1[:-1][ranked[:-1] == below[:-1]] = -1  # rows of one score are on one side
+    f1[:-1][ranked[:-1] == below[:-1]] = -1  # no threshold separates equal scores
     best = int((f1 == f1.max()).nonzero()[-1])
     return float(((ranked[best] + below[best]) / 2).clamp(_EDGE, 1 - _EDGE))
 
 
 def check_thresholds(given: float | Sequence[float] | str, labels: Sequence[str], *, multi_label: bool) -> None:
-    """Raise ``E-THRESHOLD`` unless it is ``auto``; a probability, or one for each label, if a row can have several."""
+    """Raise ``E-THRESHOLD`` unless it is ``auto``, or (multi-label only) a probability or one for each label."""
     if given == "auto":
         return
     if not multi_label:

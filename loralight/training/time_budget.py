@@ -1,4 +1,4 @@
-"""``budget=10min``: how many optimizer steps a run can take in a time."""
+"""``budget=10min``: how many optimizer steps fit into a time."""
 
 import re
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ def parse_time(given: object) -> float:
     """Seconds of a time such as ``10min``, ``1h30min``, ``90s`` or a plain number of seconds.
 
     Raises:
-        InputError: it is none (``E-BUDGET``).
+        InputError: ``given`` is not a time above 0 (``E-BUDGET``).
     """
     text = str(given).strip().lower().replace(" ", "")
     parts = re.findall(r"(\d+(?:\.\d+)?)(h|min|m|s)", text)
@@ -33,7 +33,7 @@ class Pace:
     Args:
         step: an optimizer step.
         validation: of all validation rows.
-        around: all else: building the model, the linear probe, the last validation, the test.
+        around: everything else: building the model, the linear probe, the last validation, the test.
     """
 
     step: float
@@ -41,18 +41,18 @@ class Pace:
     around: float
 
     def beside(self, seconds: float) -> "Pace":
-        """The same, with so much more around."""
+        """The same pace, with ``seconds`` added to ``around``."""
         return replace(self, around=self.around + seconds)
 
     def steps(self, seconds: float, *, of_epoch: int, validated_every: int) -> int:
-        """Optimizer steps that a run of so long takes, with its validations.
+        """Optimizer steps that a run of ``seconds`` has time for, with its validations.
 
         Args:
             of_epoch: steps of one epoch.
             validated_every: epochs from one validation to the next.
 
         Raises:
-            InputError: not one (``E-BUDGET``).
+            InputError: there is not time for a single step (``E-BUDGET``).
         """
         left = seconds - self.around
         steps = int(left / (self.step + self.validation / (of_epoch * validated_every)))

@@ -1,6 +1,7 @@
 """The layers that a task's loss never reads, found by backward passes on a tiny batch before training.
 
-A pooler whose output the head leaves, or a layer that is called for another kind of input, would learn nothing.
+Such layers would learn nothing: for example a pooler whose output the head ignores, or a layer for another kind of
+input.
 """
 
 import re
@@ -20,7 +21,7 @@ from loralight.training.learning import Learning
 
 Loss = Callable[[], Tensor | None]
 
-_PASSES = 8  # in one of which a layer that training skips at random takes part
+_PASSES = 8  # so that a layer that training skips at random takes part in at least one
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
@@ -29,21 +30,22 @@ def unread_layers(
 ) -> list[str]:
     """Names of the adapted layers that presets chose and that the loss never reads.
 
-    A layer that is not called is left to the data if others of its name are read: it may be an expert of a mixture.
+    A layer that is not called still counts as read if layers with the same name but for numbers are read: it may be an
+    expert in a mixture of experts, which other data will use.
 
     Args:
         model: adapted, in training mode.
         learning: its trainable part.
         adapter: the method.
         adapted: the adapted layers by target.
-        loss: of a tiny batch; None if there is none.
+        loss: computes the loss of a tiny batch; returns None if there is no such batch.
 
     Raises:
-        InputError: the user has named one of them (``E-UNREACHED``).
+        InputError: the loss never reads a layer that the user has named (``E-UNREACHED``).
     """
     if adapter.without(()) is None:  # no layer could be left out
         return []
-    learn = {layer_of(name, learning.layers) for name in learning.parameters}  # but for a norm's statistics
+    learn = {layer_of(name, learning.layers) for name in learning.parameters}  # no norms that only track statistics
     names = {name for found in adapted.values() for name in found if name in learn}
     found = _passes(model, learning, names, loss)
     if found is None:
@@ -83,7 +85,7 @@ def _remedy(adapter: Adapter, unread: Collection[str], adapted: Mapping[str, Col
 
 
 def patterns(chosen: Collection[str], names: Iterable[str]) -> list[str]:
-    """A few patterns that mean the ``chosen`` of all ``names``, with ``*`` for numbers where that means no other."""
+    """A few patterns that match exactly the ``chosen`` among ``names``; ``*`` replaces numbers where that is exact."""
     together: dict[str, set[str]] = {}
     for name in names:
         together.setdefault(_NUMBER.sub("*", name), set()).add(name)
@@ -95,7 +97,7 @@ def patterns(chosen: Collection[str], names: Iterable[str]) -> list[str]:
 
 
 def _passes(model: nn.Module, learning: Learning, names: set[str], loss: Loss) -> tuple[set[str], set[str]] | None:
-    """The layers that a gradient reaches, and those that are called; None if that cannot be found."""
+    """The layers that a gradient reaches, and those that are called; None if this cannot be found out."""
     read: set[str] = set()
     parameters = learning.parameters
     owners = [layer_of(name, learning.layers) for name in parameters]
@@ -110,7 +112,7 @@ def _passes(model: nn.Module, learning: Learning, names: set[str], loss: Loss) -
                 read |= {owner for owner, gradient in zip(owners, gradients, strict=True) if gradient is not None}
                 if names <= read:
                     break
-    except Exception as error:  # whatever a model's own code raises; the first step of training looks again
+    except Exception as error:  # from a model's own code; the first training step checks again
         logger.debug("layers that the loss never reads are not looked for: %s", error)
         return None
     return read, called
@@ -118,7 +120,7 @@ def _passes(model: nn.Module, learning: Learning, names: set[str], loss: Loss) -
 
 @contextmanager
 def _undone(model: nn.Module, on_gpu: bool) -> Iterator[None]:
-    """A context after which random numbers, and buffers such as a BatchNorm's statistics, are as they were before."""
+    """A context that restores random states, and buffers such as a BatchNorm's statistics."""
     before = [(buffer, buffer.clone()) for buffer in model.buffers()]
     with isolate_rng(include_cuda=on_gpu):
         try:
@@ -131,7 +133,7 @@ def _undone(model: nn.Module, on_gpu: bool) -> Iterator[None]:
 
 @contextmanager
 def _calls(model: nn.Module, names: set[str]) -> Iterator[set[str]]:
-    """The names of those modules that are called."""
+    """A context in which the names of those modules that are called are collected."""
     called: set[str] = set()
     with ExitStack() as hooks:
         for name, module in model.named_modules():

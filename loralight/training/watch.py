@@ -13,12 +13,12 @@ from loralight.training.unread import refuse_unread
 
 
 class Watch:
-    """Watches the gradients of a run and the tensors that are frozen in it.
+    """Watches the gradients and the frozen tensors of a run.
 
     Args:
-        model: on the device that trains, before the first step.
+        model: on the device it is trained on, before the first step.
         learning: its trainable part.
-        optimizer: of the run.
+        optimizer: the run's optimizer.
     """
 
     def __init__(self, model: nn.Module, learning: Learning, optimizer: Optimizer) -> None:
@@ -29,11 +29,11 @@ class Watch:
         self._frozen = FrozenWatch(model, set(learning.tensors()))
 
     def begin(self, adapter: Adapter, adapted: Mapping[str, Collection[str]]) -> None:
-        """Look at the first step of a run, once its gradients are there.
+        """Check the first step of a run, once its gradients are computed.
 
         Args:
-            adapter: of the run.
-            adapted: its layers by target.
+            adapter: the run's adapter.
+            adapted: the adapted layers by target.
 
         Raises:
             InputError: a parameter has no gradient (``E-UNREACHED``).
@@ -45,12 +45,12 @@ class Watch:
             refuse_unread(adapter, {owner if owner in layers else name for name, owner in owners.items()}, adapted)
 
     def look_(self, gradients: Sequence[Tensor | None], *, loss: float, place: Callable[[], str], scaled: bool) -> None:
-        """Look at each step; see `GradientWatch.look_`."""
+        """Check a step; see `GradientWatch.look_`."""
         self._gradients.look_(gradients, SeenStep(loss, place, self._learning.tensors), scaled=scaled)
         self._gradients.refuse_dead_layers(self._layers, now=False)
 
     def end_epoch(self) -> None:
-        """Look at the end of an epoch.
+        """Check at the end of an epoch.
 
         Raises:
             InputError: see `GradientWatch.refuse_dead_layers` and `FrozenWatch.refuse_change`.

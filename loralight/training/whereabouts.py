@@ -1,4 +1,4 @@
-"""Where in a run a step is, told so that its rows can be looked at."""
+"""Descriptions of a step's place in a run, so that users can look at its rows."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,7 +11,7 @@ _SHOWN = 8
 
 
 def place_of_step(trainer: lightning.Trainer, ranks: Sequence[int]) -> Callable[[], str]:
-    """A description of the step that ``trainer`` is about to make, with the rows that ``ranks`` took for it."""
+    """A function that describes the step ``trainer`` is about to make, with the rows that ``ranks`` used for it."""
     last = trainer.fit_loop.epoch_loop.batch_idx
     first = last - last % trainer.accumulate_grad_batches
     step, epoch, world = trainer.global_step + 1, trainer.current_epoch, trainer.world_size

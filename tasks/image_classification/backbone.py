@@ -1,4 +1,4 @@
-"""Pretrained models of timm, from its own names, the hub, a folder or a file of weights, and their kind of images."""
+"""Pretrained models of timm, from timm's names, the hub, a folder or a file of weights; and their input format."""
 
 import logging
 import math
@@ -32,7 +32,7 @@ from .images import MODES
 
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 _OF_TIMM = {*signature(timm.create_model).parameters, *signature(build_model_with_cfg).parameters}
-"""Arguments about the source of weights or the building of a model, and not about its structure."""
+"""Arguments on where weights come from or how a model is built, not on its structure."""
 _MOST_PIXELS = 4096  # on a side
 _NOWHERE: dict[str, Any] = {
     "url": None,
@@ -43,7 +43,7 @@ _NOWHERE: dict[str, Any] = {
     "file": None,
     "custom_load": False,
 }
-"""Fields of timm's config on the place of weights; a stranger's are not to be believed."""
+"""Fields of timm's config on where weights are; values from a stranger's config are not trusted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +52,9 @@ class Backbone:
 
     Args:
         architecture: timm's name.
-        config: where the weights are, and how the images were prepared that they were trained on.
-        arguments: of ``timm.create_model``, as the weights need them.
-        most: how large the model may be.
+        config: the place of the weights, and the preparation of the images that they were trained on.
+        arguments: arguments of ``timm.create_model`` that the weights need.
+        most: the largest size that the model may have.
     """
 
     architecture: str
@@ -70,7 +70,7 @@ class Backbone:
             crop_pct: share of the side of an image that is kept, if not the model's own.
 
         Raises:
-            InputError: no images are prepared in such a way (``E-IMAGE-SIZE``, ``E-MODEL``).
+            InputError: images cannot be prepared in this way (``E-IMAGE-SIZE``, ``E-MODEL``).
         """
         if image_size is not None and image_size < 1:
             raise InputError("E-IMAGE-SIZE", f"model.image_size={image_size}: give a number of pixels, such as 224")
@@ -92,7 +92,7 @@ def find_backbone(checkpoint: str, architecture: str | None = None) -> Backbone:
     Args:
         checkpoint: a name of timm (``resnet18``, ``resnet50.a1_in1k``), ``hf_hub:name``, a folder with ``config.json``
             and ``model.safetensors``, or a ``.safetensors`` file.
-        architecture: timm's name of the model that the weights of such a file are for.
+        architecture: timm's name of the model, if ``checkpoint`` is a file of weights.
 
     Raises:
         InputError: there is no such model (``E-MODEL``).
@@ -111,7 +111,7 @@ def find_backbone(checkpoint: str, architecture: str | None = None) -> Backbone:
         source, name = parse_model_name(checkpoint)
         if source == "hf-hub":
             config, name, arguments = load_model_config_from_hf(name)
-            # the file that timm takes by itself may be a pickle
+            # the file that timm would choose may be a pickle
             file = None if trust().allow_pickle else "model.safetensors"
             found = replace(_config(config), **{**_NOWHERE, "hf_hub_filename": file})
             found = replace(found, hf_hub_id=config["hf_hub_id"], source=config["source"])
@@ -124,15 +124,15 @@ def find_backbone(checkpoint: str, architecture: str | None = None) -> Backbone:
 
 
 def load_backbone(backbone: Backbone, *, num_labels: int, image_size: int | None = None) -> nn.Module:
-    """The model with its weights; its classifier is new if it was for another number of labels.
+    """The model with its weights; its classifier is new if the number of labels differs.
 
     Raises:
-        InputError: the weights cannot be had or do not fit (``E-MODEL``), or images of ``image_size`` do not
-            (``E-IMAGE-SIZE``).
+        InputError: the weights cannot be loaded or do not fit (``E-MODEL``), or images of ``image_size`` do not fit the
+            model (``E-IMAGE-SIZE``).
     """
     config, arguments = backbone.config, _arguments(backbone, image_size)
     with _one_message(config.file or backbone.architecture):
-        # with as many classes as the weights are for, timm loads them strictly
+        # with the weights' own number of classes, timm loads them strictly
         arguments["num_classes"] = config.num_classes
         error = _error(config.file or backbone.architecture, "its config describes a far larger model than its weights")
         with at_most(backbone.most, error):
@@ -148,14 +148,14 @@ def load_backbone(backbone: Backbone, *, num_labels: int, image_size: int | None
 def save_backbone(
     model: nn.Module, backbone: Backbone, folder: Path, *, labels: Sequence[str], preparation: Mapping[str, Any]
 ) -> None:
-    """Write a folder that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads, and `find_backbone` too.
+    """Write a folder that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` and `find_backbone` can load.
 
     Args:
         model: made by `load_backbone`, without adapters.
-        backbone: the model it was made from.
-        folder: exists.
+        backbone: the backbone it was made from.
+        folder: an existing folder.
         labels: names of the classes.
-        preparation: of the images, see `Backbone.preparation`.
+        preparation: preparation of the images, see `Backbone.preparation`.
     """
     settings = {"label_names": list(labels), "pretrained_cfg": dict(preparation)}
     arguments = {**_arguments(backbone, preparation["input_size"][-1]), "num_classes": len(labels)}
@@ -163,7 +163,7 @@ def save_backbone(
 
 
 def _arguments(backbone: Backbone, image_size: int | None) -> dict[str, Any]:
-    """Those of ``timm.create_model`` for images of a size, in pixels, or of the model's own."""
+    """The arguments of ``timm.create_model`` for images of a size in pixels; None for the model's own size."""
     sized = image_size is not None and backbone.config.fixed_input_size
     return {**backbone.arguments, **({"img_size": image_size} if sized else {})}
 
@@ -176,7 +176,7 @@ def classifiers(model: nn.Module) -> list[nn.Module]:
 
 @torch.inference_mode()
 def _try(model: nn.Module, input_size: tuple[int, int, int]) -> None:
-    """One grey image shows whether a model takes images of a size: each architecture has conditions of its own."""
+    """Check by one grey image that a model takes images of a size; each architecture has its own conditions."""
     was_training = model.training
     try:
         model.eval()(torch.zeros(1, *input_size))
@@ -191,7 +191,7 @@ def _try(model: nn.Module, input_size: tuple[int, int, int]) -> None:
 
 
 def _in_folder(folder: Path) -> Backbone:
-    """A folder in the format of timm's hub; unlike timm, other keys in its config are passed over."""
+    """A folder in the format of timm's hub; unlike in timm, unknown keys in its config are ignored."""
     content = read_object(folder / "config.json")
     settings = {**content, **content.get("pretrained_cfg", {})}
     return _in_file(folder / "model.safetensors", content.get("architecture"), settings, content.get("model_args", {}))
@@ -218,7 +218,7 @@ def _in_file(
         )
     usual = get_pretrained_cfg(_known(architecture)) or PretrainedCfg()
     config = usual if settings is None else _config(settings, classifier=usual.classifier, first_conv=usual.first_conv)
-    labels = {"label_names": None, "label_descriptions": None}  # of other classes than those that it will have
+    labels = {"label_names": None, "label_descriptions": None}  # the model will have other classes
     config = replace(config, **{**_NOWHERE, **labels, "file": str(file)}, fixed_input_size=usual.fixed_input_size)
     chosen = _arguments_of_model(arguments or {})
     if without_weights():
@@ -240,7 +240,7 @@ def _arguments_of_model(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shapes(file: Path) -> dict[str, Sequence[int]]:
-    """Those of the tensors in a file of weights."""
+    """The shapes of the tensors in a file of weights."""
     if file.suffix in _PICKLES:
         return {name: tensor.shape for name, tensor in load_state_dict(str(file), weights_only=True).items()}
     with safe_open(file, framework="pt") as tensors:
@@ -248,13 +248,13 @@ def _shapes(file: Path) -> dict[str, Sequence[int]]:
 
 
 def _num_classes(shapes: Mapping[str, Sequence[int]], classifier: Any) -> int:
-    """How many classes weights are for; 0 if they have no classifier."""
+    """The number of classes of the weights' classifier; 0 if they have none."""
     name = classifier if isinstance(classifier, str) or not classifier else classifier[0]
     return int(shapes.get(f"{name}.weight", [0])[0])
 
 
 def _config(settings: dict[str, Any], **structure: Any) -> PretrainedCfg:
-    """The record that timm has of a model: those ``settings`` that timm knows, else the ``structure``'s."""
+    """A model's record in timm: the ``settings`` that timm knows, and fields of ``structure`` that these lack."""
     known = {one.name for one in fields(PretrainedCfg)}
     given = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key in known}
     return PretrainedCfg(**{**structure, **given})
@@ -277,7 +277,7 @@ def _error(checkpoint: str, reason: str) -> InputError:
 
 @contextmanager
 def _one_message(checkpoint: str) -> Iterator[None]:
-    """Turn errors of timm, the hub's client and safetensors into one message; timm's logs are not for users."""
+    """Turn errors of timm, the hub's client and safetensors into one message, and silence timm's logs."""
     log = logging.getLogger("timm")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -285,7 +285,7 @@ def _one_message(checkpoint: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except Exception as error:  # whatever a config of a stranger's leads timm to
+    except Exception as error:  # a stranger's config may make timm raise anything
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         hint = "" if Path(resolve(checkpoint)).exists() else ". The hub needs network access, or a copy in its cache"
         raise _error(checkpoint, f"cannot be loaded: {reason[:300]}{hint}") from error

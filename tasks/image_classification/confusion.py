@@ -8,20 +8,20 @@ from pathlib import Path
 from torch import Tensor
 
 MOST_DRAWN = 200
-"""Labels up to which their names can be read beside the picture."""
+"""Most labels whose names can be read next to the picture."""
 _MOST_NUMBERS = 30
-"""Labels up to which the numbers can be read inside the cells."""
+"""Most labels for which numbers can be read inside the cells."""
 
 
 def write_table(confusion: Tensor, labels: Sequence[str], file: Path) -> None:
-    """Write counts as CSV: a row for each right label, a column for each predicted."""
+    """Write counts as CSV: a row for each right label, a column for each predicted label."""
     with file.open("w", newline="", encoding="utf-8") as opened:
         rows = ([label, *row] for label, row in zip(labels, confusion.tolist(), strict=True))
         csv.writer(opened).writerows([["right answer \\ predicted", *labels], *rows])
 
 
 def most_confused(confusion: Tensor, labels: Sequence[str], count: int = 3) -> list[str]:
-    """The pairs of labels that are most often taken one for the other, as words, the worst first."""
+    """Descriptions of the most frequent confusions of two labels, the worst first."""
     wrong = confusion - confusion.diag().diag()
     order = wrong.flatten().sort(descending=True, stable=True).indices[:count].tolist()
     pairs = [divmod(place, len(labels)) for place in order]
@@ -33,13 +33,13 @@ def most_confused(confusion: Tensor, labels: Sequence[str], count: int = 3) -> l
 
 
 def draw(confusion: Tensor, labels: Sequence[str], title: str, file: Path) -> None:
-    """Draw which labels are taken for which: each row's shares by colour and, of few labels, its counts in numbers.
+    """Draw a confusion matrix: the shares of each row as colours and, for few labels, the counts as numbers.
 
     Args:
         confusion: counts, (right label, predicted label).
-        labels: their names.
-        title: of the picture.
-        file: a PNG.
+        labels: names of the labels.
+        title: title of the picture.
+        file: the PNG file to write.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -47,7 +47,7 @@ def draw(confusion: Tensor, labels: Sequence[str], title: str, file: Path) -> No
     from matplotlib.colors import PowerNorm  # the `report` extra
     from matplotlib.figure import Figure
 
-    num_labels, names = len(labels), [label.replace("$", r"\$") for label in labels]  # else it would begin a formula
+    num_labels, names = len(labels), [label.replace("$", r"\$") for label in labels]  # else $ would begin a formula
     shares = confusion.float() / confusion.sum(1, keepdim=True).clamp(min=1)
     cell = 0.5 if num_labels <= _MOST_NUMBERS else 0.2  # inches
     side = max(4.0, min(cell * num_labels, 40.0))
@@ -55,7 +55,7 @@ def draw(confusion: Tensor, labels: Sequence[str], title: str, file: Path) -> No
     longest = max(map(len, labels)) * letters * 0.6 / 72
     figure = Figure(figsize=(side + longest + 1.5, side + longest + 0.8), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    colours = axes.imshow(shares.numpy(), cmap="Blues", norm=PowerNorm(0.5, 0, 1))  # so that rare mistakes can be seen
+    colours = axes.imshow(shares.numpy(), cmap="Blues", norm=PowerNorm(0.5, 0, 1))  # shows rare mistakes
     ticks = range(num_labels)
     axes.set_xticks(ticks, names, rotation=90, fontsize=letters)
     axes.set_yticks(ticks, names, fontsize=letters)
@@ -70,5 +70,5 @@ def draw(confusion: Tensor, labels: Sequence[str], title: str, file: Path) -> No
                     axes.text(column, row, str(count), ha="center", va="center", fontsize=letters, color=colour)
     figure.colorbar(colours, ax=axes, shrink=0.8, aspect=30, label="share of the row")
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # a name in letters that the font has not: drawn as boxes
+        warnings.filterwarnings("ignore", message="Glyph")  # letters that the font lacks become boxes
         figure.savefig(file)

@@ -1,4 +1,4 @@
-"""Images with one label each, decoded and transformed as they are read."""
+"""Images with one label each, decoded and transformed when they are read."""
 
 import sys
 from collections import Counter
@@ -47,20 +47,20 @@ from .transforms import Transform, evaluation_transform, seeded, training_transf
 
 _NAMES, _BYTES = ("string", "large_string"), ("binary", "large_binary")
 _DECODED = 20_000
-"""Images up to which all are decoded before training, 0.2 ms for a small one; of more, only the headers are read."""
+"""Most images that are all decoded before training (0.2 ms for a small image); else only headers are read."""
 
 
 class Images(TorchDataset[dict[str, Any]]):
-    """A split: images (channels, height, width) with their labels, made as they are asked for.
+    """A split: images (channels, height, width) with their labels, computed on access.
 
     Args:
         rows: a data set with the images, undecoded, in ``column``.
-        column: its name.
+        column: name of the column.
         labels: class numbers.
-        origin: of the rows, for messages.
-        mode: Pillow's name of the model's kind of images.
+        origin: origin of the rows, for messages.
+        mode: Pillow's mode of the model's images.
         transform: image to pixels.
-        seed: of the random changes, together with epoch and row; None if there are none.
+        seed: seed of random changes, together with epoch and row; None if there are none.
     """
 
     def __init__(
@@ -90,11 +90,11 @@ class Images(TorchDataset[dict[str, Any]]):
             return {"images": self.transform(image), "labels": label}
 
     def opened(self, row: int) -> tuple[Any, str]:
-        """The image of a row, of which only the header has been read, and its place, for messages."""
+        """The image of a row, with only its header read yet, and its place, for messages."""
         return self.open_source(row, self.rows[row][self.column])
 
     def open_source(self, row: int, source: Any) -> tuple[Any, str]:
-        """Likewise, of the values in a row's column."""
+        """Like `opened`, from the value in a row's column."""
         file = f" ({source['path']})" if source and source["path"] else ""
         where = f"{self.origin.row(row)}, column {self.column!r}{file}"
         return open_image(source, where), where
@@ -180,7 +180,7 @@ class ImageClassificationData(TaskData):
         return splits
 
     def _labels(self, rows: Splits) -> dict[str, list[int]]:
-        """The class number of each row, and on the way the names of the classes."""
+        """The class number of each row; also sets the names of the classes."""
         column = [self.label_column]
         if are_lists(rows["train"], column):
             raise InputError("E-LABELS", f"column {self.label_column!r} holds lists; an image has one label")
@@ -224,7 +224,7 @@ class ImageClassificationData(TaskData):
         ]
 
     def baseline(self, split: str) -> dict[str, float]:
-        """The scores of always answering the commonest training label, or labels."""
+        """The scores of always answering the most common training label, or labels."""
         return always_the_commonest(
             image_metrics(len(self.names)), self._counts(), torch.tensor(self.splits[split].labels)
         )
@@ -249,7 +249,7 @@ def read_image_folder(folder: str) -> Dataset:
     """A folder with a folder of images for each class.
 
     Raises:
-        InputError: there is none (``E-DATA``).
+        InputError: the folder has no folders with images (``E-DATA``).
     """
     classes = sorted(path for path in Path(folder).iterdir() if path.is_dir() and not path.name.startswith("."))
     files = {path.name: list_images(path) for path in classes}
@@ -275,7 +275,7 @@ def read_table(
     delimiter: str | None = None,
     encoding: str | None = None,
 ) -> Dataset:
-    """A file of rows, whose names of image files are found from where it is."""
+    """A file of rows; names of image files in it are relative to its folder."""
     rows = read_file(file, header=header, delimiter=delimiter, encoding=encoding)
     if column not in rows.column_names or getattr(rows.features[column], "dtype", None) not in _NAMES:
         return rows
@@ -285,7 +285,7 @@ def read_table(
 
 
 def _undecoded(rows: Dataset, column: str, split: str) -> Dataset:
-    """The rows with their images as bytes and paths alone.
+    """The rows with only their images, as bytes and paths.
 
     Raises:
         InputError: the column holds something else (``E-COLUMN``), or a row has no image (``E-IMAGE``).
@@ -302,14 +302,14 @@ def _undecoded(rows: Dataset, column: str, split: str) -> Dataset:
 
 
 def _inspect(images: Images, *, decoded: bool) -> tuple[Counter[tuple[str, tuple[int, int]]], list[int]]:
-    """How many images there are of each mode and size; raises ``E-IMAGE`` at the first that is broken.
+    """The number of images of each mode and size; raises ``E-IMAGE`` at the first broken image.
 
     Args:
         images: a split.
-        decoded: decode them entirely; a truncated file has a good header.
+        decoded: whether to decode images entirely; a truncated file has a good header.
 
     Returns:
-        The counts; and of each image that was read as a whole a digest of its bytes.
+        The counts, and digests of the bytes of images that were read entirely.
     """
     kinds: Counter[tuple[str, tuple[int, int]]] = Counter()
     contents = []

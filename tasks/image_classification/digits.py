@@ -1,4 +1,4 @@
-"""The demo: scikit-learn's handwritten digits, and a small ResNet that has learnt half of them."""
+"""The demo: scikit-learn's handwritten digits, and a small ResNet that was trained on half of the digits."""
 
 import json
 import sys
@@ -44,12 +44,12 @@ _CONFIG = {
 class DigitsDemo(ImageClassificationData):
     """1,797 grey images of 8 x 8 pixels, and a ResNet-18 that knows the digits 0 to 4.
 
-    Alpaydin and Kaynak, 1998, https://doi.org/10.24432/C50P49, as scikit-learn brings them. Both are made once, in half
-    a minute, and kept.
+    Alpaydin and Kaynak, 1998, https://doi.org/10.24432/C50P49, as included in scikit-learn. Images and model are made
+    once, in half a minute, and kept.
 
     Args:
-        folder: where they are kept; ``checkpoint`` may name it too.
-        arguments: see `ImageClassificationData`; the data itself is not to be chosen.
+        folder: the folder for images and model; ``checkpoint`` may name it too.
+        arguments: see `ImageClassificationData`; other data cannot be chosen.
 
     Raises:
         InputError: other data is named (``E-DATA``).
@@ -65,7 +65,7 @@ class DigitsDemo(ImageClassificationData):
 
     def load(self) -> dict[str, Images]:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{self.folder}.lock"):  # of several processes one makes it, and the others wait
+        with FileLock(f"{self.folder}.lock"):  # one process makes it, others wait
             if not self.folder.exists():
                 logger.info(
                     "first run: training the demo's ResNet-18 on the digits 0 to %d, to keep in %s",
@@ -101,7 +101,7 @@ def make_digits(folder: Path, *, num_epochs: int = 4) -> None:
 
 @contextmanager
 def _reproducible() -> Iterator[None]:
-    """Seeded, and on one thread: sums do not depend on the machine, and other programs on it do no harm."""
+    """A context with a seed and a single thread, so that sums do not depend on the machine or its other programs."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -113,7 +113,7 @@ def _reproducible() -> Iterator[None]:
 
 
 def _read_digits() -> dict[str, Dataset]:
-    """The digits, three fifths of them to train on, a fifth each to validate and to test."""
+    """The digits: three fifths for training, a fifth each for validation and test."""
     try:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
@@ -136,7 +136,7 @@ def _read_digits() -> dict[str, Dataset]:
 
 
 def _train(model: torch.nn.Module, images: Tensor, labels: Tensor, num_epochs: int) -> None:
-    """Train with AdamW and one cycle of its rate on images that are shifted by up to three pixels."""
+    """Train with AdamW and a one-cycle learning rate on images that are shifted by up to three pixels."""
     batches = [batch for _ in range(num_epochs) for batch in torch.split(torch.randperm(len(labels)), 32)]
     optimizer = torch.optim.AdamW(model.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, len(batches))

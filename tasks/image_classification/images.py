@@ -1,4 +1,4 @@
-"""Image files: where they are, and how each becomes RGB or grey, whatever it was."""
+"""Image files: finding them, and converting them to RGB or grey from any mode."""
 
 from io import BytesIO
 from pathlib import Path
@@ -11,11 +11,11 @@ from loralight.errors import InputError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 MODES = {1: "L", 3: "RGB"}
-"""Pillow's name of an image's mode, by the number of channels that a model takes."""
+"""Pillow's mode of an image, by the number of channels that a model takes."""
 
 
 def open_image(source: Any, where: str) -> Image.Image:
-    """The image, of which only the header has been read.
+    """The image, with only its header read yet.
 
     Args:
         source: an image, a path, bytes, or a mapping with ``bytes`` or ``path`` as in Hugging Face's data sets.
@@ -48,7 +48,7 @@ def convert(image: Image.Image, mode: str, where: str) -> Image.Image:
         InputError: the file is broken (``E-IMAGE``).
     """
     try:
-        with image:  # its file would stay open if it is broken, or has more pictures
+        with image:  # else its file stays open if broken, or if it has more pictures
             image.load()
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # Pillow would clip at 255
@@ -61,7 +61,7 @@ def convert(image: Image.Image, mode: str, where: str) -> Image.Image:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The image files in a folder and the folders inside it, sorted; hidden ones are passed over."""
+    """The image files in a folder and the folders inside it, sorted, without hidden files."""
     found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 

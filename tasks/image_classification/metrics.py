@@ -1,4 +1,4 @@
-"""How good a classification of images is."""
+"""Metrics of image classification."""
 
 import torch
 from torch import Tensor
@@ -8,11 +8,11 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from loralight.training import CalibrationError
 
 MOST_CONFUSED = 1000
-"""Labels up to which every pair of them is counted: 8 MB for 1,000."""
+"""Most labels for which all pairs are counted: 8 MB for 1,000."""
 
 
 def image_metrics(num_labels: int) -> MetricCollection:
-    """Accuracy, macro-averaged F1, ECE and, of more than five labels, how often the right is among the first five."""
+    """Accuracy, macro-averaged F1 and ECE; top-5 accuracy for more than five labels."""
     metrics: dict[str, Metric | MetricCollection] = {
         "accuracy": MulticlassAccuracy(num_labels, average="micro"),
         "f1": MacroF1(num_labels) if num_labels <= MOST_CONFUSED else MulticlassF1Score(num_labels, average="macro"),
@@ -24,9 +24,9 @@ def image_metrics(num_labels: int) -> MetricCollection:
 
 
 class MacroF1(MulticlassConfusionMatrix):
-    """The mean F1 of the labels that occur, in targets or predictions; it keeps the confusion matrix it is made from.
+    """The mean F1 of the labels that occur in targets or predictions, computed from the confusion matrix it keeps.
 
-    Shapes: ``confmat`` (labels, labels), a row for each right label, a column for each predicted.
+    Shapes: ``confmat`` (labels, labels), a row for each right label, a column for each predicted label.
     """
 
     def compute(self) -> Tensor:

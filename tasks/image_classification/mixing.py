@@ -10,16 +10,16 @@ from .transforms import seeded
 
 
 class Mixing:
-    """Blends each image of a batch with another: half of all batches by Mixup, half by CutMix, if both are wanted.
+    """Blends each image of a batch with another: half of all batches by Mixup, half by CutMix, if both are on.
 
-    Zhang et al., 2017, https://arxiv.org/abs/1710.09412; Yun et al., 2019, https://arxiv.org/abs/1905.04899. By timm,
-    which pairs the first row with the last and so on; the last one of an odd number stays as it is.
+    Zhang et al., 2017, https://arxiv.org/abs/1710.09412; Yun et al., 2019, https://arxiv.org/abs/1905.04899. This uses
+    timm, which pairs the first row with the last and so on. With an odd number of rows, the last row is not blended.
 
     Args:
-        mixup: both parameters of the Beta distribution that says how much of the other image; 0 for no Mixup.
-        cutmix: likewise, for the area of the other image that is pasted in.
+        mixup: both parameters of the Beta distribution of the other image's share; 0 for no Mixup.
+        cutmix: both parameters of the Beta distribution of the other image's pasted area; 0 for no CutMix.
         label_smoothing: share of the target that is spread over all labels.
-        num_labels: how many there are.
+        num_labels: number of labels.
 
     Raises:
         InputError: a value makes no sense (``E-AUGMENT``).
@@ -35,10 +35,10 @@ class Mixing:
         )
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The blended batch, as a function of torch's random state.
+        """The blended batch, which depends on torch's random state.
 
         Args:
-            images: (batch, channels, height, width), which are not changed.
+            images: (batch, channels, height, width); not changed in place.
             labels: (batch,).
 
         Returns:

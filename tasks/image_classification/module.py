@@ -36,13 +36,14 @@ class ImageClassification(AdapterTask):
         architecture: timm's name of the model, if ``checkpoint`` is a file of weights.
         image_size: pixels, if not the model's own.
         crop_pct: share of the side of an image that is kept in evaluation, if not the model's own.
-        image_column: where records given to `predict` have their image.
+        image_column: key of the image in records given to `predict`.
         label_counts: images of each label in training; only needed for balanced class weights.
         class_weights: a weight per label in the loss, or ``balanced``: in inverse proportion to ``label_counts``.
-        label_smoothing: share of the target that is spread over all labels; in training, as the next two.
+        label_smoothing: share of the target that is spread over all labels; like ``mixup`` and ``cutmix`` only in
+            training.
         mixup: see `Mixing`.
         cutmix: likewise.
-        calibrate: choose the temperature by the validation rows.
+        calibrate: whether to choose the temperature on the validation rows.
         temperature: divides the logits before they become probabilities; 1 if None.
         training: adapter, optimizer, scheduler, ...: see `AdapterTask`.
     """
@@ -103,15 +104,15 @@ class ImageClassification(AdapterTask):
         targets, smoothing = labels, self.label_smoothing if self.training else 0.0
         if self.training and self.mixing is not None:
             images, targets = self.mixing(images, labels)
-            targets, smoothing = targets.to(images.dtype), 0.0  # they are smoothed already
+            targets, smoothing = targets.to(images.dtype), 0.0  # the targets are smoothed already
         logits = self._train_on(images) if self.training else self.model(images)  # (batch, labels)
         weight = None if self.class_weights is None else _weight_of(targets, self.class_weights)
-        total = max(len(labels), 1) if weight is None else weight.clamp(min=1e-12)  # of images that have no weight
+        total = max(len(labels), 1) if weight is None else weight.clamp(min=1e-12)  # no division by 0
         loss = F.cross_entropy(logits, targets, weight=self.class_weights, label_smoothing=smoothing, reduction="sum")
         return Step(loss / total, logits / self.temperature, labels, weight)
 
     def settle(self, validated: Callable[[], tuple[Tensor, Tensor]]) -> dict[str, Any]:
-        """The temperature, if it is asked for."""
+        """The temperature, if ``calibrate`` is set."""
         if not self.calibrate:
             return {}
         predictions, targets = validated()
@@ -133,13 +134,13 @@ class ImageClassification(AdapterTask):
         return logits
 
     def on_test_epoch_end(self) -> None:
-        """Keep a run's confusion matrix beside its metrics; ``loralight evaluate`` leaves the run as it is."""
+        """Write the confusion matrix into the run's folder; ``loralight evaluate`` writes none."""
         scores = self.scores["test"]
         assert isinstance(scores, MetricCollection)
         metric = scores["f1"]
         if not isinstance(metric, MacroF1):
             return
-        with metric.sync_context():  # over all processes, so each of them comes here
+        with metric.sync_context():  # over all processes, so each must get here
             confusion = metric.confmat.cpu().clone()
         folder = self.trainer.default_root_dir
         if self.trainer.global_step == 0 or not self.trainer.is_global_zero or folder is None:
@@ -159,7 +160,7 @@ class ImageClassification(AdapterTask):
         """Images by name (a file, a folder, a glob, a text file of names, ``-``), or a table's rows with images.
 
         Raises:
-            InputError: there is none (``E-DATA``), or one is not an image (``E-IMAGE``).
+            InputError: there are no images (``E-DATA``), or a file is not an image (``E-IMAGE``).
         """
         path = Path(source).expanduser()
         suffix = path.suffix.lower()
@@ -184,11 +185,11 @@ class ImageClassification(AdapterTask):
         return found
 
     def predict_batch(self, inputs: Sequence[Any], *, top_k: int = 5) -> list[dict[str, Any]]:
-        """The most probable labels of images, of files by their names, or of records with the data's image column.
+        """The most probable labels of images.
 
         Args:
-            inputs: as said.
-            top_k: how many labels are given with their probabilities, the most probable first.
+            inputs: images, names of files, or records with the data's image column.
+            top_k: number of labels that are given with their probabilities, the most probable first.
         """
         if top_k < 1:
             raise InputError("E-INPUT", f"options.top_k={top_k}: give at least 1")
@@ -221,7 +222,7 @@ class ImageClassification(AdapterTask):
 
 
 def _weight_of(targets: Tensor, weights: Tensor) -> Tensor:
-    """Of class numbers (batch,), or of the share that each label has in an image (batch, labels)."""
+    """The weight of targets: class numbers (batch,), or the share of each label in an image (batch, labels)."""
     return weights[targets].sum() if targets.ndim == 1 else (targets * weights).sum()
 
 
@@ -235,7 +236,7 @@ def _name(source: Any) -> str | None:
 
 
 def _names_in(path: Path, source: str) -> list[Any]:
-    """The lines of a text file or of standard input: names of files, as they stand or beside the text file."""
+    """Names of files in a text file or standard input; relative names may be relative to the text file's folder."""
     try:
         text = sys.stdin.read() if source == "-" else path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -246,7 +247,7 @@ def _names_in(path: Path, source: str) -> list[Any]:
 
 
 def _beside(row: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A table's row, in which names of files are found from where the table is."""
+    """A table's row, with names of files relative to the table's folder resolved."""
     return {key: _located(value, folder) if isinstance(value, str) else value for key, value in row.items()}
 
 

@@ -1,4 +1,4 @@
-"""From images to a model's inputs: in evaluation as the model's authors did, in training with random changes."""
+"""From images to a model's inputs: in evaluation as the model's authors do, in training with random changes."""
 
 import random
 import re
@@ -26,7 +26,7 @@ def evaluation_transform(preparation: Mapping[str, Any]) -> Transform:
         preparation: timm's data config, as `Backbone.preparation` gives it.
 
     Raises:
-        InputError: timm knows no such way (``E-MODEL``).
+        InputError: timm cannot prepare images in this way (``E-MODEL``).
     """
     try:
         transform: Transform = create_transform(**preparation)
@@ -93,7 +93,7 @@ def training_transform(
 
 
 def _unread(policy: str) -> str | None:
-    """A part of a policy that timm would pass over in silence, having no number."""
+    """A part of a policy that timm would silently ignore, since it has no number."""
     name, *parts = policy.split("-")
     takes_names = name.startswith("rand")  # of transforms, such as t0 or tRotate/Sharpness
     return next((p for p in parts if not re.match("[a-z]+[0-9]", p) and not (takes_names and p.startswith("t"))), None)
@@ -101,12 +101,12 @@ def _unread(policy: str) -> str | None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Randomness as a pure function of ``seed`` for code that draws from the generators of torch, NumPy and Python.
+    """A context that seeds the global generators of torch, NumPy and Python.
 
-    They are as they were before at the end: 0.1 ms each time.
+    Their states are restored at the end; this takes 0.1 ms each time.
     """
     with isolate_rng(include_cuda=False):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach for the GPUs too
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
         np.random.seed(seed % 2**32)
         random.seed(seed)
         yield

@@ -1,4 +1,4 @@
-"""Column files as of the CoNLL shared tasks: a word a line, its tag in the last column, an empty line after a sentence.
+"""Files of the CoNLL shared tasks: a word in each line, its tag in the last column, an empty line after a sentence.
 
 Tjong Kim Sang & De Meulder, 2003, https://arxiv.org/abs/cs/0306050.
 """
@@ -18,10 +18,10 @@ _FEATURES = Features({"tokens": List(Value("string")), "ner_tags": List(Value("s
 def read_conll(file: str, *, encoding: str | None = None) -> Dataset:
     """A row for each sentence: ``tokens`` from the first column, ``ner_tags`` from the last.
 
-    Columns stand apart by tabs, or by any white space in lines without one. ``-DOCSTART-`` lines are left out.
+    Columns are separated by tabs, or by spaces in lines without a tab. ``-DOCSTART-`` lines are left out.
 
     Raises:
-        InputError: the file cannot be read, or a line has another number of columns (``E-DATA``), or a tag is none
+        InputError: the file cannot be read, or a line has another number of columns (``E-DATA``), or a tag is not valid
             (``E-NER-TAG``).
     """
     text = read_text_file(file, encoding)

@@ -39,18 +39,18 @@ _CHUNK = 1000  # sentences that are encoded at a time
 class NerData(TaskData):
     """Rows of words with a tag each, or of a text with the places of its entities.
 
-    A row is a sentence, or a document, with all the windows that it takes. A batch holds input_ids and attention_mask
-    (windows, tokens); window, position and labels (words,): where each word's first sub-word is, and its tag's number;
+    A row is a sentence or a document, with all its windows. A batch holds input_ids and attention_mask (windows,
+    tokens); window and position (words,), the place of each word's first sub-word; labels (words,), numbers of tags;
     lengths (sentences,), in words.
 
     Args:
         checkpoint: the model whose tokenizer encodes the words.
-        max_length: tokens of a window; no more are read at once, but nothing is cut off.
+        max_length: tokens of a window; longer rows are read in several windows, and nothing is cut off.
         stride: tokens that a window shares with the next.
         columns: names of the columns: ``words`` and ``tags``, or else ``text`` and ``entities``, a list of objects
             with ``start``, ``end`` (in characters) and ``label``.
-        labels: entity types in order; else those of the data set's tag names, or those found in training, sorted.
-        tag_names: names of integer tags, in order; else the data set's own, those in a ``labels.json`` in the
+        labels: entity types in order; else the types of the data set's tag names, or those found in training, sorted.
+        tag_names: names of integer tags, in order; else the data set's own names, those in ``labels.json`` in the
             folder ``path``, or O, B-a, I-a, B-b, ... of ``labels``.
         loading: where the rows are, batch size, workers, seed, see `TaskData`.
     """
@@ -94,7 +94,7 @@ class NerData(TaskData):
         return {split: self._encode(encoder, read, split) for split, read in sentences.items()}
 
     def _is_text(self, rows: Dataset) -> bool:
-        """Whether rows are texts with places, not words with tags."""
+        """Whether rows are texts with places of entities, rather than words with tags."""
         has = set(rows.column_names)
         names = self.columns
         if {names["words"], names["tags"]} <= has:
@@ -118,7 +118,7 @@ class NerData(TaskData):
         return read_tagged(rows, first, second, origin, self._tag_names())
 
     def _tag_names(self) -> list[str] | None:
-        """The names of integer tags where their column has none."""
+        """The names of integer tags, for a column that does not name them."""
         if self.given_names is not None:
             return self.given_names
         path = self.read_splits.keywords["path"]
@@ -127,7 +127,7 @@ class NerData(TaskData):
         return tag_names(self.given_types) if self.given_types else None
 
     def _find_types(self) -> list[str]:
-        """The entity types in order; those of all splits are among them."""
+        """The entity types in order, including those of all splits."""
         found = {split: {span.label for spans in each for span in spans} for split, each in self.spans.items()}
         # a limited train split may lack some
         seen = found["train"] if self.limit_rows is None else set().union(*found.values())
@@ -154,7 +154,7 @@ class NerData(TaskData):
         return types
 
     def _named_types(self) -> list[str]:
-        """The types that the names of tags tell, in their order."""
+        """The types in the names of tags, in their order."""
         if self._as_text:
             return []
         names = tags_in_order(self.rows["train"], self.columns["tags"]) or self._tag_names() or []
@@ -201,7 +201,7 @@ class NerData(TaskData):
         return [({column: given}, truth) for given, truth in zip(rows[column], truths, strict=True)]
 
     def baseline(self, split: str) -> dict[str, float]:
-        """The scores of never seeing an entity."""
+        """The scores of never predicting an entity."""
         return dict.fromkeys(map(str, entity_metrics(self.types)), 0.0)
 
     def report(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""The best tags of a sentence that spell out entities: exact, for all sentences of a batch at once.
+"""The best valid tags of each sentence: exact, for all sentences of a batch at once.
 
 Viterbi, 1967, https://doi.org/10.1109/TIT.1967.1054010, with transitions that are either allowed or not.
 """
@@ -11,12 +11,12 @@ PADDING = -1
 
 
 def by_sentence(values: Tensor, lengths: Tensor, padding: float = PADDING) -> Tensor:
-    """Values of words (words, ...) as (sentences, longest, ...)."""
+    """Values of words (words, ...) as padded rows of sentences (sentences, longest, ...)."""
     return pad_sequence(list(torch.split(values, lengths.tolist())), batch_first=True, padding_value=padding)
 
 
 def decode(log_probabilities: Tensor, lengths: Tensor) -> Tensor:
-    """The likeliest tags of each sentence in which an I-x only ever follows a B-x or another I-x.
+    """The most likely tags of each sentence in which an I-x only follows a B-x or another I-x.
 
     Args:
         log_probabilities: (words, tags), in the order of `tags.tag_names`.
@@ -31,14 +31,14 @@ def decode(log_probabilities: Tensor, lengths: Tensor) -> Tensor:
         return scores.new_empty((num_sentences, 0), dtype=torch.long)
     inside = torch.arange(longest, device=scores.device) < lengths[:, None]
     scores = scores.masked_fill(~inside[..., None], -torch.inf)
-    scores[..., 0].masked_fill_(~inside, 0.0)  # beyond the end all is O, at no cost
+    scores[..., 0].masked_fill_(~inside, 0.0)  # beyond the end all tags are O, at no cost
     barred = _barred(num_tags, scores.device)
     best = scores[:, 0].masked_fill(barred[0], -torch.inf)  # a sentence begins as if after an O
     came_from = []
     for scores_here in scores.unbind(1)[1:]:
         before, choice = torch.where(barred, -torch.inf, best[:, :, None]).max(1)  # (sentences, tags)
         best = before + scores_here
-        best = best - best.amax(-1, keepdim=True)  # in a long sentence float32 would run out of digits
+        best = best - best.amax(-1, keepdim=True)  # else a long sentence exceeds float32's precision
         came_from.append(choice)
     tags = [best.argmax(-1)]
     for choice in reversed(came_from):

@@ -1,6 +1,6 @@
-"""How well entities are found: an entity counts if its type, first and last word are all right.
+"""Metrics of entities: an entity is right if its type, first word and last word are.
 
-Tjong Kim Sang & De Meulder, 2003, https://arxiv.org/abs/cs/0306050; the numbers of seqeval's strict mode with IOB2.
+Tjong Kim Sang & De Meulder, 2003, https://arxiv.org/abs/cs/0306050; the same as seqeval's strict mode with IOB2.
 """
 
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ def entity_metrics(types: Sequence[str]) -> MetricCollection:
 
 
 class _EntityCounts(Metric):
-    """Counts of entities by type: found, predicted, there.
+    """Counts of entities by type: correctly found, predicted, and present in the targets.
 
-    Tags are numbers in the order of `tags.tag_names`, (sentences, longest), with -1 beyond a sentence's end. As the
-    scheme says, an entity begins with a B and goes on with the I of its type; an I without a B is not an entity.
+    Tags are numbers in the order of `tags.tag_names`, (sentences, longest), with -1 beyond a sentence's end. As in
+    IOB2, an entity begins with a B and continues with the I of its type; an I without a B is not an entity.
 
     Args:
-        num_types: how many types there are.
-        only: the number of the type that is measured; all together if None.
+        num_types: number of types.
+        only: the number of the type to measure; all types together if None.
     """
 
     is_differentiable = False
@@ -53,7 +53,7 @@ class _EntityCounts(Metric):
 
 
 class EntityPrecision(_EntityCounts):
-    """The share of the predicted entities that are there; 0 if none is predicted."""
+    """The share of predicted entities that are right; 0 if none is predicted."""
 
     def compute(self) -> Tensor:
         found, predicted, _ = self._totals()
@@ -61,7 +61,7 @@ class EntityPrecision(_EntityCounts):
 
 
 class EntityRecall(_EntityCounts):
-    """The share of the entities there that are found; 0 if there are none."""
+    """The share of present entities that are found; 0 if there are none."""
 
     def compute(self) -> Tensor:
         found, _, there = self._totals()
@@ -77,9 +77,9 @@ class EntityF1(_EntityCounts):
 
 
 def _ends(tags: Tensor) -> Tensor:
-    """Where the entity that begins at a word ends (the word after its last), 0 where none begins.
+    """For each word at which an entity begins, the end of the entity (the word after its last); 0 for other words.
 
-    Tags fall into stretches, which a B, an O or another type begins; those that begin with a B are entities.
+    A B, an O or another type begins a new stretch of tags; stretches that begin with a B are entities.
     """
     length = tags.shape[-1]
     is_first = (tags > 0) & (tags % 2 == 1)

@@ -21,11 +21,11 @@ from .sentences import split_words
 from .tags import spans_of, tag_names
 from .windows import Encoder, join
 
-_WINDOWS = 64  # at a time where no gradient is needed: a book has thousands
+_WINDOWS = 64  # at a time if no gradient is needed: a book has thousands
 
 
 class _Read(NamedTuple):
-    """An input's text, its words and where they are in it; ``split``: we have divided it into words ourselves."""
+    """An input's text, its words and their places in the text; ``split``: whether we divided the text into words."""
 
     text: str
     words: list[str]
@@ -34,17 +34,17 @@ class _Read(NamedTuple):
 
 
 class Ner(AdapterTask):
-    """A tag for each word by a classification head on an encoder; the first sub-word of a word stands for it.
+    """A tag for each word, by a classification head on the encoder's output for the word's first sub-word.
 
-    Batch: input_ids, attention_mask (windows, tokens); window, position (words,), where each word is read; labels
+    Batch: input_ids, attention_mask (windows, tokens); window, position (words,), the place of each word; labels
     (words,), the numbers of IOB2 tags; lengths (sentences,), in words.
 
     Args:
         checkpoint: a model that ``AutoModelForTokenClassification`` loads.
         labels: entity types, in the order of the head's outputs: O, B-a, I-a, B-b, I-b, ...
         label_counts: words of each tag in training; only needed for balanced class weights.
-        text_column: where records given to `predict` have their text,
-        words_column: or else a list of words.
+        text_column: key of the text in records given to `predict`.
+        words_column: key of a list of words in such records, if they have no text.
         max_length: tokens of a window; a longer sentence is read in several.
         stride: tokens that a window shares with the next.
         class_weights: a weight per tag in the loss, or ``balanced``: in inverse proportion to ``label_counts``.
@@ -100,7 +100,7 @@ class Ner(AdapterTask):
         return entity_metrics(self.types)
 
     def step(self, batch: Mapping[str, Tensor]) -> Step:
-        """The mean loss over words; the best tags by sentence, but in training, where nobody asks, none."""
+        """The mean loss over words, with the best tags by sentence; in training, which needs no tags, with logits."""
         logits, labels = self._logits(batch), batch["labels"]
         total = torch.ones_like(labels).sum() if self.class_weights is None else self.class_weights[labels].sum()
         loss = F.cross_entropy(
@@ -116,7 +116,7 @@ class Ner(AdapterTask):
         return features[batch["window"], batch["position"]], batch["labels"]
 
     def _logits(self, batch: Mapping[str, Tensor], *, by_length: bool = False) -> Tensor:
-        """Of each word, (words, tags), in float32; of windows of one length at a time if need be."""
+        """The logits of each word, (words, tags), in float32; with ``by_length`` windows of one length at a time."""
         size = len(batch["input_ids"]) if torch.is_grad_enabled() else _WINDOWS
         parts = zip(torch.split(batch["input_ids"], size), torch.split(batch["attention_mask"], size), strict=True)
         read = self._of_each_length if by_length else self._of_all
@@ -136,12 +136,12 @@ class Ner(AdapterTask):
         """The entities in texts, in lists of words, or in records with the data's columns.
 
         Args:
-            inputs: words in a list are joined by spaces to the text in which places are told.
-            threshold: the least score of an entity: the mean probability of its words' tags.
+            inputs: words in a list are joined by spaces into a text; places refer to this text.
+            threshold: the least score of an entity. The score is the mean probability of its words' tags.
 
         Returns:
-            For each input its text and entities: type, text, start and end (in characters), score, and of words in a
-            list also the first (``word_start``) and the one after the last (``word_end``).
+            For each input its text and entities: type, text, start and end (in characters), score. For a list of words
+            also the first word (``word_start``) and the word after the last (``word_end``).
         """
         reads = [self._read(given) for given in inputs]
         batch = join(self.encoder([read.words for read in reads]), self.encoder.padding)

@@ -1,4 +1,4 @@
-"""Words and entities of a data set's rows, be they word and tag columns or texts with character spans."""
+"""Words and entities of a data set's rows, from columns of words and tags or from texts with character spans."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from loralight.errors import InputError
 
 from .tags import Span, check_tag, detect, spans_of
 
-# Letters with their marks and joiners, or digits, or one other sign; scripts without spaces sign by sign
+# Letters with their marks and joiners, or digits, or one other sign; in scripts without spaces each sign is a word
 _UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
 _WORD = pre_tokenizers.Split(
     Regex(rf"{_UNSPACED}\p{{M}}*|[\p{{L}}\p{{M}}\u200c\u200d&&[^{_UNSPACED[1:-1]}]]+|\p{{N}}+|\S"),
@@ -29,22 +29,22 @@ class Sentences(NamedTuple):
 
 
 def split_words(text: str) -> list[tuple[int, int]]:
-    """Where each word of a text begins and ends: runs of letters or of digits, and any other sign by itself."""
+    """The start and end of each word in a text: runs of letters or of digits, and each other sign by itself."""
     return [place for _, place in _WORD.pre_tokenize_str(text)]
 
 
 def read_tagged(rows: Dataset, words: str, tags: str, origin: Origin, names: Sequence[str] | None) -> Sentences:
-    """Sentences from a column of words and one of tags.
+    """Sentences from a column of words and a column of tags.
 
     Args:
         words: a column of lists of words.
         tags: a column of lists of tags, as text, ClassLabels or numbers.
-        origin: of the rows.
+        origin: origin of the rows.
         names: names of integer tags.
 
     Raises:
         InputError: a row has not as many tags as words (``E-NER-ALIGN``), a word is empty (``E-NER-EMPTY-WORD``), or
-            a tag is none (``E-NER-TAG``).
+            a tag is not valid (``E-NER-TAG``).
     """
     sentences, tag_lists = [], []
     known = tags_in_order(rows, tags) or names
@@ -74,7 +74,7 @@ def read_tagged(rows: Dataset, words: str, tags: str, origin: Origin, names: Seq
 
 
 def tags_in_order(rows: Dataset, tags: str) -> list[str] | None:
-    """The tags' names where their column is of ClassLabels."""
+    """The names of tags, if their column has ClassLabels; else None."""
     feature = getattr(rows.features[tags], "feature", None)
     return list(feature.names) if isinstance(feature, ClassLabel) else None
 
@@ -93,12 +93,12 @@ def _count(values: Any, things: str) -> str:
 
 
 def read_spans(rows: Dataset, text: str, entities: str, origin: Origin) -> Sentences:
-    """Sentences from a column of texts and one of entities with ``start``, ``end`` (in characters) and ``label``.
+    """Sentences from a column of texts and a column of entities (``start``, ``end`` in characters, ``label``).
 
-    Where an entity begins or ends inside a word, the word is divided there, so that no entity is lost.
+    If an entity begins or ends inside a word, the word is divided there, so that no entity is lost.
 
     Raises:
-        InputError: a text is none (``E-TEXT``), or an entity does not lie in its text (``E-NER-SPAN``).
+        InputError: a value is not a text (``E-TEXT``), or an entity does not lie in its text (``E-NER-SPAN``).
     """
     sentences, span_lists, divided = [], [], []
     for row, (given, marked) in enumerate(zip(rows[text], rows[entities], strict=True)):
@@ -123,7 +123,7 @@ def read_spans(rows: Dataset, text: str, entities: str, origin: Origin) -> Sente
 
 
 def _places(text: str, marked: Any, where: str) -> Iterator[tuple[int, int, str]]:
-    """The entities' places in order, white space at their ends left out."""
+    """The places of entities in order, without white space at their ends."""
     if not isinstance(marked, list):
         raise InputError("E-NER-SPAN", f"{where}: {marked!r} is no list of entities; give [] where there is none")
     if odd := [one for one in marked if not _is_entity(one)]:

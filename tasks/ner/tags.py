@@ -1,4 +1,4 @@
-"""Tags of words that spell out entities: IOB1, IOB2, IOBES and BILOU are read alike, and written as IOB2.
+"""Tags of words that encode entities: IOB1, IOB2, IOBES and BILOU are all read, and IOB2 is written.
 
 Schemes: Ramshaw & Marcus, 1995, https://arxiv.org/abs/cmp-lg/9505040 (IOB1); Tjong Kim Sang & Veenstra, 1999,
 https://arxiv.org/abs/cs/9907006 (IOB2); Ratinov & Roth, 2009, https://aclanthology.org/W09-1119 (BILOU).
@@ -10,13 +10,13 @@ from typing import NamedTuple
 from loralight.errors import InputError
 
 OUTSIDE = "O"
-_FIRST, _LAST = "BSU", "ELSU"  # begins an entity, ends one; S and U are both
+_FIRST, _LAST = "BSU", "ELSU"  # tags that begin or end an entity; S and U do both
 _PREFIXES = "BIESLUM"  # M, the middle, is some schemes' I
 _SCHEMES = {"IOB2": "BIIB", "IOB1": "IIII", "IOBES": "BIES", "BILOU": "BILU"}  # of a first, middle, last, only word
 
 
 class Span(NamedTuple):
-    """An entity of the type ``label`` from the word ``start`` to the one before ``end``."""
+    """An entity of the type ``label`` from the word ``start`` to the word before ``end``."""
 
     start: int
     end: int
@@ -24,12 +24,12 @@ class Span(NamedTuple):
 
 
 def is_tag(text: object) -> bool:
-    """Whether ``text`` is ``O``, or such as ``B-person``."""
+    """Whether ``text`` is ``O``, or a tag such as ``B-person``."""
     return isinstance(text, str) and (text == OUTSIDE or (text[:1] in _PREFIXES and text[1:2] == "-" and len(text) > 2))
 
 
 def check_tag(text: object, where: str, word: int | str) -> str:
-    """The text without spaces around it, if it is a tag; else raise ``E-NER-TAG`` with where it stands."""
+    """The tag without spaces around it; raises ``E-NER-TAG`` with its place if ``text`` is not a tag."""
     tag = text.strip() if isinstance(text, str) else text
     if not is_tag(tag):
         raise InputError(
@@ -43,7 +43,7 @@ def check_tag(text: object, where: str, word: int | str) -> str:
 def spans_of(tags: Sequence[str]) -> list[Span]:
     """The entities in a sentence's tags, whatever their scheme; tags of no scheme are read as conlleval reads them.
 
-    An entity begins where a tag says so, or where its type is not that of the word before.
+    An entity begins at a tag that begins one, or where the type differs from that of the word before.
     """
     spans: list[Span] = []
     before = OUTSIDE
@@ -66,14 +66,14 @@ def tags_of(spans: Iterable[Span], length: int, scheme: str = "IOB2") -> list[st
         inner = middle * (span.end - span.start - 2)
         letters = only if span.end - span.start == 1 else first + inner + last
         if scheme == "IOB1" and (before.end, before.label) == (span.start, span.label):
-            letters = "B" + letters[1:]  # all that tells the two apart
+            letters = "B" + letters[1:]  # the only mark between two neighbouring entities
         tags[span.start : span.end] = [f"{letter}-{span.label}" for letter in letters]
         before = span
     return tags
 
 
 def detect(sentences: Sequence[Sequence[str]]) -> tuple[str, int]:
-    """The scheme that most sentences' tags keep to, and how many do not."""
+    """The scheme that most sentences follow, and the number of sentences that do not."""
     spans = [spans_of(tags) for tags in sentences]
     faults: dict[str, int] = {}
     for scheme in _SCHEMES:

@@ -1,6 +1,6 @@
-"""Sentences as windows that a model can take, in which each word is read where it has most context.
+"""Sentences as windows that a model can take; each word is read in the window where it has most context.
 
-A sentence longer than a window becomes several that overlap. The first sub-word of a word stands for it.
+A sentence longer than a window becomes several overlapping windows. A word is represented by its first sub-word.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ from loralight.models import check_length, load_tokenizer, tokenise
 
 
 class Windows(TypedDict):
-    """A sentence's windows of token ids, and for each word the window and the position where it is read."""
+    """A sentence's windows of token ids, and the window and position in which each word is read."""
 
     input_ids: list[list[int]]
     window: list[int]
@@ -30,11 +30,12 @@ class Encoder:
 
     Args:
         checkpoint: the model whose tokenizer is used.
-        max_length: tokens of a window, the model's own marks included.
+        max_length: tokens of a window, including the model's special tokens.
         stride: tokens that a window shares with the next.
 
     Raises:
-        InputError: the tokenizer cannot do it (``E-TOKENIZER``), or the lengths do not fit (``E-SEQ-LEN``).
+        InputError: the tokenizer cannot assign tokens to words (``E-TOKENIZER``), or ``max_length`` and ``stride`` do
+            not fit (``E-SEQ-LEN``).
     """
 
     def __init__(self, *, checkpoint: str, max_length: int, stride: int) -> None:
@@ -58,10 +59,10 @@ class Encoder:
             )
         self.step = self.size - stride
         self.padding = self.tokenizer.pad_token_id or 0
-        self.num_unknown = 0  # words so far that the tokenizer made nothing of
+        self.num_unknown = 0  # words so far for which the tokenizer gave no token
 
     def __call__(self, sentences: Sequence[Sequence[str]]) -> list[Windows]:
-        """The windows of sentences; a word that the tokenizer makes nothing of is read as its unknown token."""
+        """The windows of sentences; a word for which the tokenizer gives no token is read as the unknown token."""
         pieces = self._pieces(sentences)
         for number, (words, (_, firsts)) in enumerate(zip(sentences, pieces, strict=True)):
             if len(firsts) < len(words):
@@ -72,7 +73,7 @@ class Encoder:
         return [self._cut(ids, list(firsts.values())) for ids, firsts in pieces]
 
     def _pieces(self, sentences: Sequence[Sequence[str]]) -> list[tuple[list[int], dict[int, int]]]:
-        """The token ids of each sentence, and where in them each word begins."""
+        """The token ids of each sentence, and the position of each word's first token."""
         if not sentences:
             return []
         encoded = tokenise(
@@ -105,7 +106,7 @@ class Encoder:
         }
 
     def _best_window(self, token: int, length: int, num_windows: int) -> int:
-        """Where the nearer of the two ends of a window is farthest; the ends of the sentence are no such end."""
+        """The window whose nearer end is farthest from the token; ends of the sentence do not count."""
 
         def context(window: int) -> int:
             start = window * self.step
@@ -123,10 +124,10 @@ def join(rows: Sequence[Mapping[str, Any]], padding: int) -> dict[str, Tensor]:
 
     Args:
         rows: as an `Encoder` makes them.
-        padding: the id of the token that fills up shorter windows.
+        padding: id of the token that pads shorter windows.
 
     Returns:
-        input_ids, attention_mask (windows, tokens); window, position (words,), where each word is read; lengths
+        input_ids, attention_mask (windows, tokens); window, position (words,), the place of each word; lengths
         (sentences,), in words.
     """
     windows = [torch.tensor(ids, dtype=torch.long) for row in rows for ids in row["input_ids"]]
@@ -141,7 +142,7 @@ def join(rows: Sequence[Mapping[str, Any]], padding: int) -> dict[str, Tensor]:
 
 
 def _marks(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The token ids that a model has before and after a text, such as ``[CLS]`` and ``[SEP]``."""
+    """The special tokens that a model expects before and after a text, such as ``[CLS]`` and ``[SEP]``."""
     (encoding,) = tokenizer([["a"]], is_split_into_words=True).encodings
     inside = [position for position, word in enumerate(encoding.word_ids) if word is not None]
     return encoding.ids[: inside[0]], encoding.ids[inside[-1] + 1 :]

@@ -43,14 +43,14 @@ _SEVERAL = (
 
 
 class TextClassificationData(TaskData):
-    """Rows of one text, or a pair, and one label or several.
+    """Rows of a text or a pair of texts, with one label or several.
 
     A batch holds input_ids and attention_mask (batch, tokens), and labels: (batch,) class numbers, or
     (batch, labels) of 0 and 1 if a row can have several.
 
     Args:
         checkpoint: the model whose tokenizer encodes the texts.
-        max_length: tokens per row, of which more are cut off (and counted).
+        max_length: tokens per row; longer rows are cut (and counted).
         columns: names of the columns: ``text``, ``pair`` (None for single texts) and ``label`` (a name, or a list
             of names of 0/1 columns). In a CSV file without a header line, their places from 0.
         labels: label names in order; else the data set's own, or those found in training, sorted.
@@ -151,7 +151,7 @@ class TextClassificationData(TaskData):
         return list(zip(rows, truths, strict=False))
 
     def baseline(self, split: str) -> dict[str, float]:
-        """The scores of always answering the commonest training label."""
+        """The scores of always answering the most common training label."""
         if self.multi_label:
             return {}
         metrics = classification_metrics(len(self.names), multi_label=False)

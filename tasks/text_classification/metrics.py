@@ -1,4 +1,4 @@
-"""How good a classification is."""
+"""Metrics of classification."""
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from loralight.training import CalibrationError
 def classification_metrics(num_labels: int, *, multi_label: bool) -> MetricCollection:
     """Accuracy (of whole rows, if a row can have several labels), macro-averaged F1 and Matthews correlation.
 
-    Where a row has one label, the calibration error too (ECE).
+    If a row has one label, also the calibration error (ECE).
     """
     if multi_label:
         return MetricCollection(
@@ -39,7 +39,7 @@ def classification_metrics(num_labels: int, *, multi_label: bool) -> MetricColle
 
 
 class _MulticlassMcc(MulticlassStatScores):
-    """By the counts of each label: a table of every label by every label takes 400 MB, six times, where 7,000 are."""
+    """Matthews correlation from counts by label; a table of all pairs of 7,000 labels would take six times 400 MB."""
 
     def compute(self) -> Tensor:
         right, wrong, _, missed = self._final_state()
@@ -57,12 +57,12 @@ class _MultilabelMcc(MultilabelStatScores):
 
 
 def _matthews(right: Tensor, *, predictions: Tensor, targets: Tensor) -> Tensor:
-    """Matthews correlation, 0 where predictions or targets are constant, as in scikit-learn.
+    """Matthews correlation, 0 if predictions or targets are constant, as in scikit-learn.
 
-    torchmetrics 1.9 gives a number of its own there if there are two classes: 0.26 for a model that always answers
-    the class of 15 rows in 20.
+    torchmetrics 1.9 gives another number then if there are two classes: 0.26 for a model that always answers the class
+    of 15 rows in 20.
     """
-    rows = targets.sum()  # whole numbers: no rounding
+    rows = targets.sum()  # integers: no rounding
     covariance = right * rows - (targets * predictions).sum()
     spreads = [(rows**2 - (counts**2).sum()).float() for counts in (targets, predictions)]
     spread = spreads[0].sqrt() * spreads[1].sqrt()

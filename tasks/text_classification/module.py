@@ -41,17 +41,17 @@ class TextClassification(AdapterTask):
         checkpoint: a model that ``AutoModelForSequenceClassification`` loads, or ``AutoModel`` if there is a pooling.
         labels: label names, in the order of the head's outputs.
         label_counts: rows of each label in training; only needed for balanced class weights.
-        multi_label: a row may have any number of the labels, not just one.
-        text_columns: where records given to `predict` have their text, or pair of texts.
+        multi_label: whether a row may have any number of labels.
+        text_columns: keys of the text, or pair of texts, in records given to `predict`.
         max_length: tokens of a text that are read.
         pooling: the classifier's input from a text's tokens: their ``mean`` or ``max``, the ``first`` or the ``last``;
             ``model`` for the classifier of the model's own class; ``auto`` for the pooling of the checkpoint's training
             (sentence-transformers' ``1_Pooling/config.json``), and ``model`` if it does not say.
         class_weights: a weight per label in the loss, or ``balanced``: in inverse proportion to ``label_counts``.
         label_smoothing: share of the target that is spread over all labels.
-        thresholds: of several labels a row, the probability above which a row has a label: one, or one for each label;
-            ``auto`` for those of the best F1 on validation rows (see `choose_thresholds`), and one half until then.
-        calibrate: choose the temperature by the validation rows.
+        thresholds: with ``multi_label`` the probability above which a row gets a label: a number, or one for each
+            label; ``auto`` for the best F1 on validation rows (see `choose_thresholds`), and one half until then.
+        calibrate: whether to choose the temperature on the validation rows.
         temperature: divides the logits before they become probabilities; 1 if None.
         training: adapter, optimizer, scheduler, ...: see `AdapterTask`.
     """
@@ -144,7 +144,7 @@ class TextClassification(AdapterTask):
         return Step(loss / weight.clamp(min=1e-12), predictions, labels, weight)
 
     def settle(self, validated: Callable[[], tuple[Tensor, Tensor]]) -> dict[str, Any]:
-        """The temperature if it is asked for, and the thresholds of several labels a row if they are ``auto``."""
+        """The temperature if ``calibrate`` is set, and for multi-label rows the thresholds if they are ``auto``."""
         chooses = self.multi_label and self.thresholds == "auto"
         if not (chooses or self.calibrate):
             return {}
@@ -158,11 +158,11 @@ class TextClassification(AdapterTask):
         return found
 
     def _around_half(self, logits: Tensor) -> Tensor:
-        """Probabilities that are above one half where they were above their thresholds, as metrics take them."""
+        """Probabilities shifted so that thresholds are at one half, as metrics expect."""
         return (logits.float() / self.temperature - self._offsets(logits)).sigmoid()
 
     def _offsets(self, like: Tensor) -> Tensor:
-        """The logits of the thresholds: one, or one for each label; on the device of ``like``."""
+        """The logits of the thresholds, () or (labels,), on the device of ``like``."""
         thresholds = 0.5 if self.thresholds == "auto" else self.thresholds
         return torch.as_tensor(thresholds, dtype=torch.float32, device=like.device).logit()
 

@@ -32,10 +32,10 @@ from loralight.data import (
 from loralight.errors import InputError
 from loralight.models import check_causal, check_length, load_tokenizer
 
-IGNORED = -100  # the target of a token from which nothing is learnt, as in PyTorch
+IGNORED = -100  # target of a token without a loss, as in PyTorch
 _PART = 4000  # characters
 _TEXT = Features({"text": Value("string")})
-_ENCODED = Features(  # told, as there may be no row to see them from
+_ENCODED = Features(  # explicit, as there may be no row to infer them from
     {
         "input_ids": Items(Value("int32")),
         "targets": Items(Value("int32")),
@@ -47,10 +47,10 @@ _ENCODED = Features(  # told, as there may be no row to see them from
 
 
 def read_text(file: str, *, encoding: str | None = None) -> Dataset:
-    """A text file, in parts of whole paragraphs and about 4,000 characters, each a text of its own.
+    """A text file, in parts of whole paragraphs and about 4,000 characters, each part as a separate text.
 
     Raises:
-        InputError: it cannot be read as text (``E-DATA``).
+        InputError: the file cannot be read as text (``E-DATA``).
     """
     paragraphs = re.split(r"(?<=\n)\n+", read_text_file(file, encoding))
     parts = [""]
@@ -62,24 +62,24 @@ def read_text(file: str, *, encoding: str | None = None) -> Dataset:
 
 
 class TextGenerationData(TaskData):
-    """Rows of tokens, with the token that follows each where that is learnt.
+    """Rows of tokens with targets: the next token at each place that has a loss.
 
-    The columns tell the form of the rows: chats (a column of messages), prompts with completions, or plain texts.
-    Several short ones share a row of tokens, whose positions start over with each, by which transformers keeps their
-    attention apart; plain texts longer than a row are cut into several, each beginning with the last token of the one
-    before.
+    The columns determine the form of the rows: chats (a column of messages), prompts with completions, or plain texts.
+    Several short documents are packed into a row of tokens. Positions start over with each document, by which
+    transformers keeps their attention apart. Plain texts longer than a row are cut into several rows, each beginning
+    with the last token of the row before.
 
-    A batch holds input_ids and targets (batch, tokens), -100 where nothing is learnt, and position_ids (batch, tokens)
+    A batch holds input_ids and targets (batch, tokens), -100 where there is no loss, and position_ids (batch, tokens)
     if a row has several documents.
 
     Args:
         checkpoint: the model whose tokenizer encodes the texts.
         max_length: tokens per row; a longer chat or completion loses its end (and is counted).
-        columns: names of the columns: ``messages``, ``prompt`` and ``completion``, ``text``. The first form of which
-            train has the columns is taken.
-        packed: several documents may share a row; else each has its own. None: they may if the model keeps them apart.
+        columns: names of the columns: ``messages``, ``prompt`` and ``completion``, ``text``. The first form whose
+            columns are in train is taken.
+        packed: whether several documents may share a row. None: they may if the model keeps them apart.
         join: the text between prompt and completion.
-        chat_template: a chat template (Jinja), or a file with one; else the tokenizer's own.
+        chat_template: a chat template (Jinja), or a file with a template; else the tokenizer's own.
         loading: where the rows are, batch size, workers, seed, see `TaskData`.
     """
 
@@ -141,7 +141,7 @@ class TextGenerationData(TaskData):
         return PackedRows(self.documents[split], groups)
 
     def suit_(self, model: nn.Module) -> None:
-        """Give each document a row of its own, if ``packed`` does not say and the model would mix those of a row."""
+        """Give each document its own row, if ``packed`` is None and the model does not keep documents apart."""
         is_shared = any(len(group) > 1 for rows in self.splits.values() for group in rows.groups)
         if self.packed is not None or not is_shared or not isinstance(model, PreTrainedModel) or keeps_apart(model):
             return
@@ -168,7 +168,7 @@ class TextGenerationData(TaskData):
             for name, value in fills.items()
         }
         if any(row["position_ids"].count(0) > 1 for row in rows):
-            # padding goes on from the last document, so that a row of one document stays one
+            # positions of padding continue the last document, so that padding does not count as another document
             batch["position_ids"] = torch.tensor(
                 [
                     row["position_ids"]
@@ -186,7 +186,7 @@ class TextGenerationData(TaskData):
         return {"columns": self.form.columns, "join": self.join, "chat_template": self.chat_template}
 
     def prompts(self, split: str, count: int) -> list[tuple[dict[str, Any], list[str]]]:
-        """Prompts with the texts that follow them in the data: a few distinct ones of a split."""
+        """Up to ``count`` distinct prompts of a split, with the texts that follow each in the data."""
         if (split, count) not in self._prompts:
             found: dict[str, tuple[dict[str, Any], list[str]]] = {}
             for row in self.rows[split]:
@@ -198,10 +198,10 @@ class TextGenerationData(TaskData):
         return self._prompts[split, count]
 
     def baseline(self, split: str) -> dict[str, float]:
-        """The scores of knowing how often each token comes in training, and nothing of its context."""
+        """The scores of a unigram model: predicting each token by its frequency in training."""
         train, targets = (part[part != IGNORED] for part in (self._targets("train"), self._targets(split)))
         counts = np.bincount(train, minlength=len(self.tokenizer))
-        # the share of tokens seen once estimates that of new ones (Good, 1953, doi.org/10.1093/biomet/40.3-4.237)
+        # the share of tokens seen once estimates that of new tokens (Good, 1953, doi.org/10.1093/biomet/40.3-4.237)
         new = ((counts == 1).sum() + 0.5) / (len(train) + 1)
         frequencies = np.where(counts, (1 - new) * counts / len(train), new / max((counts == 0).sum(), 1))
         loss = -float(np.log(frequencies[targets]).mean())
@@ -229,7 +229,7 @@ class TextGenerationData(TaskData):
         return [*cut_rows(cut, num_rows, max_length=self.max_length), *repeated_rows(self._contents())]
 
     def _contents(self) -> dict[str, list[int]]:
-        """Digests of documents, by split, from their tokens."""
+        """Digests of the tokens of documents, by split."""
         chunks = {split: rows.data.column("input_ids").chunks for split, rows in self.documents.items()}
         return {
             split: [hash(tokens.tobytes()) for chunk in each for tokens in _divided(chunk)]
@@ -238,7 +238,7 @@ class TextGenerationData(TaskData):
 
 
 def _divided(lists: Any) -> list[np.ndarray[Any, Any]]:
-    """The lists of an Arrow array, which as Python's own would take a second for 20,000 documents."""
+    """The lists of an Arrow array as NumPy arrays; Python's lists would take a second for 20,000 documents."""
     ends = np.cumsum(lists.value_lengths().to_numpy())
     return np.split(lists.flatten().to_numpy(), ends[:-1])
 
@@ -260,5 +260,5 @@ def _encode(
 
 
 def _starts(length: int, size: int) -> Iterator[int]:
-    """Where parts of ``size`` tokens begin: on the last token of the part before, whose successor is then learnt."""
+    """Starts of parts of ``size`` tokens, each at the last token of the part before, so that no target is lost."""
     return iter(range(0, max(length - 1, 1), size - 1))

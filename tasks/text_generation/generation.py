@@ -1,4 +1,4 @@
-"""Continuing texts: greedily or at random, until an end."""
+"""Text generation: greedy or sampled, until an end."""
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,22 +26,22 @@ from loralight.data import seed_of
 from loralight.errors import InputError
 from loralight.logs import logger
 
-_SEES_PADDING: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()  # the models that were tried
+_SEES_PADDING: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()  # models that were tested
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """How the next token is chosen, and when the text ends.
+    """Settings for the choice of the next token and the end of the text.
 
     Args:
-        max_new_tokens: tokens written at most.
-        temperature: 0 takes the likeliest token; else logits are divided by it and a token is drawn.
-        top_p: draw among the likeliest tokens that have this probability together.
-        top_k: draw among this many; among all if 0.
-        repetition_penalty: above 1, tokens that the text has already become less likely (Keskar et al., 2019,
+        max_new_tokens: most tokens to generate.
+        temperature: 0 takes the most likely token; else logits are divided by it and a token is sampled.
+        top_p: sample from the most likely tokens whose probabilities sum to this.
+        top_k: sample from this many most likely tokens; from all if 0.
+        repetition_penalty: above 1, tokens that are already in the text become less likely (Keskar et al., 2019,
             https://arxiv.org/abs/1909.05858).
-        stop: texts at whose first occurrence the answer ends, without them.
-        seed: of the draws, together with the prompt: the same prompt gets the same answer, in whatever company.
+        stop: texts; the answer ends before the first occurrence of any of them.
+        seed: seed of sampling, together with the prompt: a prompt gets the same answer in any batch.
     """
 
     max_new_tokens: int = 128
@@ -65,7 +65,7 @@ class Decoding:
                 raise InputError("E-OPTION", f"options.{name} is {getattr(self, name)!r}; give {wanted}")
 
     def processors(self, prompts: Sequence[Sequence[int]]) -> LogitsProcessorList:
-        """The functions that turn logits into the scores of which the highest is taken."""
+        """The functions that turn logits into scores; the token with the highest score is taken."""
         if not self.temperature:
             return LogitsProcessorList()
         chosen: list[LogitsProcessor] = [TemperatureLogitsWarper(float(self.temperature))]
@@ -80,7 +80,7 @@ class Writer:
     Args:
         model: in evaluation mode.
         tokenizer: its tokenizer.
-        ends: tokens that end a text, beside the model's own.
+        ends: tokens that end a text, in addition to the model's own.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ends: Iterable[int]) -> None:
@@ -91,15 +91,15 @@ class Writer:
         self.longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
     def write(self, prompts: Sequence[list[int]], decoding: Decoding) -> list[tuple[str, str]]:
-        """Each prompt's continuation, and why it ends: ``stop`` or ``length``.
+        """The continuation of each prompt, and the reason for its end: ``stop`` or ``length``.
 
         Raises:
-            InputError: a prompt leaves no room for another token, or has none (``E-SEQ-LEN``, ``E-INPUT``).
+            InputError: a prompt leaves no room for another token, or has no tokens (``E-SEQ-LEN``, ``E-INPUT``).
         """
         groups: dict[tuple[int, int], list[int]] = {}
         is_mixed = len({len(prompt) for prompt in prompts}) > 1 and self._sees_padding()
         for number, prompt in enumerate(prompts):
-            # the penalty would fall on padding too
+            # the penalty would apply to padding too
             width = len(prompt) if decoding.repetition_penalty != 1 or is_mixed else 0
             groups.setdefault((self._room(prompt, decoding), width), []).append(number)
         answers: dict[int, tuple[str, str]] = {}
@@ -111,7 +111,7 @@ class Writer:
         return [answers[number] for number in range(len(prompts))]
 
     def stream(self, prompt: list[int], decoding: Decoding) -> Iterator[str]:
-        """One prompt's continuation in pieces, as they are written."""
+        """The continuation of one prompt in pieces, as they are generated."""
         room = self._room(prompt, decoding)
         pieces = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         unwanted, failures = threading.Event(), list[BaseException]()
@@ -130,7 +130,7 @@ class Writer:
         try:
             yield from _until(pieces, decoding.stop)
         finally:
-            unwanted.set()  # whoever listens may leave early
+            unwanted.set()  # the caller may stop early
             thread.join()
         if failures:
             raise failures[0]
@@ -178,7 +178,7 @@ class Writer:
 
     @torch.no_grad()
     def _sees_padding(self) -> bool:
-        """Whether the token after a prompt depends on the padding before it: a model is tried once, on two prompts."""
+        """Whether the token after a prompt depends on padding; each model is tested once, on two prompts."""
         if self.model not in _SEES_PADDING:
             rows = [[number % len(self.tokenizer) for number in numbers] for numbers in (range(5, 11), range(7, 10))]
             together = self._next_logits(rows)
@@ -193,7 +193,7 @@ class Writer:
         return _SEES_PADDING[self.model]
 
     def _next_logits(self, prompts: Sequence[list[int]]) -> Tensor:
-        """Of the first token that is written, (prompts, vocabulary)."""
+        """The logits of the first generated token, (prompts, vocabulary)."""
         given = self._padded(prompts)
         settings = GenerationConfig(max_new_tokens=1, do_sample=False, num_beams=1, pad_token_id=self.ends[0])  # type: ignore[no-untyped-call]
         written = self.model.generate(  # type: ignore[operator]
@@ -221,7 +221,7 @@ class Writer:
 
 
 class _Draw(LogitsProcessor):
-    """Adds Gumbel noise, so that the highest is a draw from the softmax: for each row by a generator of its own."""
+    """Adds Gumbel noise, so that the highest score is a sample from the softmax; each row has its own generator."""
 
     def __init__(self, prompts: Sequence[Sequence[int]], seed: int) -> None:
         seeds = (seed_of(seed, *prompt) for prompt in prompts)
@@ -233,7 +233,7 @@ class _Draw(LogitsProcessor):
 
 
 class _Said(StoppingCriteria):
-    """Ends a row that has one of the phrases, and all once the text is ``unwanted``."""
+    """Ends a row that contains a stop text, and all rows once the text is ``unwanted``."""
 
     def __init__(
         self,
@@ -253,7 +253,7 @@ class _Said(StoppingCriteria):
 
 
 def _until(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
-    """The pieces up to the first of the phrases; a possible beginning of one is held back until it is decided."""
+    """The pieces up to the first stop text; characters that may begin a stop text are held back until it is clear."""
     held = max(map(len, stop), default=1) - 1
     text, shown = "", 0
     for piece in pieces:

@@ -1,4 +1,4 @@
-"""How well a language model predicts tokens, and how near a text comes to its references."""
+"""Metrics of a language model's next-token predictions, and of generated texts against references."""
 
 from collections.abc import Callable, Sequence
 
@@ -18,8 +18,8 @@ _OF_TEXTS: dict[str, Callable[[], Metric]] = {
 
 
 def token_metrics() -> MetricCollection:
-    """Perplexity, and how many tokens are the model's first choice, over all tokens that are learnt from."""
-    # grouping compares states by value, which could be equal by chance in the first batch
+    """Perplexity and token accuracy over all tokens that have a loss."""
+    # grouping compares states by value, and these could be equal by chance in the first batch
     return MetricCollection({"perplexity": Perplexity(), "token_accuracy": TokenAccuracy()}, compute_groups=False)
 
 
@@ -36,7 +36,7 @@ class Perplexity(Metric):
         self.add_state("num_tokens", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, losses: Tensor, hits: Tensor) -> None:
-        """Take each token's loss, and whether it was the first choice (which is not used)."""
+        """Add the loss of each token, and whether it was the first choice (not used)."""
         self.total_loss += losses.sum()
         self.num_tokens += losses.numel()
 
@@ -57,7 +57,7 @@ class TokenAccuracy(Metric):
         self.add_state("num_tokens", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, losses: Tensor, hits: Tensor) -> None:
-        """Take each token's loss (which is not used), and whether it was the first choice."""
+        """Add the loss of each token (not used), and whether it was the first choice."""
         self.num_hits += hits.sum()
         self.num_tokens += hits.numel()
 
@@ -66,7 +66,7 @@ class TokenAccuracy(Metric):
 
 
 def text_metrics(names: Sequence[str]) -> dict[str, Metric]:
-    """Scores of generated texts, each taking (texts, references of each text).
+    """Metrics of generated texts; each takes (texts, references of each text).
 
     Raises:
         InputError: there is no such score (``E-METRIC``).
@@ -82,7 +82,7 @@ def text_metrics(names: Sequence[str]) -> dict[str, Metric]:
 
 
 def text_scores(metrics: dict[str, Metric]) -> dict[str, float]:
-    """The scores, in percent as sacreBLEU and papers give them; of ROUGE the F-measures; chrF is chrF++."""
+    """The scores in percent, as sacreBLEU and papers give them; for ROUGE the F-measures; chrF is chrF++."""
     scores: dict[str, float] = {}
     for name, metric in metrics.items():
         if name == "rouge":

@@ -26,26 +26,27 @@ from .data import IGNORED, TextGenerationData
 from .generation import Decoding, Writer
 from .metrics import text_metrics, text_scores, token_metrics
 
-_AT_A_TIME = 16  # prompts whose answers are scored
+_AT_A_TIME = 16  # prompts that are answered for text metrics
 
 
 class TextGeneration(AdapterTask):
-    """A causal language model, which learns the tokens that the data marks and continues texts.
+    """A causal language model, trained on the tokens that the data marks; it continues texts.
 
-    Batch: input_ids, targets (batch, tokens), the target -100 where nothing is learnt; position_ids (batch, tokens) if
-    a row has several documents. Padding is on the right, and needs no mask: nothing before it looks at it.
+    Batch: input_ids, targets (batch, tokens), with target -100 for tokens without a loss; position_ids (batch, tokens)
+    if a row has several documents. Padding is on the right and needs no mask, since earlier tokens do not attend to it.
 
     Args:
         checkpoint: a model that ``AutoModelForCausalLM`` loads.
-        columns: those of the data's form: ``messages``; ``prompt`` and ``completion``; or ``text``.
+        columns: the columns of the data's form: ``messages``; ``prompt`` and ``completion``; or ``text``.
         join: the text between a prompt and its completion.
-        chat_template: of chats, in place of the tokenizer's.
-        samples: prompts of the validation split that are continued greedily before training and at each validation,
-            written to the run's folder as ``samples.jsonl`` and shown side by side at its end; 0 for none.
-        sample_tokens: tokens of each.
-        text_metrics: scores of whole generated texts against the data's: ``bleu``, ``rouge``, ``chrf``.
-        text_metrics_rows: distinct prompts of a split that are answered for these.
-        text_metrics_tokens: tokens of each answer at most.
+        chat_template: a template for chats, instead of the tokenizer's.
+        samples: number of validation prompts that are continued greedily before training and at each validation. The
+            continuations are written to ``samples.jsonl`` in the run's folder and shown side by side at the end; 0 for
+            none.
+        sample_tokens: most tokens of each continuation.
+        text_metrics: metrics of generated texts against the data's: ``bleu``, ``rouge``, ``chrf``.
+        text_metrics_rows: number of distinct prompts of a split that are answered for text metrics.
+        text_metrics_tokens: most tokens of each answer.
         training: adapter, optimizer, scheduler, ...: see `AdapterTask`.
     """
 
@@ -85,7 +86,7 @@ class TextGeneration(AdapterTask):
         return model
 
     def save_pretrained(self, folder: Path) -> None:
-        """Other programs end a text where predictions do, such as at the end of the assistant's turn."""
+        """Save the model with the end tokens of predictions, so that other programs end a text at the same place."""
         before = self.model.generation_config.eos_token_id
         self.model.generation_config.eos_token_id = self._writer().ends
         super().save_pretrained(folder)
@@ -124,10 +125,10 @@ class TextGeneration(AdapterTask):
         stop: Sequence[str] = Decoding.stop,
         seed: int = Decoding.seed,
     ) -> list[dict[str, Any]]:
-        """The text after each input, and why it ends there (``stop`` or ``length``); for the options see `Decoding`.
+        """The continuation of each input, and why it ends (``stop`` or ``length``); for the options see `Decoding`.
 
-        An input is a text, or a record with the data's column of texts, prompts or messages. To a model that learns
-        chats a text is the user's turn, and a list of messages is an input too.
+        An input is a text, or a record with the data's column of texts, prompts or messages. A model for chats also
+        takes a list of messages, and a text as the user's turn.
         """
         decoding = Decoding(
             max_new_tokens=max_new_tokens,
@@ -169,7 +170,7 @@ class TextGeneration(AdapterTask):
         scores = {**_floats(self.scores["validation"]), **scores}
         if self.trainer.state.fn == TrainerFn.FITTING:
             self._note(scores)
-        elif self.global_step:  # after training, with the weights that are kept
+        elif self.global_step:  # after training, with the final weights
             self._show_before_and_after(scores)
 
     def on_test_epoch_end(self) -> None:
@@ -177,7 +178,7 @@ class TextGeneration(AdapterTask):
 
     @torch.inference_mode()
     def _scores_of_validation(self) -> dict[str, float]:
-        """The metrics of a validation, without one: Lightning's own check before training sees two batches."""
+        """The metrics of a validation before training; Lightning's own check then uses only two batches."""
         scores = token_metrics().to(self.device)
         loader = self._data().val_dataloader()
         total = int(min(self.trainer.num_val_batches, default=0))
@@ -213,7 +214,7 @@ class TextGeneration(AdapterTask):
         return scores
 
     def _text_scores(self, split: str) -> dict[str, float]:
-        """Scores of generated texts, of which each rank writes its share."""
+        """Scores of generated texts; each rank generates its share."""
         if not self.text_metrics:
             return {}
         metrics = {name: metric.to(self.device) for name, metric in text_metrics(self.text_metrics).items()}
@@ -249,7 +250,7 @@ def _check_text_metrics(names: Sequence[str], columns: Mapping[str, str]) -> Non
 
 
 def _check_counts(**given: tuple[int, int]) -> None:
-    """Raise ``E-SAMPLES`` unless each number is at least as great as the one beside it."""
+    """Raise ``E-SAMPLES`` unless each number is at least its given minimum."""
     for name, (count, least) in given.items():
         if count < least:
             raise InputError("E-SAMPLES", f"task.{name}={count}: give {least} or more")

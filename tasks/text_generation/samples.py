@@ -1,4 +1,4 @@
-"""Samples and scores of a model before training and after each validation: a line of JSON each."""
+"""Samples and scores of a model, as a line of JSON before training and at each validation."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,12 @@ FILE = "samples.jsonl"
 
 
 def append(folder: Path, *, step: int, scores: Mapping[str, float], samples: Sequence[Mapping[str, str]]) -> None:
-    """Add a line on the model after ``step`` optimizer steps; lines of that step or a later one are written anew.
+    """Add a line on the model after ``step`` optimizer steps; lines of this and later steps are replaced.
 
     Args:
         samples: prompts, with the model's text and the data's.
     """
-    earlier = [line for line in read(folder) if line["step"] < step]  # a resumed run comes by once more
+    earlier = [line for line in read(folder) if line["step"] < step]  # a resumed run repeats steps
     lines = [*earlier, {"step": step, "scores": dict(scores), "samples": [dict(sample) for sample in samples]}]
     (folder / FILE).write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
@@ -33,7 +33,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def scores_table(before: Mapping[str, float], after: Mapping[str, float]) -> Table:
-    """Scores on the validation split, of the pretrained model and of the trained one."""
+    """Validation scores of the pretrained and the trained model."""
     table = Table(title="validation, before training and after", title_justify="left")
     table.add_column("metric")
     for column in ("before", "after"):

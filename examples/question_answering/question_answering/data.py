@@ -1,4 +1,4 @@
-"""Questions, texts, and where in these the answers are, as in SQuAD."""
+"""Questions, texts, and the places of answers in these, as in SQuAD."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from .encoding import encode, padded, span_of
 
 
 def read_squad(file: str) -> Dataset:
-    """A file as SQuAD's authors publish it: articles with paragraphs with questions."""
+    """A file in SQuAD's original format: articles with paragraphs with questions."""
     articles = json.loads(Path(file).read_text(encoding="utf-8"))["data"]
     paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
     questions = [(paragraph["context"], asked) for paragraph in paragraphs for asked in paragraph["qas"]]
@@ -82,7 +82,7 @@ class QuestionsData(TaskData):
 
 
 def _first(answers: Any) -> tuple[str, int]:
-    """The first answer and its place, from a list of answers or from lists of texts and of places."""
+    """The first answer and its place, from a list of answers or from separate lists of texts and places."""
     if isinstance(answers, Mapping):
         answers = [
             {"text": text, "answer_start": at}

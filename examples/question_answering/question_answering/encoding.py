@@ -14,10 +14,10 @@ from loralight.models import tokenise
 def encode(
     tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], texts: Sequence[str], max_length: int
 ) -> dict[str, list[list[Any]]]:
-    """Token numbers, which of the tokens may be in an answer, and their places in the text.
+    """Token ids, flags for tokens that an answer may contain, and the places of tokens in the text.
 
-    A text that is too long loses its end. The first token, which marks the beginning, may be the answer where there is
-    none in what is left.
+    A text that is too long loses its end. If the rest has no answer, the first token, which marks the beginning, is the
+    answer.
 
     Returns:
         ``input_ids``; ``allowed``, 0 or 1; ``offsets``, (first character, end) of each token.
@@ -32,7 +32,7 @@ def encode(
 
 
 def padded(input_ids: Sequence[Sequence[int]], allowed: Sequence[Sequence[int]], padding: int) -> dict[str, Tensor]:
-    """``input_ids``, ``allowed`` and ``attention_mask`` of rows of unlike lengths, (rows, tokens) each."""
+    """``input_ids``, ``allowed`` and ``attention_mask`` of padded rows, (rows, tokens) each."""
 
     def tensor(rows: Sequence[Sequence[int]], value: int) -> Tensor:
         return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
@@ -42,7 +42,7 @@ def padded(input_ids: Sequence[Sequence[int]], allowed: Sequence[Sequence[int]],
 
 
 def span_of(allowed: Sequence[int], offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
-    """The first and the last token of the characters from ``start`` to ``end``; (0, 0) if they are not all there."""
+    """The first and last token of the characters from ``start`` to ``end``; (0, 0) if some of these are cut off."""
     inside = [at for at, place in enumerate(offsets) if at and allowed[at] and place[0] < end and place[1] > start]
     if not inside or offsets[inside[-1]][1] < end:
         return 0, 0

@@ -6,7 +6,7 @@ from torchmetrics import Metric
 
 
 class _MeanOfSpans(Metric):
-    """The mean of a score of each question."""
+    """The mean of a score over questions."""
 
     total: Tensor
     count: Tensor

@@ -18,12 +18,12 @@ from .metrics import ExactSpans, SpanF1
 
 
 class QuestionAnswering(AdapterTask):
-    """A score for each token of the text as the first and as the last of the answer (Devlin et al., 2019).
+    """Scores for each token of the text as the first and last token of the answer (Devlin et al., 2019).
 
     Batch: input_ids, attention_mask, allowed (batch, tokens); labels (batch, 2): first and last token.
 
     Args:
-        longest_answer: in tokens.
+        longest_answer: most tokens of an answer.
     """
 
     peft_task_type = "QUESTION_ANS"
@@ -50,14 +50,14 @@ class QuestionAnswering(AdapterTask):
         return Step(loss, self.likeliest(first, last)[0], batch["labels"])
 
     def log_probabilities(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Of each token as the first and as the last of the answer, (batch, tokens) each."""
+        """Log probabilities of each token as the first and as the last of the answer, (batch, tokens) each."""
         scores = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         forbidden = batch["allowed"] == 0
         first, last = (one.float().masked_fill(forbidden, -1e4) for one in (scores.start_logits, scores.end_logits))
         return first.log_softmax(-1), last.log_softmax(-1)
 
     def likeliest(self, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-        """The likeliest answers, (batch, 2), and their log probabilities, (batch,)."""
+        """The most likely answers, (batch, 2), and their log probabilities, (batch,)."""
         width = first.shape[1]
         together = first.unsqueeze(2) + last.unsqueeze(1)  # (batch, first, last)
         possible = torch.ones(width, width, dtype=torch.bool, device=first.device)
@@ -66,7 +66,7 @@ class QuestionAnswering(AdapterTask):
         return torch.stack([place // width, place % width], 1), best
 
     def predict_batch(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
-        """The answers of records with ``question`` and ``context``; an empty text where there is none."""
+        """The answers to records with ``question`` and ``context``; an empty text if there is no answer."""
         for given in inputs:
             if not isinstance(given, Mapping) or not {"question", "context"} <= given.keys():
                 raise InputError("E-INPUT", f"{given!r:.80}: give a record with the texts question and context")

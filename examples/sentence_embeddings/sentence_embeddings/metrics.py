@@ -1,4 +1,4 @@
-"""How often the likest text is the right one."""
+"""The share of texts whose most similar text is the right one."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 
 class RecallAtOne(Metric):
-    """The share of first texts whose likest second text, among those of the whole split, is their own."""
+    """The share of first texts whose most similar second text in the whole split is that of the same pair."""
 
     first: list[Tensor]
     second: list[Tensor]

@@ -1,4 +1,4 @@
-"""Vectors of texts by an encoder, trained on pairs: the other pairs of a batch are what a text is not."""
+"""Embeddings of texts by an encoder, trained on pairs with the other pairs of a batch as negatives."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,7 +23,7 @@ class SentenceEmbeddings(AdapterTask):
     Batch: input_ids, attention_mask (2 * pairs, tokens): the first texts of all pairs, then the second.
 
     Args:
-        temperature: divides the cosines: the lower, the more the likest wrong texts count.
+        temperature: divides the cosines; the lower it is, the more the most similar wrong texts count.
     """
 
     peft_task_type = "FEATURE_EXTRACTION"
@@ -59,7 +59,7 @@ class SentenceEmbeddings(AdapterTask):
 
         Args:
             inputs: texts.
-            digits: after the point.
+            digits: digits after the decimal point.
         """
         if odd := [given for given in inputs if not isinstance(given, str)]:
             raise InputError("E-INPUT", f"{odd[0]!r}: give texts")

@@ -48,7 +48,7 @@ class TextToTextData(TaskData):
         return [len(source) + len(target) for source, target in zip(rows["input_ids"], rows["labels"], strict=True)]
 
     def baseline(self, split: str) -> dict[str, float]:
-        """What one would have who writes the source again."""
+        """The score of copying the source."""
         rows = self.rows[split]
         pairs = zip(rows[self.columns["source"]], rows[self.columns["target"]], strict=True)
         return {"exact": sum(source == target for source, target in pairs) / len(rows)}

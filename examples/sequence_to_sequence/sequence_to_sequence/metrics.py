@@ -1,4 +1,4 @@
-"""How much of what a model writes is as it should be."""
+"""Shares of right tokens and right texts."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ class _Share(Metric):
 
 
 class Tokens(_Share):
-    """The share of tokens that are the likeliest ones after those before them."""
+    """The share of tokens that are the model's most likely token at their place."""
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
         """Token numbers, (tokens,) each."""
@@ -32,9 +32,9 @@ class Tokens(_Share):
 
 
 class Texts(_Share):
-    """The share of texts that are written as they should be."""
+    """The share of texts that match the target exactly."""
 
     def update(self, written: Sequence[str], wanted: Sequence[str]) -> None:
-        """The texts, which a step has among its ``arguments``."""
+        """Add texts, which a step gives as ``arguments``."""
         self.right = self.right + sum(one.strip() == other.strip() for one, other in zip(written, wanted, strict=True))
         self.count = self.count + len(wanted)

@@ -17,12 +17,12 @@ from .metrics import Texts, Tokens
 
 
 class SequenceToSequence(AdapterTask):
-    """The loss of each token of the target, given those before it and the source.
+    """The loss of each token of the target, given the source and the tokens before it.
 
-    Batch: input_ids, attention_mask (batch, tokens); labels (batch, tokens of the target), -100 where there is none.
+    Batch: input_ids, attention_mask (batch, tokens); labels (batch, tokens of the target), -100 for padding.
 
     Args:
-        max_new_tokens: of the texts that are written in validation and test.
+        max_new_tokens: most tokens of the texts that are written in validation and test.
     """
 
     peft_task_type = "SEQ_2_SEQ_LM"
@@ -51,7 +51,7 @@ class SequenceToSequence(AdapterTask):
 
     @torch.no_grad()
     def written(self, batch: Mapping[str, Tensor], max_new_tokens: int) -> list[str]:
-        """The likeliest text for each row, token by token."""
+        """A text for each row, by greedy decoding."""
         given = {name: batch[name] for name in ("input_ids", "attention_mask")}
         return self.texts(self.model.generate(**given, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1))
 
@@ -60,11 +60,11 @@ class SequenceToSequence(AdapterTask):
         return self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
 
     def predict_batch(self, inputs: Sequence[Any], *, max_new_tokens: int = 32) -> list[dict[str, Any]]:
-        """A text for each text.
+        """A text for each source text.
 
         Args:
             inputs: texts, or records with a ``source``.
-            max_new_tokens: of each text at most.
+            max_new_tokens: most tokens of each text.
         """
         sources = [given.get("source") if isinstance(given, Mapping) else given for given in inputs]
         if odd := [given for given in sources if not isinstance(given, str)]:
