@@ -35,7 +35,8 @@ def configured(data: str | None, *overrides: str) -> dict[str, Any]:
     """The settings of both sides, with rows in random order."""
     where = [] if data is None else ["data=text_classification", f"data.path='{data}'"]
     lora = ["adapter=lora", "adapter.rank=8", "adapter.dropout=0.1", f"adapter.lr={RATE}"]
-    line = ["task=text_classification", *where, *lora, "trainer=cpu", "~callbacks", "~logger"]
+    of_class = ["task.pooling=model", "task.head_lr=null"]  # what PEFT's side has
+    line = ["task=text_classification", *where, *lora, *of_class, "trainer=cpu", "~callbacks", "~logger"]
     settings: dict[str, Any] = plain(compose("train", [*line, "data.length_grouped=false", *overrides]))
     return settings
 
