@@ -251,7 +251,8 @@ def test_several_labels_are_answered_by_thresholds_that_validation_rows_settle(t
     settled = make(tiny_bert, labels=LABELS, multi_label=True, **found)
     answers = settled.predict(TEXTS)
     probabilities = [list(answer["probabilities"].values()) for answer in answers]
-    torch.testing.assert_close(torch.tensor(probabilities), (logits / scale).sigmoid(), rtol=0, atol=5e-6)
+    # two fits of the temperature agree to 1e-4 of it, which moves a probability by up to a tenth of that
+    torch.testing.assert_close(torch.tensor(probabilities), (logits / scale).sigmoid(), rtol=0, atol=1e-5)
     chosen = [[name in answer["label"] for name in LABELS] for answer in answers]
     assert torch.tensor(chosen).equal((logits / scale).sigmoid() > torch.tensor(found["thresholds"]))
     with torch.no_grad():
