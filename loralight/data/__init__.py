@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from loralight.data.bars import hiding_bars
     from loralight.data.cautions import cut_rows, few_rows, odd_names, repeated_rows, uneven_rows
     from loralight.data.charsets import read_text_file
     from loralight.data.class_counts import always_the_commonest, count_classes, counts_line
@@ -56,6 +57,7 @@ __all__ = [
     "few_rows",
     "form_of",
     "has_no_names",
+    "hiding_bars",
     "label_name",
     "name_label_ids",
     "odd_names",
@@ -74,6 +76,7 @@ __all__ = [
 _HOMES = {
     name: f"{__name__}.{home}"
     for home, names in {
+        "bars": "hiding_bars",
         "cautions": "cut_rows few_rows odd_names repeated_rows uneven_rows",
         "class_counts": "always_the_commonest count_classes counts_line",
         "classes": "Classes check_spelling has_no_names read_classes",

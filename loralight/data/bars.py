@@ -11,7 +11,7 @@ _LONG = 10_000
 
 
 @contextmanager
-def bars(num_rows: int = 0) -> Iterator[None]:
+def hiding_bars(num_rows: int = 0) -> Iterator[None]:
     """A context in which bars are hidden, except for a long pass on a terminal; afterwards they are as before."""
     hidden = are_progress_bars_disabled()
     if hidden or (num_rows >= _LONG and sys.stderr.isatty()):

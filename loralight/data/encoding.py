@@ -15,7 +15,7 @@ import transformers
 from datasets import Dataset, Features
 from datasets.fingerprint import Hasher
 
-from loralight.data.bars import bars
+from loralight.data.bars import hiding_bars
 
 Columns = dict[str, list[Any]]
 
@@ -31,7 +31,7 @@ def encode_rows(
         features: the new columns; inferred from the encoded rows if None.
         arguments: a tokenizer and everything else on which the result depends.
     """
-    with bars(len(rows)):
+    with hiding_bars(len(rows)):
         return rows.map(
             _Encoding(function=function, arguments=arguments),
             batched=True,

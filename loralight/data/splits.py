@@ -13,7 +13,7 @@ import datasets
 from datasets import Dataset
 
 from loralight.data import csv_files
-from loralight.data.bars import bars
+from loralight.data.bars import hiding_bars
 from loralight.data.charsets import check_encoding, check_text
 from loralight.data.origin import Origin
 from loralight.errors import InputError, did_you_mean
@@ -293,7 +293,7 @@ def _one_message(source: str) -> Iterator[None]:
     verbosity = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
-        with bars(), warnings.catch_warnings():  # a row with more cells than the header would lose some
+        with hiding_bars(), warnings.catch_warnings():  # a row with more cells than the header would lose some
             warnings.filterwarnings("error", message="Length of header or names does not match length of data")
             yield
     except Exception as error:  # its readers pass on errors of pandas, pyarrow and the hub's client

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import timm
 import torch
@@ -20,6 +19,7 @@ from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor
 
+from loralight.data import hiding_bars
 from loralight.errors import InputError
 from loralight.logs import logger
 from loralight.resources import resolve
@@ -83,10 +83,10 @@ def make_digits(folder: Path, *, num_epochs: int = 4) -> None:
     Raises:
         InputError: scikit-learn is not installed (``E-PACKAGE``).
     """
-    datasets.disable_progress_bars()
     splits = _read_digits()
-    for split, rows in splits.items():
-        rows.to_parquet(folder / f"{split}.parquet")
+    with hiding_bars():
+        for split, rows in splits.items():
+            rows.to_parquet(folder / f"{split}.parquet")
     (folder / "config.json").write_text(json.dumps(_CONFIG, indent=2), encoding="utf-8")
     labels = torch.tensor(splits["train"]["label"])
     known = (labels < _KNOWN).nonzero().flatten()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, are_progress_bars_disabled
 from sklearn.datasets import load_digits
 
 from loralight.errors import InputError
@@ -42,6 +42,7 @@ def shown(folder: Path, split: str) -> tuple[Any, list[int]]:
 @pytest.mark.usefixtures("untrained")
 def test_the_digits_are_scikit_learn_s_each_in_one_split(tmp_path: Path) -> None:
     make_digits(tmp_path)
+    assert not are_progress_bars_disabled(), "for whoever uses datasets beside"
     splits = [shown(tmp_path, split) for split in ("train", "validation", "test")]
     assert [len(labels) for _, labels in splits] == [1078, 359, 360]
     found = sorted(
