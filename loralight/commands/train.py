@@ -253,9 +253,6 @@ def _save(
     refuse_taken_away(output_dir)
     folder = output_dir / "adapter"
     task.adapter = task.adapter.finish_(task.model)
-    made = recipe(config, data.model_arguments(), task.adapter)
-    made["task"]["arguments"] |= task.found_arguments()
-    made["task"]["settled"] = task.settled
-    save_adapter(task, folder, recipe=made, metrics=metrics)
+    save_adapter(task, folder, recipe=recipe(config, data.model_arguments(), task), metrics=metrics)
     summary = summarise(config, output_dir, task, data, metrics, throughput.seconds_per_step(), probe)
     final_report(summary, task, data, output_dir, next_commands(config, output_dir))

@@ -160,19 +160,20 @@ def build_trainer(
     return trainer
 
 
-def recipe(config: Mapping[str, Any], data_arguments: Mapping[str, Any], adapter: Adapter) -> dict[str, Any]:
+def recipe(config: Mapping[str, Any], data_arguments: Mapping[str, Any], task: AdapterTask) -> dict[str, Any]:
     """The recipe for an adapter's folder: names and arguments to build task and adapter from, never a ``_target_``.
 
     Args:
         config: the config of the training.
         data_arguments: arguments of the task that the data knows.
-        adapter: the adapter in the form that is saved, see `Adapter.finish_`.
+        task: with its adapter in the form that is saved, see `Adapter.finish_`.
     """
-    arguments = {key: value for key, value in {**config["task"], **data_arguments}.items() if key != "_target_"}
+    arguments = {**config["task"], **data_arguments, **task.found_arguments()}
+    del arguments["_target_"]
     names = config["names"]
     return {
-        "task": {"name": names["task"], "arguments": arguments},
-        "adapter": adapter_recipe(adapter, names["adapter"]),
+        "task": {"name": names["task"], "arguments": arguments, "settled": task.settled},
+        "adapter": adapter_recipe(task.adapter, names["adapter"]),
     }
 
 

@@ -207,9 +207,7 @@ class TaskContract:
     def test_a_saved_adapter_predicts_what_the_trained_one_does(self, trained: "Trained", tmp_path: Path) -> None:
         task, data = trained.task, trained.data
         saved = tmp_path / "adapter"
-        save_adapter(
-            task, saved, recipe=recipe(trained.config, data.model_arguments(), trained.task.adapter), metrics={}
-        )
+        save_adapter(task, saved, recipe=recipe(trained.config, data.model_arguments(), task), metrics={})
         loaded = load(saved, device="cpu")
         task.eval()
         batch = _batch(data, "validation")

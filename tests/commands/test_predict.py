@@ -31,7 +31,7 @@ def run(tiny_bert: str, texts: Path, tmp_path_factory: pytest.TempPathFactory) -
     data = build_data(config)
     task = build_task(config, data.model_arguments())
     folder = tmp_path_factory.mktemp("run") / "adapter"
-    save_adapter(task, folder, recipe=recipe(config, data.model_arguments(), task.adapter), metrics={})
+    save_adapter(task, folder, recipe=recipe(config, data.model_arguments(), task), metrics={})
     return folder.parent
 
 
