@@ -1,10 +1,11 @@
-"""Products with frozen weights by oneDNN: on a processor 0.45 (AMD Zen 5) to 0.95 (Zen 4) of `F.linear`'s time.
+"""Products with frozen weights by oneDNN where a trial finds it faster than `F.linear`: 0.45 of its time on AMD Zen 5.
 
 oneDNN reorders a weight for every product. It can also keep the weight in that order, packed, which is faster by a few
 hundredths and costs two more copies of each weight: W and its transpose for the backward pass. The operators are
 PyTorch's own for compiled models, and are not public.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple, Self
 
@@ -13,7 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from loralight.kernels.trial import is_faster
+
 _MANY = 64  # rows; with fewer, oneDNN is not faster; nor in half precision, where `F.linear` uses it anyway
+_SMALL = 2**14  # elements of a weight below which a product takes no time worth a trial
+_TRIAL = 2**29  # multiplications of a product in a trial: some 10 ms
 
 
 class Matrix:
@@ -24,7 +29,7 @@ class Matrix:
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """`F.linear` of x (rows, in) in its dtype, without gradients."""
-        if len(x) >= _MANY and x.dtype is self.values.dtype is torch.float32 and can_multiply(x.dtype):
+        if len(x) >= _MANY and x.dtype is self.values.dtype and gains(self.values):
             return _linear(x, self.values, bias)
         return F.linear(x, self.values.to(x.dtype), bias)
 
@@ -37,7 +42,7 @@ class PackedMatrix(Matrix):
         self.packed: dict[torch.dtype, Tensor] = {}
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        if not can_multiply(x.dtype):
+        if not can_multiply(x.dtype) or not (x.dtype is torch.bfloat16 or gains(self.values, packed=True)):
             return super().linear(x, bias)
         if x.dtype not in self.packed:
             self.packed[x.dtype] = _pack(self.values.to(x.dtype))
@@ -93,14 +98,15 @@ def forget_(weight: Tensor) -> None:
 def matrices_of(weight: Tensor) -> Matrices | None:
     """The matrices by which oneDNN multiplies with a frozen weight; None where `F.linear` is to be used.
 
-    `F.linear` is used on devices other than a processor, and without gradients, so that evaluation equals the plain
-    model bit for bit. Packed matrices are renewed once the weight was written to, cast, or moved.
+    `F.linear` is used where it is faster, on devices other than a processor, and without gradients, so that evaluation
+    equals the plain model bit for bit. Packed matrices are renewed once the weight was written to, cast, or moved.
     """
     data = weight.data
     if not torch.is_grad_enabled() or type(data) is not Tensor or data.device.type != "cpu":
         return None
     if weight not in _entries:
-        return Matrices(Matrix(data), Matrix(data.T)) if data.is_contiguous() else None
+        pays = data.is_contiguous() and (gains(data) or gains(data.T))
+        return Matrices(Matrix(data), Matrix(data.T)) if pays else None
     entry: _Entry | None = _entries[weight]
     if entry is None or not entry.is_of(weight):
         entry = _entries[weight] = _Entry.of(weight)
@@ -113,6 +119,20 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, matrix: Matrix | No
     Shapes: x (rows, in), weight (out, in).
     """
     return F.linear(x, weight.to(x.dtype), bias) if matrix is None else matrix.linear(x, bias)
+
+
+def gains(values: Tensor, *, packed: bool = False) -> bool:
+    """Whether oneDNN multiplies by this matrix, in its order in memory, faster than `F.linear` on this processor."""
+    if values.dtype is not torch.float32 or values.numel() < _SMALL or not can_multiply(torch.float32):
+        return False
+
+    def ways() -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+        x = torch.ones(min(max(_MANY, _TRIAL // values.numel()), 512), values.shape[1])
+        matrix = _pack(values) if packed else values
+        return lambda: _linear(x, matrix, None), lambda: F.linear(x, values)
+
+    way = "oneDNN, packed" if packed else "oneDNN"
+    return is_faster(way, *values.shape, "in rows" if values.is_contiguous() else "in columns", ways=ways)
 
 
 @cache

@@ -12,11 +12,23 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
+from loralight.acceleration import Facts, FrozenProducts, frozen_linear
 from loralight.acceleration.frozen_linear import FrozenConv1D, FrozenLinear, multiply_by_onednn_, prepack_
 from loralight.adapters import Lora, inject, merge
 from loralight.adapters.base import trainable
 from loralight.errors import InputError
 from loralight.kernels import onednn
+
+
+@pytest.fixture(autouse=True)
+def faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the processor of these tests oneDNN is faster, whatever the matrix."""
+
+    def gains(values: Tensor, *, packed: bool = False) -> bool:
+        return values.dtype is torch.float32 and onednn.can_multiply(torch.float32)
+
+    monkeypatch.setattr(onednn, "gains", gains)
+    monkeypatch.setattr(frozen_linear, "gains", onednn.gains)
 
 
 class Net(nn.Module):
@@ -278,6 +290,40 @@ def test_slices_of_a_fused_projection_read_its_packs(packed: list[tuple[int, ...
     for ours, theirs in zip(*results, strict=True):
         assert (ours - theirs).norm() <= 2e-6 * theirs.norm()
     assert packed[0] == (48, 16) and len(packed) == 4 + 3, "no vocabulary, and nothing below the adapter goes backwards"
+
+
+@pytest.mark.parametrize("prepack", [False, True])
+def test_where_f_linear_is_as_fast_layers_stay_plain_and_the_report_says_so(
+    prepack: bool, by_onednn: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onednn, "gains", lambda values, packed=False: False)
+    monkeypatch.setattr(frozen_linear, "gains", onednn.gains)
+    model = adapted()
+    reason = FrozenProducts(prepack=prepack).start_(Facts(model=model))
+    assert reason == "F.linear is as fast for these layers on this processor, by a trial"
+    assert [type(layer) for layer in model.frozen] == [nn.Linear, Conv1D]
+    gradients(model, 16)
+    assert not by_onednn
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("order", ["in rows", "in columns"])
+def test_the_trial_s_ways_compute_the_same(
+    packed: bool, order: str, has_onednn: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    asked: list[tuple[object, ...]] = []
+
+    def is_faster(*question: object, ways: Any) -> bool:
+        asked.append(question)
+        torch.testing.assert_close(*(way() for way in ways()), rtol=1e-4, atol=1e-4)
+        return True
+
+    monkeypatch.setattr(onednn, "is_faster", is_faster)
+    values = torch.randn(192, 128) if order == "in rows" else torch.randn(128, 192).T
+    assert onednn.gains(values, packed=packed)
+    assert asked == [("oneDNN, packed" if packed else "oneDNN", 192, 128, order)]
+    assert not onednn.gains(values.double()) and not onednn.gains(values[:16, :16]) and len(asked) == 1
 
 
 @pytest.mark.parametrize("case", ["no layer", "elsewhere", "double"])
