@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from loralight.adapters import Lora
 from loralight.adapters.base import trainable
+from loralight.config.build import make
+from loralight.config.composition import settings_of
 from loralight.tasks.image_classification import ImageClassification
 
 RANK, LABELS = 8, 10
@@ -59,9 +61,12 @@ def with_loralight(folder: Path) -> ImageClassification:
         checkpoint=str(folder),
         labels=[str(number) for number in range(LABELS)],
         adapter=Lora(lr=1e-3, targets=["layer*.conv?", "layer*.downsample.0"], rank=RANK, alpha=RANK),
+        accelerations={name: make(node) for name, node in settings_of("train", [], folder)["acceleration"].items()},
     )
     task.configure_model()
+    task.start_accelerations_()
     task.train()
+    assert {"channels_last", "batch_norm"} <= set(task.accelerations.on)
     return task
 
 
@@ -82,7 +87,12 @@ def loss_of(way: str, folder: Path) -> tuple[nn.Module, Callable[[Batch], Tensor
     """A model in training mode, and its loss of a batch."""
     if way == "loralight":
         task = with_loralight(folder)
-        return task.model, lambda batch: task.step(batch).loss
+
+        def of_task(batch: Batch) -> Tensor:
+            with task.accelerations.step(task.model):
+                return task.step(batch).loss
+
+        return task.model, of_task
     channels_last = way == "PEFT, channels-last"
     model = with_peft(folder, channels_last=channels_last)
 

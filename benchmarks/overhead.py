@@ -20,7 +20,6 @@ from side_by_side import Row, in_turns, ratio, show
 from transformers import get_scheduler
 
 from loralight import logs
-from loralight.acceleration.frozen_linear import multiply_by_onednn_
 from loralight.config.build import build_data, build_task, build_trainer
 from loralight.config.composition import settings_of
 from loralight.data import TaskData
@@ -40,7 +39,7 @@ def with_lightning(config: dict[str, Any], data: TaskData, task: AdapterTask) ->
 def bare(config: dict[str, Any], data: TaskData, task: AdapterTask) -> Callable[[], None]:
     """The loop that one would write by hand."""
     steps = config["trainer"]["max_steps"]
-    multiply_by_onednn_(task.model)  # as a run does
+    task.start_accelerations_()  # as a run does
     trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config["optimizer"]["lr"], weight_decay=0.0)
     schedule = get_scheduler("linear", optimizer, 0, steps)
