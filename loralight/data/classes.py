@@ -1,7 +1,7 @@
 """The classes of a data set, once it is sure that its label column holds classes."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -10,11 +10,12 @@ from datasets import ClassLabel, Dataset
 from loralight.data.labels import are_lists, encode_labels, label_names, read_labels
 from loralight.data.origin import Origin
 from loralight.data.splits import Splits
-from loralight.errors import InputError
+from loralight.errors import InputError, did_you_mean
 
 _SEPARATORS = ",;|"
 _FEW = 20  # up to so many different integers are taken for classes without further checks
 _HIDDEN = "-1"
+_STRANGERS = 0.1  # the share of a split's labels that training may lack: rare classes; above it, the splits do not fit
 
 
 class Classes(NamedTuple):
@@ -53,7 +54,9 @@ def find_classes(
     limited: bool,
     several: str,
 ) -> list[str]:
-    """The names of the classes in order: the user's, else those that the data set names, else those found in train.
+    """The names of the classes in order: the user's, else those that the data set names, else those found in the rows.
+
+    A rare class may have no row in train; a label that is spelt nearly like one of train's is taken for a mistake.
 
     Args:
         rows: the splits.
@@ -72,6 +75,8 @@ def find_classes(
     seen = dict(labels) if limited else {"train": labels["train"]}
     if rows.origins["validation"].numbers is not None:  # held out of train: a label may have a single row
         seen["validation"] = labels["validation"]
+    if given is None and has_no_names(rows["train"], columns):
+        seen["strangers"] = [[name] for name in _strangers(labels, set(chain(*chain(*seen.values()))))]
     names = list(given) if given is not None else label_names(rows["train"], columns, list(chain(*seen.values())))
     if len(names) < 2:
         raise InputError(
@@ -81,6 +86,15 @@ def find_classes(
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise InputError("E-LABELS", f"data.labels names {', '.join(map(repr, twice))} twice")
     return names
+
+
+def _strangers(labels: Mapping[str, list[list[str]]], known: set[str]) -> Iterator[str]:
+    """Names that are in other splits alone, as far as these are rare classes."""
+    for part in labels.values():
+        counts = Counter(chain(*part))
+        strange = [name for name in counts if name not in known]
+        if sum(counts[name] for name in strange) <= _STRANGERS * counts.total():
+            yield from (name for name in strange if not did_you_mean(name, known))
 
 
 def has_no_names(rows: Dataset, columns: Sequence[str]) -> bool:

@@ -111,7 +111,7 @@ class ImageClassificationData(TaskData):
         architecture: see `find_backbone`.
         image_size: pixels, if not the model's own.
         crop_pct: share of the side of an image that is kept in evaluation, if not the model's own.
-        labels: label names in order; else the data set's own, or those found in training, sorted.
+        labels: label names in order; else the data set's own, or those found in the rows, sorted.
         label_names: names of the numbers in the label column, or a file with them, see `name_label_ids`.
         crop_scale: see `training_transform`, as the next five.
         horizontal_flip: likewise.

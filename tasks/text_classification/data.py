@@ -53,7 +53,7 @@ class TextClassificationData(TaskData):
         max_length: tokens per row; longer rows are cut (and counted).
         columns: names of the columns: ``text``, ``pair`` (None for single texts) and ``label`` (a name, or a list
             of names of 0/1 columns). In a CSV file without a header line, their places from 0.
-        labels: label names in order; else the data set's own, or those found in training, sorted.
+        labels: label names in order; else the data set's own, or those found in the rows, sorted.
         label_names: names of the numbers in the label column, or a file with them, see `name_label_ids`.
         label_separator: the text between several labels in one cell, such as a comma.
         loading: where the rows are, batch size, workers, seed, see `TaskData`.

@@ -48,6 +48,14 @@ def test_what_is_classes_has_their_names(kind: str) -> None:
     assert classes(values, feature=ClassLabel(names=["a", "A"]) if "letters" in kind else None) == names
 
 
+def test_a_rare_class_may_have_rows_in_another_split_alone() -> None:
+    train, validation = ["earn", "trade"] * 20, ["earn"] * 18 + ["cocoa", "cocoa"]
+    assert classes(train, validation) == ["cocoa", "earn", "trade"]
+    assert classes(train, ["cocoa", *validation]) == ["earn", "trade"], "more than a tenth: the splits do not fit"
+    assert classes(train, [*["earn"] * 19, "trad"]) == ["earn", "trade"], "a slip of the pen"
+    assert classes(train, validation, given=["earn", "trade"]) == ["earn", "trade"]
+
+
 REFUSED: dict[str, tuple[list[Any], str]] = {
     "numbers of labels": (["0", "1", "0,1", "1"], r"'0,1' \(2 times\) looks like several labels, '0' and '1'"),
     "names of labels": (["toxic", "toxic,insult", "clean"], "'toxic,insult' .* several labels, 'toxic' and 'insult'"),
