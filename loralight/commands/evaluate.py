@@ -1,4 +1,4 @@
-"""``loralight evaluate``: a finished run's metrics, on any split or other data."""
+"""``loralight evaluate``: a finished run's metrics, on any split or other data, also beside those of the base model."""
 
 import json
 from dataclasses import fields
@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from loralight import logs
+from loralight.adapters.disabled import disabled
 from loralight.artifacts.export import load_adapter, no_larger_than_saved, read_recipe
 from loralight.artifacts.output import refuse_existing
 from loralight.artifacts.peft_format import is_of_peft, peft_adapter
@@ -17,6 +18,7 @@ from loralight.commands.summary import metrics_table
 from loralight.config.build import adapter_node, build_task, check_config
 from loralight.config.composition import plain
 from loralight.data import TaskData
+from loralight.errors import InputError
 from loralight.training.task import AdapterTask
 
 
@@ -35,10 +37,31 @@ def main(config: DictConfig) -> dict[str, float]:
 def work(config: dict[str, Any]) -> dict[str, float]:
     """Evaluate the run's adapter on the data that ``config`` describes."""
     config, task, data = read_trained(config)
+    if config["base"]:
+        _check_base(task)
     metrics = measure(config, task, data)
+    base = _measure_base(config, task, data) if config["base"] else {}
     baseline = {f"{config['split']}/{name}": value for name, value in data.baseline(config["split"]).items()}
-    logs.show(metrics_table(metrics, baseline))
-    return metrics
+    logs.show(metrics_table(metrics, {"base model": base, "trivial answer": baseline}))
+    return metrics | {f"base/{name}": value for name, value in base.items()}
+
+
+def _check_base(task: AdapterTask) -> None:
+    """Raise ``E-BASE`` if the model without its adapter would answer at random."""
+    if fresh := sorted(task.fresh(task.model)):
+        raise InputError(
+            "E-BASE",
+            f"base=true: {fresh[0]} is not in the pretrained weights, so that the base model has no answers to this "
+            "task yet. Leave it out, or evaluate the run that this one started from (init=)",
+        )
+
+
+def _measure_base(config: dict[str, Any], task: AdapterTask, data: TaskData) -> dict[str, float]:
+    """The metrics of the pretrained model: what it could do before, and should still do if nothing was forgotten."""
+    if not task.adapter.starts_at_base:
+        with disabled(task.model):
+            return measure(config, task, data)
+    return measure(config, build_task(config, data.model_arguments()), data)  # also where the base itself was trained
 
 
 def read_trained(config: dict[str, Any]) -> tuple[dict[str, Any], AdapterTask, TaskData]:

@@ -77,7 +77,8 @@ def final_report(
 ) -> None:
     """Print the results, a few predictions on rows that were not trained on, and the commands to use next."""
     settled = [settled_line(task.settled)] if task.settled else []
-    show(metrics_table(summary["metrics"], summary["baseline"], summary["linear_probe"]), *settled)
+    beside = {"linear probe": summary["linear_probe"], "trivial answer": summary["baseline"]}
+    show(metrics_table(summary["metrics"], beside), *settled)
     show(_cost_table(summary))
     if examples := data.examples(3):
         show(_predictions_table(task, examples))
@@ -91,19 +92,17 @@ def final_report(
     )
 
 
-def metrics_table(
-    metrics: Mapping[str, float | None], baseline: Mapping[str, float], probe: Mapping[str, float] | None = None
-) -> Table:
-    """Scores, each next to those of a linear probe and of a trivial answer."""
-    beside = ([("linear probe", probe)] if probe else []) + [("trivial answer", baseline)]
+def metrics_table(metrics: Mapping[str, float | None], beside: Mapping[str, Mapping[str, float]]) -> Table:
+    """Scores of a run, each next to the same score of others, such as a linear probe, as far as they have it."""
+    beside = {name: scores for name, scores in beside.items() if scores}
     table = Table(title="results", title_justify="left")
-    for column in ("metric", "this run", *(column for column, _ in beside)):
+    for column in ("metric", "this run", *beside):
         table.add_column(column, justify="left" if column == "metric" else "right")
     # test before validation, scores before losses
     for name, value in sorted(
         metrics.items(), key=lambda item: (item[0][:4] != "test", item[0].endswith("loss"), item)
     ):
-        others = (f"{scores[name]:.4f}" if name in scores else "" for _, scores in beside)
+        others = (f"{scores[name]:.4f}" if name in scores else "" for scores in beside.values())
         table.add_row(name, "not finite" if value is None else f"{value:.4f}", *others)
     return table
 
