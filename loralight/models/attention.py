@@ -45,6 +45,8 @@ class Attention:
     def why_not(self, model: PreTrainedModel) -> str | None:
         """The reason why it cannot replace the function that ``model`` has; None if it can."""
         found = attention_of(model)
+        if found == PLAIN and not model.base_model._can_set_attn_implementation():
+            return "transformers lets no function take the place of its attention"
         return None if found == PLAIN else f"its attention is {found!r}, not {PLAIN!r}"
 
     def take_place_in_(self, model: PreTrainedModel) -> None:
