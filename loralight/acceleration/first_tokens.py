@@ -50,7 +50,7 @@ class FirstTokens(Acceleration):
                 return None
             reason = "the head reads other tokens too"
         except (RuntimeError, ValueError, TypeError, LookupError) as error:  # its blocks are of another form
-            reason = " ".join(str(error).split())[:200]
+            reason = f"its last block takes no first tokens alone: {' '.join(str(error).split())[:200]}"
         self.detach_(model)
         return reason
 

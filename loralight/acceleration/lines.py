@@ -164,7 +164,7 @@ class Lines:
         axis = self._axes.get(name)
         if axis is None:
             return given
-        if given.shape[:2] == rows.shape and (axis == _OF_EACH_ROW or len(given) > 1):
+        if given.shape[:2] == rows.shape and (axis == _OF_EACH_ROW or (axis == 1 and len(given) > 1)):
             return rows.line_up(given) if given.ndim == 3 else rows.line_up(given.unsqueeze(-1)).squeeze(-1)
         is_shared = axis != _OF_EACH_ROW and given.shape[axis] == rows.shape[1]
         return rows.line_up_columns(given, axis) if is_shared else given

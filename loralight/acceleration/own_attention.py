@@ -32,7 +32,9 @@ def own_of(blocks: Sequence[nn.Module]) -> Own:
 def attend_as_their_own_(own: Own) -> None:
     """Have the attentions compute within rows where they are given a `Ragged` in the place of a mask."""
     for module in own.modules:
-        module.forward = _Forward(module)
+        way = _way_of(module)
+        assert way is not None
+        module.forward = _Forward(module, way)
 
 
 def leave_(model: nn.Module) -> None:
@@ -52,15 +54,12 @@ class _Forward:
     """Replaces an attention's own forward pass."""
 
     module: nn.Module
+    way: Callable[..., Any]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         plain: Any = type(self.module).forward
         rows = next((given for given in (*args, *kwargs.values()) if isinstance(given, Ragged)), None)
-        if rows is None:
-            return plain(self.module, *args, **kwargs)
-        way = _way_of(self.module)
-        assert way is not None
-        return way(self.module, rows, *args, **kwargs)
+        return plain(self.module, *args, **kwargs) if rows is None else self.way(self.module, rows, *args, **kwargs)
 
 
 def _attend_with_bias(module: Any, rows: Ragged, states: Tensor, _: Any, position_bias: Tensor, **__: Any) -> Any:
