@@ -12,10 +12,10 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from loralight.acceleration.base import Acceleration, Facts
+from loralight.acceleration.lines import stack_of
 from loralight.acceleration.prefix_cache import is_cached
 from loralight.acceleration.ragged import ALL_TOKENS, AllTokens, Ragged
-from loralight.acceleration.unpadding import SHORT_ROWS, encoder_of, is_same, is_unpadded, outputs_of_short_rows
-from loralight.models.blocks import blocks
+from loralight.acceleration.unpadding import SHORT_ROWS, is_same, is_unpadded, outputs_of_short_rows
 
 _OF_ALL = {"key", "value", "k_lin", "v_lin", "k_proj", "v_proj"}  # transformers' names of key and value layers
 
@@ -36,9 +36,9 @@ class FirstTokens(Acceleration):
         _, expected = outputs_of_short_rows(model, whole=True)
         if len(expected) != SHORT_ROWS:  # the shape tells: a model without weights has no values
             return "the head reads every token"
-        encoder = encoder_of(model)
-        assert encoder is not None
-        block = list(blocks(dict(encoder.named_modules())).values())[-1]
+        stack = stack_of(model)
+        assert stack is not None
+        block = stack.blocks[-1]
         self._hooks = [
             block.register_forward_pre_hook(_give_firsts, with_kwargs=True),
             block.register_forward_hook(_let_go, always_call=True),
@@ -50,7 +50,7 @@ class FirstTokens(Acceleration):
                 return None
             reason = "the head reads other tokens too"
         except (RuntimeError, ValueError, TypeError, LookupError) as error:  # its blocks are of another form
-            reason = " ".join(str(error).split())[:200]
+            reason = f"its last block takes no first tokens alone: {' '.join(str(error).split())[:200]}"
         self.detach_(model)
         return reason
 

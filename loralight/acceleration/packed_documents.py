@@ -118,12 +118,8 @@ def attends_within_(model: PreTrainedModel) -> bool:
 
 
 def _why_not(model: PreTrainedModel) -> str | None:
-    config = model.config.get_text_config()
     if not _ATTENTION.is_of(model) and (taken := _ATTENTION.why_not(model)):  # models may share a config
         return taken
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if kinds - {"full_attention"} or (not kinds and getattr(config, "sliding_window", None)):
-        return "some of its layers do not look back to the beginning"
     expected = _logits_of_two_documents(model, in_line=False)
     _ATTENTION.take_place_in_(model)
     try:
@@ -161,10 +157,15 @@ def _evaluated(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def _mask(**settings: Any) -> Any:
+def _mask(*, mask_function: Any, local_size: int | None = None, **settings: Any) -> Any:
     """The documents of a line, passed in place of the mask; without a line, the mask of `sdpa`."""
     documents = None if torch.compiler.is_compiling() else _ATTENDED.get()
-    return sdpa_mask(**settings) if documents is None else documents
+    if documents is None:
+        return sdpa_mask(mask_function=mask_function, local_size=local_size, **settings)
+    if local_size is None:  # a token looks back to the beginning
+        return documents
+    places = torch.arange(sum(documents.lengths), device=documents.firsts.device)
+    return documents.attending(mask_function, places, len(places))
 
 
 _ATTENTION = Attention("documents", attend_by_row, _mask)

@@ -1,14 +1,12 @@
 """Encoders that compute on a batch's tokens and not on its padding.
 
 Random batches of short sentences hold two to three times as much padding as tokens. Linear layers, norms and
-activations take tokens one by one, so an encoder's blocks are given the tokens of all rows in one line. Only attention
-has to know which tokens share a row (`loralight.models.attention`).
+activations take tokens one by one, so the blocks are given the tokens of all rows in one line
+(`loralight.acceleration.lines`). Only attention has to know which tokens share a row (`loralight.models.attention`).
 """
 
-import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,18 +14,19 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
+from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
 
 from loralight.acceleration.base import Acceleration, Facts
+from loralight.acceleration.lines import Lines, padded, rows_given, stack_of
+from loralight.acceleration.own_attention import attend_as_their_own_, is_own, leave_, own_of
 from loralight.acceleration.ragged import ALL_TOKENS, Ragged
-from loralight.errors import InputError
 from loralight.kernels.dropout import attend, can_be_cheap
 from loralight.models.attention import Attention
-from loralight.models.blocks import blocks
 from loralight.models.pretrained import num_embeddings
 
+__all__ = ["Unpadding", "attend_by_row", "is_same", "is_unpadded", "outputs_of_short_rows", "padded"]
+
 SHORT_ROWS = 3  # a model is tried on them
-_IS_OFF: ContextVar[bool] = ContextVar("unpadding_is_off", default=False)
 
 
 class Unpadding(Acceleration):
@@ -46,28 +45,18 @@ class Unpadding(Acceleration):
 
     def detach_(self, model: nn.Module) -> None:
         assert isinstance(model, PreTrainedModel)
-        for hook in self._hooks:
-            hook.remove()
-        _ATTENTION.leave_(model)
-
-
-@contextmanager
-def padded() -> Iterator[None]:
-    """A context in which padding is kept, for code that has to tell a batch's rows apart inside the model."""
-    token = _IS_OFF.set(True)
-    try:
-        yield
-    finally:
-        _IS_OFF.reset(token)
+        _pad_(model, self._hooks)
 
 
 def is_unpadded(model: nn.Module) -> bool:
     """Whether ``model`` leaves out padding; an adapter may have replaced its attention since."""
-    return isinstance(model, PreTrainedModel) and _ATTENTION.is_of(model)
+    if not isinstance(model, PreTrainedModel):
+        return False
+    return _ATTENTION.is_of(model) or is_own(model)
 
 
 def _unpad_(model: PreTrainedModel, hooks: list[RemovableHandle]) -> str | None:
-    """Unpad ``model`` if its encoder has the form for it and three short rows give the same both ways.
+    """Unpad ``model`` if its blocks have the form for it and three short rows give the same both ways.
 
     Args:
         hooks: a list to which the hooks that unpad are added.
@@ -75,74 +64,52 @@ def _unpad_(model: PreTrainedModel, hooks: list[RemovableHandle]) -> str | None:
     Returns:
         None, or the reason why ``model`` is not unpadded.
     """
-    encoder = encoder_of(model)
-    if encoder is None:
-        return "its blocks are in no encoder of their own"
-    if taken := _ATTENTION.why_not(model):
+    stack = stack_of(model)
+    if stack is None:
+        return "it has no single stack of blocks"
+    own = own_of(stack.blocks)
+    if (taken := _ATTENTION.why_not(model)) and not own.is_complete:
         return taken
-    if model.can_generate():
+    if model.can_generate() and not model.config.is_encoder_decoder:
         return "it writes text token by token, from a cache that has a place for padding"
     try:
         expected = outputs_of_short_rows(model)
     except Exception as error:  # a model may want other inputs, or give other outputs
         return f"it cannot be tried on texts: {' '.join(str(error).split())[:200]}"
-    hooks += [
-        encoder.register_forward_pre_hook(_line_up, with_kwargs=True),
-        encoder.register_forward_hook(_pad, with_kwargs=True),
-    ]
-    _ATTENTION.take_place_in_(model)
-    with _passing_through(encoder) as lines:
-        try:
-            found = outputs_of_short_rows(model)
-            if lines and all(is_same(*pair) for pair in zip(found, expected, strict=True)):
-                return None
-            reason = "its outputs would differ"
-        except (
-            RuntimeError,
-            ValueError,
-            TypeError,
-            LookupError,
-            AttributeError,
-        ) as error:  # the encoder takes only (batch, tokens)
-            reason = " ".join(str(error).split())[:200]
-    for hook in hooks:
-        hook.remove()
-    _ATTENTION.leave_(model)
-    return reason
+    reasons = []
+    for at_block in (False, True):  # some base models pool within the module that holds their blocks
+        lines = Lines(hands_on=taken is not None, needs_beginnings=bool(own.modules), at_block=at_block)
+        hooks += lines.hang_(stack)
+        attend_as_their_own_(own)
+        if not taken:
+            _ATTENTION.take_place_in_(model)
+        reason = _why_not(model, lines, expected)
+        if reason is None:
+            return None
+        reasons.append(reason)
+        _pad_(model, hooks)
+    return reasons[0]
 
 
-def encoder_of(model: PreTrainedModel) -> nn.Module | None:
-    """The module inside the base model whose list of blocks holds all of the model's blocks."""
-    base = model.base_model
+def _why_not(model: PreTrainedModel, lines: Lines, expected: Sequence[Tensor]) -> str | None:
+    """The reason why three short rows in a line do not give what is expected; None if they do."""
     try:
-        owners = {name.rsplit(".", 2)[0] if name.count(".") > 1 else "" for name in blocks(dict(base.named_modules()))}
-    except InputError:
-        return None
-    return base.get_submodule(owners.pop()) if len(owners) == 1 and "" not in owners else None
+        with lines.learning():
+            found = outputs_of_short_rows(model)
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:  # it takes only (batch, tokens)
+        return f"its code takes no tokens in a line: {' '.join(str(error).split())[:200]}"
+    if not lines.count:
+        return "its mask is made by code of its own"
+    return None if all(is_same(*pair) for pair in zip(found, expected, strict=True)) else "its outputs would differ"
 
 
-def _line_up(encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Give the encoder tokens in a line, and in place of the mask the rows, which attention needs to know."""
-    if _IS_OFF.get() or torch.compiler.is_compiling():  # a compiled encoder takes rectangles
-        return None
-    names = list(inspect.signature(encoder.forward).parameters)
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
-    mask = given.get("attention_mask")
-    is_asked_for_more = given.get("output_hidden_states") or given.get("output_attentions")
-    # classifiers read the first place, so it must be a token; a GPU waits for the answer
-    if not isinstance(mask, Tensor) or mask.ndim != 2 or is_asked_for_more or not mask[:, 0].all():
-        return None
-    ragged = Ragged(mask)
-    return (), {**given, names[0]: ragged.line_up(given[names[0]]), "attention_mask": ragged}
-
-
-def _pad(encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    ragged = kwargs.get("attention_mask")
-    if isinstance(ragged, Ragged):
-        states = output["last_hidden_state"]
-        is_whole = states.shape[1] == sum(ragged.lengths)
-        output["last_hidden_state"] = ragged.pad(states) if is_whole else ragged.pad_firsts(states)
-    return output
+def _pad_(model: PreTrainedModel, hooks: list[RemovableHandle]) -> None:
+    """Undo all that `_unpad_` did."""
+    while hooks:
+        hooks.pop().remove()
+    leave_(model)
+    if _ATTENTION.is_of(model):
+        _ATTENTION.leave_(model)
 
 
 def attend_by_row(
@@ -154,18 +121,19 @@ def attend_by_row(
     first tokens alone. Without a `Ragged`, (batch, heads, tokens, width) and so on, as everywhere.
     """
     if not isinstance(mask, Ragged):
-        mask = mask[:, None, None, :] if mask is not None and mask.ndim == 2 else mask
         return sdpa_attention_forward(module, query, key, value, mask, **settings)
     settings["is_causal"] = mask.is_causal
     dropout, scaling = settings.get("dropout", 0.0), settings.get("scaling") or query.shape[-1] ** -0.5
-    is_biased = settings.get("position_bias") is not None
-    is_plain = getattr(module, "num_key_value_groups", 1) == 1 and not is_biased
+    bias = settings.pop("position_bias", None)  # of the longest row, (1, heads, tokens, tokens)
+    if bias is not None and (len(bias) > 1 or bias.shape[-1] != mask.lengths[0]):
+        raise ValueError("its bias by distance would be of all pairs of tokens in the line")
+    is_simple = getattr(module, "num_key_value_groups", 1) == 1 and bias is None and not mask.is_causal
     all_tokens = ALL_TOKENS.get()
     is_whole = all_tokens is None
     if all_tokens is not None:
         key, value = (made.view(1, made.shape[1], -1, query.shape[-1]).transpose(1, 2) for made in all_tokens.made)
         all_tokens.made.clear()
-    if not is_biased and _has_flash(query, key, value, dropout):
+    if bias is None and mask.is_plain and _has_flash(query, key, value, dropout):
         q, k, v = (_line(part) for part in (query, key, value))
         return _attend_in_line(q, k, v, mask, dropout, scaling).unsqueeze(0), None
     sizes = mask.sizes if is_whole else [group.shape[0] for group in mask.groups]
@@ -173,7 +141,9 @@ def attend_by_row(
     attended = []
     for group, (q, k, v) in zip(mask.groups, lines, strict=True):
         rectangle = group.pad(q) if is_whole else q.unsqueeze(2), group.pad(k), group.pad(v)
-        if is_plain and not mask.is_causal and can_be_cheap(q, dropout):
+        if bias is not None:
+            settings["position_bias"] = bias[:, :, : group.shape[1], : group.shape[1]]
+        if is_simple and can_be_cheap(q, dropout):
             rows = attend(*rectangle, group.mask, dropout, scaling).transpose(1, 2)
         else:  # causal attention does not look at later tokens, and so not at padding
             of_group = None if mask.is_causal else group.mask
@@ -221,30 +191,20 @@ def _line(line: Tensor) -> Tensor:
     return line.squeeze(0).transpose(0, 1)  # [0] would cost a pass of zeros in the backward pass
 
 
-def _mask(*, mask_function: Any, attention_mask: Tensor | None = None, **settings: Any) -> Tensor | None:
-    """The padding mask itself where it suffices; for sliding windows or causal attention, the mask of `sdpa`."""
-    if mask_function is bidirectional_mask_function and attention_mask is not None and attention_mask.ndim == 2:
-        return attention_mask
-    return sdpa_mask(mask_function=mask_function, attention_mask=attention_mask, **settings)
+def _mask(*, mask_function: Any, attention_mask: Tensor | None = None, **settings: Any) -> Ragged | Tensor | None:
+    """The rows of a batch whose tokens go into a line, with what a token sees of its row; else the mask of `sdpa`."""
+    rows = None if torch.compiler.is_compiling() else rows_given()
+    is_of_rows = rows is not None and attention_mask is not None and attention_mask.shape == rows.shape
+    if rows is None or not is_of_rows or settings.get("use_vmap"):  # a function that takes no tensors of numbers
+        return sdpa_mask(mask_function=mask_function, attention_mask=attention_mask, **settings)
+    if mask_function is bidirectional_mask_function:
+        return rows
+    if mask_function is causal_mask_function:
+        return rows.causal
+    return rows.attending(mask_function, rows.places, rows.shape[1])
 
 
 _ATTENTION = Attention("unpadded", attend_by_row, _mask)
-
-
-@contextmanager
-def _passing_through(encoder: nn.Module) -> Iterator[list[Ragged]]:
-    """Records the batches that ``encoder`` is given in lines."""
-    lines: list[Ragged] = []
-
-    def look(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        if isinstance(kwargs.get("attention_mask"), Ragged):
-            lines.append(kwargs["attention_mask"])
-
-    hook = encoder.register_forward_pre_hook(look, with_kwargs=True)
-    try:
-        yield lines
-    finally:
-        hook.remove()
 
 
 @torch.no_grad()
@@ -253,20 +213,34 @@ def outputs_of_short_rows(model: PreTrainedModel, *, whole: bool = False) -> tup
     ids = torch.arange(5, 26, device=model.device).view(SHORT_ROWS, 7) % (num_embeddings(model) or 26)
     mask = torch.arange(7, device=model.device) < torch.tensor([[4], [7], [2]], device=model.device)
     padding = getattr(model.config.get_text_config(), "pad_token_id", None) or 0
-    kept: list[Tensor] = []
-    hook = model.base_model.register_forward_hook(lambda *given: kept.append(given[-1]["last_hidden_state"]))
+    if model.config.is_encoder_decoder:  # BART's classifier reads the end of a text
+        ids[torch.arange(SHORT_ROWS), mask.sum(1) - 1] = model.config.eos_token_id
+    given = {"input_ids": ids.where(mask, padding), "attention_mask": mask.long(), **_for_decoder(model, ids)}
+    kept: list[Any] = []
+    hook = model.base_model.register_forward_hook(lambda *given: kept.append(given[-1]))
     was_training = model.training
     try:
         model.train(False)
         with padded() if whole else nullcontext():
-            logits = model(input_ids=ids.where(mask, padding), attention_mask=mask.long()).logits
+            output = model(**given)
     finally:
         hook.remove()
         model.train(was_training)
-    return kept[0][mask], logits[mask] if logits.shape[:2] == mask.shape else logits
+    of_encoder = kept[0].get("encoder_last_hidden_state")
+    states = kept[0]["last_hidden_state"] if of_encoder is None else of_encoder
+    logits = output.get("logits", states)  # a model without a head gives states alone
+    return states[mask], logits[mask] if logits.shape[:2] == mask.shape else logits
+
+
+def _for_decoder(model: PreTrainedModel, ids: Tensor) -> dict[str, Tensor]:
+    """What the decoder of an encoder-decoder reads, where it is not the encoder's input."""
+    is_told = model.config.is_encoder_decoder and model.can_generate()
+    return {"decoder_input_ids": ids[:, :3]} if is_told else {}
 
 
 def is_same(found: Tensor, expected: Tensor) -> bool:
     """Whether two tensors are equal but for rounding: to 4e-6 of the largest number in float32, 3 % in half."""
+    if found.shape != expected.shape:
+        return False
     tolerance = min(32 * torch.finfo(expected.dtype).eps, 0.03) * expected.abs().max()
     return bool(((found - expected).abs() <= tolerance).all())

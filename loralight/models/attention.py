@@ -6,7 +6,7 @@ with this name is here.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
@@ -44,7 +44,9 @@ class Attention:
 
     def why_not(self, model: PreTrainedModel) -> str | None:
         """The reason why it cannot replace the function that ``model`` has; None if it can."""
-        found = attention_of(model)
+        found, base = attention_of(model), cast("PreTrainedModel", model.base_model)
+        if found == PLAIN and not base._can_set_attn_implementation():  # which else would only warn
+            return "transformers lets no function take the place of its attention"
         return None if found == PLAIN else f"its attention is {found!r}, not {PLAIN!r}"
 
     def take_place_in_(self, model: PreTrainedModel) -> None:

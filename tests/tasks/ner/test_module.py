@@ -71,7 +71,10 @@ def test_a_step_without_padding_is_the_step_with_it(checkpoints: Callable[[str],
     steps = []
     for unpadded in (True, False):
         task = make(checkpoints(family), accelerations={"unpadding": Unpadding()} if unpadded else {})
-        assert is_unpadded(task.model) == (unpadded and family != "ModernBERT")  # whose blocks lie in the model itself
+        is_known = (
+            task.model.base_model._can_set_attn_implementation()
+        )  # transformers 5.3 lets none be set in ModernBERT
+        assert is_unpadded(task.model) == (unpadded and is_known)
         step = task.step(batch_of(task))
         step.loss.backward()  # type: ignore[no-untyped-call]
         steps.append((step, {name: p.grad for name, p in trainable(task.model).items()}))

@@ -443,7 +443,10 @@ def test_a_decoder_without_a_padding_token_reads_the_last_token_of_each_text(dec
         "adapter": {"name": "lora", "arguments": {"targets": "all-linear", "rank": 4}},
     }
     save_adapter(task, tmp_path / "adapter", recipe=recipe, metrics={})
-    assert loralight.load(tmp_path / "adapter", device="cpu").predict(TEXTS) == together
+    loaded = loralight.load(tmp_path / "adapter", device="cpu")  # which leaves out padding
+    assert loaded.predict(TEXTS) == [
+        {**answer, "probabilities": pytest.approx(answer["probabilities"], abs=2e-6)} for answer in together
+    ]
     merge(task.model)
     task.save_pretrained(tmp_path / "merged")
     loaded = pipeline("text-classification", str(tmp_path / "merged"), top_k=None)

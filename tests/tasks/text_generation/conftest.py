@@ -74,9 +74,8 @@ def language_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., st
             config_class = getattr(transformers, f"{family}Config")
             ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
             config = config_class(vocab_size=len(tokenizer), **ends, **FAMILIES.get(family, {}) | changes)
-            name = "GPT2LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM"
             torch.manual_seed(0)
-            getattr(transformers, name)(config).save_pretrained(path)
+            transformers.AutoModelForCausalLM.from_config(config).save_pretrained(path)
             tokenizer.save_pretrained(path)
         return str(path)
 

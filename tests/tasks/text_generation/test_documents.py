@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from loralight.acceleration import packed_documents as documents
 from loralight.acceleration import unpadding
@@ -42,8 +43,9 @@ def test_a_line_has_documents_from_long_to_short() -> None:
         ("GPT2", {}, None),
         ("Granite", {}, None),
         ("GPTNeoX", {}, None),
-        ("Gemma2", {}, "its attention is 'eager', not 'sdpa'|some of its layers do not look back"),  # by transformers
-        ("Mistral", {"sliding_window": 8}, "some of its layers do not look back to the beginning"),
+        ("Mistral", {"sliding_window": 2}, None),
+        ("Qwen2", {"use_sliding_window": True, "sliding_window": 2, "max_window_layers": 1}, None),
+        ("Gemma3Text", {"sliding_window": 2, "head_dim": 16}, None),
         ("Bloom", {"n_layer": 2, "n_head": 2, "hidden_size": 32}, "its attention is 'eager', not 'sdpa'"),
     ],
 )
@@ -55,7 +57,7 @@ def test_who_attends_within_documents(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
-    sizes = sizes | {"intermediate_size": 64} if family == "Mistral" else {}
+    sizes = sizes | {"intermediate_size": 64} if "sliding_window" in changes else {}
     model = AutoModelForCausalLM.from_pretrained(language_model(family, **sizes, **changes))
     before = model.config._attn_implementation
     with caplog.at_level("INFO"):
@@ -115,6 +117,30 @@ def test_scores_and_gradients_are_those_with_a_mask(tiny_llama: str, checkpointe
     assert_same(found, expected)
     lines = [one for one in given if isinstance(one, Ragged) and len(one.lengths) > 2]
     assert len(lines) == 1 + checkpointed, "computed again in the backward pass, within documents too"
+
+
+@pytest.mark.parametrize("window", [2, 4, 100])
+@pytest.mark.parametrize("family", ["Mistral", "Gemma3Text"])
+def test_a_window_shorter_than_a_document_is_kept(
+    family: str, window: int, language_model: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    kinds = {"sliding_window_pattern": 2} if family == "Gemma3Text" else {}  # a full layer after each with a window
+    sizes |= {"intermediate_size": 64, "head_dim": 16, "sliding_window": window}
+    task, batch = make(language_model(family, **sizes, **kinds)).train(), batch_of(ROWS)
+    expected = steps(in_rows(task), batch)
+    looks: set[tuple[bool, bool]] = set()
+
+    def look(module: Any, query: Tensor, key: Tensor, value: Tensor, rows: Any, **settings: Any) -> Any:
+        if isinstance(rows, Ragged):
+            looks.add((rows.is_plain, rows.is_causal))
+        return unpadding.attend_by_row(module, query, key, value, rows, **settings)
+
+    assert attends_within_(task.model)
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "loralight_documents", look)
+    assert_same(steps(task, batch), expected)
+    of_all, of_window = (True, True), (window == 100, window == 100)
+    assert looks == ({of_all, of_window} if kinds else {of_window}), "no mask is made that no token needs"
 
 
 def test_a_kernel_that_takes_a_line_is_told_that_it_is_causal(tiny_llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
