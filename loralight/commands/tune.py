@@ -27,13 +27,13 @@ def main(config: DictConfig) -> None:
             trial has a score (``E-TUNE``).
         Stopped: a signal ended the search.
     """
-    logs.configure()
     if find_spec("optuna") is None:
         raise InputError("E-PACKAGE", 'loralight tune needs optuna: pip install "loralight[tune]"')
     from loralight.commands.proposals import Proposals
     from loralight.commands.search import Search
     from loralight.commands.search_plan import Plan
 
+    logs.configure()  # after the imports, as Lightning's own adds handlers
     hydra, settings = HydraConfig.get(), plain(config)
     sources = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
     folder, flags = Path(hydra.runtime.output_dir), [f"--config-dir={Path(one).absolute()}" for one in sources]
