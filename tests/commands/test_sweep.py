@@ -148,3 +148,24 @@ def test_a_sweep_that_is_killed_goes_on(
     assert not (tmp_path / "all" / "sweep.json").exists()
     assert loralight("sweep", *line).returncode == 0
     assert len(report(tmp_path / "all")["runs"]) == 2
+
+
+SIDE_BY_SIDE = {
+    "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    "submitit": ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", SIDE_BY_SIDE)
+def test_jobs_run_side_by_side_by_a_launcher_of_hydra_and_are_reported(
+    launcher: str, cold_loralight: Callable[..., subprocess.CompletedProcess[str]], tiny_run: list[str], tmp_path: Path
+) -> None:
+    words = [*tiny_run, "probe=false", "adapter.rank=2,4096", "hydra.sweep.dir=all", *SIDE_BY_SIDE[launcher]]
+    done = cold_loralight("sweep", *words)
+    assert done.returncode == 2, done.stderr
+    assert "E-SWEEP: 1 job has failed" in done.stderr
+    assert [Path(run["run"]).name for run in report(tmp_path / "all")["runs"]] == ["adapter.rank-2"]
+    assert "E-RANK" in report(tmp_path / "all")["failed"]["adapter.rank-4096"]
+    locks = [json.loads(lock.read_text()) for lock in tmp_path.glob("all/*/.hydra/lock.json")]
+    assert len({lock["process"] for lock in locks}) == 2
