@@ -68,9 +68,8 @@ class Proposals:
         """Count a trial from now on."""
         trial.set_user_attr("begun", True)
 
-    def refuse(self, trial: Trial, reason: str) -> None:
-        """End a trial that is not permitted; without a value it is for Optuna worse than any other."""
-        trial.set_user_attr("refused", reason)
+    def refuse(self, trial: Trial) -> None:
+        """End a trial that is not permitted. Optuna takes one that is pruned without a value for the worst."""
         self._study.tell(trial, state=TrialState.PRUNED)
 
     def end(self, trial: Trial, score: float) -> None:
@@ -80,8 +79,9 @@ class Proposals:
         self._study.tell(trial, state=TrialState.PRUNED)
 
     def fail(self, trial: Trial, error: str) -> None:
+        """End a trial whose run failed. Optuna would forget a state of failure, and propose such a rate again."""
         trial.set_user_attr("error", error)
-        self._study.tell(trial, state=TrialState.FAIL)
+        self._study.tell(trial, state=TrialState.PRUNED)
 
     def add_earlier(self, run: Path, point: dict[str, object], score: float) -> None:
         """Let the search know the score of a finished run."""
@@ -137,7 +137,6 @@ class Proposals:
     def _tried(self) -> set[tuple[str, ...]]:
         """The overrides of all trials, but those whose process was cut."""
         attributes = [one.user_attrs for one in self._trials() if one.state != TrialState.FAIL]
-        attributes += [one.user_attrs for one in self._failed()]
         return {tuple(one["words"]) for one in attributes if "words" in one}
 
     def _again_after_cut(self) -> None:
@@ -150,10 +149,11 @@ class Proposals:
         return self._study.get_trials(deepcopy=False)
 
     def _begun(self, *states: TrialState) -> list[FrozenTrial]:
-        return [one for one in self._trials() if one.state in states and "begun" in one.user_attrs]
+        begun = [one for one in self._trials() if one.state in states and "begun" in one.user_attrs]
+        return [one for one in begun if "error" not in one.user_attrs]
 
     def _failed(self) -> list[FrozenTrial]:
-        return [one for one in self._trials() if "error" in one.user_attrs and one.state == TrialState.FAIL]
+        return [one for one in self._trials() if "error" in one.user_attrs]
 
 
 def _seconds(trial: FrozenTrial) -> float:

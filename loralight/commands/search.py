@@ -89,7 +89,7 @@ class Search:
                     self.proposals.begin(trial)
                     self._refused = 0
                     return trial
-                self.proposals.refuse(trial, reason)
+                self.proposals.refuse(trial)
                 self._refused += 1
                 logs.show(f"not tried: {' '.join(words)}: {reason}")
         return None

@@ -102,7 +102,8 @@ def test_a_search_finds_the_optimum_and_gives_it_as_a_run_and_as_overrides(
     assert scores == sorted(scores, reverse=True) and scores[0] == accuracy(told)
     assert printed.rstrip().endswith(f"adapter.rank=4 optimizer.lr={told['optimizer']['lr']}")
     assert {file.suffix for file in (tmp_path / "all").glob("tune.*")} == {".csv", ".html", ".json", ".md"}
-    ended = [one.state.name for one in trials(tmp_path / "all") if "begun" in one.user_attrs]
+    begun = [one for one in trials(tmp_path / "all") if "begun" in one.user_attrs]
+    ended = ["FAIL" if "error" in one.user_attrs else one.state.name for one in begun]
     assert ended.count("PRUNED") > 3 and f"trials given up: {ended.count('PRUNED')}" in printed
     assert ended.count("PRUNED") + ended.count("COMPLETE") == 20  # those that failed are not counted
     assert len(scores) == ended.count("COMPLETE") and len(report["failed"]) == ended.count("FAIL") > 0
