@@ -232,7 +232,7 @@ def _job(verb: str, wants_traceback: bool = False, fail: Callable[[str], int] = 
         spare_the_hub_without_network()
         try:
             if verb == "train":
-                import_module("loralight.commands.sweep").place_job_()
+                import_module("loralight.commands.sweep").place_job_(config)
             if verb in ("train", "estimate"):
                 from loralight.config.composition import plain
                 from loralight.config.first_look import first_look

@@ -66,6 +66,29 @@ def test_the_same_sweep_again_does_what_is_missing_and_more_values_beside(
     assert [run["settings"] for run in report(tmp_path / "all")["runs"]] == ["adapter.rank=1", "adapter.rank=2"]
 
 
+def test_a_sweep_in_which_more_settings_vary_than_before_does_only_what_is_missing(
+    in_process: InProcess, tiny_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["sweep", *tiny_run, "hydra.sweep.dir=all"]
+    assert in_process(*line, "adapter.rank=2,3") == 0
+    assert in_process(*line, "adapter.rank=2,3", "seeds=2") == 0
+    assert jobs(tmp_path / "all") == {
+        "adapter.rank-2",
+        "adapter.rank-3",
+        "adapter.rank-2_seed-1",
+        "adapter.rank-3_seed-1",
+    }
+    capsys.readouterr()
+    assert in_process(*line, "adapter.rank=3", "seeds=2") == 0
+    assert capsys.readouterr().err.count("is done") == 2
+    assert sorted((run["settings"], run["seed"]) for run in report(tmp_path / "all")["runs"]) == [
+        ("adapter.rank=2", 0),
+        ("adapter.rank=2", 1),
+        ("adapter.rank=3", 0),
+        ("adapter.rank=3", 1),
+    ]
+
+
 def test_a_job_of_other_settings_is_not_taken_for_done(
     in_process: InProcess, tiny_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

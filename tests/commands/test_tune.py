@@ -184,7 +184,7 @@ def test_earlier_runs_are_known_and_not_made_again(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["adapter.rnk=2,4"], "Did you mean 'adapter.rank'?"),
+        (["adapter.rnk=2,4"], "Did you mean 'rank' or 'lr_rank'?"),
         (["adapter.rank=2,two"], "adapter.rank: 'two' is not an integer"),
         (["adapter=lora,lorra"], "lorra"),
         (["adapter.rank=4", "optimizer.lr=1e-3"], "E-TUNE: no setting has several values"),
