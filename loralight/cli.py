@@ -25,6 +25,7 @@ VERBS = {
     "combine": "a weighted sum of trained adapters, as an adapter of its own",
     "estimate": "the memory that training would take, and the largest batch that fits; loads no weights",
     "sweep": "train once for each of several values, and compare the runs",
+    "tune": "search for the settings with the best score, by Optuna",
     "study": "methods of fine-tuning side by side on your data, each at the best of several rates",
     "compare": "finished runs side by side: scores with intervals, costs, a page",
     "together": "several trainings on one base model, which is in memory once",
@@ -53,6 +54,11 @@ HELP = """loralight: fine-tune pretrained models with adapters.
 
 _SEPARATES = re.compile(r"\+*[\w.]+=[,;:|\t ]")  # a value that Hydra reads only in quotes, which the shell has removed
 _COMMA = re.compile(r",(?![^\[{]*[\]}])")  # outside of lists
+_OWN = {
+    "study": ("methods", "seeds", "jobs"),
+    "tune": ("earlier", "trials", "budget", "jobs", "most_parameters", "most_memory"),
+}
+"""Settings of verbs that pass all other words on to their runs; the first of them is a list."""
 _FLAGS_WITH_VALUE = {
     "--cfg",
     "-c",
@@ -173,8 +179,8 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
         overrides = [f"++{quoted(o)}" if o.startswith(("runs.", "each=")) else o for o in overrides]
     if verb == "compare":
         overrides = _with_runs(overrides)
-    if verb == "study":
-        overrides = _with_words(overrides)
+    if verb in _OWN:
+        overrides = _with_words(verb, overrides)
     if verb == "chat":  # a sentence with commas and marks that mean something to Hydra
         overrides = [quoted(o) if o.startswith("system=") else o for o in overrides]
     if verb in ("predict", "chat"):  # a task's own names, checked once the task is known
@@ -226,7 +232,7 @@ def _job(verb: str, wants_traceback: bool = False, fail: Callable[[str], int] = 
         spare_the_hub_without_network()
         try:
             if verb == "train":
-                import_module("loralight.commands.sweep").place_job_()
+                import_module("loralight.commands.sweep").place_job_(config)
             if verb in ("train", "estimate"):
                 from loralight.config.composition import plain
                 from loralight.config.first_look import first_look
@@ -260,14 +266,15 @@ def _with_runs(words: list[str]) -> list[str]:
     return [*(word for word in words if word not in folders), *([as_override("runs", folders)] if folders else [])]
 
 
-def _with_words(words: list[str]) -> list[str]:
-    """The words of ``loralight study``, with those that are not its own settings as the overrides of its runs."""
+def _with_words(verb: str, words: list[str]) -> list[str]:
+    """The words of a verb, with those that are not its own settings as the overrides of its runs."""
     from loralight.config.composition import as_override
 
-    own = [word for word in words if word.startswith(("methods=", "seeds=", "jobs=", "hydra."))]
-    methods = [word.removeprefix("methods=") for word in own if re.match(r"methods=[^\[]", word)]
-    listed = [as_override("methods", [one.strip() for one in _COMMA.split(given)]) for given in methods]
-    others = [word for word in own if word.removeprefix("methods=") not in methods]
+    several = _OWN[verb][0]
+    own = [word for word in words if word.startswith((*(f"{name}=" for name in _OWN[verb]), "hydra."))]
+    given = [word.removeprefix(f"{several}=") for word in own if re.match(rf"{several}=[^\[]", word)]
+    listed = [as_override(several, [one.strip() for one in _COMMA.split(text)]) for text in given]
+    others = [word for word in own if word.removeprefix(f"{several}=") not in given]
     return [*others, *listed, as_override("words", [word for word in words if word not in own])]
 
 

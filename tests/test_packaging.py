@@ -18,6 +18,7 @@ from packaging.version import Version
 import loralight
 
 ROOT = Path(__file__).resolve().parent.parent
+EXTRAS = ("demo", "joblib", "peft", "report", "submitit", "test", "tune")
 pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="needs the sources")
 
 
@@ -118,7 +119,7 @@ def test_the_lowest_versions_that_are_tested_are_those_that_are_let_in() -> None
     lines = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
     pins = dict(line.split("==") for line in lines if not line.startswith("#"))
     extras = project["optional-dependencies"]
-    taken = [*project["dependencies"], *(word for name in ("demo", "peft", "report", "test") for word in extras[name])]
+    taken = [*project["dependencies"], *(word for name in EXTRAS for word in extras[name])]
     for requirement in map(Requirement, taken):
         for floor in (part.version for part in requirement.specifier if part.operator == ">="):
             lowest = Version(floor).release  # 77 is 77.0.1 where 77.0.0 was withdrawn

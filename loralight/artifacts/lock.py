@@ -52,6 +52,20 @@ def hold(folder: Path) -> None:
     os.write(file, json.dumps({"process": os.getpid(), "host": socket.gethostname()}).encode())
 
 
+def is_held(folder: Path) -> bool:
+    """Whether another process trains into the folder."""
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        hold(folder)
+    except InputError as error:
+        if str(error).startswith("E-RUNNING"):
+            return True
+        raise
+    release(folder)
+    return False
+
+
 def release(folder: Path) -> None:
     """Let other processes train into ``folder``."""
     if (file := _files.pop(folder.resolve() / LOCK, None)) is not None:

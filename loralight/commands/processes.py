@@ -3,13 +3,18 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Queue
+from time import perf_counter, sleep
 
 import torch
+
+from loralight.artifacts.lock import is_held
+from loralight.config.overrides import quoted
+from loralight.reports.runs import SUMMARY
 
 
 class Ended(Exception):  # noqa: N818  # nothing went wrong
@@ -35,11 +40,54 @@ class Processes:
             of_gpu = {"CUDA_VISIBLE_DEVICES": str(number % gpus)} if gpus > 1 else {}
             self._places.put({"OMP_NUM_THREADS": threads, **own, **of_gpu})
 
-    def train(self, words: Sequence[str], log: Path) -> str | None:
-        """Run ``loralight train`` with these words, once a place is free; its output goes into ``log``.
+    @staticmethod
+    def seconds_to_start() -> float:
+        """Seconds until a run's process has imported what it needs."""
+        started = perf_counter()
+        subprocess.run([sys.executable, "-c", "import loralight.commands.train"], check=True, stdin=subprocess.DEVNULL)
+        return perf_counter() - started
+
+    def finish(self, words: Sequence[str], folder: Path, *, is_enough: Callable[[], bool] | None = None) -> str | None:
+        """Train into ``folder``, unless its run is finished; the output goes into a file beside it.
+
+        A command that was killed may have left a process that trains into the folder: its end is waited for.
+
+        Args:
+            words: overrides of ``loralight train``.
+            folder: of the run.
+            is_enough: asked each second; once it is true, the run is told to stop.
 
         Returns:
-            The error of the run; None if it ended well.
+            The error of the run; None if it ended well, or was told to stop.
+
+        Raises:
+            Ended: `ending` has ended the runs.
+        """
+        self._wait_for_another(folder)
+        if (folder / SUMMARY).exists():
+            return None
+        to_folder, log = quoted(f"hydra.run.dir={folder}"), folder.with_name(f"{folder.name}.log")
+        error = self.train([*words, to_folder], log, is_enough=is_enough)
+        is_late = error is not None and is_held(folder)  # the other process had only begun
+        return self.finish(words, folder, is_enough=is_enough) if is_late else error
+
+    def _wait_for_another(self, folder: Path) -> None:
+        """Wait for the end of a process that trains into the folder."""
+        while is_held(folder):
+            if self._ended:
+                raise Ended
+            sleep(1)
+
+    def train(self, words: Sequence[str], log: Path, *, is_enough: Callable[[], bool] | None = None) -> str | None:
+        """Run ``loralight train`` with these words, once a place is free; its output goes into ``log``.
+
+        Args:
+            words: overrides.
+            log: a file.
+            is_enough: see `finish`.
+
+        Returns:
+            The error of the run; None if it ended well, or was told to stop.
 
         Raises:
             Ended: `ending` has ended the runs.
@@ -54,7 +102,7 @@ class Processes:
                 subprocess.Popen(command, stdout=written, stderr=subprocess.STDOUT, env=environment) as process,
             ):
                 self._running.add(process)
-                code = process.wait()
+                code = _wait(process, is_enough)
                 self._running.discard(process)
         finally:
             self._places.put(environment)
@@ -76,3 +124,15 @@ class Processes:
                     with suppress(ProcessLookupError):
                         process.terminate()
                 raise
+
+
+def _wait(process: subprocess.Popen[bytes], is_enough: Callable[[], bool] | None) -> int:
+    """The exit code of a process; 0 if it was told to stop."""
+    while True:
+        try:
+            return process.wait(None if is_enough is None else 1)
+        except subprocess.TimeoutExpired:
+            if is_enough is not None and is_enough():
+                process.terminate()
+                process.wait()
+                return 0

@@ -25,11 +25,10 @@ from loralight.commands.sweep import folder_name
 from loralight.config.build import check_config
 from loralight.config.composition import plain, settings_of
 from loralight.config.first_look import first_look
-from loralight.config.overrides import quoted
 from loralight.config.own_data import with_own_data
 from loralight.errors import InputError
 from loralight.reports.comparison import Comparison
-from loralight.reports.runs import SUMMARY, FinishedRun, read_run
+from loralight.reports.runs import FinishedRun, read_run
 from loralight.reports.sweeps import note_failure, write_report
 from loralight.stopping import Stopped
 from loralight.training.rate_grid import FACTOR, best_power, next_power
@@ -167,14 +166,11 @@ class Study:
         rate = [] if method.lr is None else [f"optimizer.lr={method.lr * FACTOR**power:.3g}"]
         words = [*method.words, *rate, f"seed={seed}"]
         name, folder = " ".join(words), self.folder / folder_name("_".join(words))
-        if not (folder / SUMMARY).exists():
-            to_folder = quoted(f"hydra.run.dir={folder}")
-            error = self.processes.train([*self.words, *words, to_folder], self.folder / f"{folder.name}.log")
-            if error is not None:
-                note_failure(folder, error)
-                self.failures[name] = error
-                self._progress.tell(f"{name} failed: {error}")
-                return None
+        if (error := self.processes.finish([*self.words, *words], folder)) is not None:
+            note_failure(folder, error)
+            self.failures[name] = error
+            self._progress.tell(f"{name} failed: {error}")
+            return None
         (folder / FAILED).unlink(missing_ok=True)
         run = read_run(folder)
         self._progress.tell(f"{name}: {method.metric} {run.score(method.metric)}")

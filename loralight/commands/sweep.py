@@ -22,7 +22,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import open_dict, read_write
 
-from loralight.config.composition import compose
+from loralight.config.composition import compose, plain
 from loralight.errors import InputError
 
 _GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -54,15 +54,45 @@ def words_of_a_sweep(overrides: Sequence[str]) -> list[str]:
     return [*spelled, f"hydra.job.config.override_dirname.exclude_keys=[{excluded}]"]
 
 
-def place_job_() -> None:
-    """Set the folder of a sweep's running job, in Hydra's config, to one named after the settings that vary."""
+def place_job_(of_job: Any) -> None:
+    """Set the folder of a sweep's running job, in Hydra's config, to one named after the settings that vary.
+
+    If other settings varied when the job was done, its folder has another name.
+
+    Args:
+        of_job: the job's config.
+    """
     config: Any = HydraConfig.instance().cfg
     if config.hydra.mode != RunMode.MULTIRUN or config.hydra.sweep.subdir != ".":
         return
-    folder = Path(config.hydra.sweep.dir).absolute() / folder_name(config.hydra.job.override_dirname)
+    sweep = Path(config.hydra.sweep.dir).absolute()
+    folder = sweep / folder_name(config.hydra.job.override_dirname)
+    if not folder.exists():
+        done = (summary.parent for summary in sorted(sweep.glob("*/summary.json")))
+        folder = next((other for other in done if not other.is_symlink() and _is_of(of_job, other)), folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with read_write(config.hydra), open_dict(config.hydra):
-        config.hydra.runtime.output_dir = str(folder)
+    _place_(folder)
+
+
+def _is_of(of_job: Any, folder: Path) -> bool:
+    """Whether a folder holds this job, finished."""
+    from loralight.artifacts.run_folder import is_finished, read_overrides
+
+    words = {*HydraConfig.get().overrides.task}
+    try:
+        before = set(read_overrides(folder))
+        if not (before <= words or words <= before):  # to compare all settings takes longer
+            return False
+        _place_(folder)  # which some settings name
+        return is_finished(folder, plain(of_job))
+    except InputError:  # the folder is damaged, or the job cannot be: the job itself says which
+        return False
+
+
+def _place_(folder: Path) -> None:
+    hydra: Any = HydraConfig.instance().cfg
+    with read_write(hydra.hydra), open_dict(hydra.hydra):
+        hydra.hydra.runtime.output_dir = str(folder)
 
 
 def folder_name(dirname: str) -> str:

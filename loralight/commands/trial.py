@@ -35,6 +35,7 @@ from loralight.untrusted import read_json
 AUTO = "auto"
 _FILE = "tried.json"
 _TIMED = 12  # training batches, and as many of validation
+_TIMED_SECONDS = 20.0  # the same for a run without a budget
 _SHARE = 0.03  # share of the budget after which no more batches are timed
 
 
@@ -170,6 +171,21 @@ def _try(config: dict[str, Any]) -> Tried:
     if not (count := num_steps(steps)):
         show(f"optimizer.lr=auto: a run of {steps} steps is too short to try rates: the method's own is taken")
     return Tried(lr=_rate(trial, count), most_steps=None if most is None else max(most - count, 1))
+
+
+def expected_seconds(trial: Trial, *, built: float) -> float:
+    """Seconds that a run takes, without the start of its process, from timing some of its batches.
+
+    Args:
+        trial: of the run's settings.
+        built: seconds that it took to build the trial.
+    """
+    ranks = num_processes(trial.config["trainer"]) * trial.config["trainer"]["num_nodes"]
+    of_epoch = steps_of_epoch(trial.trainer, trial.data, num_ranks=ranks)
+    planned = planned_epochs(trial.trainer, trial.task, of_epoch)
+    steps = planned.steps(of_epoch, most=trial.config["trainer"]["max_steps"])
+    pace = _pace(trial, ranks, most_seconds=_TIMED_SECONDS).beside(built)
+    return pace.seconds(steps, validations=math.ceil(steps / (of_epoch * planned.validated_every)))
 
 
 def _rate(trial: Trial, count: int) -> float:

@@ -113,8 +113,7 @@ def composed(config_name: str, overrides: list[str], folder: Path) -> dict[str, 
     try:
         config = _composed(config_name, overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        told = explain(error, config_name, overrides) or str(error)
-        raise InputError("E-OVERRIDE", f"{folder}: {told.removeprefix('E-OVERRIDE: ')}") from error
+        raise InputError("E-OVERRIDE", f"{folder}: {_told(error, config_name, overrides)}") from error
     container = OmegaConf.to_container(config)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items() if key != "hydra"}
@@ -162,9 +161,16 @@ def read_value(override: str) -> Any:
 
 
 def settings_of(config_name: str, overrides: list[str], output_dir: Path) -> dict[str, Any]:
-    """The config that Hydra would pass to a job, in plain values, with ``output_dir`` as the job's folder."""
+    """The config that Hydra would pass to a job, in plain values, with ``output_dir`` as the job's folder.
+
+    Raises:
+        InputError: the overrides do not give a config (``E-OVERRIDE``), or a value is missing (``E-CONFIG``).
+    """
     GlobalHydra.instance().clear()
-    config = _composed(config_name, overrides)
+    try:
+        config = _composed(config_name, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError("E-OVERRIDE", _told(error, config_name, overrides)) from error
     current = HydraConfig.instance().cfg
     with open_dict(config):
         config.hydra.runtime.output_dir = str(output_dir)
@@ -208,6 +214,10 @@ def explain(error: BaseException, config_name: str, overrides: list[str]) -> str
         hint = f"{did_you_mean(option, options)} Possible: {', '.join(options)}"
         return f"E-OVERRIDE: {group}={option}: there is no such choice.{hint}{faults}"
     return f"E-OVERRIDE: {message}"
+
+
+def _told(error: BaseException, config_name: str, overrides: list[str]) -> str:
+    return (explain(error, config_name, overrides) or str(error)).removeprefix("E-OVERRIDE: ")
 
 
 def _nearest_setting(key: str, config_name: str, overrides: list[str]) -> str:

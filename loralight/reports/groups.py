@@ -105,6 +105,12 @@ def check_comparable(runs: Sequence[FinishedRun], metric: str) -> None:
             )
 
 
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The names of settings, beside seeds, places and output, in which two runs differ."""
+    differ = (name for name in {**one, **other} if one.get(name) != other.get(name))
+    return [name for name in differ if not _is_any(name, _NO_DIFFERENCE)]
+
+
 def unknown_rows(runs: Iterable[FinishedRun], metric: str) -> list[FinishedRun]:
     """The runs whose summary does not say on which rows they were measured: those of an earlier version."""
     return [run for run in runs if not _digest(run, metric.partition("/")[0])]

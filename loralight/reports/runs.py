@@ -84,7 +84,7 @@ def read_run(folder: Path) -> FinishedRun:
     try:
         summary = read_json(folder / SUMMARY, _MOST_BYTES)
         _check(summary)
-        curve = _read_curve(folder / "metrics.csv")
+        curve = read_curve(folder / "metrics.csv")
     except (InputError, OSError, ValueError, csv.Error) as error:
         raise InputError(
             "E-RUN", f"{folder} is no finished run, or is damaged: {str(error).split(': ', 1)[-1]}"
@@ -103,10 +103,12 @@ def _check(summary: Mapping[str, Any]) -> None:
                 raise ValueError(f"{SUMMARY} has no number {name}.{number}")
 
 
-def _read_curve(file: Path) -> list[dict[str, float]]:
+def read_curve(file: Path) -> list[dict[str, float]]:
+    """The rows of a ``metrics.csv``, numbers by name; a last line that is still being written is left out."""
     if not file.is_file():
         return []
-    rows = csv.DictReader(StringIO(read_regular(file, _MOST_BYTES).decode("utf-8")))
+    text = read_regular(file, _MOST_BYTES).decode("utf-8")
+    rows = csv.DictReader(StringIO(text[: text.rfind("\n") + 1]))
     return [{name: number for name, text in row.items() if (number := _number(text)) is not None} for row in rows]
 
 

@@ -45,9 +45,14 @@ def finish(folder: Path) -> Comparison | dict[str, str]:
     read = read_sweep(folder)
     if isinstance(read, Comparison):
         write_report(read, folder, f"sweep {folder.name}", NAME)
-        if read.best is not None:
-            _point(folder / BEST, read.best.runs[0].folder.name)
+        point_to_best(read, folder)
     return read
+
+
+def point_to_best(comparison: Comparison, folder: Path) -> None:
+    """Link ``best`` in a folder to the best run."""
+    if comparison.best is not None:
+        _point(folder / BEST, os.path.relpath(comparison.best.runs[0].folder, folder))
 
 
 def write_report(comparison: Comparison, folder: Path, title: str, name: str) -> list[Path]:
@@ -57,7 +62,7 @@ def write_report(comparison: Comparison, folder: Path, title: str, name: str) ->
 
 
 def _point(link: Path, target: str) -> None:
-    """Make ``link`` lead to ``target`` in the same folder, if the file system supports links."""
+    """Make ``link`` lead to ``target``, a path from the link's folder, if the file system supports links."""
     new = link.with_name(f".{link.name}")
     with suppress(OSError):
         new.unlink(missing_ok=True)

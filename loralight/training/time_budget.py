@@ -44,6 +44,10 @@ class Pace:
         """The same pace, with ``seconds`` added to ``around``."""
         return replace(self, around=self.around + seconds)
 
+    def seconds(self, steps: int, *, validations: int) -> float:
+        """Seconds that a run takes."""
+        return self.around + steps * self.step + validations * self.validation
+
     def steps(self, seconds: float, *, of_epoch: int, validated_every: int) -> int:
         """Optimizer steps that a run of ``seconds`` has time for, with its validations.
 

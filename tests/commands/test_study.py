@@ -30,7 +30,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Runs are written down and not made: accuracy falls with the distance of the rate from the method's best."""
     ran: list[list[str]] = []
 
-    def train(_: Processes, words: Sequence[str], log: Path) -> str | None:
+    def train(_: Processes, words: Sequence[str], log: Path, **__: object) -> str | None:
         ran.append([word for word in words if word.startswith(("adapter", "optimizer", "seed"))])
         folder = log.with_suffix("")
         settings = settings_of("train", with_own_data(list(words)), folder)

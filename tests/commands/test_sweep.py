@@ -66,6 +66,29 @@ def test_the_same_sweep_again_does_what_is_missing_and_more_values_beside(
     assert [run["settings"] for run in report(tmp_path / "all")["runs"]] == ["adapter.rank=1", "adapter.rank=2"]
 
 
+def test_a_sweep_in_which_more_settings_vary_than_before_does_only_what_is_missing(
+    in_process: InProcess, tiny_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["sweep", *tiny_run, "hydra.sweep.dir=all"]
+    assert in_process(*line, "adapter.rank=2,3") == 0
+    assert in_process(*line, "adapter.rank=2,3", "seeds=2") == 0
+    assert jobs(tmp_path / "all") == {
+        "adapter.rank-2",
+        "adapter.rank-3",
+        "adapter.rank-2_seed-1",
+        "adapter.rank-3_seed-1",
+    }
+    capsys.readouterr()
+    assert in_process(*line, "adapter.rank=3", "seeds=2") == 0
+    assert capsys.readouterr().err.count("is done") == 2
+    assert sorted((run["settings"], run["seed"]) for run in report(tmp_path / "all")["runs"]) == [
+        ("adapter.rank=2", 0),
+        ("adapter.rank=2", 1),
+        ("adapter.rank=3", 0),
+        ("adapter.rank=3", 1),
+    ]
+
+
 def test_a_job_of_other_settings_is_not_taken_for_done(
     in_process: InProcess, tiny_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -148,3 +171,24 @@ def test_a_sweep_that_is_killed_goes_on(
     assert not (tmp_path / "all" / "sweep.json").exists()
     assert loralight("sweep", *line).returncode == 0
     assert len(report(tmp_path / "all")["runs"]) == 2
+
+
+SIDE_BY_SIDE = {
+    "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    "submitit": ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", SIDE_BY_SIDE)
+def test_jobs_run_side_by_side_by_a_launcher_of_hydra_and_are_reported(
+    launcher: str, cold_loralight: Callable[..., subprocess.CompletedProcess[str]], tiny_run: list[str], tmp_path: Path
+) -> None:
+    words = [*tiny_run, "probe=false", "adapter.rank=2,4096", "hydra.sweep.dir=all", *SIDE_BY_SIDE[launcher]]
+    done = cold_loralight("sweep", *words)
+    assert done.returncode == 2, done.stderr
+    assert "E-SWEEP: 1 job has failed" in done.stderr
+    assert [Path(run["run"]).name for run in report(tmp_path / "all")["runs"]] == ["adapter.rank-2"]
+    assert "E-RANK" in report(tmp_path / "all")["failed"]["adapter.rank-4096"]
+    locks = [json.loads(lock.read_text()) for lock in tmp_path.glob("all/*/.hydra/lock.json")]
+    assert len({lock["process"] for lock in locks}) == 2
