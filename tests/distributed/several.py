@@ -73,16 +73,18 @@ class Tokens(AdapterTask):
 
 
 class Log(lightning.Callback):
-    """Writes the rows, the loss and the learning rate of each batch; at one of them it has all processes killed."""
+    """Writes the rows, the loss and the learning rate of each batch, and has all processes killed at a moment.
 
-    def __init__(self, file: Path, killed_at: int | None) -> None:
+    Args:
+        file: where.
+        killed_at: a number of batches of this process, or ``validation``.
+    """
+
+    def __init__(self, file: Path, killed_at: int | str | None) -> None:
         self.file, self.killed_at, self.seen, self.step = file, killed_at, 0, 0
 
     def on_train_batch_start(self, trainer: Any, task: Any, batch: Tensor, batch_idx: int) -> None:
-        if self.seen == self.killed_at:
-            if trainer.global_rank == 0:
-                print("kill", flush=True)
-            time.sleep(60)
+        self._meet(trainer, self.seen)
         self.seen, self.step = self.seen + 1, trainer.global_step + 1
 
     def on_train_batch_end(self, trainer: Any, task: Any, outputs: Any, batch: Tensor, batch_idx: int) -> None:
@@ -91,12 +93,22 @@ class Log(lightning.Callback):
         place = {"epoch": trainer.current_epoch, "step": self.step, "batch": batch_idx}
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         said = {**place, "rows": batch.tolist() if counts else [], "loss": loss, "weight": weight, "rate": rate}
+        said["gradient"] = torch.cat([p.grad.flatten() for p in task.parameters() if p.requires_grad]).tolist()
         with self.file.open("a") as opened:
             opened.write(json.dumps(said) + "\n")
+
+    def on_validation_start(self, trainer: Any, task: Any) -> None:
+        self._meet(trainer, "validation")
 
     def on_validation_end(self, trainer: Any, task: Any) -> None:
         with self.file.open("a") as opened:
             opened.write(json.dumps({"validated": [trainer.current_epoch, trainer.global_step]}) + "\n")
+
+    def _meet(self, trainer: Any, moment: int | str) -> None:
+        if moment == self.killed_at:
+            if trainer.global_rank == 0:
+                print("kill", flush=True)
+            time.sleep(60)
 
 
 def train(run: dict[str, Any], rank: int, environment: dict[str, str]) -> None:
@@ -104,10 +116,12 @@ def train(run: dict[str, Any], rank: int, environment: dict[str, str]) -> None:
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64 if run["precision"] == "64-true" else torch.float32)
     folder = Path(run["folder"])
-    optimizer: Any = partial(torch.optim.AdamW, lr=0.05)
+    optimizer: Any = partial(torch.optim.AdamW, lr=run["lr"])
     scheduler: Any = partial(schedule, name="linear")
     task = Tokens(adapter=Lora(targets="0", rank=2), optimizer=optimizer, scheduler=scheduler)
-    checkpoints = ModelCheckpoint(folder / "checkpoints/recent", every_n_train_steps=1, filename="{step}")
+    checkpoints = ModelCheckpoint(
+        folder / "checkpoints/recent", every_n_train_steps=run["saved_every"], filename="{step}"
+    )
     trainer = lightning.Trainer(
         accelerator="cpu",
         devices=run["ranks"],

@@ -128,6 +128,26 @@ def test_rows_that_are_fewer_than_the_processes_are_trained_on_as_in_one(
     assert_close(tmp_path / "several", tmp_path / "one")
 
 
+@pytest.mark.usefixtures("warm_ranks")
+def test_a_run_of_two_processes_goes_on_in_one_with_the_same_steps(
+    in_process: InProcess, two: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    begun = [*two, "data.global_batch_size=8", "scheduler=constant", "probe=false", "trainer.max_epochs=2"]
+    amid = ["trainer.max_steps=7"]  # of the ten, five in each epoch
+    assert in_process("train", *begun, *amid, "trainer=ddp_cpu", "hydra.run.dir=run") == 0
+    assert "optimizer step: 8 rows: 2 processes x 4 rows" in capfd.readouterr().out
+    resumed = ["trainer.devices=1", "trainer.accumulate_grad_batches=2", "trainer.max_steps=-1"]
+    assert in_process("train", "resume=run", *resumed) == 0
+    printed = capfd.readouterr()
+    assert "optimizer step: 8 rows: 2 accumulated batches x 4 rows" in printed.out
+    assert "resuming from a checkpoint that ended before the epoch" not in printed.err
+    assert in_process("train", *begun, "trainer=cpu", "hydra.run.dir=one") == 0
+    assert_close(tmp_path / "run", tmp_path / "one")
+    runs = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("run", "one")]
+    assert [(run["processes"], run["batch_size"], run["steps"]) for run in runs] == [(1, 4, 10), (1, 8, 10)]
+    assert runs[0]["metrics"] == pytest.approx(runs[1]["metrics"], abs=1e-5)
+
+
 def test_what_a_process_refuses_is_one_message(
     in_process: InProcess, two: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
