@@ -304,7 +304,10 @@ def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(name: str, runs: 
 @pytest.mark.parametrize(
     ("at", "says"),
     [
-        ({"ranks": 2, "epoch": 1}, "^E-RESUME-ORDER: the checkpoint is of 2 processes, these are 1.* TaskData"),
+        (
+            {"ranks": 2, "epoch": 1},
+            r"^E-RESUME-ORDER: the checkpoint is of 2 processes, these are 1; .* loralight\.TaskData",
+        ),
         ({"ranks": 1, "epoch": 3}, r"^E-RESUME: 3 epochs are done, trainer\.max_epochs is 2; give as many"),
     ],
 )
