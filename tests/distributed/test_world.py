@@ -143,7 +143,7 @@ def test_gradients_are_those_of_one_process_whatever_each_has_to_learn_from(epoc
         *(
             pytest.param((first, 12 // first), (second, accumulated), marks=pytest.mark.slow)
             for first, second in itertools.product((1, 2, 3, 4), repeat=2)
-            for accumulated in (1, 3)
+            for accumulated in (1, 12 // second)
         ),
     ],
 )
@@ -183,7 +183,7 @@ PAIRS = itertools.product((1, 2, 3, 4), repeat=2)
         (2, 3, 5),
         (3, 1, "validation"),
         (1, 4, "validation"),
-        *(pytest.param(*pair, killed, marks=pytest.mark.slow) for pair in PAIRS for killed in (1, 4, 7)),
+        *(pytest.param(*pair, killed, marks=pytest.mark.slow) for pair in PAIRS for killed in (3, 4, 7)),
     ],
 )
 def test_steps_of_another_size_lose_no_row_and_take_none_twice(
@@ -197,9 +197,7 @@ def test_steps_of_another_size_lose_no_row_and_take_none_twice(
     on = Done(tmp_path / "killed", "on")
     last = max(step for _, step in rows)
     assert [epoch for epoch, _ in validated] == [0, 1] and validated[1] == (1, last)
-    assert all(
-        len(step) == 8 * second for (epoch, _), step in rows.items() if epoch == 1 and len(step) > 71 % (8 * second)
-    )
+    assert max(map(len, on.rows.values())) == 8 * second
     whole = -(-71 // (8 * second))  # steps of an epoch
     falls = [before - after for before, after in itertools.pairwise(on.rates.values())]
     assert on.rates[last] == pytest.approx(0, abs=1e-12)
