@@ -25,7 +25,7 @@ _MAY_CHANGE = (
     *("model.trust_remote_code", "model.allow_pickle"),  # to be allowed anew each time
     *("data.path", "data.train", "data.validation", "data.test", "data.num_workers"),  # the rows are compared
     *("trainer.max_epochs", "trainer.max_steps"),
-    # the number of processes is compared
+    # rows go on to any number of processes
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
     *("trainer.limit_test_batches", "trainer.num_sanity_val_steps", "trainer.log_every_n_steps", "trainer.profiler*"),
     *(
@@ -36,6 +36,8 @@ _MAY_CHANGE = (
     ),  # where and how they save
 )
 """Settings that may differ in a resumed run: paths, the length of training, the output."""
+_MAY_CHANGE_WITHIN_A_STEP = ("trainer.accumulate_grad_batches", "data.batch_size")
+"""Settings that may differ as well if ``data.global_batch_size`` says what rows a step has."""
 # groups in which a run of an earlier version may lack settings
 _GROW_WITH_VERSIONS = {
     "acceleration",
@@ -209,10 +211,11 @@ def _check_same(folder: Path, config: dict[str, Any]) -> None:
         if name.partition(".")[0] in _GROW_WITH_VERSIONS
     }
     before = newer | dict(flat(read_config(folder)))
+    free = _MAY_CHANGE if now.get("data.global_batch_size") is None else (*_MAY_CHANGE, *_MAY_CHANGE_WITHIN_A_STEP)
     changed = [
         f"{name}: {before.get(name)!r}, now {now.get(name)!r}"
         for name in dict.fromkeys((*now, *before))
-        if before.get(name) != now.get(name) and not any(fnmatchcase(name, free) for free in _MAY_CHANGE)
+        if before.get(name) != now.get(name) and not any(fnmatchcase(name, one) for one in free)
     ]
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""

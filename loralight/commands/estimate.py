@@ -17,6 +17,7 @@ from loralight.adapters import FullFineTuning
 from loralight.adapters.base import trainable
 from loralight.artifacts.output import refuse_existing
 from loralight.commands.measuring import measuring
+from loralight.config.batch_size import with_rows_per_process
 from loralight.config.build import build_data, build_task, build_trainer, check_config
 from loralight.config.composition import plain
 from loralight.data import TaskData
@@ -75,7 +76,7 @@ class Estimate:
     """
 
     def __init__(self, config: dict[str, Any], *, data: TaskData | None = None, program: int = 0) -> None:
-        self.config = measuring(config)
+        self.config = measuring(with_rows_per_process(config))
         self.num_processes = num_processes(config["trainer"])
         with leaving_out_weights():
             self.data = build_data(self.config) if data is None else data

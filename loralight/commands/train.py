@@ -23,6 +23,7 @@ from loralight.commands.next_commands import how_to_go_on, next_commands
 from loralight.commands.summary import final_report, summarise
 from loralight.commands.trial import check_trial, read_tried, try_out
 from loralight.commands.warm_start import read_start
+from loralight.config.batch_size import check_batch_size, with_rows_per_process
 from loralight.config.build import build_data, build_task, build_trainer, check_config, recipe
 from loralight.config.composition import plain
 from loralight.data import TaskData
@@ -36,6 +37,7 @@ from loralight.training.launch import launch, process_rank
 from loralight.training.out_of_memory import telling_of_memory
 from loralight.training.preflight import (
     accelerations_table,
+    batch_lines,
     before_activations,
     memory_table,
     padding_line,
@@ -73,6 +75,7 @@ def main(config: DictConfig) -> float | None:
         (output_dir / FAILED).unlink(missing_ok=True)
         print(f"loralight: {output_dir} is done", file=sys.stderr)
         return read_run(output_dir).score(settings["monitor"]["metric"])
+    check_batch_size(settings, overrides)
     check_trial(settings, alone=process_rank() is None)
     settings, was_told = going_on(output_dir, settings), settings["resume"] is not None
     if settings["auto_batch"]:
@@ -122,7 +125,7 @@ class Run:
         bar: bool = True,
     ) -> None:
         self.output_dir = output_dir
-        self.data = build_data(config)
+        self.data = build_data(with_rows_per_process(config))
         self.resumed = newest(output_dir) if config["resume"] is not None else None
         tried = read_tried(config, output_dir)
         if tried.lr is not None:
@@ -142,7 +145,8 @@ class Run:
             logs.logger.info("run folder: %s", output_dir)
             padding = padding_line(self.task, self.data)
             memory = memory_table(*before_activations(self.task), title="memory before activations")
-            logs.show(*self.data.report(), *padding, targets_table(self.task), *rates_line(self.task))
+            batches = batch_lines(self.trainer, self.data)
+            logs.show(*self.data.report(), *batches, *padding, targets_table(self.task), *rates_line(self.task))
             logs.show(accelerations_table(self.task), memory)
             if tried.lr is not None:
                 logs.logger.info("optimizer.lr=auto: %g", tried.lr)

@@ -21,6 +21,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch.utils.data import DataLoader
 
 from loralight.commands.measuring import measuring
+from loralight.config.batch_size import with_rows_per_process
 from loralight.config.build import build_data, build_task, build_trainer
 from loralight.data import TaskData
 from loralight.errors import InputError
@@ -61,7 +62,7 @@ class Trial:
     """
 
     def __init__(self, config: dict[str, Any], data: TaskData | None = None) -> None:
-        self.config, alone = config, measuring(config)
+        self.config, alone = config, measuring(with_rows_per_process(config))
         self.trainer = build_trainer(alone, Path(), [])
         self.device, self._precision = self.trainer.strategy.root_device, self.trainer.precision_plugin
         self.data = build_data(alone) if data is None else data

@@ -1,32 +1,31 @@
-"""Batches of rows: sentences of similar length together, the same for every rank, and resumable."""
+"""Batches of rows: sentences of similar length together, the same for any number of ranks, and resumable."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from torch.utils.data import Sampler
 
-from loralight.data.seeds import seed_of
-
-_POOL = 50  # batches sorted together: long enough to cut padding, short enough that epochs differ
+from loralight.data.dealing import Dealing, Dealt, evenly
+from loralight.errors import InputError
 
 
 class BatchSampler(Sampler[list[Any]]):
-    """Batches of row numbers as a pure function of (seed, epoch); each rank takes its share of every batch.
+    """Batches of row numbers as a pure function of (seed, epoch); each rank takes its share of every optimizer step.
 
-    Rows are shuffled, sorted by length within pools of 50 batches, and cut into batches; then the batches are shuffled.
-    A global batch is dealt out to the ranks row by row, so that all ranks get equally many rows, or in the last batch
-    some get one fewer. If that batch has fewer rows than there are ranks, in training a rank without a row gets a copy
-    of another rank's, so that all ranks take equally many steps. `stands_in` tells when, and the copy does not count.
+    In training, the rows of a step (`Dealing`) are cut into its accumulated batches, and a batch is dealt out to the
+    ranks row by row. So all ranks get equally many rows, or in a short step some get one fewer. A rank that is left
+    without a row gets a copy of another rank's, so that all ranks take equally many steps. `stands_in` tells when, and
+    the copy does not count. In evaluation every row comes exactly once, in an order that is always the same.
 
     Args:
         lengths: the cost of each row (its number of tokens); used if ``grouped``.
         batch_size: rows per rank and batch.
-        shuffle: whether each epoch has a new order; if not, the order is fixed and every row comes exactly once.
+        shuffle: whether each epoch has a new order, as in training.
         grouped: whether a batch has rows of similar length.
         seed: of the order.
         rank: the number of this process.
         num_ranks: the number of all processes.
+        accumulated: batches of an optimizer step.
         with_epoch: whether a row is given as (epoch, row), for data with new random choices in each epoch.
     """
 
@@ -40,13 +39,15 @@ class BatchSampler(Sampler[list[Any]]):
         seed: int = 0,
         rank: int = 0,
         num_ranks: int = 1,
+        accumulated: int = 1,
         with_epoch: bool = False,
     ) -> None:
-        self.lengths, self.batch_size, self.shuffle, self.grouped = lengths, batch_size, shuffle, grouped
-        self.seed, self.rank, self.num_ranks, self.with_epoch = seed, rank, num_ranks, with_epoch
+        self.lengths, self.shuffle, self.with_epoch = lengths, shuffle, with_epoch
+        self.rank, self.num_ranks, self.accumulated = rank, num_ranks, accumulated
+        self.dealing = Dealing(lengths, size=batch_size * num_ranks * accumulated, grouped=grouped, seed=seed)
         self.epoch = 0
-        self._short: tuple[int, int] | None = None  # (epoch, its batch with fewer rows than ranks)
-        self.resume_at: tuple[int, int | None] = (0, 0)  # (epoch, its finished batches; None: all)
+        self.resume_at: tuple[int, Dealt | None] = (0, ())  # (epoch, how it was begun; None: all of it is done)
+        self._steps: tuple[Any, list[list[int]]] = ((), [])  # those that were asked for last
 
     @property
     def sampler(self) -> "BatchSampler":
@@ -56,42 +57,80 @@ class BatchSampler(Sampler[list[Any]]):
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def batches(self, epoch: int) -> list[list[int]]:
-        """The global batches of an epoch, over all ranks."""
-        size = self.batch_size * self.num_ranks
-        order = list(range(len(self.lengths)))
-        if not self.shuffle:
-            if self.grouped:
-                order.sort(key=self.lengths.__getitem__)
-            return [order[start : start + size] for start in range(0, len(order), size)]
-        generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
-        order = torch.randperm(len(order), generator=generator).tolist()
-        if self.grouped:
-            pool = size * _POOL
-            pools = (order[start : start + pool] for start in range(0, len(order), pool))
-            order = [row for rows in pools for row in sorted(rows, key=self.lengths.__getitem__)]
-        batches = [order[start : start + size] for start in range(0, len(order), size)]
-        return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+    def steps(self, epoch: int) -> list[list[int]]:
+        """The rows of each optimizer step, over all ranks: those since an epoch was last dealt."""
+        asked = (epoch, self._begun(epoch)[0]) if self.shuffle else None
+        if self._steps[0] != asked:
+            self._steps = asked, self.dealing.unshuffled() if asked is None else self.dealing.steps(*asked)
+        return self._steps[1]
+
+    def dealt(self, epoch: int, batches: int) -> Dealt:
+        """How an epoch has been dealt up to a batch, the last of a step; for `resume_at`."""
+        before, _ = self._begun(epoch)
+        done = -(-batches // self.accumulated) - self._ahead(epoch)
+        return [*before, (self.dealing.size, done)] if done > 0 else before
+
+    def num_done(self, epoch: int) -> int:
+        """Batches of an epoch that are done where the run is resumed."""
+        at, dealt = self.resume_at
+        if at != epoch:
+            return 0
+        return len(self) if dealt is None else self.accumulated * (self._ahead(epoch) + self._begun(epoch)[1])
+
+    def share(self, epoch: int, number: int, rank: int) -> list[int]:
+        """A rank's rows of a batch of an epoch; none if there are not enough."""
+        step, within = divmod(number, self.accumulated)
+        batch = evenly(self.steps(epoch)[step - self._ahead(epoch)], within, self.accumulated)
+        return list(batch[rank :: self.num_ranks])
 
     def stands_in(self, epoch: int, number: int) -> bool:
         """Whether this rank's row of a training batch is a copy of another rank's, where it counts."""
-        rest = len(self.lengths) % (self.batch_size * self.num_ranks)
-        if not 0 < rest <= self.rank:
-            return False
-        if self._short is None or self._short[0] != epoch:
-            self._short = epoch, next(i for i, batch in enumerate(self.batches(epoch)) if len(batch) == rest)
-        return number == self._short[1]
+        return not self.share(epoch, number, self.rank)
 
     def __iter__(self) -> Iterator[list[Any]]:
-        epoch, (resumed, done) = self.epoch, self.resume_at
-        batches = self.batches(epoch)
-        for batch in batches[(len(batches) if done is None else done) if resumed == epoch else 0 :]:
-            share = batch[self.rank :: self.num_ranks]
-            if self.shuffle and not share:
-                share = [batch[self.rank % len(batch)]]
-            if share:
-                yield [(epoch, row) for row in share] if self.with_epoch else share
+        epoch = self.epoch
+        for number in range(self.num_done(epoch), len(self)):
+            share = self.share(epoch, number, self.rank) or self._stand_in(epoch, number)
+            yield [(epoch, row) for row in share] if self.with_epoch else share
 
     def __len__(self) -> int:
-        whole, rest = divmod(len(self.lengths), self.batch_size * self.num_ranks)
-        return whole + (rest > (0 if self.shuffle else self.rank))
+        if self.shuffle:
+            return self.dealing.num_steps * self.accumulated
+        whole, rest = divmod(len(self.lengths), self.dealing.size)
+        return whole + (rest > self.rank)
+
+    def _begun(self, epoch: int) -> tuple[Dealt, int]:
+        """How an epoch was dealt before its present steps, and how many of these are done."""
+        at, dealt = self.resume_at
+        if at != epoch or not dealt:
+            return (), 0
+        size, done = dealt[-1]
+        return (tuple(dealt[:-1]), done) if size == self.dealing.size else (tuple(dealt), 0)
+
+    def _ahead(self, epoch: int) -> int:
+        """Steps by which an epoch that was begun with steps of another size has fewer than a whole one."""
+        before, _ = self._begun(epoch)
+        return self.dealing.num_steps - len(self.steps(epoch)) if before else 0
+
+    def _stand_in(self, epoch: int, number: int) -> list[int]:
+        rows = self.steps(epoch)[number // self.accumulated - self._ahead(epoch)]
+        return [rows[self.rank % len(rows)]]
+
+
+def rows_per_process(global_batch_size: int, *, num_ranks: int, accumulated: int) -> int:
+    """The rows of each process's batch, for a number of rows in each optimizer step.
+
+    Raises:
+        InputError: the rows cannot be dealt out evenly (``E-BATCH``).
+    """
+    parts = num_ranks * accumulated
+    if global_batch_size % parts:
+        below, above = global_batch_size // parts * parts, -(-global_batch_size // parts) * parts
+        near = f"{below} or {above}" if below else f"{above}"
+        raise InputError(
+            "E-BATCH",
+            f"data.global_batch_size={global_batch_size} rows of a step cannot be dealt out evenly to {num_ranks} "
+            f"process{'es' * (num_ranks > 1)} with trainer.accumulate_grad_batches={accumulated}; give a multiple of "
+            f"{parts}, such as {near}, or other devices",
+        )
+    return global_batch_size // parts

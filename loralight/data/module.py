@@ -10,7 +10,8 @@ import lightning
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from loralight.data.batching import BatchSampler
+from loralight.data.batching import BatchSampler, rows_per_process
+from loralight.data.dealing import Dealt
 from loralight.data.row_digest import digest
 from loralight.errors import InputError
 from loralight.stopping import outlive
@@ -24,14 +25,18 @@ class TaskData(lightning.LightningDataModule, ABC):
 
     A plugin encodes the rows of `read_splits` in `load`, joins rows to a batch in `collate`, and passes on in
     `model_arguments` the task's arguments that only the data knows. Batches are a pure function of (seed, epoch, rank):
-    a resumed run gets the same next batch as an uninterrupted run, with any number of workers.
+    a resumed run gets the same next batch as an uninterrupted run, with any number of workers. The rows of an optimizer
+    step depend on their number alone, not on the processes and accumulated batches that they are dealt out to.
 
     Args:
         path, name, train, validation, test, validation_fraction, limit_rows, limit_eval_rows: where the rows are, and
             which of them are used, see `load_splits`.
         header, delimiter, encoding: the format of their files, see `load_splits`.
-        batch_size: rows per process and step.
-        eval_batch_size: rows per process and step in validation and test; ``batch_size`` if None.
+        batch_size: rows of a batch in each process.
+        global_batch_size: rows of an optimizer step, over all processes and accumulated batches, which takes the place
+            of ``batch_size`` in training: the same rows make a step on any number of processes. It must be a multiple
+            of processes times accumulated batches.
+        eval_batch_size: rows of a batch in each process in validation and test; ``batch_size`` if None.
         length_grouped: whether a batch has rows of similar length, which saves computing on padding.
         num_workers: processes that read ahead; 0 reads in the training process. If None, 0 on a CPU, whose cores
             train, and on GPUs one less than the cores for each GPU, up to 8.
@@ -60,6 +65,7 @@ class TaskData(lightning.LightningDataModule, ABC):
         delimiter: str | None = None,
         encoding: str | None = None,
         batch_size: int = 32,
+        global_batch_size: int | None = None,
         eval_batch_size: int | None = None,
         length_grouped: bool = True,
         num_workers: int | None = None,
@@ -69,10 +75,13 @@ class TaskData(lightning.LightningDataModule, ABC):
         from loralight.data.splits import load_splits
 
         super().__init__()
-        if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1):
+        if any(size is not None and size < 1 for size in (batch_size, global_batch_size, eval_batch_size)):
             raise InputError(
-                "E-BATCH", f"data.batch_size is {batch_size}, eval_batch_size {eval_batch_size}; give at least 1"
+                "E-BATCH",
+                f"data.batch_size is {batch_size}, global_batch_size {global_batch_size}, eval_batch_size "
+                f"{eval_batch_size}; give at least 1",
             )
+        self.global_batch_size = global_batch_size
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         if num_workers is not None and num_workers < 0:
             raise InputError("E-WORKERS", f"data.num_workers is {num_workers}; give 0, or a number of processes")
@@ -97,7 +106,7 @@ class TaskData(lightning.LightningDataModule, ABC):
         self.delimiter, self.encoding = delimiter, encoding
         self.splits: Mapping[str, Any] = {}
         self._digest_of: dict[str, str] = {}
-        self._resume_at: tuple[int, int | None] = (0, 0)
+        self._resume_at: tuple[int, Dealt | None] = (0, ())
         self._train_sampler: BatchSampler | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -148,16 +157,33 @@ class TaskData(lightning.LightningDataModule, ABC):
                 raise InputError("E-DATA-EMPTY", f"the {name} split has no rows")
 
     def train_dataloader(self) -> DataLoader[Any]:
-        loader = self._loader("train", self.batch_size, shuffle=True)
-        assert isinstance(loader.batch_sampler, BatchSampler)
-        self._train_sampler = loader.batch_sampler
-        self._train_sampler.resume_at = self._resume_at
-        self._train_sampler.epoch = self._resume_at[0]  # workers read ahead before Lightning sets the epoch
-        return loader
+        self._train_sampler = self._sampler_of_training()
+        return self._loader("train", self._train_sampler)
 
-    def go_on_at(self, epoch: int, batches: int | None) -> None:
-        """Have training resume in an epoch after this many batches, or after all of them if None."""
-        self._resume_at = (epoch, batches)
+    def go_on_at(self, epoch: int, dealt: Dealt | None) -> int:
+        """Have training resume within an epoch.
+
+        Args:
+            epoch: its number, from 0.
+            dealt: how the epoch was begun, see `dealt`; None if all of it is done.
+
+        Returns:
+            The number of batches of the epoch that count as done. If steps have another size now, the rows that are
+            left are dealt anew, and become the last batches of the epoch.
+        """
+        self._resume_at = (epoch, None if dealt is None else [(size, steps) for size, steps in dealt])
+        self._train_sampler = self._sampler_of_training()
+        return self._train_sampler.num_done(epoch)
+
+    def dealt(self, epoch: int, batches: int) -> Dealt:
+        """The steps of an epoch up to a batch, the last of a step: rows of a step, and number of steps, by turns."""
+        return () if self._train_sampler is None else self._train_sampler.dealt(epoch, batches)
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of an optimizer step, over all processes and accumulated batches of the trainer."""
+        _, num_ranks, accumulated = self._place()
+        return self._rows_per_process() * num_ranks * accumulated
 
     def stands_in(self, epoch: int, batch_idx: int) -> bool:
         """Whether this process's row of a training batch is a copy of another process's row, where it counts.
@@ -167,19 +193,37 @@ class TaskData(lightning.LightningDataModule, ABC):
         return self._train_sampler is not None and self._train_sampler.stands_in(epoch, batch_idx)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._loader("validation", self.eval_batch_size, shuffle=False)
+        return self._loader("validation", self._sampler("validation", self.eval_batch_size))
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return self._loader("test", self.eval_batch_size, shuffle=False)
+        return self._loader("test", self._sampler("test", self.eval_batch_size))
 
-    def _loader(self, split: str, batch_size: int, *, shuffle: bool) -> DataLoader[Any]:
-        rank, num_ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        rows: Dataset[Any] = self.splits[split]
+    def _place(self) -> tuple[int, int, int]:
+        """This process's rank, the number of processes, and the batches of an optimizer step."""
+        if self.trainer is None:
+            return 0, 1, 1
+        return self.trainer.global_rank, self.trainer.world_size, self.trainer.accumulate_grad_batches
+
+    def _rows_per_process(self) -> int:
+        if self.global_batch_size is None or self.trainer is None:
+            return self.batch_size
+        _, num_ranks, accumulated = self._place()
+        return rows_per_process(self.global_batch_size, num_ranks=num_ranks, accumulated=accumulated)
+
+    def _sampler_of_training(self) -> BatchSampler:
+        _, _, accumulated = self._place()
+        sampler = self._sampler("train", self._rows_per_process(), shuffle=True, accumulated=accumulated)
+        sampler.resume_at = self._resume_at
+        sampler.epoch = self._resume_at[0]  # workers read ahead before Lightning sets the epoch
+        return sampler
+
+    def _sampler(self, split: str, batch_size: int, *, shuffle: bool = False, accumulated: int = 1) -> BatchSampler:
+        rank, num_ranks, _ = self._place()
         if len(self.splits[split]) < num_ranks:
             raise InputError(
                 "E-DATA-EMPTY", f"the {split} split has {len(self.splits[split])} rows for {num_ranks} processes"
             )
-        sampler = BatchSampler(
+        return BatchSampler(
             self.lengths(split),
             batch_size=batch_size,
             shuffle=shuffle,
@@ -187,8 +231,12 @@ class TaskData(lightning.LightningDataModule, ABC):
             seed=self.seed,
             rank=rank,
             num_ranks=num_ranks,
+            accumulated=accumulated,
             with_epoch=shuffle and self.rows_differ_by_epoch,
         )
+
+    def _loader(self, split: str, sampler: BatchSampler) -> DataLoader[Any]:
+        rows: Dataset[Any] = self.splits[split]
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         num_workers = self.num_workers or 0
         if self.num_workers is None and self.trainer is not None and on_gpu:

@@ -113,7 +113,8 @@ def steps_of_epoch(trainer: lightning.Trainer, data: TaskData, *, num_ranks: int
     Args:
         num_ranks: number of processes; the trainer's if None.
     """
-    batches = math.ceil(len(data.splits["train"]) / (data.batch_size * (num_ranks or trainer.world_size)))
-    limit = trainer.limit_train_batches
+    accumulated = trainer.accumulate_grad_batches
+    rows = data.batch_size * (num_ranks or trainer.world_size) * accumulated
+    batches, limit = math.ceil(len(data.splits["train"]) / rows) * accumulated, trainer.limit_train_batches
     batches = min(batches, limit) if isinstance(limit, int) else math.ceil(batches * limit)
-    return max(1, math.ceil(batches / trainer.accumulate_grad_batches))
+    return max(1, math.ceil(batches / accumulated))

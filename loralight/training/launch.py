@@ -68,6 +68,17 @@ def num_processes(trainer: Mapping[str, Any]) -> int:
     return wanted
 
 
+def world_size(trainer: Mapping[str, Any]) -> int:
+    """The number of processes of a run on all machines, with a trainer's config.
+
+    Raises:
+        InputError: see `num_processes`.
+    """
+    if process_rank() is None:
+        return num_processes(trainer)
+    return int(os.environ.get("WORLD_SIZE") or os.environ["SLURM_NTASKS"])
+
+
 def launch(job: Job, config: dict[str, Any], output_dir: Path) -> Any:
     """Run ``job(config, output_dir)`` in as many processes as the trainer asks for.
 

@@ -187,9 +187,14 @@ def scheduled(optimizer: Optimizer, scheduler: Callable[[Optimizer, int], LRSche
     }
 
 
-def follow(scheduler: LRScheduler) -> None:
-    """Set each group's rate to the present value of its schedule; the saved rate is wrong if the run is longer now."""
+def follow(scheduler: LRScheduler, *, at: int | None = None) -> None:
+    """Set each group's rate to the present value of its schedule; the saved rate is wrong if the run is longer now.
+
+    Args:
+        at: the step at which the schedule stands; the saved one if None.
+    """
     if isinstance(scheduler, LambdaLR):
+        scheduler.last_epoch = scheduler.last_epoch if at is None else at
         groups = zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
         for group, rate, factor in groups:
             group["lr"] = rate * factor(scheduler.last_epoch)

@@ -42,17 +42,22 @@ def telling_of_memory(config: Mapping[str, Any], folder: Path) -> Iterator[None]
 
 
 def _message(config: Mapping[str, Any], folder: Path) -> str:
-    size, length = config["data"].get("batch_size"), (config.get("model") or {}).get("max_length")
-    asked = f"data.batch_size={size}" + (f" and model.max_length={length}" if length else "")
+    data, length = config["data"], (config.get("model") or {}).get("max_length")
+    of_step = data.get("global_batch_size")
+    size, asked = data.get("batch_size"), f"data.batch_size={data.get('batch_size')}"
     knobs = []
-    if size and size > 1:
-        windows = 2 * (config["trainer"].get("accumulate_grad_batches") or 1)
+    windows = 2 * (config["trainer"].get("accumulate_grad_batches") or 1)
+    if of_step is not None:
+        asked = f"data.global_batch_size={of_step}"
+        knobs.append(f"trainer.accumulate_grad_batches={windows}, which computes the same")
+    elif size and size > 1:
         knobs.append(
             f"data.batch_size={size // 2} trainer.accumulate_grad_batches={windows}, which computes the same"
             if size % 2 == 0
             else "data.batch_size lower"
         )
     if length:
+        asked += f" and model.max_length={length}"
         knobs.append(f"model.max_length={length // 2}")
     if config["trainer"].get("precision") in (None, "32-true", 32):
         knobs.append("trainer.precision=bf16-mixed")

@@ -13,6 +13,7 @@ from loralight.data.seeds import seed_of
 from loralight.errors import InputError
 from loralight.training.fingerprint import Adapted, fingerprint
 from loralight.training.optim import follow
+from loralight.training.place_in_rows import in_batches, in_rows
 
 
 class Position(Callback):
@@ -22,19 +23,25 @@ class Position(Callback):
     weight changes, so batches accumulated since then are computed again and no gradient has to be stored. The batch up
     to which the epoch has been validated is stored too; a validation that is due but was not finished is done first.
 
+    Of a `TaskData`, the position is stored in rows: the steps of the epoch, and the rows of a step. So any number of
+    processes can go on, with any number of accumulated batches. If steps have another size then, the rows that are left
+    of the epoch are dealt anew, and the schedules stand where they would if all steps so far had had this size.
+
     Lightning's own position depends on the hook in which a checkpoint is written, and could make its loops leave out a
     validation or a batch. It is never read, but replaced when a checkpoint is loaded.
 
     This callback comes before all others, since these may write checkpoints.
 
     Raises:
-        InputError: the run was begun on other base weights (``E-BASE``) or in more or fewer processes
-            (``E-RESUME-ORDER``), or has trained for more epochs than ``trainer.max_epochs`` (``E-RESUME``).
+        InputError: the run was begun on other base weights (``E-BASE``), or has trained for more epochs than
+            ``trainer.max_epochs`` (``E-RESUME``), or was begun in more or fewer processes with data that is no
+            `TaskData` (``E-RESUME-ORDER``).
     """
 
     def __init__(self) -> None:
         self.epoch, self.batches = 0, 0  # whole epochs, and batches of the next up to the last optimizer step
         self.steps, self.total_batches = 0, 0  # of all epochs, up to the last optimizer step
+        self.ahead = 0  # steps by which schedules are ahead of `steps`, since earlier steps had more rows than now
         self._seen = 0  # batches of all epochs, including those since the last optimizer step
         self.validated = 0  # batches of the epoch at its last validation
         self._interval: int | float | None = None  # batches from one validation to the next
@@ -69,7 +76,7 @@ class Position(Callback):
         trainer.ckpt_path = None  # else Lightning would never remove this checkpoint when better ones come
         trainer.callback_metrics.update(self._resumed["metrics"])
         for config in trainer.lr_scheduler_configs:
-            follow(config.scheduler)
+            follow(config.scheduler, at=self.steps + self.ahead if self._resumed.get("is_dealt_anew") else None)
         loop = trainer.fit_loop.epoch_loop
         if not self.batches:
             loop.restarting = False
@@ -121,7 +128,9 @@ class Position(Callback):
             "total_batches": self.total_batches,
             "validated": self.validated,
             "is_last": bool(self.batches) and self.batches == trainer.num_training_batches,
+            "ahead": self.ahead,
             "ranks": trainer.world_size,
+            **(in_rows(trainer, self.epoch, self.batches) if _has_our_data(trainer) else {}),
             "base": self._base,
             "row": self._row(trainer) if self._is_unlogged else {},
             "metrics": dict(trainer.callback_metrics),
@@ -130,23 +139,23 @@ class Position(Callback):
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self._resumed = at = checkpoint["position"]
-        if at["ranks"] != trainer.world_size:
+        at = checkpoint["position"]
+        if at["ranks"] != trainer.world_size and not _has_our_data(trainer):
             raise InputError(
                 "E-RESUME-ORDER",
-                f"the checkpoint is of {at['ranks']} processes, these are {trainer.world_size}; resume with as many",
+                f"the checkpoint is of {at['ranks']} processes, these are {trainer.world_size}; resume with as many, "
+                "or give a datamodule that derives from loralight.TaskData: any number can go on with its rows",
             )
         if trainer.max_epochs not in (None, -1) and at["epoch"] > trainer.max_epochs:
             raise InputError(
                 "E-RESUME", f"{at['epoch']} epochs are done, trainer.max_epochs is {trainer.max_epochs}; give as many"
             )
+        self._resumed = at = in_batches(trainer, at) if _has_our_data(trainer) else at
         self.epoch, self.batches, self.validated = at["epoch"], at["batches"], at["validated"]
         self.steps, self.total_batches = at["steps"], at["total_batches"]
         self._seen = self.total_batches
+        self.ahead = cast(Any, pl_module).steps_ahead = at.get("ahead", 0)
         checkpoint["loops"]["fit_loop"].update(_progress(at))
-        if _has_our_data(trainer):
-            data: TaskData = trainer.datamodule  # type: ignore[attr-defined]
-            data.go_on_at(self.epoch, None if at["is_last"] else self.batches)
 
     def _begin_rows_anew(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
         """Restart a loader that is not ours: the epoch's rows in the order of its seed, from the run's position.

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import islice
 
+import lightning
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -107,6 +108,20 @@ def rates_line(task: AdapterTask) -> list[str]:
     lines = [f"learning rate: {n} of {every} tensors at {factor:g} x optimizer.lr" for factor, n in counts.items()]
     if (rate := head_rate(task.head_settings.lr, task.learning.head)) is not None:
         lines.append(f"learning rate of the head: {rate:g}")
+    return lines
+
+
+def batch_lines(trainer: lightning.Trainer, data: TaskData) -> list[str]:
+    """A line on the rows of an optimizer step and of each process's batch; one more if there are several processes."""
+    num_ranks, accumulated = trainer.world_size, trainer.accumulate_grad_batches
+    parts = [f"{num_ranks} processes"] * (num_ranks > 1) + [f"{accumulated} accumulated batches"] * (accumulated > 1)
+    split = f": {' x '.join([*parts, f'{data.batch_size} rows'])}" if parts else ""
+    lines = [f"optimizer step: {num_ranks * accumulated * data.batch_size} rows{split}"]
+    if num_ranks > 1:
+        lines.append(
+            "processes: they train on the rows of each step as one would; their dropout masks are others, of the same "
+            "distribution"
+        )
     return lines
 
 

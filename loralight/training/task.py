@@ -115,6 +115,7 @@ class AdapterTask(lightning.LightningModule, Contract):
         self._evaluation = SharedEvaluation()
         self._fresh: set[str] = set()  # names of the parameters that the pretrained weights do not have
         self._modes = FrozenModes()
+        self.steps_ahead = 0  # by how much schedules are ahead of the steps done, see `Position`
         self._window = Window()
         self._epoch_loss = EpochLoss()
 
@@ -372,7 +373,8 @@ class AdapterTask(lightning.LightningModule, Contract):
         for update in range(self.updates_per_batch):
             self.update = update
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-            self.adapter.after_step_(self.model, step=self.global_step + 1, num_steps=num_steps)
+            step = self.global_step + 1 + self.steps_ahead
+            self.adapter.after_step_(self.model, step=step, num_steps=num_steps)
         self.update = 0
 
     def on_train_epoch_end(self) -> None:

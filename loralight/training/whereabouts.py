@@ -23,8 +23,8 @@ def place_of_step(trainer: lightning.Trainer, ranks: Sequence[int]) -> Callable[
         loader = trainer.train_dataloader
         sampler = loader.batch_sampler if isinstance(loader, DataLoader) else None
         if isinstance(sampler, BatchSampler):
-            batches = sampler.batches(epoch)[first : last + 1]
-            rows = [row for batch in batches for rank in ranks for row in batch[rank::world]]
+            numbers = range(first, last + 1)
+            rows = [row for number in numbers for rank in ranks for row in sampler.share(epoch, number, rank)]
             more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
             where += f"; rows {', '.join(map(str, rows[:_SHOWN]))}{more} of the train split, counted from 0"
         return f"{where})"

@@ -217,3 +217,20 @@ def test_what_could_not_be_read_again_is_not_begun(value: Any, says: str, tmp_pa
     with pytest.raises(InputError, match=f"E-CONFIG: .*{says}"):
         take(tmp_path / "run", CONFIG | {"x": value}, [])
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("accumulated", [1, 4])
+def test_rows_of_a_step_may_be_divided_anew_if_their_number_is_given(accumulated: int, tmp_path: Path) -> None:
+    given = changed("data.global_batch_size", 64)
+    take(tmp_path, given | {"resume": None}, [])
+    trainer = {**given["trainer"], "accumulate_grad_batches": accumulated}
+    take(tmp_path, given | {"trainer": trainer, "data": {**given["data"], "batch_size": 16}}, [])
+    with pytest.raises(InputError, match=r"^E-RESUME: .*data\.global_batch_size: 64, now 32"):
+        take(tmp_path, given | {"data": {**given["data"], "global_batch_size": 32}}, [])
+
+
+def test_a_run_of_an_earlier_version_has_no_number_of_rows_of_a_step(tmp_path: Path) -> None:
+    take(tmp_path, CONFIG, [])
+    take(tmp_path, changed("data.global_batch_size", None), [])
+    with pytest.raises(InputError, match=r"^E-RESUME: .*data\.global_batch_size: None, now 64"):
+        take(tmp_path, changed("data.global_batch_size", 64), [])

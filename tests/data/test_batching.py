@@ -95,7 +95,7 @@ def test_an_epoch_resumed_at_any_batch_goes_on_with_exactly_the_rest(epoch: int,
         later = of_each_rank(num_ranks, epoch + 1, num_rows=100)[rank]
         for done in range(len(whole) + 1):
             resumed = sampler(100, rank=rank, num_ranks=num_ranks)
-            resumed.resume_at = (epoch, done)
+            resumed.resume_at = (epoch, [(8 * num_ranks, done)])
             resumed.set_epoch(epoch)
             assert list(resumed) == whole[done:]
             resumed.set_epoch(epoch + 1)
@@ -127,3 +127,70 @@ def test_grouped_batches_do_not_come_in_order_of_length() -> None:
 
 def test_without_shuffling_and_grouping_rows_come_in_their_order() -> None:
     assert rows_of(of_each_rank(1, shuffle=False, grouped=False)[0]) == list(range(1000))
+
+
+def of_step(samplers: list[BatchSampler], epoch: int, step: int) -> list[int]:
+    """The rows of a step, in the order of batches, and of ranks within a batch."""
+    accumulated = samplers[0].accumulated
+    numbers = range(step * accumulated, (step + 1) * accumulated)
+    return [row for number in numbers for each in samplers for row in each.share(epoch, number, each.rank)]
+
+
+def ranks_of(num_ranks: int, accumulated: int, size: int, num_rows: int) -> list[BatchSampler]:
+    """The samplers of all ranks for steps of ``size`` rows."""
+    place = {"num_ranks": num_ranks, "accumulated": accumulated, "batch_size": size // (num_ranks * accumulated)}
+    return [sampler(num_rows, rank=rank, **place) for rank in range(num_ranks)]
+
+
+WAYS = [
+    (num_ranks, accumulated)
+    for num_ranks in range(1, 9)
+    for accumulated in (1, 2, 3)
+    if 24 % (num_ranks * accumulated) == 0
+]
+
+
+@pytest.mark.parametrize(("num_ranks", "accumulated"), WAYS)
+@pytest.mark.parametrize("num_rows", [1000, 96, 73, 5])  # of 73 one is left over, and 5 are fewer than some have places
+def test_a_step_has_the_same_rows_however_it_is_divided(num_ranks: int, accumulated: int, num_rows: int) -> None:
+    alone, several = ranks_of(1, 1, 24, num_rows), ranks_of(num_ranks, accumulated, 24, num_rows)
+    steps = -(-num_rows // 24)
+    for epoch, step in itertools.product((0, 3), range(steps)):
+        assert sorted(of_step(several, epoch, step)) == sorted(of_step(alone, epoch, step))
+    for each in several:
+        each.set_epoch(1)
+        found = list(each)
+        assert len(found) == len(each) == steps * accumulated
+        assert all(1 <= len(batch) <= 24 // (num_ranks * accumulated) for batch in found)
+        counted = [batch for number, batch in enumerate(found) if not each.stands_in(1, number)]
+        assert counted == [share for number in range(len(each)) if (share := each.share(1, number, each.rank))]
+
+
+def test_a_run_that_goes_on_with_other_steps_in_an_epoch_loses_no_row_and_takes_none_twice() -> None:
+    choices = random.Random(1)
+    for _ in range(300):
+        num_rows, epoch, counted, dealt = choices.randint(1, 90), choices.randint(0, 3), list[int](), list[Any]()
+        for is_last in [*[False] * choices.randint(1, 3), True]:
+            num_ranks, accumulated, batch_size = choices.randint(1, 4), choices.randint(1, 3), choices.randint(1, 5)
+            several = ranks_of(num_ranks, accumulated, batch_size * num_ranks * accumulated, num_rows)
+            for each in several:
+                each.resume_at = (epoch, dealt)
+                each.set_epoch(epoch)
+            done, whole = several[0].num_done(epoch), len(several[0])
+            assert done % accumulated == 0 and done <= whole
+            assert [len(list(each)) for each in several] == [whole - done] * num_ranks
+            until = whole if is_last else accumulated * choices.randint(done // accumulated, whole // accumulated)
+            counted += [row for n in range(done, until) for each in several for row in each.share(epoch, n, each.rank)]
+            dealt = list(several[0].dealt(epoch, until))
+            assert all(list(each.dealt(epoch, until)) == dealt for each in several)
+        assert sorted(counted) == list(range(num_rows)), (num_rows, dealt)
+
+
+def test_steps_of_the_same_size_go_on_in_the_same_order_however_they_are_divided_then() -> None:
+    whole = [of_step(ranks_of(1, 1, 24, 200), 1, step) for step in range(9)]
+    for num_ranks, accumulated in WAYS:
+        several = ranks_of(num_ranks, accumulated, 24, 200)
+        for each in several:
+            each.resume_at = (1, [(24, 4)])
+        assert several[0].num_done(1) == 4 * accumulated
+        assert [sorted(of_step(several, 1, step)) for step in range(9)] == [sorted(step) for step in whole]

@@ -30,12 +30,13 @@ class Numbers(TaskData):
         return [row % 7 for row in self.splits[split]]
 
 
-def numbers(*, rank: int = 0, num_ranks: int = 1, train: int = 50, **arguments: Any) -> Numbers:
+def numbers(*, rank: int = 0, num_ranks: int = 1, accumulated: int = 1, train: int = 50, **arguments: Any) -> Numbers:
     """The data as one of several processes has it."""
     data = Numbers(num_rows={"train": train, "validation": 11, "test": 5}, **{"batch_size": 4, **arguments})
     data.setup()
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=num_ranks, strategy=strategy)  # type: ignore[assignment]
+    place = {"global_rank": rank, "world_size": num_ranks, "accumulate_grad_batches": accumulated}
+    data.trainer = SimpleNamespace(**place, strategy=strategy)  # type: ignore[assignment]
     return data
 
 
@@ -167,7 +168,7 @@ def test_all_processes_together_see_every_row_once(num_ranks: int, split: str, g
 def test_workers_that_read_ahead_begin_with_the_epoch_that_is_resumed(num_workers: int) -> None:
     for epoch, done in [(2, 0), (2, 3), (2, None)]:  # at the end of one, within one, at the end of one not validated
         data = numbers(num_workers=num_workers)
-        data.go_on_at(epoch, done)
+        data.go_on_at(epoch, None if done is None else [(4, done)])
         loader = data.train_dataloader()
         reading = iter(loader)  # as Lightning does, before it sets the epoch
         loader.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
@@ -198,7 +199,7 @@ def test_a_resumed_epoch_goes_on_where_it_stopped_and_later_ones_start_at_their_
     for rank in range(num_ranks):
         whole = numbers(rank=rank, num_ranks=num_ranks)
         resumed = numbers(rank=rank, num_ranks=num_ranks)
-        resumed.go_on_at(1, 2)
+        assert resumed.go_on_at(1, [(4 * num_ranks, 2)]) == 2
         loader = resumed.train_dataloader()
         assert [batch.tolist() for batch in loader] == batches(whole, epoch=1)[2:]
         loader.batch_sampler.set_epoch(2)  # type: ignore[union-attr]
@@ -227,3 +228,35 @@ def test_a_process_that_reads_data_is_not_sent_the_trainer() -> None:
     data = numbers()
     assert copy(data).trainer is None and data.trainer is not None
     assert copy(data).splits is data.splits
+
+
+@pytest.mark.parametrize(("num_ranks", "accumulated"), [(1, 1), (2, 1), (3, 2), (1, 6)])
+def test_the_rows_of_a_step_are_dealt_out_to_all_processes_and_batches(num_ranks: int, accumulated: int) -> None:
+    ranks = [
+        numbers(rank=rank, num_ranks=num_ranks, accumulated=accumulated, global_batch_size=12, train=36)
+        for rank in range(num_ranks)
+    ]
+    shares = [batches(data) for data in ranks]
+    assert {data.rows_per_step for data in ranks} == {12}
+    assert {len(batch) for share in shares for batch in share} == {12 // num_ranks // accumulated}
+    steps = [
+        sorted(row for share in shares for batch in share[step : step + accumulated] for row in batch)
+        for step in range(0, 3 * accumulated, accumulated)
+    ]
+    assert steps == [sorted(batch) for batch in batches(numbers(global_batch_size=12, batch_size=12, train=36))]
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "accumulated", "says"),
+    [
+        (3, 1, r"64 rows of a step .* to 3 processes .*; give a multiple of 3, such as 63 or 66, or other devices"),
+        (1, 3, r"64 rows of a step .* to 1 process with trainer\.accumulate_grad_batches=3; give a multiple of 3"),
+        (16, 8, r"64 rows of a step .* give a multiple of 128, such as 128, or"),
+    ],
+)
+def test_rows_of_a_step_that_cannot_be_dealt_out_evenly_are_refused(
+    num_ranks: int, accumulated: int, says: str
+) -> None:
+    data = numbers(num_ranks=num_ranks, accumulated=accumulated, global_batch_size=64)
+    with pytest.raises(InputError, match=rf"^E-BATCH: data\.global_batch_size={says}"):
+        data.train_dataloader()

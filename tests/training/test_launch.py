@@ -128,6 +128,31 @@ def test_rows_that_are_fewer_than_the_processes_are_trained_on_as_in_one(
     assert_close(tmp_path / "several", tmp_path / "one")
 
 
+@pytest.mark.usefixtures("warm_ranks")
+def test_a_run_of_two_processes_goes_on_in_one_with_the_same_steps(
+    in_process: InProcess,
+    loralight: Callable[..., subprocess.CompletedProcess[str]],
+    two: list[str],
+    tmp_path: Path,
+) -> None:
+    begun = [*two, "data.global_batch_size=8", "scheduler=constant", "scheduler.warmup=0", "trainer.max_epochs=2"]
+    begun += ["monitor.metric=validation/loss", "monitor.mode=min"]  # which tells every step apart
+    amid = ["trainer.max_steps=7"]  # of the ten, five in each epoch
+    assert in_process("train", *begun, *amid, "trainer=ddp_cpu", "hydra.run.dir=run") == 0
+    resumed = ["trainer.devices=1", "trainer.accumulate_grad_batches=2", "trainer.max_steps=-1"]
+    done = loralight("train", "resume=run", *resumed)
+    assert done.returncode == 0, done.stderr
+    told = (tmp_path / "run" / "train.log").read_text()
+    assert [line.partition(": ")[2] for line in told.splitlines() if line.startswith("optimizer step")] == [
+        *("8 rows: 2 processes x 4 rows", "8 rows: 2 accumulated batches x 4 rows")
+    ]
+    assert in_process("train", *begun, "trainer=cpu", "hydra.run.dir=one") == 0
+    assert_close(tmp_path / "run", tmp_path / "one")
+    runs = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("run", "one")]
+    assert [(run["processes"], run["batch_size"], run["steps"]) for run in runs] == [(1, 4, 10), (1, 8, 10)]
+    assert runs[0]["metrics"] == pytest.approx(runs[1]["metrics"], abs=1e-5)
+
+
 def test_what_a_process_refuses_is_one_message(
     in_process: InProcess, two: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -72,3 +72,12 @@ def test_every_way_to_run_out_of_memory_is_told_so(error: Exception, tmp_path: P
 def test_another_error_is_no_lack_of_memory(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="shapes"), telling_of_memory({}, tmp_path):
         raise RuntimeError("shapes differ")
+
+
+def test_a_run_with_a_number_of_rows_of_a_step_is_told_to_take_them_in_more_batches(tmp_path: Path) -> None:
+    config = {"data": {"batch_size": 32, "global_batch_size": 64}, "trainer": {"accumulate_grad_batches": 2}}
+    message = (
+        r"^E-MEMORY: .*data\.global_batch_size=64: .*: trainer\.accumulate_grad_batches=4, which computes the same;"
+    )
+    with pytest.raises(InputError, match=message), telling_of_memory(config, tmp_path):
+        raise MemoryError

@@ -1,10 +1,13 @@
 """What is told before a run starts is what the run will do."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from loralight.config.build import build_data, build_task
 from loralight.config.composition import compose, plain
-from loralight.training.preflight import padding_line
+from loralight.training.preflight import batch_lines, padding_line
 
 
 @pytest.mark.parametrize(
@@ -33,3 +36,20 @@ def test_images_have_no_padding_to_tell_of() -> None:
     config = plain(compose("train", [*line, "data.limit_rows=40"]))
     data = build_data(config)
     assert padding_line(build_task(config, data.model_arguments()), data) == []
+
+
+@pytest.mark.parametrize(
+    ("ranks", "accumulated", "line"),
+    [
+        (1, 1, "optimizer step: 8 rows"),
+        (1, 2, "optimizer step: 16 rows: 2 accumulated batches x 8 rows"),
+        (4, 1, "optimizer step: 32 rows: 4 processes x 8 rows"),
+        (4, 2, "optimizer step: 64 rows: 4 processes x 2 accumulated batches x 8 rows"),
+    ],
+)
+def test_the_rows_of_a_step_and_of_a_process_are_told(ranks: int, accumulated: int, line: str) -> None:
+    trainer: Any = SimpleNamespace(world_size=ranks, accumulate_grad_batches=accumulated)
+    data: Any = SimpleNamespace(batch_size=8)
+    first, *others = batch_lines(trainer, data)
+    assert first == line
+    assert [text.partition(":")[0] for text in others] == ["processes"] * (ranks > 1)
