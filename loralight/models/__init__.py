@@ -11,6 +11,7 @@ from loralight.models.pooling import (
     load_pooled,
     pool,
 )
+from loralight.models.parts import is_dealt_out
 from loralight.models.pretrained import (
     agree_on_padding_,
     check_causal,
@@ -41,6 +42,7 @@ __all__ = [
     "depends_on_padding",
     "each_length",
     "find_pooling",
+    "is_dealt_out",
     "load_classifier",
     "load_encoder",
     "load_model",
