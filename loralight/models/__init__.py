@@ -2,6 +2,7 @@
 
 from loralight.models.budget import Size, at_most
 from loralight.models.padding import depends_on_padding, each_length
+from loralight.models.parts import is_dealt_out
 from loralight.models.pooling import (
     PooledClassifier,
     PoolingChoice,
@@ -11,7 +12,6 @@ from loralight.models.pooling import (
     load_pooled,
     pool,
 )
-from loralight.models.parts import is_dealt_out
 from loralight.models.pretrained import (
     agree_on_padding_,
     check_causal,

@@ -55,5 +55,5 @@ def summed_norms(norms: Tensor, tensors: Sequence[Tensor | None]) -> Tensor:
 
 
 def inference_on(model: nn.Module) -> AbstractContextManager[None]:
-    """A context for a model's predictions. Weights that are gathered in inference mode could not be used in training."""
+    """A context for a model's predictions: weights gathered in inference mode could not be used in training."""
     return torch.no_grad() if is_dealt_out(model) else torch.inference_mode()

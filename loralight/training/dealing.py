@@ -1,6 +1,6 @@
 """Which tasks can deal their weights out over the processes (``trainer=fsdp``), and why others cannot."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -39,18 +39,21 @@ def refuse_whole_weights_between_steps(adapter: Adapter) -> None:
         )
 
 
-def check_groups(groups: Iterable[Sequence[nn.Parameter]]) -> None:
+def check_groups(apart: Sequence[nn.Module], model: nn.Module) -> None:
     """Raise ``E-FSDP`` if weights that are gathered together learn in several dtypes: their gradients are one message.
 
     Args:
-        groups: the parameters of each block, and the others.
+        apart: the modules that are gathered one at a time; what is outside of them is gathered with the model.
+        model: as it will be trained.
     """
-    for group in groups:
+    inside = {parameter for module in apart for parameter in module.parameters()}
+    for group in (*(module.parameters() for module in apart), set(model.parameters()) - inside):
         dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in group if p.requires_grad})
         if len(dtypes) > 1:
             raise _refused(
-                f"weights that are gathered together learn in {' and '.join(dtypes)}, as trainer.precision casts the "
-                "base's and leaves new ones; take trainer.precision=32-true or bf16-mixed"
+                f"weights that are gathered together learn in {' and '.join(dtypes)}, as trainer.precision casts those "
+                "of the base and no new ones; take trainer.precision=32-true or bf16-mixed, or an adapter that adds "
+                "parameters, such as lora"
             )
 
 

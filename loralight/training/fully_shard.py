@@ -83,7 +83,9 @@ class FullyShard(ModelParallelStrategy):
             "reshard_after_forward": True,
         }
         apart = task.gathered_apart(task.model)
-        check_groups([list(block.parameters()) for block in apart])
+        check_groups(apart, task.model)
+        for parameter in task.parameters():
+            parameter.data = parameter.data.contiguous()  # as `fully_shard` demands
         for block in apart:
             fully_shard(block, **settings)
         fully_shard(task, **settings)
