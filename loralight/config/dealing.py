@@ -7,7 +7,7 @@ from loralight.config.build import make
 from loralight.config.check import find_target
 from loralight.config.composition import trusted_packages
 from loralight.errors import InputError
-from loralight.training.dealing import refuse_whole_weights_between_steps
+from loralight.training.dealing import refuse_whole_weights
 from loralight.training.fully_shard import FullyShard
 from loralight.training.launch import num_processes
 
@@ -24,7 +24,7 @@ def check_dealing_out(config: Mapping[str, Any]) -> None:
     trainer = config["trainer"]
     if not _deals_out(trainer.get("strategy")):
         return
-    refuse_whole_weights_between_steps(make(config["adapter"]))
+    refuse_whole_weights(make(config["adapter"]), config["task"].get("quantize"))
     if config["compile"]:
         raise InputError("E-FSDP", "trainer=fsdp gathers weights between compiled parts of a model; set compile=false")
     if num_processes(trainer) * trainer.get("num_nodes", 1) == 1:

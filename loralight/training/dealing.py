@@ -17,7 +17,7 @@ def check_can_be_dealt_out(task: AdapterTask) -> None:
             (``E-FSDP``).
     """
     model, adapter = task.model, task.adapter
-    refuse_whole_weights_between_steps(adapter)
+    refuse_whole_weights(adapter, task.quantize)
     if adapter.penalty(model) is not None:
         raise _refused(
             f"{type(adapter).__name__} adds a penalty on whole weights to the loss, and outside of a block's passes a "
@@ -30,12 +30,22 @@ def check_can_be_dealt_out(task: AdapterTask) -> None:
     _refuse_shared(task.gathered_apart(model), model)
 
 
-def refuse_whole_weights_between_steps(adapter: Adapter) -> None:
-    """Raise ``E-FSDP`` if a method changes the model after each step, which takes whole weights and gradients."""
+def refuse_whole_weights(adapter: Adapter, quantize: str | None) -> None:
+    """Raise ``E-FSDP`` if settings alone tell that whole weights are needed.
+
+    Args:
+        adapter: a method that changes the model after each step takes whole weights and gradients.
+        quantize: the task's; a packed weight is unpacked as a whole.
+    """
     if type(adapter).after_step_ is not Adapter.after_step_:
         raise _refused(
             f"{type(adapter).__name__} changes weights by their whole gradients after each step, and a process has "
             "only parts of them; take another method, such as adapter=lora"
+        )
+    if quantize is not None:
+        raise _refused(
+            f"task.quantize={quantize} packs weights that are then unpacked as a whole, and a process has only parts "
+            "of them; take task.quantize=null, or a trainer that keeps whole weights, such as trainer=ddp"
         )
 
 
