@@ -150,6 +150,10 @@ class FullyShard(ModelParallelStrategy):
         return self.checkpoint_io.load_checkpoint(checkpoint_path)
 
     @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        return False  # what learns is read before it is dealt out, and before callbacks begin the run
+
+    @property
     def lightning_restore_optimizer(self) -> bool:
         return True
 

@@ -91,8 +91,9 @@ def train(settings: list[str], folder: Path, *, rank: int = 0, ranks: int = 1) -
     before = {name: whole(tensor).clone() for name, tensor in task.trainable_tensors().items()}
     saved = FolderCheckpointIO().load_checkpoint(folder / "checkpoint")
     answers = task.predict([[5, 6, 7], [8, 9, 10]])
-    task.load_trainable(saved["state_dict"], "the checkpoint")
-    after = {name: whole(tensor).clone() for name, tensor in task.trainable_tensors().items()}
+    task.load_trainable({name: 10 * tensor for name, tensor in saved["state_dict"].items()}, "ten times as much")
+    with task.evaluating(), torch.no_grad():
+        loaded = task.step(batch_of(5)).predictions
     assert is_dealt_out(task.model) == (ranks > 1)
     task.learning.gather_(rank)
     return {
@@ -101,7 +102,7 @@ def train(settings: list[str], folder: Path, *, rank: int = 0, ranks: int = 1) -
         "held": seen.held,
         "total": sum(parameter.numel() for parameter in task.model.parameters()),
         "tensors": before,
-        "loaded": after,
+        "loaded": loaded,
         "checkpoint": saved,
         "gathered": dict(task.trainable_tensors()) if rank == 0 else {},
         "metrics": {name: float(trainer.callback_metrics[f"validation/{name}"]) for name in ("loss", "accuracy")},
