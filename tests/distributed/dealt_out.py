@@ -16,11 +16,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from loralight.adapters.disabled import disabled
 from loralight.config.build import make
 from loralight.config.composition import compose, plain
 from loralight.errors import InputError
 from loralight.models.parts import is_dealt_out, part, whole
 from loralight.testing.adapters import TinyBert, batch_of
+from loralight.training import Step
 from loralight.training.checkpoint import FolderCheckpointIO
 
 SIZES = (4, 7, 5, 8)  # rows of the training batches, of all processes
@@ -36,6 +38,25 @@ class Quiet(TinyBert):
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
         return model
+
+
+class Spoilt(Quiet):
+    """With a loss that is no number in the step of 5 rows, in the process that has the first of them."""
+
+    def step(self, batch: dict[str, torch.Tensor]) -> Step:
+        step = super().step(batch)
+        is_third = self.training and batch["input_ids"][0].equal(batch_of(SIZES[2])["input_ids"][0])
+        return step._replace(loss=step.loss * float("nan")) if is_third else step
+
+
+class Compared(Quiet):
+    """With a pass of the base before that of the adapted model, and a loss from both."""
+
+    def step(self, batch: dict[str, torch.Tensor]) -> Step:
+        with torch.no_grad(), disabled(self.model):
+            base = super().step(batch).predictions
+        step = super().step(batch)
+        return step._replace(loss=step.loss + (step.predictions - base).square().mean())
 
 
 class Batches(list):
@@ -58,10 +79,11 @@ class Seen(lightning.Callback):
 
 
 def train(settings: list[str], folder: Path, *, rank: int = 0, ranks: int = 1) -> dict[str, Any]:
+    tasks = {"spoilt": Spoilt, "compared": Compared}
     composed = compose("train", settings)
     config = {name: plain(composed[name]) for name in ("adapter", "optimizer", "acceleration", "trainer")}
     torch.manual_seed(0)
-    task = Quiet(
+    task = tasks.get(folder.name, Quiet)(
         adapter=make(config["adapter"]),
         optimizer=make(config["optimizer"]),
         accelerations={name: make(node) for name, node in config["acceleration"].items()},
