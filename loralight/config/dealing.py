@@ -22,7 +22,7 @@ def check_dealing_out(config: Mapping[str, Any]) -> None:
         InputError: there is one process, or the adapter or the model cannot be used in parts (``E-FSDP``).
     """
     trainer = config["trainer"]
-    if not _deals_out(trainer.get("strategy")):
+    if not deals_out(trainer):
         return
     refuse_whole_weights(make(config["adapter"]), config["task"].get("quantize"))
     if config["compile"]:
@@ -35,7 +35,9 @@ def check_dealing_out(config: Mapping[str, Any]) -> None:
         )
 
 
-def _deals_out(strategy: Any) -> bool:
+def deals_out(trainer: Mapping[str, Any]) -> bool:
+    """Whether a trainer's settings deal weights out over its processes."""
+    strategy = trainer.get("strategy")
     if not isinstance(strategy, Mapping):
         return False
     kind = find_target(strategy["_target_"], "trainer.strategy", trusted_packages())

@@ -56,8 +56,7 @@ def check_groups(apart: Sequence[nn.Module], model: nn.Module) -> None:
         apart: the modules that are gathered one at a time; what is outside of them is gathered with the model.
         model: as it will be trained.
     """
-    inside = {parameter for module in apart for parameter in module.parameters()}
-    for group in (*(module.parameters() for module in apart), set(model.parameters()) - inside):
+    for group in gathered_together(apart, model):
         dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in group if p.requires_grad})
         if len(dtypes) > 1:
             raise _refused(
@@ -65,6 +64,13 @@ def check_groups(apart: Sequence[nn.Module], model: nn.Module) -> None:
                 "of the base and no new ones; take trainer.precision=32-true or bf16-mixed, or an adapter that adds "
                 "parameters, such as lora"
             )
+
+
+def gathered_together(apart: Sequence[nn.Module], model: nn.Module) -> list[list[nn.Parameter]]:
+    """The parameters that are gathered for the whole step, then those of each module that is gathered by itself."""
+    inside = {parameter for module in apart for parameter in module.parameters()}
+    rest = [parameter for parameter in model.parameters() if parameter not in inside]
+    return [rest, *(list(module.parameters()) for module in apart)]
 
 
 def never_dealt_out(task: AdapterTask) -> set[nn.Parameter]:

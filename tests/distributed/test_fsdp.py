@@ -142,7 +142,7 @@ def test_a_setting_that_takes_whole_weights_is_refused_before_processes_start(
 
 def test_quantised_weights_are_refused() -> None:
     with pytest.raises(InputError, match=r"^E-FSDP: trainer=fsdp: task.quantize=torchao/int8 packs weights"):
-        refuse_whole_weights(Lora(), "torchao/int8")
+        refuse_whole_weights(Lora(targets="all-linear"), "torchao/int8")
 
 
 def test_more_gpus_than_there_are_are_refused(
@@ -151,6 +151,19 @@ def test_more_gpus_than_there_are_are_refused(
     given = [override for override in tiny_run if not override.startswith("trainer=")]
     assert in_process("train", *given, "trainer=fsdp", "trainer.devices=64", "hydra.run.dir=run") == 2
     assert "E-DEVICES: trainer.devices=64 on" in capfd.readouterr().err
+
+
+def test_an_estimate_counts_the_part_of_a_process(
+    in_process: InProcess, tiny_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cpu = ["trainer.accelerator=cpu", "memory=8GB"]
+    assert in_process("estimate", *tiny_run, "trainer=fsdp", *cpu, "trainer.devices=4", "output=four.json") == 0
+    assert "a process receives 6.0 MB of weights, and 24.9 kB of gradients" in capsys.readouterr().out
+    assert in_process("estimate", *tiny_run, *cpu, "~acceleration.selective_recompute", "output=one.json") == 0
+    four, one = (json.loads((tmp_path / f"{name}.json").read_text())["bytes"] for name in ("four", "one"))
+    for name in ("weights", "gradients", "optimizer state"):
+        assert four[name] == one[name] // 4
+    assert four["weights gathered at a time"] == pytest.approx(one["weights"], rel=0.01)  # there are only two blocks
 
 
 @pytest.mark.usefixtures("warm_ranks")
