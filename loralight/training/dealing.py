@@ -25,7 +25,7 @@ def check_can_be_dealt_out(task: AdapterTask) -> None:
         )
     if scalars := [name for name, p in task.learning.parameters.items() if p.ndim == 0]:
         raise _refused(f"{scalars[0]} learns and is a single number, which cannot be dealt out; make it a vector")
-    if model._compiled_call_impl is not None:  # type: ignore[truthy-function]
+    if model._compiled_call_impl is not None:
         raise _refused("a compiled model would have to gather its weights inside the compiled code; set compile=false")
     _refuse_shared(task.gathered_apart(model), model)
 
