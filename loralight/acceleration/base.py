@@ -41,6 +41,10 @@ class Acceleration:
     excludes: ClassVar[frozenset[str]] = frozenset()
     """Config names of the accelerations that are left out where this one is on: they would do the same work."""
 
+    needs_whole_weights: ClassVar[bool] = True
+    """Whether it keeps, packs or skips weights, or reads them outside of a block's passes. Then it is left out where
+    processes hold parts of them and gather a block's for its passes alone (``trainer=fsdp``)."""
+
     def attach_(self, facts: Facts) -> str | None:
         """Take hold of a model that has just been built.
 
@@ -123,6 +127,14 @@ class Accelerations:
             acceleration.switch_(False)
             acceleration.detach_(model)
             self._leave_out(name, "the model is plain again")
+
+    def leave_whole_weights_(self, model: nn.Module) -> None:
+        """Leave out what needs whole weights, before these are dealt out over processes."""
+        for name, acceleration in reversed(list(self._on.items())):
+            if acceleration.needs_whole_weights:
+                acceleration.switch_(False)
+                acceleration.detach_(model)
+                self._leave_out(name, "a process has only a part of each weight (trainer=fsdp)")
 
     def _leave_out(self, name: str, reason: str | None) -> None:
         if reason is not None:

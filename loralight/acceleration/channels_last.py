@@ -14,6 +14,8 @@ class ChannelsLast(Acceleration):
     The first convolution copies the images, not the caller, so that the copy is freed as soon as it is done.
     """
 
+    needs_whole_weights = False
+
     def __init__(self) -> None:
         self._hook: Any = None
 

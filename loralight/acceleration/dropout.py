@@ -9,6 +9,8 @@ from loralight.kernels.dropout import set_cheap_dropout_
 class DropoutMasks(Acceleration):
     """Masks of the same distribution, drawn in half the time on a CPU and kept in a quarter of the memory."""
 
+    needs_whole_weights = False
+
     def __init__(self) -> None:
         self._layers: list[nn.Module] = []
 

@@ -26,6 +26,8 @@ class FirstTokens(Acceleration):
     The rest of the encoder's output is NaN, so that code that reads it notices.
     """
 
+    needs_whole_weights = False
+
     def __init__(self) -> None:
         self._hooks: list[RemovableHandle] = []
 

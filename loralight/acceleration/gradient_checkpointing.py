@@ -21,6 +21,7 @@ class _OfTimm(Protocol):
 class GradientCheckpointing(Acceleration):
     """Gradient checkpointing: a fraction of the memory for a third more time; see `recompute_`."""
 
+    needs_whole_weights = False
     excludes = frozenset({"selective_recompute"})  # checkpointing leaves nothing for it to recompute
 
     def __init__(self) -> None:

@@ -21,6 +21,7 @@ from loralight.acceleration.unpadding import attend_by_row
 from loralight.errors import InputError
 from loralight.logs import logger
 from loralight.models.attention import Attention
+from loralight.models.parts import is_dealt_out
 from loralight.models.pretrained import num_embeddings
 
 _attends: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # by model, once tried
@@ -63,16 +64,25 @@ class Line:
 def line_of(model: PreTrainedModel, position_ids: Tensor) -> Line | None:
     """The documents of packed rows in a line, if ``model`` attends within each; None if it takes the rows themselves.
 
+    A model whose weights are dealt out over processes is not tried, as only some of them may have packed rows.
+
     Args:
         model: a causal language model.
         position_ids: (rows, tokens), which begin with 0 in each document.
 
     Raises:
-        InputError: documents that share a row would see one another (``E-PACKED``).
+        InputError: documents that share a row would see one another, or it is not known (``E-PACKED``).
     """
+    if is_dealt_out(model) and model not in _apart:
+        raise InputError(
+            "E-PACKED",
+            "data.packed=true: whether documents that share a row see one another is tried before weights are dealt "
+            "out (trainer=fsdp), with data.packed=null alone; give that, or data.packed=false",
+        )
     _check_apart(model)
     is_compiled = model._compiled_call_impl is not None  # then it takes rows
-    return None if is_compiled or not attends_within_(model) else Line(position_ids)
+    is_untried = is_dealt_out(model) and model not in _attends
+    return None if is_compiled or is_untried or not attends_within_(model) else Line(position_ids)
 
 
 def _check_apart(model: PreTrainedModel) -> None:

@@ -9,6 +9,8 @@ from loralight.kernels.rms_norm import fusible, set_fused_
 class FusedRMSNorms(Acceleration):
     """One kernel of PyTorch in place of half a dozen operations, on a GPU in training."""
 
+    needs_whole_weights = False
+
     def __init__(self) -> None:
         self._norms: list[nn.Module] = []
 

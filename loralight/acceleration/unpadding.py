@@ -35,6 +35,8 @@ class Unpadding(Acceleration):
     It then returns 0 at padding, where its output had no meaning before.
     """
 
+    needs_whole_weights = False
+
     def __init__(self) -> None:
         self._hooks: list[RemovableHandle] = []
 

@@ -20,13 +20,15 @@ from loralight.commands.measuring import measuring
 from loralight.config.batch_size import with_rows_per_process
 from loralight.config.build import build_data, build_task, build_trainer, check_config
 from loralight.config.composition import plain
+from loralight.config.dealing import deals_out
 from loralight.data import TaskData
 from loralight.errors import InputError
 from loralight.models.shapes import leaving_out_weights, shapes_only
+from loralight.training.dealing import check_can_be_dealt_out, gathered_together
 from loralight.training.footprint import Footprint, footprint
 from loralight.training.launch import num_processes
 from loralight.training.memory import at_hand, in_use, parse_memory
-from loralight.training.preflight import Sizes, human, memory_table
+from loralight.training.preflight import Sizes, human, memory_table, num_bytes
 
 _SPARE = 0.1  # share of the memory that is left free: the error of an estimate
 _HOLES = 0.8  # memory that glibc's allocator wastes, as a share of the pieces; 0.5 to 1 on the four tasks' demos
@@ -49,6 +51,8 @@ def main(config: DictConfig) -> dict[str, Any]:
     limit = run.limit(limit)
     largest = run.largest(limit)
     logs.show(memory_table(this, everything, title=title), f"\nparameters: {run.num_learning:,} learn of {run.num:,}")
+    if run.deals_out:
+        logs.show(run.traffic())
     logs.show(f"largest batch in {human(limit)}: data.batch_size={largest}{run.remark(largest)}")
     report = {
         "parameters": {"trainable": run.num_learning, "total": run.num},
@@ -78,6 +82,8 @@ class Estimate:
     def __init__(self, config: dict[str, Any], *, data: TaskData | None = None, program: int = 0) -> None:
         self.config = measuring(with_rows_per_process(config))
         self.num_processes = num_processes(config["trainer"])
+        self.deals_out = deals_out(config["trainer"])
+        self._num_parts = self.num_processes * config["trainer"].get("num_nodes", 1) if self.deals_out else 1
         with leaving_out_weights():
             self.data = build_data(self.config) if data is None else data
         trainer = build_trainer(self.config, Path(), [])
@@ -87,6 +93,9 @@ class Estimate:
         self.program = program
         with shapes_only() as self._shapes, self._on_device():
             self.task = build_task(self.config, self.data.model_arguments())
+            if self.deals_out:
+                check_can_be_dealt_out(self.task)
+                self.task.accelerations.leave_whole_weights_(self.task.model)
             self._precision.convert_module(self.task)
             self.task.start_accelerations_()
             self._optimizer = self.task.make_optimizer()
@@ -110,17 +119,38 @@ class Estimate:
         """Bytes of memory by purpose; their sum is the memory of one process."""
         found = self.footprint(batch_size)
         sizes = {
-            "weights": found.weights,
-            "gradients": found.gradients,
-            "optimizer state": found.optimizer,
+            "weights": found.weights // self._num_parts,
+            "gradients": found.gradients // self._num_parts,
+            "optimizer state": found.optimizer // self._num_parts,
             "activations for the backward pass": found.activations,
             "working memory at the peak": found.working,
         }
-        if self.num_processes > 1:
+        if self.deals_out:
+            sizes |= self._gathered()
+        elif self.num_processes > 1:
             sizes["gradients in exchange"] = found.gradients  # DDP's buckets
         if self.device.type == "cpu":
             sizes |= {"holes of the allocator": int(_HOLES * found.pieces), "the program itself": self.program}
         return sizes
+
+    def _gathered(self) -> Sizes:
+        """Bytes of what is whole at once: what is outside of the blocks, a block, and the next one on its way."""
+        model = self.task.model
+        rest, *blocks = gathered_together(self.task.gathered_apart(model), model)
+        learning = [[parameter for parameter in group if parameter.requires_grad] for group in (rest, *blocks)]
+        return {
+            "weights gathered at a time": num_bytes(rest) + 2 * max(map(num_bytes, blocks), default=0),
+            "gradients in exchange": 2 * max(map(num_bytes, learning)),
+        }
+
+    def traffic(self) -> str:
+        """A line on the bytes that a process receives in each step: weights are gathered twice, gradients once."""
+        model, others = self.task.model, 1 - 1 / self._num_parts
+        weights, gradients = num_bytes(model.parameters()), num_bytes(trainable(model).values())
+        return (
+            f"in each batch a process receives {human(2 * others * weights)} of weights, and "
+            f"{human(others * gradients)} of gradients"
+        )
 
     def limit(self, given: int | None = None) -> int:
         """The bytes that one process may take: its share of ``given``, else of the free memory."""

@@ -16,6 +16,7 @@ from loralight.adapters.base import trainable
 from loralight.artifacts.export import WEIGHTS
 from loralight.data import TaskData
 from loralight.logs import cut, show
+from loralight.models.parts import is_dealt_out
 from loralight.models.quantisation import as_before
 from loralight.training.memory import peak_memory
 from loralight.training.preflight import human, num_bytes
@@ -80,7 +81,8 @@ def final_report(
     beside = {"linear probe": summary["linear_probe"], "trivial answer": summary["baseline"]}
     show(metrics_table(summary["metrics"], beside), *settled)
     show(_cost_table(summary))
-    if examples := data.examples(3):
+    # the first process alone cannot compute with weights of which it has a part
+    if (examples := data.examples(3)) and not is_dealt_out(task.model):
         show(_predictions_table(task, examples))
     run = os.path.relpath(output_dir)
     run = run if not run.startswith("..") else str(output_dir)

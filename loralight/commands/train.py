@@ -26,6 +26,7 @@ from loralight.commands.warm_start import read_start
 from loralight.config.batch_size import check_batch_size, with_rows_per_process
 from loralight.config.build import build_data, build_task, build_trainer, check_config, recipe
 from loralight.config.composition import plain
+from loralight.config.dealing import check_dealing_out
 from loralight.data import TaskData
 from loralight.disk import refuse_taken_away, telling_of_disk
 from loralight.errors import InputError, did_you_mean
@@ -33,6 +34,7 @@ from loralight.reports.runs import read_run
 from loralight.stopping import Stopped
 from loralight.training.checkpoint import FolderCheckpointIO, newest
 from loralight.training.epochs import AUTO, few_steps, set_epochs_
+from loralight.training.fully_shard import FullyShard
 from loralight.training.launch import launch, process_rank
 from loralight.training.out_of_memory import telling_of_memory
 from loralight.training.preflight import (
@@ -76,6 +78,7 @@ def main(config: DictConfig) -> float | None:
         print(f"loralight: {output_dir} is done", file=sys.stderr)
         return read_run(output_dir).score(settings["monitor"]["metric"])
     check_batch_size(settings, overrides)
+    check_dealing_out(settings)
     check_trial(settings, alone=process_rank() is None)
     settings, was_told = going_on(output_dir, settings), settings["resume"] is not None
     if settings["auto_batch"]:
@@ -140,6 +143,8 @@ class Run:
         self.throughput, progress = progress_callbacks(self.data.batch_size, bar=bar)
         # StopAtStep is first, so that it never stops when only some callbacks have handled the end of a step
         self.trainer = build_trainer(self.config, output_dir, [StopAtStep(output_dir), *progress, *callbacks])
+        if isinstance(self.trainer.strategy, FullyShard):
+            self.trainer.strategy.suit_(self.task)
         _check_monitors(self.config["monitor"]["metric"], self.trainer, self.task)
         if process_rank() in (None, 0):
             logs.logger.info("run folder: %s", output_dir)
@@ -173,6 +178,7 @@ class Run:
             if line := settle_(task, data, trainer):
                 logs.logger.info(line)
             metrics = _measure(trainer, task, data)
+            task.learning.gather_(trainer.global_rank)
             if trainer.is_global_zero:
                 stopping.check()  # for the last time: a run that is told to stop while it saves ends normally
                 _save(self.config, self.output_dir, task, data, metrics, self.throughput, probe or {})

@@ -2,6 +2,7 @@
 
 from loralight.models.budget import Size, at_most
 from loralight.models.padding import depends_on_padding, each_length
+from loralight.models.parts import is_dealt_out
 from loralight.models.pooling import (
     PooledClassifier,
     PoolingChoice,
@@ -41,6 +42,7 @@ __all__ = [
     "depends_on_padding",
     "each_length",
     "find_pooling",
+    "is_dealt_out",
     "load_classifier",
     "load_encoder",
     "load_model",

@@ -40,6 +40,15 @@ def blocks(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     return found
 
 
+def blocks_in_every_step(model: nn.Module) -> list[nn.Module]:
+    """The blocks of a model, none if it repeats nothing; a mixture's experts, which rows choose, are part of theirs."""
+    modules = {name: module for name, module in model.named_modules() if "experts" not in name.split(".")}
+    try:
+        return list(blocks(modules).values())
+    except InputError:
+        return []
+
+
 def _is_stack(module: nn.Module) -> bool:
     """Whether a container holds blocks: parts of one class, with parts of their own."""
     members = list(module.children())

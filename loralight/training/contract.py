@@ -10,6 +10,7 @@ from torchmetrics import MetricCollection
 
 from loralight.data.inputs import read_inputs
 from loralight.errors import InputError
+from loralight.models.blocks import blocks_in_every_step
 from loralight.models.pretrained import Processor, save_model
 from loralight.training.step import Step
 
@@ -108,6 +109,14 @@ class Contract(ABC):
             saved with the adapter.
         """
         return {}
+
+    def gathered_apart(self, model: nn.Module) -> Sequence[nn.Module]:
+        """The parts of the model whose weights are gathered one part at a time, where processes share them out.
+
+        By default these are the model's blocks (``trainer=fsdp``). A part is called as a module, by every process in
+        every step: experts that the rows choose are no such parts.
+        """
+        return blocks_in_every_step(model)
 
     def tiny_batch(self) -> Any:
         """A batch of a few short, arbitrary rows, as `step` takes it; None by default.

@@ -17,6 +17,8 @@ class Adapted(Protocol):
 
 def fingerprint(task: Adapted) -> str:
     """Tells base models apart: sha256 over names, shapes and up to 256 values of each frozen tensor, shortened."""
+    if task.learning.base is not None:
+        return task.learning.base
     digest = hashlib.sha256()
     learns = {tensor.data_ptr() for tensor in task.learning.tensors().values()}  # a tied weight has several names
     for name, tensor in sorted(task.model.state_dict().items()):

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from loralight.errors import InputError
+from loralight.models.parts import part
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
 
@@ -42,7 +43,7 @@ class FrozenWatch:
 @torch.no_grad()
 def _sums(model: nn.Module, learns: set[str]) -> dict[str, Tensor]:
     """A checksum of each frozen tensor in the state dict, on its device; weights tied to trainable ones have none."""
-    state = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    state = {name: part(tensor) for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     moving = {tensor.data_ptr() for name, tensor in state.items() if name in learns}
     return {
         name: tensor.view(_WORDS[tensor.element_size()]).sum(dtype=torch.int64)

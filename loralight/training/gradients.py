@@ -9,6 +9,7 @@ from torch import Tensor
 
 from loralight.errors import InputError
 from loralight.logs import logger
+from loralight.models.parts import part, summed_norms
 from loralight.training.step import on_its_way
 
 MOST_IN_A_ROW = 3
@@ -71,8 +72,9 @@ class GradientWatch:
                 finite (``E-NONFINITE``).
         """
         self.settle()
-        present = [gradient for gradient in gradients if gradient is not None]
-        norms = _norms(gradients, present[0].new_zeros(()))
+        parts = [None if gradient is None else part(gradient) for gradient in gradients]
+        present = [gradient for gradient in parts if gradient is not None]
+        norms = summed_norms(_norms(parts, present[0].new_zeros(())), gradients)
         is_bad = ~norms.isfinite().all() | (not step.loss_is_finite)
         self._remember(norms.where(~is_bad, 0), ~is_bad)
         at_once = is_bad.device.type == "cpu" or not step.loss_is_finite
@@ -94,7 +96,7 @@ class GradientWatch:
 
     def _tell(self, step: "SeenStep") -> None:
         self._in_a_row.append(step)
-        if spoilt := [name for name, tensor in step.learning().items() if not tensor.isfinite().all()]:
+        if spoilt := [name for name, tensor in step.learning().items() if not part(tensor).isfinite().all()]:
             more = f" and {len(spoilt) - 5} more" if len(spoilt) > 5 else ""
             raise InputError(
                 "E-NONFINITE",

@@ -3,10 +3,12 @@
 from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from loralight.adapters.base import trainable
 from loralight.errors import InputError
 from loralight.models.dtypes import tensors_of
+from loralight.models.parts import dealt_as, whole_in_first
 
 
 class Learning:
@@ -33,6 +35,7 @@ class Learning:
     ) -> None:
         names = {id(module): name for name, module in model.named_modules()}
         self._model, self._added = model, added
+        self.base: str | None = None  # the fingerprint of the base, once processes have only parts of its weights
         self.head, self.norms = head, norms
         self.head_names = [names[id(part)] for part in head]
         self.layers = [*layers, *self.head_names]
@@ -60,7 +63,24 @@ class Learning:
     def load_(self, tensors: Mapping[str, Tensor], origin: str) -> None:
         """Load exactly `tensors`; raises like `check`."""
         self.check(tensors, origin)
-        self._model.load_state_dict(tensors, strict=False)
+        own = self.tensors()
+        dealt = {name: dealt_as(tensor, own[name]) for name, tensor in tensors.items()}
+        self._model.load_state_dict(dealt, strict=False)
+
+    def gather_(self, rank: int) -> None:
+        """Replace what the processes hold parts of by the whole, in the first process, which then saves it.
+
+        All processes call this, and none computes with the model afterwards.
+        """
+        gathered: dict[int, nn.Parameter] = {}  # layers that share a parameter still do
+        for module in self._model.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                if not (parameter.requires_grad and isinstance(parameter, DTensor)):
+                    continue
+                if id(parameter) not in gathered:
+                    gathered[id(parameter)] = nn.Parameter(whole_in_first(parameter, rank))
+                if rank == 0:
+                    module.register_parameter(name, gathered[id(parameter)])
 
     def check(self, tensors: Mapping[str, Tensor], origin: str) -> None:
         """Check that names and shapes are those of `tensors`; the given tensors may be on the device ``meta``.

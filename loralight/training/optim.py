@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from lightning import Trainer
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import SchedulerType, get_scheduler
 
 from loralight.adapters.base import Adapter, trainable
 from loralight.errors import InputError, did_you_mean
+from loralight.models.parts import dealt_as
 
 
 def parameter_groups(
@@ -204,6 +205,11 @@ def _from(start: int, factor: Callable[[int], float]) -> Callable[[int], float]:
     return lambda step: factor(step) if step >= start else 0.0
 
 
+def _as(parameter: Tensor, value: Any) -> Any:
+    """A value of a parameter's state, dealt out over processes as the parameter is."""
+    return dealt_as(value, parameter) if isinstance(value, Tensor) else value
+
+
 def by_name(state: dict[str, Any]) -> dict[str, Any]:
     """An optimizer's state dict with parameter names instead of positions: layer order may change between runs."""
     groups = [{**group, "params": group["param_names"]} for group in state["param_groups"]]
@@ -228,7 +234,8 @@ def by_position(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
             )
         positions = range(len(states), len(states) + len(names))
         groups.append({**saved[frozenset(names)], "params": list(positions), "param_names": names})
-        states.update({position: state["state"].get(name, {}) for position, name in zip(positions, names, strict=True)})
+        for position, name, parameter in zip(positions, names, group["params"], strict=True):
+            states[position] = {key: _as(parameter, value) for key, value in state["state"].get(name, {}).items()}
     if len(saved) > len(groups):
         raise InputError(
             "E-OPTIMIZER-STATE", f"the checkpoint has {len(saved)} optimizer groups, this run has {len(groups)}"

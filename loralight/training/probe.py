@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from loralight.data import TaskData
 from loralight.training.epochs import num_batches
+from loralight.training.fully_shard import FullyShard
 from loralight.training.heads import linear_layer
 from loralight.training.settling import settled
 from loralight.training.step import measure_
@@ -71,8 +72,11 @@ def fit_probe(task: AdapterTask, data: TaskData, trainer: lightning.Trainer) -> 
         trainer: gives the device and the limits on the batches of each split.
 
     Raises:
-        NoProbe: the head is not one linear layer, its targets are not classes, or the rows are too few or too alike.
+        NoProbe: the head is not one linear layer, its targets are not classes, the rows are too few or too alike,
+            or the model's weights are to be dealt out over processes.
     """
+    if isinstance(trainer.strategy, FullyShard):
+        raise NoProbe("its pass would take the whole model on each device (trainer=fsdp)")
     layer, device = linear_head(task), trainer.strategy.root_device
     task.to(device).eval()
     try:

@@ -22,6 +22,7 @@ from loralight.data import TaskData
 from loralight.errors import InputError
 from loralight.models.dtypes import single_by_default, tensors_of
 from loralight.models.fresh import watching_origins
+from loralight.models.parts import inference_on, part, whole_in_first
 from loralight.models.quantisation import quantised_
 from loralight.training.arguments import remembering
 from loralight.training.checkpoint import read_checkpoint
@@ -142,7 +143,6 @@ class AdapterTask(lightning.LightningModule, Contract):
                 f"this {type(self).__name__} has no model yet: train it, load one, or call configure_model()",
             )
 
-    @torch.inference_mode()
     def predict(self, inputs: Sequence[Any], *, batch_size: int = 32, **options: Any) -> list[dict[str, Any]]:
         """Predictions for ``inputs``, in their order, with dropout off.
 
@@ -162,7 +162,7 @@ class AdapterTask(lightning.LightningModule, Contract):
             raise InputError("E-INPUT", f"{inputs!r}: give a list of inputs, even if it is only one")
         if batch_size < 1:
             raise InputError("E-BATCH", f"batch_size is {batch_size}; give at least 1")
-        with self.evaluating():
+        with self.evaluating(), inference_on(self.model):
             batches = (inputs[start : start + batch_size] for start in range(0, len(inputs), batch_size))
             return [answer for batch in batches for answer in self.predict_batch(batch, **options)]
 
@@ -352,10 +352,10 @@ class AdapterTask(lightning.LightningModule, Contract):
         if self.global_step == 0:
             refuse_parameters_outside(self, self.model)
             self._watch.begin(self.adapter, self.adapted)
-        # Lightning has divided by the accumulated batches, DDP by the ranks
+        # Lightning has divided by the accumulated batches, DDP and FSDP2 by the ranks
         factor = self.trainer.world_size * self.trainer.accumulate_grad_batches / max(weight, 1e-12)
         gradients = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
-        torch._foreach_mul_([gradient for gradient in gradients if gradient is not None], factor)
+        torch._foreach_mul_([part(gradient) for gradient in gradients if gradient is not None], factor)
         ranks = self._window.ranks_of_loss(loss, self.trainer.world_size, self.all_gather)
         place, scaled = place_of_step(self.trainer, ranks), is_scaled(self.trainer)
         self._watch.look_(gradients, loss=loss / max(weight, 1e-12), place=place, scaled=scaled)
@@ -433,7 +433,8 @@ class AdapterTask(lightning.LightningModule, Contract):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only trainable tensors, and the optimizer's state by parameter name, as layer order may change."""
-        checkpoint["state_dict"] = self.trainable_tensors()
+        tensors = self.trainable_tensors().items()
+        checkpoint["state_dict"] = {name: whole_in_first(tensor, self.global_rank) for name, tensor in tensors}
         checkpoint["epoch_sums"] = self._epoch_loss.sums
         checkpoint["optimizer_states"] = [by_name(state) for state in checkpoint.get("optimizer_states", [])]
 

@@ -19,7 +19,7 @@ from loralight.data import form_of
 from loralight.errors import InputError
 from loralight.kernels import TokenScores
 from loralight.logs import logger, show, telling
-from loralight.models import check_vocabulary, load_model, load_tokenizer
+from loralight.models import check_vocabulary, is_dealt_out, load_model, load_tokenizer
 
 from . import samples
 from .data import IGNORED, TextGenerationData
@@ -214,24 +214,28 @@ class TextGeneration(AdapterTask):
         return scores
 
     def _text_scores(self, split: str) -> dict[str, float]:
-        """Scores of generated texts; each rank generates its share."""
+        """Scores of generated texts; each rank generates its share, or all if it needs the others for each token."""
         if not self.text_metrics:
             return {}
         metrics = {name: metric.to(self.device) for name, metric in text_metrics(self.text_metrics).items()}
-        prompts = self._data().prompts(split, self.num_text_rows)[self.trainer.global_rank :: self.trainer.world_size]
+        share, everything = slice(self.trainer.global_rank, None, self.trainer.world_size), slice(None)
+        written, counted = (everything, share) if is_dealt_out(self.model) else (share, everything)
+        prompts = self._data().prompts(split, self.num_text_rows)[written]
         parts = [[record for record, _ in prompts[at : at + _AT_A_TIME]] for at in range(0, len(prompts), _AT_A_TIME)]
         answers = [
             answer
             for part in telling(parts, f"answers for {', '.join(metrics)}, {_AT_A_TIME} prompts at a time", len(parts))
             for answer in self.predict(part, max_new_tokens=self.text_tokens)
         ]
-        texts, references = [answer["completion"].strip() for answer in answers], [found for _, found in prompts]
+        texts = [answer["completion"].strip() for answer in answers[counted]]
+        references = [found for _, found in prompts[counted]]
         for metric in metrics.values():
             metric.update(texts, references)
         return text_scores(metrics)
 
     def _keeps_samples(self) -> bool:
-        return self.num_samples > 0 and isinstance(self.trainer.datamodule, TextGenerationData)  # type: ignore[attr-defined]
+        is_ours = isinstance(self.trainer.datamodule, TextGenerationData)  # type: ignore[attr-defined]
+        return self.num_samples > 0 and is_ours and not is_dealt_out(self.model)  # which one process cannot compute
 
     def _data(self) -> TextGenerationData:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
