@@ -24,7 +24,7 @@ _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 class Proposals:
-    """Trials of a search. One process at a time uses them, and one of its threads.
+    """Trials of a search. One process uses them at a time, and one of its threads calls this object's methods.
 
     A trial counts if its run has ended, was given up or is going on. A failed one does not count, nor one whose process
     was cut, whose settings were tried already or are not permitted, nor an earlier run.
@@ -153,7 +153,7 @@ class Proposals:
         return [one for one in begun if "error" not in one.user_attrs]
 
     def _failed(self) -> list[FrozenTrial]:
-        return [one for one in self._trials() if "error" in one.user_attrs]
+        return [one for one in self._trials() if "error" in one.user_attrs and one.state == TrialState.PRUNED]
 
 
 def _seconds(trial: FrozenTrial) -> float:

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -268,12 +269,25 @@ def test_a_search_that_is_killed_goes_on_with_the_process_that_it_left(
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as search:
-        while not list(tmp_path.glob("all/*/.hydra/lock.json")):
+        while not list(tmp_path.glob("all/*/.hydra/config.yaml")):
             assert search.poll() is None
             time.sleep(0.1)
+        (run,) = (config.parent.parent for config in tmp_path.glob("all/*/.hydra/config.yaml"))
+        left = json.loads((run / ".hydra" / "lock.json").read_text())["process"]
+        os.kill(left, signal.SIGSTOP)  # until it is waited for
         search.kill()
+
+    def sleep(seconds: float) -> None:
+        os.kill(left, signal.SIGCONT)
+        time.sleep(seconds)
+
+    monkeypatch.setattr("loralight.commands.processes.sleep", sleep)
+    try:
+        assert in_process(*line) == 0
+    finally:
+        if not (run / "summary.json").exists():
+            os.kill(left, signal.SIGKILL)
     assert search.returncode == -signal.SIGKILL
-    assert in_process(*line) == 0
     assert "1/2 trials" in capsys.readouterr().out
     begun = [one for one in trials(tmp_path / "all") if "begun" in one.user_attrs]
     states = [(one.state.name, one.user_attrs["words"]) for one in begun]
@@ -321,9 +335,10 @@ def test_a_trial_that_was_cut_is_the_next_one_and_counts_once(tmp_path: Path) ->
     before.begin(ended)
     before.end(ended, 0.5)
     before.begin(cut)
-    assert before.num == 2
+    cut.set_user_attr("error", "killed before it was told")
+    assert before.num == 1 and not before.failures
     after = Proposals(tmp_path, searched, mode="max")
-    assert after.num == 1
+    assert after.num == 1 and not after.failures
     again = one_more(after)
     assert again.user_attrs["words"] == cut.user_attrs["words"]
     after.begin(again)
