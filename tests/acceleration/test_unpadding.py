@@ -302,12 +302,22 @@ def test_a_batch_without_padding_or_without_a_mask_is_computed_too() -> None:
     torch.testing.assert_close(unpadded(**without).logits, padded(**without).logits)
 
 
-def test_hidden_states_that_are_asked_for_have_the_shapes_they_always_had() -> None:
-    padded, unpadded = twins(model_of("Bert", "SequenceClassification"))
+@pytest.mark.parametrize(
+    ("family", "by_config"),
+    [(family, False) for family in ON] + [(family, True) for family in ON if family != "T5"],  # its stacks have copies
+)
+def test_hidden_states_that_are_asked_for_have_the_shapes_they_always_had(family: str, by_config: bool) -> None:
+    padded, unpadded = twins(model_of(family, "SequenceClassification").eval())
+    asked = {} if by_config else {"output_hidden_states": True}
+    for model in (padded, unpadded):
+        model.config.output_hidden_states = by_config
     batch = batch_of(padded)
-    found, expected = (model(**batch, output_hidden_states=True).hidden_states for model in (unpadded, padded))
+    name = "encoder_hidden_states" if padded.config.is_encoder_decoder else "hidden_states"
+    found, expected = (model(**batch, **asked)[name] for model in (unpadded, padded))
+    assert len(found) == len(expected) > 1
+    is_token = batch["attention_mask"].bool()
     for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other)
+        torch.testing.assert_close(one[is_token], other[is_token], rtol=1e-4, atol=1e-5)
 
 
 def test_checkpointed_blocks_compute_the_same() -> None:
