@@ -196,7 +196,8 @@ def test_steps_of_another_size_lose_no_row_and_take_none_twice(
         assert sorted(row for (at, _), step in rows.items() if at == epoch for row in step) == list(range(71))
     on = Done(tmp_path / "killed", "on")
     last = max(step for _, step in rows)
-    assert [epoch for epoch, _ in validated] == [0, 1] and validated[1] == (1, last)
+    # the checkpoint of an epoch's last step is from before its validation, which is then done again
+    assert list(dict.fromkeys(epoch for epoch, _ in validated)) == [0, 1] and validated[-1] == (1, last)
     assert max(map(len, on.rows.values())) == 8 * second
     whole = -(-71 // (8 * second))  # steps of an epoch
     falls = [before - after for before, after in itertools.pairwise(on.rates.values())]
