@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -196,9 +197,33 @@ def test_steps_of_another_size_lose_no_row_and_take_none_twice(
         assert sorted(row for (at, _), step in rows.items() if at == epoch for row in step) == list(range(71))
     on = Done(tmp_path / "killed", "on")
     last = max(step for _, step in rows)
-    assert [epoch for epoch, _ in validated] == [0, 1] and validated[1] == (1, last)
+    # the checkpoint of an epoch's last step is from before its validation, which is then done again
+    assert list(dict.fromkeys(epoch for epoch, _ in validated)) == [0, 1] and validated[-1] == (1, last)
     assert max(map(len, on.rows.values())) == 8 * second
     whole = -(-71 // (8 * second))  # steps of an epoch
     falls = [before - after for before, after in itertools.pairwise(on.rates.values())]
     assert on.rates[last] == pytest.approx(0, abs=1e-12)
     assert falls == pytest.approx([0.05 / (2 * whole)] * len(falls))  # the schedule ends where the rows do
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_a_run_killed_ten_times_on_changing_numbers_of_processes_ends_as_if_it_had_not_been(
+    seed: int, tmp_path: Path
+) -> None:
+    choices = random.Random(seed)
+    runs = []
+    for number in range(11):
+        ranks = choices.choice([1, 2, 4])
+        accumulated = choices.choice([1, 3])
+        killed = (
+            {"killed_at": accumulated * choices.randint(1, 2) + choices.randrange(accumulated)} if number < 10 else {}
+        )
+        folder = "killed" if number else None
+        runs.append(run(f"part{number}", ranks, folder, accumulated=accumulated, epochs=6, **killed))
+    runs[0]["folder"] = "killed"
+    do(tmp_path, run("whole", 1, epochs=6), *runs)
+    found = chained(tmp_path / "killed", *(each["name"] for each in runs))
+    steps, losses, validated = chained(tmp_path / "whole", "whole")
+    assert found[0] == steps and list(dict.fromkeys(map(tuple, found[2]))) == validated
+    close(found[1], losses, 1e-9)
