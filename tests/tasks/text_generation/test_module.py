@@ -263,6 +263,20 @@ def lines_of(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.usefixtures("warm_ranks")
+def test_weights_that_are_dealt_out_write_and_score_what_whole_ones_do(
+    small_run: list[str], tiny_llama: str, in_process: Callable[..., int], tmp_path: Path
+) -> None:
+    line = [*small_run[:-1], f"model.checkpoint='{tiny_llama}'", "trainer.max_epochs=1", "data.packed=null"]
+    line += ["task.text_metrics=[chrf]", "task.text_metrics_tokens=6"]
+    assert in_process("train", *line, "hydra.run.dir=one") == 0
+    several = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=2"]
+    assert in_process("train", *line, *several, "hydra.run.dir=two") == 0
+    one, two = (json.loads((tmp_path / name / "summary.json").read_text())["metrics"] for name in ("one", "two"))
+    assert two == pytest.approx(one, abs=1e-3) and one["validation/chrf"] > 0
+    assert not (tmp_path / "two" / "samples.jsonl").exists()
+
+
 def test_a_run_says_what_the_model_wrote_and_scored_before_and_after(
     small_run: list[str],
     language_model: Callable[..., str],
