@@ -1,0 +1,1 @@
+"""The parts of `loralight tune`: what is searched, what Optuna proposes, and which trials are given up."""
