@@ -29,9 +29,9 @@ def main(config: DictConfig) -> None:
     """
     if find_spec("optuna") is None:
         raise InputError("E-PACKAGE", 'loralight tune needs optuna: pip install "loralight[tune]"')
-    from loralight.commands.proposals import Proposals
-    from loralight.commands.search import Search
-    from loralight.commands.search_plan import Plan
+    from loralight.commands.tuning.plan import Plan
+    from loralight.commands.tuning.proposals import Proposals
+    from loralight.commands.tuning.search import Search
 
     logs.configure()  # after the imports, as Lightning's own adds handlers
     hydra, settings = HydraConfig.get(), plain(config)

@@ -17,10 +17,10 @@ import pytest
 import yaml
 
 from loralight.commands.processes import Processes
-from loralight.commands.proposals import FILE, Proposals
-from loralight.commands.pruning import Pruning
-from loralight.commands.search_plan import Plan
-from loralight.commands.search_space import Space
+from loralight.commands.tuning.plan import Plan
+from loralight.commands.tuning.proposals import FILE, Proposals
+from loralight.commands.tuning.pruning import Pruning
+from loralight.commands.tuning.space import Space
 from loralight.config.composition import settings_of
 from loralight.config.own_data import with_own_data
 from loralight.errors import InputError
@@ -263,7 +263,7 @@ def test_a_search_that_is_killed_goes_on_with_the_process_that_it_left(
     monkeypatch.setattr(Plan, "seconds_of_trial", lambda _: 1.0)
     line = ["tune", *tiny_run, "adapter.rank=1,2", "probe=false", "hydra.run.dir=all"]
     code = (
-        "from loralight.cli import run; from loralight.commands.search_plan import Plan\n"
+        "from loralight.cli import run; from loralight.commands.tuning.plan import Plan\n"
         f"Plan.seconds_of_trial = lambda _: 1.0; run({line!r})"
     )
     with subprocess.Popen(

@@ -8,11 +8,11 @@ from time import perf_counter
 from typing import Any
 
 from loralight.artifacts.run_folder import flat
-from loralight.commands.limits import Limits
 from loralight.commands.measuring import measuring
 from loralight.commands.processes import Processes
-from loralight.commands.search_space import Space
 from loralight.commands.trial import Trial, expected_seconds, free_device
+from loralight.commands.tuning.limits import Limits
+from loralight.commands.tuning.space import Space
 from loralight.config.build import build_data, check_config
 from loralight.config.composition import settings_of
 from loralight.config.first_look import first_look

@@ -13,7 +13,7 @@ from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from loralight.commands.search_space import Space
+from loralight.commands.tuning.space import Space
 from loralight.errors import InputError
 
 FILE = "optuna.db"

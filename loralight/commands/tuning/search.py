@@ -12,10 +12,10 @@ from optuna.trial import Trial
 from loralight import logs
 from loralight.artifacts.run_folder import FAILED
 from loralight.commands.processes import Processes
-from loralight.commands.proposals import Proposals
-from loralight.commands.pruning import Pruning
-from loralight.commands.search_plan import Plan
 from loralight.commands.sweep import folder_name
+from loralight.commands.tuning.plan import Plan
+from loralight.commands.tuning.proposals import Proposals
+from loralight.commands.tuning.pruning import Pruning
 from loralight.errors import InputError
 from loralight.reports.comparison import Comparison
 from loralight.reports.runs import SUMMARY, FinishedRun, read_run
