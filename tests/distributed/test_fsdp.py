@@ -34,7 +34,7 @@ LONG = {
     name: [f"adapter={name}"]
     for name in (
         *("bitfit", "pfeiffer", "parallel", "linear_probe", "last_layers", "ia3", "vera", "lora_fa", "norm_tuning"),
-        *("prompt_tuning", "dora", "houlsby"),
+        *("prompt_tuning", "dora", "houlsby", "peft"),
     )
 } | {"pissa": ["adapter.init=pissa"], "rows": ["trainer.accumulate_grad_batches=4"]}
 REFUSED = {
