@@ -6,6 +6,7 @@ Standard input is a list of runs in JSON. Each is trained in new processes, fork
 import json
 import multiprocessing
 import os
+import socket
 import sys
 import time
 from functools import partial
@@ -17,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
-from torch._C._distributed_c10d import TCPStore
 from torchmetrics import MetricCollection
 
 from loralight.adapters import Lora
@@ -27,8 +27,6 @@ from loralight.training import AdapterTask, Step
 from loralight.training.checkpoint import FolderCheckpointIO, newest
 from loralight.training.optim import schedule
 from loralight.training.position import Position
-
-PARENT = os.getpid()
 
 
 class Rows(TaskData):
@@ -158,16 +156,16 @@ def of_rank(run: dict[str, Any], rank: int, environment: dict[str, str], told: i
 
 def do(run: dict[str, Any]) -> None:
     Path(run["folder"]).mkdir(exist_ok=True)
-    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    with socket.create_server(("127.0.0.1", 0)) as free:  # a store here would have threads, whose locks a fork copies
+        port = free.getsockname()[1]
     shared = {
-        "MASTER_ADDR": "localhost",
-        "MASTER_PORT": str(store.port),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
         "WORLD_SIZE": str(run["ranks"]),
         "LOCAL_WORLD_SIZE": str(run["ranks"]),
         "GROUP_RANK": "0",
         "TORCHELASTIC_RUN_ID": "test",
         "TORCHELASTIC_RESTART_COUNT": "0",
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
     hears, told = os.pipe()
     context = multiprocessing.get_context("fork")
