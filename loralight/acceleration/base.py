@@ -129,7 +129,7 @@ class Accelerations:
             self._leave_out(name, "the model is plain again")
 
     def leave_whole_weights_(self, model: nn.Module) -> None:
-        """Leave out what needs whole weights, before these are dealt out over processes."""
+        """Leave out what needs whole weights, before these are sharded over processes."""
         for name, acceleration in reversed(list(self._on.items())):
             if acceleration.needs_whole_weights:
                 acceleration.switch_(False)

@@ -21,8 +21,8 @@ from loralight.acceleration.unpadding import attend_by_row
 from loralight.errors import InputError
 from loralight.logs import logger
 from loralight.models.attention import Attention
-from loralight.models.parts import is_dealt_out
 from loralight.models.pretrained import num_embeddings
+from loralight.models.shards import is_sharded
 
 _attends: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # by model, once tried
 _apart: WeakSet[nn.Module] = WeakSet()  # the models that keep documents apart
@@ -64,7 +64,7 @@ class Line:
 def line_of(model: PreTrainedModel, position_ids: Tensor) -> Line | None:
     """The documents of packed rows in a line, if ``model`` attends within each; None if it takes the rows themselves.
 
-    A model whose weights are dealt out over processes is not tried, as only some of them may have packed rows.
+    A model whose weights are sharded over processes is not tried, as only some of them may have packed rows.
 
     Args:
         model: a causal language model.
@@ -73,15 +73,15 @@ def line_of(model: PreTrainedModel, position_ids: Tensor) -> Line | None:
     Raises:
         InputError: documents that share a row would see one another, or it is not known (``E-PACKED``).
     """
-    if is_dealt_out(model) and model not in _apart:
+    if is_sharded(model) and model not in _apart:
         raise InputError(
             "E-PACKED",
-            "data.packed=true: whether documents that share a row see one another is tried before weights are dealt "
-            "out (trainer=fsdp), with data.packed=null alone; give that, or data.packed=false",
+            "data.packed=true: whether documents that share a row see one another is tried before weights are sharded "
+            "(trainer=fsdp), with data.packed=null alone; give that, or data.packed=false",
         )
     _check_apart(model)
     is_compiled = model._compiled_call_impl is not None  # then it takes rows
-    is_untried = is_dealt_out(model) and model not in _attends
+    is_untried = is_sharded(model) and model not in _attends
     return None if is_compiled or is_untried or not attends_within_(model) else Line(position_ids)
 
 

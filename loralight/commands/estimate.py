@@ -20,15 +20,15 @@ from loralight.commands.measuring import measuring
 from loralight.config.batch_size import with_rows_per_process
 from loralight.config.build import build_data, build_task, build_trainer, check_config
 from loralight.config.composition import plain
-from loralight.config.dealing import deals_out
+from loralight.config.sharding import shards
 from loralight.data import TaskData
 from loralight.errors import InputError
 from loralight.models.shapes import leaving_out_weights, shapes_only
-from loralight.training.dealing import check_can_be_dealt_out, gathered_together
 from loralight.training.footprint import Footprint, footprint
 from loralight.training.launch import num_processes
 from loralight.training.memory import at_hand, in_use, parse_memory
 from loralight.training.preflight import Sizes, human, memory_table, num_bytes
+from loralight.training.sharding import check_can_be_sharded, gathered_together
 
 _SPARE = 0.1  # share of the memory that is left free: the error of an estimate
 _HOLES = 0.8  # memory that glibc's allocator wastes, as a share of the pieces; 0.5 to 1 on the four tasks' demos
@@ -51,7 +51,7 @@ def main(config: DictConfig) -> dict[str, Any]:
     limit = run.limit(limit)
     largest = run.largest(limit)
     logs.show(memory_table(this, everything, title=title), f"\nparameters: {run.num_learning:,} learn of {run.num:,}")
-    if run.deals_out:
+    if run.shards:
         logs.show(run.traffic())
     logs.show(f"largest batch in {human(limit)}: data.batch_size={largest}{run.remark(largest)}")
     report = {
@@ -82,8 +82,8 @@ class Estimate:
     def __init__(self, config: dict[str, Any], *, data: TaskData | None = None, program: int = 0) -> None:
         self.config = measuring(with_rows_per_process(config))
         self.num_processes = num_processes(config["trainer"])
-        self.deals_out = deals_out(config["trainer"])
-        self._num_parts = self.num_processes * config["trainer"].get("num_nodes", 1) if self.deals_out else 1
+        self.shards = shards(config["trainer"])
+        self._num_parts = self.num_processes * config["trainer"].get("num_nodes", 1) if self.shards else 1
         with leaving_out_weights():
             self.data = build_data(self.config) if data is None else data
         trainer = build_trainer(self.config, Path(), [])
@@ -93,8 +93,8 @@ class Estimate:
         self.program = program
         with shapes_only() as self._shapes, self._on_device():
             self.task = build_task(self.config, self.data.model_arguments())
-            if self.deals_out:
-                check_can_be_dealt_out(self.task)
+            if self.shards:
+                check_can_be_sharded(self.task)
                 self.task.accelerations.leave_whole_weights_(self.task.model)
             self._precision.convert_module(self.task)
             self.task.start_accelerations_()
@@ -125,7 +125,7 @@ class Estimate:
             "activations for the backward pass": found.activations,
             "working memory at the peak": found.working,
         }
-        if self.deals_out:
+        if self.shards:
             sizes |= self._gathered()
         elif self.num_processes > 1:
             sizes["gradients in exchange"] = found.gradients  # DDP's buckets

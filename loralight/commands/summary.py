@@ -16,8 +16,8 @@ from loralight.adapters.base import trainable
 from loralight.artifacts.export import WEIGHTS
 from loralight.data import TaskData
 from loralight.logs import cut, show
-from loralight.models.parts import is_dealt_out
 from loralight.models.quantisation import as_before
+from loralight.models.shards import is_sharded
 from loralight.training.memory import peak_memory
 from loralight.training.preflight import human, num_bytes
 from loralight.training.settling import settled_line
@@ -82,7 +82,7 @@ def final_report(
     show(metrics_table(summary["metrics"], beside), *settled)
     show(_cost_table(summary))
     # the first process alone cannot compute with weights of which it has a part
-    if (examples := data.examples(3)) and not is_dealt_out(task.model):
+    if (examples := data.examples(3)) and not is_sharded(task.model):
         show(_predictions_table(task, examples))
     run = os.path.relpath(output_dir)
     run = run if not run.startswith("..") else str(output_dir)

@@ -26,7 +26,7 @@ from loralight.commands.warm_start import read_start
 from loralight.config.batch_size import check_batch_size, with_rows_per_process
 from loralight.config.build import build_data, build_task, build_trainer, check_config, recipe
 from loralight.config.composition import plain
-from loralight.config.dealing import check_dealing_out
+from loralight.config.sharding import check_sharding
 from loralight.data import TaskData
 from loralight.disk import refuse_taken_away, telling_of_disk
 from loralight.errors import InputError, did_you_mean
@@ -78,7 +78,7 @@ def main(config: DictConfig) -> float | None:
         print(f"loralight: {output_dir} is done", file=sys.stderr)
         return read_run(output_dir).score(settings["monitor"]["metric"])
     check_batch_size(settings, overrides)
-    check_dealing_out(settings)
+    check_sharding(settings)
     check_trial(settings, alone=process_rank() is None)
     settings, was_told = going_on(output_dir, settings), settings["resume"] is not None
     if settings["auto_batch"]:

@@ -1,4 +1,4 @@
-"""Checks, before processes start, of a run that deals its weights out over them (``trainer=fsdp``)."""
+"""Checks, before processes start, of a run that shards its weights over them (``trainer=fsdp``)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,13 +7,13 @@ from loralight.config.build import make
 from loralight.config.check import find_target
 from loralight.config.composition import trusted_packages
 from loralight.errors import InputError
-from loralight.training.dealing import refuse_whole_weights
 from loralight.training.fully_shard import FullyShard
 from loralight.training.launch import num_processes
+from loralight.training.sharding import refuse_whole_weights
 
 
-def check_dealing_out(config: Mapping[str, Any]) -> None:
-    """Check the settings of a run whose trainer deals weights out; any other run passes.
+def check_sharding(config: Mapping[str, Any]) -> None:
+    """Check the settings of a run whose trainer shards weights; any other run passes.
 
     Args:
         config: as composed for ``loralight train``, in plain values.
@@ -22,7 +22,7 @@ def check_dealing_out(config: Mapping[str, Any]) -> None:
         InputError: there is one process, or the adapter or the model cannot be used in parts (``E-FSDP``).
     """
     trainer = config["trainer"]
-    if not deals_out(trainer):
+    if not shards(trainer):
         return
     refuse_whole_weights(make(config["adapter"]), config["task"].get("quantize"))
     if config["compile"]:
@@ -30,13 +30,13 @@ def check_dealing_out(config: Mapping[str, Any]) -> None:
     if num_processes(trainer) * trainer.get("num_nodes", 1) == 1:
         raise InputError(
             "E-FSDP",
-            "trainer=fsdp deals weights out over processes, and here is one: take trainer=auto, or more devices "
+            "trainer=fsdp shards weights over processes, and here is one: take trainer=auto, or more devices "
             "(trainer.devices=2; on a machine without GPUs with trainer.accelerator=cpu)",
         )
 
 
-def deals_out(trainer: Mapping[str, Any]) -> bool:
-    """Whether a trainer's settings deal weights out over its processes."""
+def shards(trainer: Mapping[str, Any]) -> bool:
+    """Whether a trainer's settings shard weights over its processes."""
     strategy = trainer.get("strategy")
     if not isinstance(strategy, Mapping):
         return False

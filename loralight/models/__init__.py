@@ -2,7 +2,6 @@
 
 from loralight.models.budget import Size, at_most
 from loralight.models.padding import depends_on_padding, each_length
-from loralight.models.parts import is_dealt_out
 from loralight.models.pooling import (
     PooledClassifier,
     PoolingChoice,
@@ -26,6 +25,7 @@ from loralight.models.pretrained import (
     tokenise,
 )
 from loralight.models.shapes import without_weights
+from loralight.models.shards import is_sharded
 from loralight.models.strangers import read_object
 from loralight.models.trust import trust
 
@@ -42,7 +42,7 @@ __all__ = [
     "depends_on_padding",
     "each_length",
     "find_pooling",
-    "is_dealt_out",
+    "is_sharded",
     "load_classifier",
     "load_encoder",
     "load_model",

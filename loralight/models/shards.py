@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def is_dealt_out(model: nn.Module) -> bool:
+def is_sharded(model: nn.Module) -> bool:
     """Whether each process holds only a part of the model's weights."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def part(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor, which may be empty; a tensor that is not dealt out, as it is."""
+    """This process's part of a tensor, which may be empty; a tensor that is not sharded, as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -32,8 +32,8 @@ def whole_in_first(tensor: Tensor, rank: int) -> Tensor:
     return gathered.cpu() if rank == 0 else gathered.new_empty(0, device="cpu")
 
 
-def dealt_as(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, dealt out as ``like`` is; every process has the same ``tensor``."""
+def sharded_as(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, sharded as ``like`` is; every process has the same ``tensor``."""
     if not isinstance(like, DTensor) or tensor.shape != like.shape:
         return tensor
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
@@ -44,16 +44,16 @@ def summed_norms(norms: Tensor, tensors: Sequence[Tensor | None]) -> Tensor:
 
     Args:
         norms: (tensors,).
-        tensors: of which some may be missing; all are dealt out, or none is.
+        tensors: of which some may be missing; all are sharded, or none is.
     """
-    dealt = next((tensor for tensor in tensors if isinstance(tensor, DTensor)), None)
-    if dealt is None:
+    sharded = next((tensor for tensor in tensors if isinstance(tensor, DTensor)), None)
+    if sharded is None:
         return norms
     squares = norms.double().square()  # a small norm has a square of 0 in float32
-    dist.all_reduce(squares, group=dealt.device_mesh.get_group())
+    dist.all_reduce(squares, group=sharded.device_mesh.get_group())
     return squares.sqrt().to(norms.dtype)
 
 
 def inference_on(model: nn.Module) -> AbstractContextManager[None]:
     """A context for a model's predictions: weights gathered in inference mode could not be used in training."""
-    return torch.no_grad() if is_dealt_out(model) else torch.inference_mode()
+    return torch.no_grad() if is_sharded(model) else torch.inference_mode()

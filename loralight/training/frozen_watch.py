@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from loralight.errors import InputError
-from loralight.models.parts import part
+from loralight.models.shards import part
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
 

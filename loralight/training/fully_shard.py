@@ -17,14 +17,14 @@ from torch import Tensor
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
 
-from loralight.models.parts import is_dealt_out, whole_in_first
-from loralight.training.dealing import check_can_be_dealt_out, check_groups, never_dealt_out
+from loralight.models.shards import is_sharded, whole_in_first
 from loralight.training.fingerprint import fingerprint
+from loralight.training.sharding import check_can_be_sharded, check_groups, never_sharded
 from loralight.training.task import AdapterTask
 
 
 class FullyShard(ModelParallelStrategy):
-    """Deals a task's weights out over all processes.
+    """Shards a task's weights over all processes.
 
     Args:
         cpu_offload: whether the parts, their gradients and the optimizer's state lie in the memory of the machine, and
@@ -41,7 +41,7 @@ class FullyShard(ModelParallelStrategy):
         return cast(AdapterTask, self.lightning_module)
 
     def setup_environment(self) -> None:
-        """Join the other processes: all of them deal out, none computes a part of a layer."""
+        """Join the other processes: all of them shard, none computes a part of a layer."""
         self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
         super().setup_environment()
 
@@ -51,13 +51,13 @@ class FullyShard(ModelParallelStrategy):
         return super()._get_process_group_backend()
 
     def setup(self, trainer: lightning.Trainer) -> None:
-        """Deal the task out, at the first call alone."""
+        """Shard the task, at the first call alone."""
         assert self.accelerator is not None
         self.accelerator.setup(trainer)
-        if not is_dealt_out(self._task.model):
+        if not is_sharded(self._task.model):
             self.suit_(self._task)
             self.precision_plugin.convert_module(self._task)
-            self._deal_out_(self._task)
+            self._shard_(self._task)
         self.model_to_device()
         self.barrier()
         if trainer.state.fn == TrainerFn.FITTING:
@@ -65,21 +65,21 @@ class FullyShard(ModelParallelStrategy):
         self.setup_precision_plugin()
 
     def suit_(self, task: AdapterTask) -> None:
-        """Check that a task can be dealt out, and leave out accelerations that cannot be used then.
+        """Check that a task can be sharded, and leave out accelerations that cannot be used then.
 
         Raises:
-            InputError: see `check_can_be_dealt_out`.
+            InputError: see `check_can_be_sharded`.
         """
-        check_can_be_dealt_out(task)
+        check_can_be_sharded(task)
         task.accelerations.leave_whole_weights_(task.model)
 
-    def _deal_out_(self, task: AdapterTask) -> None:
+    def _shard_(self, task: AdapterTask) -> None:
         task.learning.base = fingerprint(task)  # of whole weights, which no process has later
         policy = CPUOffloadPolicy(pin_memory=self.root_device.type == "cuda")
         settings: dict[str, Any] = {
             "mesh": self.device_mesh["data_parallel"],
             "offload_policy": policy if self._is_offloaded else OffloadPolicy(),
-            "ignored_params": never_dealt_out(task),
+            "ignored_params": never_sharded(task),
             "reshard_after_forward": True,
         }
         apart = task.gathered_apart(task.model)
@@ -118,7 +118,7 @@ class FullyShard(ModelParallelStrategy):
         return measured
 
     def model_to_device(self) -> None:
-        """Move what is not dealt out, such as metrics; the parts are where they belong."""
+        """Move what is not sharded, such as metrics; the parts are where they belong."""
         task = self._task
         if not self._is_offloaded:
             task.to(self.root_device)
@@ -151,7 +151,7 @@ class FullyShard(ModelParallelStrategy):
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
-        return False  # what learns is read before it is dealt out, and before callbacks begin the run
+        return False  # what learns is read before it is sharded, and before callbacks begin the run
 
     @property
     def lightning_restore_optimizer(self) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from loralight.errors import InputError
 from loralight.logs import logger
-from loralight.models.parts import part, summed_norms
+from loralight.models.shards import part, summed_norms
 from loralight.training.step import on_its_way
 
 MOST_IN_A_ROW = 3

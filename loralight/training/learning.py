@@ -8,7 +8,7 @@ from torch.distributed.tensor import DTensor
 from loralight.adapters.base import trainable
 from loralight.errors import InputError
 from loralight.models.dtypes import tensors_of
-from loralight.models.parts import dealt_as, whole_in_first
+from loralight.models.shards import sharded_as, whole_in_first
 
 
 class Learning:
@@ -64,8 +64,8 @@ class Learning:
         """Load exactly `tensors`; raises like `check`."""
         self.check(tensors, origin)
         own = self.tensors()
-        dealt = {name: dealt_as(tensor, own[name]) for name, tensor in tensors.items()}
-        self._model.load_state_dict(dealt, strict=False)
+        sharded = {name: sharded_as(tensor, own[name]) for name, tensor in tensors.items()}
+        self._model.load_state_dict(sharded, strict=False)
 
     def gather_(self, rank: int) -> None:
         """Replace what the processes hold parts of by the whole, in the first process, which then saves it.

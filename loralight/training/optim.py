@@ -15,7 +15,7 @@ from transformers import SchedulerType, get_scheduler
 
 from loralight.adapters.base import Adapter, trainable
 from loralight.errors import InputError, did_you_mean
-from loralight.models.parts import dealt_as
+from loralight.models.shards import sharded_as
 
 
 def parameter_groups(
@@ -206,8 +206,8 @@ def _from(start: int, factor: Callable[[int], float]) -> Callable[[int], float]:
 
 
 def _as(parameter: Tensor, value: Any) -> Any:
-    """A value of a parameter's state, dealt out over processes as the parameter is."""
-    return dealt_as(value, parameter) if isinstance(value, Tensor) else value
+    """A value of a parameter's state, sharded over processes as the parameter is."""
+    return sharded_as(value, parameter) if isinstance(value, Tensor) else value
 
 
 def by_name(state: dict[str, Any]) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def fit_probe(task: AdapterTask, data: TaskData, trainer: lightning.Trainer) -> 
 
     Raises:
         NoProbe: the head is not one linear layer, its targets are not classes, the rows are too few or too alike,
-            or the model's weights are to be dealt out over processes.
+            or the model's weights are to be sharded over processes.
     """
     if isinstance(trainer.strategy, FullyShard):
         raise NoProbe("its pass would take the whole model on each device (trainer=fsdp)")

@@ -1,4 +1,4 @@
-"""Which tasks can deal their weights out over the processes (``trainer=fsdp``), and why others cannot."""
+"""Which tasks can shard their weights over the processes (``trainer=fsdp``), and why others cannot."""
 
 from collections.abc import Sequence
 
@@ -9,8 +9,8 @@ from loralight.errors import InputError
 from loralight.training.task import AdapterTask
 
 
-def check_can_be_dealt_out(task: AdapterTask) -> None:
-    """Check, before anything is dealt out, that a task's weights can be.
+def check_can_be_sharded(task: AdapterTask) -> None:
+    """Check, before anything is sharded, that a task's weights can be.
 
     Raises:
         InputError: the adapter or the task uses whole weights outside of a block's passes, or the model is compiled
@@ -24,7 +24,7 @@ def check_can_be_dealt_out(task: AdapterTask) -> None:
             "process has only parts of them; switch it off"
         )
     if scalars := [name for name, p in task.learning.parameters.items() if p.ndim == 0]:
-        raise _refused(f"{scalars[0]} learns and is a single number, which cannot be dealt out; make it a vector")
+        raise _refused(f"{scalars[0]} learns and is a single number, which cannot be sharded; make it a vector")
     if model._compiled_call_impl is not None:
         raise _refused("a compiled model would have to gather its weights inside the compiled code; set compile=false")
     _refuse_shared(task.gathered_apart(model), model)
@@ -73,7 +73,7 @@ def gathered_together(apart: Sequence[nn.Module], model: nn.Module) -> list[list
     return [rest, *(list(module.parameters()) for module in apart)]
 
 
-def never_dealt_out(task: AdapterTask) -> set[nn.Parameter]:
+def never_sharded(task: AdapterTask) -> set[nn.Parameter]:
     """The parameters that each process keeps as a whole: single numbers, and those of metrics."""
     model = set(task.model.parameters())
     return {parameter for parameter in task.parameters() if parameter.ndim == 0 or parameter not in model}

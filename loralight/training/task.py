@@ -22,8 +22,8 @@ from loralight.data import TaskData
 from loralight.errors import InputError
 from loralight.models.dtypes import single_by_default, tensors_of
 from loralight.models.fresh import watching_origins
-from loralight.models.parts import inference_on, part, whole_in_first
 from loralight.models.quantisation import quantised_
+from loralight.models.shards import inference_on, part, whole_in_first
 from loralight.training.arguments import remembering
 from loralight.training.checkpoint import read_checkpoint
 from loralight.training.contract import Contract

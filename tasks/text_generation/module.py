@@ -19,7 +19,7 @@ from loralight.data import form_of
 from loralight.errors import InputError
 from loralight.kernels import TokenScores
 from loralight.logs import logger, show, telling
-from loralight.models import check_vocabulary, is_dealt_out, load_model, load_tokenizer
+from loralight.models import check_vocabulary, is_sharded, load_model, load_tokenizer
 
 from . import samples
 from .data import IGNORED, TextGenerationData
@@ -219,7 +219,7 @@ class TextGeneration(AdapterTask):
             return {}
         metrics = {name: metric.to(self.device) for name, metric in text_metrics(self.text_metrics).items()}
         share, everything = slice(self.trainer.global_rank, None, self.trainer.world_size), slice(None)
-        written, counted = (everything, share) if is_dealt_out(self.model) else (share, everything)
+        written, counted = (everything, share) if is_sharded(self.model) else (share, everything)
         prompts = self._data().prompts(split, self.num_text_rows)[written]
         parts = [[record for record, _ in prompts[at : at + _AT_A_TIME]] for at in range(0, len(prompts), _AT_A_TIME)]
         answers = [
@@ -235,7 +235,7 @@ class TextGeneration(AdapterTask):
 
     def _keeps_samples(self) -> bool:
         is_ours = isinstance(self.trainer.datamodule, TextGenerationData)  # type: ignore[attr-defined]
-        return self.num_samples > 0 and is_ours and not is_dealt_out(self.model)  # which one process cannot compute
+        return self.num_samples > 0 and is_ours and not is_sharded(self.model)  # which one process cannot compute
 
     def _data(self) -> TextGenerationData:
         data = self.trainer.datamodule  # type: ignore[attr-defined]

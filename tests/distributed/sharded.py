@@ -1,6 +1,6 @@
-"""A program: trains tiny models with whole weights in one process, then dealt out over two, and saves what it saw.
+"""A program: trains tiny models with whole weights in one process, then sharded over two, and saves what it saw.
 
-``dealt_out.py FOLDER CASES``: for each case, a name with overrides in JSON, ``FOLDER/NAME.alone.pt`` and
+``sharded.py FOLDER CASES``: for each case, a name with overrides in JSON, ``FOLDER/NAME.alone.pt`` and
 ``FOLDER/NAME.pt`` hold gradients, losses, tensors, the checkpoint and metrics, or the message that refused it.
 """
 
@@ -20,7 +20,7 @@ from loralight.adapters.disabled import disabled
 from loralight.config.build import make
 from loralight.config.composition import compose, plain
 from loralight.errors import InputError
-from loralight.models.parts import is_dealt_out, part, whole
+from loralight.models.shards import is_sharded, part, whole
 from loralight.testing.adapters import TinyBert, batch_of
 from loralight.training import Step
 from loralight.training.checkpoint import FolderCheckpointIO
@@ -116,7 +116,7 @@ def train(settings: list[str], folder: Path, *, rank: int = 0, ranks: int = 1) -
     task.load_trainable({name: 10 * tensor for name, tensor in saved["state_dict"].items()}, "ten times as much")
     with task.evaluating(), torch.no_grad():
         loaded = task.step(batch_of(5)).predictions
-    assert is_dealt_out(task.model) == (ranks > 1)
+    assert is_sharded(task.model) == (ranks > 1)
     task.learning.gather_(rank)
     return {
         "gradients": seen.gradients,

@@ -1,4 +1,4 @@
-"""Weights that are dealt out over two processes: they compute, save and resume as whole ones in one process."""
+"""Weights that are sharded over two processes: they compute, save and resume as whole ones in one process."""
 
 import json
 import os
@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 
 from loralight.adapters import Lora
 from loralight.errors import InputError
-from loralight.training.dealing import refuse_whole_weights
+from loralight.training.sharding import refuse_whole_weights
 
 from ..warm import run_warm
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its processes")
 
 InProcess = Callable[..., int]
-PROGRAM = Path(__file__).with_name("dealt_out.py")
+PROGRAM = Path(__file__).with_name("sharded.py")
 FSDP = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
 QUICK = {
     "lora": [],
@@ -55,19 +55,21 @@ def ran(folder: Path, cases: Mapping[str, list[str]]) -> Found:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     refused = {name: settings for name, (settings, _) in REFUSED.items()}
-    return ran(tmp_path_factory.mktemp("dealt_out"), QUICK | HALF | refused)
+    return ran(tmp_path_factory.mktemp("sharded"), QUICK | HALF | refused)
 
 
 @pytest.fixture(scope="module")
 def found_of_all(tmp_path_factory: pytest.TempPathFactory) -> Found:
-    return ran(tmp_path_factory.mktemp("dealt_out"), LONG)
+    return ran(tmp_path_factory.mktemp("sharded"), LONG)
 
 
-def assert_same(dealt: dict[str, Any], alone: dict[str, Any], atol: float = 1e-6, spoilt: tuple[int, ...] = ()) -> None:
-    assert len(dealt["losses"]) == len(alone["losses"]) > 0
+def assert_same(
+    sharded: dict[str, Any], alone: dict[str, Any], atol: float = 1e-6, spoilt: tuple[int, ...] = ()
+) -> None:
+    assert len(sharded["losses"]) == len(alone["losses"]) > 0
     for name in ("gradients", "losses", "tensors", "metrics"):
-        torch.testing.assert_close(dealt[name], alone[name], rtol=0, atol=atol)
-    largest = [max(gradient.abs().max() for gradient in step.values()) for step in dealt["gradients"]]
+        torch.testing.assert_close(sharded[name], alone[name], rtol=0, atol=atol)
+    largest = [max(gradient.abs().max() for gradient in step.values()) for step in sharded["gradients"]]
     assert [size > 1e-4 for size in largest] == [number not in spoilt for number in range(len(largest))]
 
 
@@ -89,18 +91,18 @@ def test_in_half_precision_they_are_near(found: Found, name: str) -> None:
 
 
 def test_each_process_holds_its_part_alone(found: Found) -> None:
-    dealt, alone = found("lora"), found("lora.alone")
-    assert alone["held"] == alone["total"] == dealt["total"]
-    assert abs(dealt["held"] / alone["total"] - 0.5) < 0.02
+    sharded, alone = found("lora"), found("lora.alone")
+    assert alone["held"] == alone["total"] == sharded["total"]
+    assert abs(sharded["held"] / alone["total"] - 0.5) < 0.02
 
 
 def test_a_checkpoint_holds_what_learns_as_a_whole(found: Found) -> None:
-    dealt, alone = found("full"), found("full.alone")
-    saved, expected = dealt["checkpoint"], alone["checkpoint"]
+    sharded, alone = found("full"), found("full.alone")
+    saved, expected = sharded["checkpoint"], alone["checkpoint"]
     assert saved["state_dict"].keys() == expected["state_dict"].keys()
-    torch.testing.assert_close(saved["state_dict"], dealt["tensors"], rtol=0, atol=0)
-    ten_times = {name: 10 * tensor for name, tensor in dealt["tensors"].items()}  # as it was loaded last
-    torch.testing.assert_close(dealt["gathered"], ten_times, rtol=0, atol=0)
+    torch.testing.assert_close(saved["state_dict"], sharded["tensors"], rtol=0, atol=0)
+    ten_times = {name: 10 * tensor for name, tensor in sharded["tensors"].items()}  # as it was loaded last
+    torch.testing.assert_close(sharded["gathered"], ten_times, rtol=0, atol=0)
     states = [checkpoint["optimizer_states"][0]["state"] for checkpoint in (saved, expected)]
     torch.testing.assert_close(*states, rtol=0, atol=1e-6)
 
@@ -125,7 +127,7 @@ def test_what_takes_whole_weights_is_refused(found: Found, name: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["trainer.devices=1"], "deals weights out over processes, and here is one"),
+        (["trainer.devices=1"], "shards weights over processes, and here is one"),
         (["adapter=adalora"], "AdaLora changes weights"),
         (["compile=true"], "set compile=false"),
     ],

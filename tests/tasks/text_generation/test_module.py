@@ -264,7 +264,7 @@ def lines_of(run: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.usefixtures("warm_ranks")
-def test_weights_that_are_dealt_out_write_and_score_what_whole_ones_do(
+def test_sharded_weights_write_and_score_what_whole_ones_do(
     small_run: list[str], tiny_llama: str, in_process: Callable[..., int], tmp_path: Path
 ) -> None:
     line = [*small_run[:-1], f"model.checkpoint='{tiny_llama}'", "trainer.max_epochs=1", "data.packed=null"]
