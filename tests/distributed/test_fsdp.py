@@ -158,7 +158,7 @@ def test_more_gpus_than_there_are_are_refused(
 def test_an_estimate_counts_the_part_of_a_process(
     in_process: InProcess, tiny_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cpu = ["trainer.accelerator=cpu", "memory=8GB"]
+    cpu = ["trainer.accelerator=cpu", "memory=64GB"]
     assert in_process("estimate", *tiny_run, "trainer=fsdp", *cpu, "trainer.devices=4", "output=four.json") == 0
     assert "a process receives 6.0 MB of weights, and 24.9 kB of gradients" in capsys.readouterr().out
     assert in_process("estimate", *tiny_run, *cpu, "~acceleration.selective_recompute", "output=one.json") == 0
