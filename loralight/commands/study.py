@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from concurrent.futures import as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from time import monotonic
 from typing import Any
 
@@ -202,9 +203,11 @@ class _Progress:
     expected: int
     done: int = 0
     since: float = field(default_factory=monotonic)
+    one_at_a_time: Lock = field(default_factory=Lock)  # runs end in several threads
 
     def tell(self, what: str) -> None:
-        self.done += 1
-        self.expected = max(self.expected, self.done)
-        minutes = (monotonic() - self.since) / self.done * (self.expected - self.done) / 60
-        logs.show(f"{self.done}/{self.expected}, {minutes:.0f} min to go or more: {what}")
+        with self.one_at_a_time:
+            self.done += 1
+            self.expected = max(self.expected, self.done)
+            minutes = (monotonic() - self.since) / self.done * (self.expected - self.done) / 60
+            logs.show(f"{self.done}/{self.expected}, {minutes:.0f} min to go or more: {what}")
