@@ -3,10 +3,10 @@
     python benchmarks/beside_peft.py --seeds 0 1 2 --metric test/f1 -- experiment=wnut17 data.path=FOLDER
 
 What stands behind ``--`` are overrides of ``loralight train``. loralight's side is its command line; PEFT's is
-`get_peft_model` on the same layers with the same head, AdamW, schedule and clipping, in a loop of a few lines around
-the task's own loss. Both keep the epoch that is best on validation. Runs go into --output, and what is finished there
-is not run again. The settings must leave the optimizer adamw; of LoRA's they may set rank, alpha, dropout,
-targets and learning rate.
+`get_peft_model` on the same layers with the same head, AdamW, learning rates, schedule and clipping, in a loop of a few
+lines around the task's own loss. Both keep the epoch that is best on validation. Runs go into --output, and what is
+finished there is not run again. The settings must leave the optimizer adamw; of LoRA's they may set rank, alpha,
+dropout, targets and learning rate.
 """
 
 import argparse
@@ -48,6 +48,7 @@ def with_peft(run: Path) -> dict[str, float]:
     data = build_data(config)
     task = build_task(config, data.model_arguments())  # for its loss, its metrics and the names of its layers
     names = [name for name, module in task.model.named_modules() if isinstance(module, LoraLayer)]
+    rates = task.make_optimizer().param_groups
     torch.manual_seed(config["seed"])
     base = task.build_model()
     heads = [name for name, module in base.named_modules() if any(module is part for part in task.head(base))]
@@ -63,11 +64,14 @@ def with_peft(run: Path) -> dict[str, float]:
     task.choose_modes_()  # the run's policy, on PEFT's model too: get_peft_model leaves BatchNorm to train()
     task.train()
     trained = list(trainable(task.model).values())
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config["optimizer"]["weight_decay"]},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=config["optimizer"]["lr"])
+    optimizer = torch.optim.AdamW(
+        {
+            "params": [task.model.get_parameter(in_peft(name)) for name in group["param_names"]],
+            "lr": group["lr"],
+            "weight_decay": group["weight_decay"],
+        }
+        for group in rates
+    )
     loader = data.train_dataloader()
     num_epochs = config["trainer"]["max_epochs"]
     limit = config["trainer"].get("max_steps", -1)
@@ -100,6 +104,12 @@ def with_peft(run: Path) -> dict[str, float]:
         metrics |= measure(task, data.test_dataloader(), "test")
     result.write_text(json.dumps(metrics) + "\n")
     return metrics
+
+
+def in_peft(name: str) -> str:
+    """PEFT's name of a trainable parameter of ours."""
+    owner, _, own = name.rpartition(".")
+    return f"{owner}.{own}.default.weight" if own in ("lora_A", "lora_B") else f"{owner}.modules_to_save.default.{own}"
 
 
 @torch.inference_mode()
