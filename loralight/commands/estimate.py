@@ -25,7 +25,7 @@ from loralight.data import TaskData
 from loralight.errors import InputError
 from loralight.models.shapes import leaving_out_weights, shapes_only
 from loralight.training.footprint import Footprint, footprint
-from loralight.training.launch import num_processes
+from loralight.training.launch import num_nodes, num_processes
 from loralight.training.memory import at_hand, in_use, parse_memory
 from loralight.training.preflight import Sizes, human, memory_table, num_bytes
 from loralight.training.sharding import check_can_be_sharded, gathered_together
@@ -83,7 +83,7 @@ class Estimate:
         self.config = measuring(with_rows_per_process(config))
         self.num_processes = num_processes(config["trainer"])
         self.shards = shards(config["trainer"])
-        self._num_parts = self.num_processes * config["trainer"].get("num_nodes", 1) if self.shards else 1
+        self._num_parts = self.num_processes * num_nodes(config["trainer"]) if self.shards else 1
         with leaving_out_weights():
             self.data = build_data(self.config) if data is None else data
         trainer = build_trainer(self.config, Path(), [])
