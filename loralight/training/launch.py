@@ -41,29 +41,37 @@ def num_processes(trainer: Mapping[str, Any]) -> int:
     Raises:
         InputError: the machine has fewer devices (``E-DEVICES``), or several machines lack a launcher (``E-NODES``).
     """
-    accelerator, devices = trainer.get("accelerator", "auto"), trainer.get("devices", "auto")
-    on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
-    present = torch.cuda.device_count() if on_gpu else 0
-    if isinstance(devices, str) and devices.lstrip("-").isdigit():
-        devices = int(devices)
-    if devices in ("auto", -1):
-        wanted = present if on_gpu else 1
-    elif isinstance(devices, str):
-        wanted = len([part for part in devices.split(",") if part.strip().isdigit()])
-    else:
-        wanted = devices if isinstance(devices, int) else len(devices)
-    if accelerator in ("gpu", "cuda") and present < max(wanted, 1) and not torch.backends.mps.is_available():
+    wanted, present = num_wanted(trainer), torch.cuda.device_count()
+    on_gpu = trainer.get("accelerator", "auto") in ("gpu", "cuda")
+    if on_gpu and present < max(wanted, 1) and not torch.backends.mps.is_available():
         raise InputError(
             "E-DEVICES",
-            f"trainer.devices={devices} on {present} GPUs; take fewer, or trainer=ddp_cpu to try several processes",
+            f"trainer.devices={trainer.get('devices', 'auto')} on {present} GPUs; take fewer, or trainer=ddp_cpu to "
+            "try several processes",
         )
     if wanted < 1:
-        raise InputError("E-DEVICES", f"trainer.devices is {devices!r}; give a number of at least 1")
+        raise InputError("E-DEVICES", f"trainer.devices is {trainer.get('devices')!r}; give a number of at least 1")
     if num_nodes(trainer) > 1 and process_rank() is None:
         raise InputError(
             "E-NODES", "several machines need a launcher: start this very command with torchrun or srun on each"
         )
     return wanted
+
+
+def num_wanted(trainer: Mapping[str, Any]) -> int:
+    """The number of processes on a machine that a trainer's config asks for, whether or not this machine has as many.
+
+    Without a number (``auto``) it is that of this machine's GPUs, or 1.
+    """
+    accelerator, devices = trainer.get("accelerator", "auto"), trainer.get("devices", "auto")
+    if isinstance(devices, str) and devices.lstrip("-").isdigit():
+        devices = int(devices)
+    if devices in ("auto", -1):
+        on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
+        return torch.cuda.device_count() if on_gpu else 1
+    if isinstance(devices, str):
+        return len([part for part in devices.split(",") if part.strip().isdigit()])
+    return devices if isinstance(devices, int) else len(devices)
 
 
 def num_nodes(trainer: Mapping[str, Any]) -> int:

@@ -207,6 +207,26 @@ def test_what_cannot_be_is_told(
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_gpus_of_another_machine_are_counted_if_their_memory_is_given(
+    tiny_run: list[str], in_process: InProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, found = ["estimate", *tiny_run, "trainer=fsdp"], {}
+    for devices, nodes in ((2, 1), (8, 1), (4, 2)):
+        there = [f"trainer.devices={devices}", f"trainer.num_nodes={nodes}", "memory=8GB", "data.global_batch_size=16"]
+        assert in_process(*command, *there, f"output={devices}.json") == 0
+        found[devices] = json.loads(Path(f"{devices}.json").read_text())
+    printed = capsys.readouterr().out
+    assert "no GPU is here" in printed
+    assert "the program itself" not in printed  # which is no memory of a GPU
+    assert [found[devices]["batch_size"] for devices in (2, 8, 4)] == [8, 2, 2]
+    assert found[8]["bytes"]["weights"] == found[4]["bytes"]["weights"] == found[2]["bytes"]["weights"] // 4
+    assert in_process(*command, "trainer.devices=8") == 2
+    assert "E-DEVICES: trainer.devices=8 on 0 GPUs" in capsys.readouterr().err
+    assert in_process(*command, "memory=8GB") == 2
+    assert "E-DEVICES: trainer.devices=auto: no GPU is here to be counted" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("given", "amount"),
     [("8GB", 8 * 10**9), ("1.5 gib", 1536 * 2**20), ("512MiB", 2**29), ("70k", 70_000), (1234, 1234), ("12b", 12)],
