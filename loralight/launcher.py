@@ -61,6 +61,12 @@ def launched(environment: Mapping[str, str] | None = None) -> Launched | None:
         return Launched("torchrun", _number(given, "RANK"), num_ranks, max(num_ranks // max(local, 1), 1))
     if _number(given, "SLURM_NTASKS", "1") > 1 and given.get("SLURM_JOB_NAME") not in _SHELLS:
         return _by_srun(given)
+    if left := [name for name in ("RANK", "LOCAL_RANK") if given.get(name, "0") != "0"]:
+        raise InputError(
+            "E-LAUNCHER",
+            f"{left[0]}={given[left[0]]} is set, and no launcher has started this process: Lightning would take it for "
+            f"one of several, and leave logs to the first; unset {' '.join(left)}",
+        )
     return None
 
 
