@@ -185,7 +185,7 @@ class AdapterTask(lightning.LightningModule, Contract):
         self.accelerations.switch_(True)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load tensors into the model, built first if need be: processes of a notebook train their own and send them."""
+        """Load tensors into the model, built first if need be: a notebook trains in other processes and sends them."""
         self.configure_model()
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
