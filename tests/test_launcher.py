@@ -34,6 +34,10 @@ def test_a_launcher_is_known_by_its_environment(environment: dict[str, str], fou
         ({"RANK": "0", "WORLD_SIZE": "0"}, "process 0 of 0"),
         ({"RANK": "0", "WORLD_SIZE": "5", "LOCAL_WORLD_SIZE": "2"}, "process 0 of 5 on 2 machines"),
         ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK is '-1'"),
+        (
+            {"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_MAX_RESTARTS": "3", "TORCHELASTIC_USE_AGENT_STORE": "True"},
+            "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun",
+        ),
         ({"TORCHELASTIC_RUN_ID": "none"}, "WORLD_SIZE is ''"),
         ({"RANK": "1"}, "RANK=1 is set, and no launcher .* unset RANK"),
         ({"LOCAL_RANK": "1", "RANK": "0"}, "LOCAL_RANK=1 is set"),

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has no signals 
 
 InProcess = Callable[..., int]
 ADAPTER = "adapter/adapter_model.safetensors"
+MARK = "LORALIGHT_TEST_MARK"
 RUNS = Path("runs/text_classification")
 FATE = '''"""Notes the rows of each step, and meets its fate once."""
 import json, os, time
@@ -234,17 +236,30 @@ def test_processes_that_cannot_be_as_the_settings_or_the_environment_say_are_one
 
 @contextmanager
 def agent(folder: Path, line: list[str], *settings: str) -> Iterator[subprocess.Popen[str]]:
-    """A ``torchrun`` in a group of processes of its own, of which nothing is left afterwards."""
+    """A ``torchrun``, which is killed in the end; its processes, in sessions of their own, then end by themselves."""
     command = [sys.executable, "-m", "torch.distributed.run", *settings, "-m", "loralight", *line]
+    environment = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", MARK: (word := uuid.uuid4().hex)}
     with (folder / f"agent.{free_port()}.txt").open("w+") as told:
-        process = subprocess.Popen(command, cwd=folder, stdout=told, stderr=told, text=True, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=told, stderr=told, text=True, start_new_session=True
+        )
         process.told = Path(told.name)  # type: ignore[attr-defined]
         try:
             yield process
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
             process.wait()
+            wait_for(lambda: not alive(word))
+
+
+def alive(word: str) -> list[int]:
+    """The processes that have a word in their environment (that of a dead one is empty)."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # gone, or another user's
+            if f"{MARK}={word}".encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+    return found
 
 
 def wait_for(happens: Callable[[], bool], *processes: subprocess.Popen[str], seconds: float = 240) -> None:
