@@ -50,17 +50,24 @@ def launched(environment: Mapping[str, str] | None = None) -> Launched | None:
         environment: that of the process; None for this one's.
 
     Raises:
-        InputError: the variables of torchrun or srun contradict each other, or a job with several tasks was not started
-            by srun (``E-LAUNCHER``).
+        InputError: the variables of torchrun or srun contradict each other, a job with several tasks was not started by
+            srun, or processes that torchrun starts again would wait for those before them (``E-LAUNCHER``).
     """
     given = os.environ if environment is None else environment
     if "TORCHELASTIC_RUN_ID" in given or ("RANK" in given and "WORLD_SIZE" in given):
+        _check_store(given)
         num_ranks = _number(given, "WORLD_SIZE")
         # torchrun says both; who sets RANK and WORLD_SIZE by hand may leave out the rest
         local = _number(given, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in given else num_ranks
         return Launched("torchrun", _number(given, "RANK"), num_ranks, max(num_ranks // max(local, 1), 1))
     if _number(given, "SLURM_NTASKS", "1") > 1 and given.get("SLURM_JOB_NAME") not in _SHELLS:
         return _by_srun(given)
+    if left := [name for name in ("RANK", "LOCAL_RANK") if given.get(name, "0") != "0"]:
+        raise InputError(
+            "E-LAUNCHER",
+            f"{left[0]}={given[left[0]]} is set, and no launcher has started this process: Lightning would take it for "
+            f"one of several, and leave logs to the first; unset {' '.join(left)}",
+        )
     return None
 
 
@@ -89,6 +96,18 @@ def _by_srun(given: Mapping[str, str]) -> Launched:
         share = int(tasks) // machines if machines > 0 else tasks
         raise InputError("E-LAUNCHER", f"srun with --ntasks={tasks}: say --ntasks-per-node={share} in its place")
     return Launched("srun", _number(given, "SLURM_PROCID"), int(tasks), _number(given, "SLURM_NNODES", "1"))
+
+
+def _check_store(given: Mapping[str, str]) -> None:
+    """Refuse restarts with a store that outlives them (https://github.com/pytorch/pytorch/issues/135712)."""
+    restarts = given.get("TORCHELASTIC_MAX_RESTARTS", "0")
+    if restarts != "0" and given.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise InputError(
+            "E-LAUNCHER",
+            f"torchrun --max-restarts {restarts}: processes that are started again would find the addresses of those "
+            "before them in the agent's store, and wait for them; export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before "
+            "torchrun",
+        )
 
 
 def _number(given: Mapping[str, str], name: str, otherwise: str = "") -> int:

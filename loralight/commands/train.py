@@ -24,7 +24,7 @@ from loralight.commands.summary import final_report, summarise
 from loralight.commands.trial import check_trial, read_tried, try_out
 from loralight.commands.warm_start import read_start
 from loralight.config.batch_size import check_batch_size, with_rows_per_process
-from loralight.config.build import build_data, build_task, build_trainer, check_config, recipe
+from loralight.config.build import build_data, build_task, build_trainer, check_config, check_trainer, recipe
 from loralight.config.composition import plain
 from loralight.config.sharding import check_sharding
 from loralight.data import TaskData
@@ -84,6 +84,7 @@ def main(config: DictConfig) -> float | None:
     check_sharding(settings)
     check_trial(settings, alone=process_rank() is None)
     check_processes(settings["trainer"])
+    check_trainer(settings, output_dir)
     settings, was_told = going_on(output_dir, settings), settings["resume"] is not None
     if settings["auto_batch"]:
         settings, overrides = with_largest_batch(settings, overrides)

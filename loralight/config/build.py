@@ -1,6 +1,7 @@
 """Builds a task, its data and its trainer from a config: for training, resuming, evaluating and predicting."""
 
 import math
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -12,6 +13,7 @@ import lightning
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
 from loralight.adapters.base import Adapter
 from loralight.annotations import mismatch
@@ -166,6 +168,23 @@ def build_trainer(
         raise InputError("E-TRAINER", " ".join(str(error).split())) from error
     assert isinstance(trainer, lightning.Trainer)
     return trainer
+
+
+def check_trainer(config: Mapping[str, Any], output_dir: Path) -> None:
+    """Check a run's trainer before processes start and anything is read.
+
+    Raises:
+        InputError: see `build_trainer`; or its strategy would start processes by itself (``E-TRAINER``).
+    """
+    if hasattr(sys, "ps1"):  # in a notebook Lightning refuses what the processes that loralight starts can do
+        return
+    trainer = build_trainer({**config, "callbacks": {}, "logger": {}}, output_dir, [])
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        raise InputError(
+            "E-TRAINER",
+            f"trainer.strategy={config['trainer']['strategy']} starts processes by itself, and loralight has started "
+            "them already: trainer.strategy=ddp, with any number of trainer.devices",
+        )
 
 
 def recipe(config: Mapping[str, Any], data_arguments: Mapping[str, Any], task: AdapterTask) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from loralight.disk import REFUSED
 from loralight.errors import InputError, did_you_mean
 
 _NO_TEXTS = ("null", "true", "false", "nan", "inf")  # Hydra reads these as text only in quotes
-_EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}
+_EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
 """The extras that bring launchers."""
 CONFIG_PATH = "pkg://loralight.conf"
 TRUSTED = ("loralight", *LIBRARIES)

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from multiprocessing.connection import Connection
@@ -152,8 +153,11 @@ def launch(job: Job, config: dict[str, Any], output_dir: Path) -> Any:
 def _recorded(job: Job, config: dict[str, Any], output_dir: Path) -> Any:
     """Run the job; if it fails, torchrun's agent is told the traceback, which it prints as the last thing.
 
-    The agent takes the earliest of these for the cause. So an error that tells of another process's end is left out.
+    The agent takes the earliest of these for the cause. So an error that tells of another process's end is left out. If
+    the agent is killed, the process ends too, and does not go on without the others.
     """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=_end_with_agent, args=(os.getppid(),), daemon=True).start()
     try:
         return job(config, output_dir)
     except Exception as error:
@@ -192,6 +196,12 @@ def _worker(pipe: Connection, environment: dict[str, str], job: Job, config: dic
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)  # destroying the process group would wait for the others
+
+
+def _end_with_agent(agent: int) -> None:
+    while os.getppid() == agent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def _end_with_parent() -> None:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has no signals 
 
 InProcess = Callable[..., int]
 ADAPTER = "adapter/adapter_model.safetensors"
+MARK = "LORALIGHT_TEST_MARK"
 RUNS = Path("runs/text_classification")
 FATE = '''"""Notes the rows of each step, and meets its fate once."""
 import json, os, time
@@ -175,7 +177,9 @@ def test_a_run_that_is_done_is_so_when_it_is_started_again(
     assert "run is done" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("further", [["trainer=cpu"], ["trainer=ddp_cpu"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "further", [["trainer=cpu"], pytest.param(["trainer=ddp_cpu"], marks=pytest.mark.slow)], ids=" ".join
+)
 def test_a_single_task_of_srun_is_a_run_like_any_other(
     further: list[str],
     tiny_run: list[str],
@@ -205,9 +209,13 @@ def test_a_single_task_of_srun_is_a_run_like_any_other(
         (torchrun(0, 1), ["trainer=cpu"], "E-DEVICES: torchrun has started 2 processes on 1 machines, and"),
         (torchrun(0, 1), ["trainer.num_nodes=2"], "with trainer.num_nodes=2 makes 4; give trainer.devices=2"),
         (torchrun(0, 1), ["trainer.devices=3"], "E-DEVICES: torchrun has started 2 processes"),
+        ({}, ["trainer.strategy=nonsense"], "E-TRAINER: You selected an invalid strategy name"),
+        ({}, ["trainer.strategy=fsdp"], "E-TRAINER: The strategy `fsdp` requires a GPU"),
+        ({}, ["trainer.strategy=ddp_spawn"], "E-TRAINER: trainer.strategy=ddp_spawn starts processes by itself"),
+        ({}, ["trainer.strategy=ddp_notebook"], "E-TRAINER: trainer.strategy=ddp_notebook starts processes by itself"),
     ],
 )
-def test_an_environment_that_contradicts_itself_or_the_settings_is_one_error_before_anything_begins(
+def test_processes_that_cannot_be_as_the_settings_or_the_environment_say_are_one_error_before_anything_begins(
     environment: dict[str, str],
     words: list[str],
     says: str,
@@ -228,17 +236,30 @@ def test_an_environment_that_contradicts_itself_or_the_settings_is_one_error_bef
 
 @contextmanager
 def agent(folder: Path, line: list[str], *settings: str) -> Iterator[subprocess.Popen[str]]:
-    """A ``torchrun`` in a group of processes of its own, of which nothing is left afterwards."""
+    """A ``torchrun``, which is killed in the end; its processes, in sessions of their own, then end by themselves."""
     command = [sys.executable, "-m", "torch.distributed.run", *settings, "-m", "loralight", *line]
+    environment = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", MARK: (word := uuid.uuid4().hex)}
     with (folder / f"agent.{free_port()}.txt").open("w+") as told:
-        process = subprocess.Popen(command, cwd=folder, stdout=told, stderr=told, text=True, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=told, stderr=told, text=True, start_new_session=True
+        )
         process.told = Path(told.name)  # type: ignore[attr-defined]
         try:
             yield process
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
             process.wait()
+            wait_for(lambda: not alive(word))
+
+
+def alive(word: str) -> list[int]:
+    """The processes that have a word in their environment (that of a dead one is empty)."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # gone, or another user's
+            if f"{MARK}={word}".encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+    return found
 
 
 def wait_for(happens: Callable[[], bool], *processes: subprocess.Popen[str], seconds: float = 240) -> None:
@@ -254,8 +275,7 @@ def wait_for(happens: Callable[[], bool], *processes: subprocess.Popen[str], sec
 def test_torchrun_starts_a_run_again_whose_process_was_killed(line: list[str], whole: Any, tmp_path: Path) -> None:
     words = [*line, *fate(rank=1, step=7, signal=int(signal.SIGKILL))]
     with agent(tmp_path, words, "--standalone", "--nproc-per-node", "2", "--max-restarts", "1") as process:
-        wait_for(lambda: process.poll() is not None, process)
-        assert process.returncode == 0
+        assert process.wait(300) == 0, process.told.read_text()[-5000:]  # type: ignore[attr-defined]
     (folder,) = (tmp_path / RUNS).iterdir()
     assert_as_whole(folder, whole)
 
@@ -274,14 +294,21 @@ def test_torchrun_s_last_words_are_the_traceback_of_the_first_failure(line: list
 def test_a_machine_that_leaves_and_comes_back_costs_no_row(line: list[str], tmp_path: Path) -> None:
     words = [*line, *fate(slow=0.5), "trainer.devices=1", "trainer.max_epochs=16"]
     node = ["--nnodes", "1:2", "--nproc-per-node", "1", "--max-restarts", "9", "--rdzv-backend", "c10d"]
-    node += ["--rdzv-endpoint", f"localhost:{free_port()}", "--rdzv-id", "elastic"]
+    node += ["--rdzv-endpoint", f"localhost:{(port := free_port())}", "--rdzv-id", "elastic"]
     node += ["--rdzv-conf", "last_call_timeout=3,keep_alive_interval=1,keep_alive_max_attempt=5"]
     folder = tmp_path / RUNS / "elastic"
 
     def has_stepped(ranks: int) -> bool:
         return any(f'"ranks": {ranks}' in file.read_text() for file in folder.glob("rows.*.jsonl"))
 
+    def answers() -> bool:
+        with suppress(OSError):
+            socket.create_connection(("localhost", port)).close()
+            return True
+        return False
+
     with agent(tmp_path, words, *node) as stays:
+        wait_for(answers, stays)  # the agents meet at the one that is there first
         with agent(tmp_path, words, *node) as leaves:
             wait_for(lambda: has_stepped(2), stays, leaves)
         wait_for(lambda: has_stepped(1), stays)
