@@ -55,7 +55,7 @@ def main(config: DictConfig) -> dict[str, Any]:
     logs.show(memory_table(this, everything, title=title), f"\nparameters: {run.num_learning:,} learn of {run.num:,}")
     if run.stands_in:
         logs.show("no GPU is here: activations are those that the processor would keep")
-    if run.shards:
+    if run.num_ranks > 1:
         logs.show(run.traffic())
     logs.show(f"largest batch in {human(limit)}: data.batch_size={largest}{run.remark(largest)}")
     report = {
@@ -93,12 +93,12 @@ class Estimate:
     ) -> None:
         trainer = config["trainer"]
         self.num_processes = _num_elsewhere(trainer) if elsewhere else num_processes(trainer)
-        self.shards, num_ranks = shards(trainer), self.num_processes * num_nodes(trainer)
-        self._num_parts = num_ranks if self.shards else 1
+        self.shards, self.num_ranks = shards(trainer), self.num_processes * num_nodes(trainer)
+        self._num_parts = self.num_ranks if self.shards else 1
         of_gpu = trainer.get("accelerator") in ("gpu", "cuda")
         self.stands_in = elsewhere and of_gpu and not torch.cuda.is_available()
         if elsewhere:
-            config = {**config, "trainer": {**trainer, "accelerator": "cpu", "devices": num_ranks, "num_nodes": 1}}
+            config = {**config, "trainer": {**trainer, "accelerator": "cpu", "devices": self.num_ranks, "num_nodes": 1}}
         self.config = measuring(with_rows_per_process(config))
         if not self.stands_in:
             self.config["trainer"]["accelerator"] = trainer.get("accelerator", "auto")
@@ -163,9 +163,11 @@ class Estimate:
         }
 
     def traffic(self) -> str:
-        """A line on the bytes that a process receives in each step: weights are gathered twice, gradients once."""
-        model, others = self.task.model, 1 - 1 / self._num_parts
+        """A line on the bytes that a process receives: of gradients, and of weights that are gathered twice a batch."""
+        model, others = self.task.model, 1 - 1 / self.num_ranks
         weights, gradients = num_bytes(model.parameters()), num_bytes(trainable(model).values())
+        if not self.shards:  # an all-reduce over a ring is a reduce-scatter and an all-gather
+            return f"in each step a process receives {human(2 * others * gradients)} of gradients"
         return (
             f"in each batch a process receives {human(2 * others * weights)} of weights, and "
             f"{human(others * gradients)} of gradients"

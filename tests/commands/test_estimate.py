@@ -25,6 +25,7 @@ from loralight.config.composition import compose, plain
 from loralight.errors import InputError
 from loralight.training.footprint import footprint
 from loralight.training.memory import parse_memory
+from loralight.training.preflight import human
 
 InProcess = Callable[..., int]
 KINDS = ["text_classification", "ner", "text_generation", "image_classification"]
@@ -221,6 +222,9 @@ def test_gpus_of_another_machine_are_counted_if_their_memory_is_given(
     assert "the program itself" not in printed  # which is no memory of a GPU
     assert [found[devices]["batch_size"] for devices in (2, 8, 4)] == [8, 2, 2]
     assert found[8]["bytes"]["weights"] == found[4]["bytes"]["weights"] == found[2]["bytes"]["weights"] // 4
+    assert in_process("estimate", *tiny_run, "trainer=ddp", "trainer.devices=4", "memory=8GB", "output=ddp.json") == 0
+    received = 2 * 3 / 4 * json.loads(Path("ddp.json").read_text())["bytes"]["gradients"]
+    assert f"in each step a process receives {human(received)} of gradients" in capsys.readouterr().out
     assert in_process(*command, "trainer.devices=8") == 2
     assert "E-DEVICES: trainer.devices=8 on 0 GPUs" in capsys.readouterr().err
     assert in_process(*command, "memory=8GB") == 2
