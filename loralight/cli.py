@@ -29,6 +29,7 @@ VERBS = {
     "study": "methods of fine-tuning side by side on your data, each at the best of several rates",
     "compare": "finished runs side by side: scores with intervals, costs, a page",
     "together": "several trainings on one base model, which is in memory once",
+    "doctor": "what this machine and environment give, and the lines that change what is wrong",
     "explain": "what a setting, a choice or the code of an error means",
     "tasks": "the task plugins found, and their required settings",
     "new-task": "write a small working task plugin, to be changed into yours",
@@ -76,7 +77,8 @@ _FLAGS_WITH_VALUE = {
 def main() -> None:
     """Entry point of the console script.
 
-    Exits with 0, 2 for an error that the user can fix, 1 for a bug of ours, or 143 when told to stop (130 by Ctrl-C).
+    Exits with 0, 2 for an error that the user can fix, 1 for a bug of ours (of `loralight doctor`: something is wrong),
+    or 143 when told to stop (130 by Ctrl-C).
     """
     code = run(sys.argv[1:])
     if code in (130, 143):
@@ -168,9 +170,11 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     if verb == "sweep":
         verb, flags = "train", [*flags, "--multirun"]
     from loralight.artifacts.run_settings import with_those_of_a_run
-    from loralight.config.overrides import quoted
+    from loralight.config.overrides import quoted, with_launcher
     from loralight.config.own_data import with_own_data
 
+    if verb == "train":
+        overrides = with_launcher(overrides, is_sweep=is_sweep)
     if verb in ("train", "estimate"):
         overrides = with_own_data(overrides, folders)
     overrides = [quoted(o) if _SEPARATES.fullmatch(o) else o for o in overrides]
@@ -229,7 +233,8 @@ def _job(verb: str, wants_traceback: bool = False, fail: Callable[[str], int] = 
     def job(config: Any) -> Any:
         from loralight.resources import spare_the_hub_without_network
 
-        spare_the_hub_without_network()
+        if verb != "doctor":  # which asks the hub by itself, with a time-out
+            spare_the_hub_without_network()
         try:
             if verb == "train":
                 import_module("loralight.commands.sweep").place_job_(config)

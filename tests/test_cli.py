@@ -38,6 +38,7 @@ sys.exit(run(sys.argv[1:]))
         (["train", "task=ner", "--help"], 0, "task.stride="),
         (["explain", "optimizer.lr"], 0, "learning rate"),
         (["explain", "E-MEMORY"], 0, "Out of memory"),
+        (["-m", "train", "launcher=joblib", "launcher.n_jobs=3", "--cfg", "hydra"], 0, "n_jobs: 3"),
         (["train", "adapter.rnk=4"], 2, "'rank'"),
         (["train", "adapter=lroa"], 2, "'lora'"),
         (["trian"], 2, "'train'"),
@@ -148,6 +149,11 @@ def test_a_config_dir_brings_experiments_of_ones_own(
         (["tasks", "--plugin-dir", "nowhere"], "E-PLUGIN: --plugin-dir nowhere"),
         (["--plugin-dir=nowhere", "train"], "E-PLUGIN: --plugin-dir nowhere"),
         (["-m", "train", "adapter=lora,lroa"], "Did you mean 'lora'?"),
+        (
+            ["train", "launcher=joblib"],
+            "E-LAUNCHER: launcher=joblib starts the jobs of a sweep",
+        ),
+        (["train", "hydra/launcher=joblib"], "E-LAUNCHER: hydra/launcher=joblib starts the jobs of a sweep"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

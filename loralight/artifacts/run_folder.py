@@ -54,9 +54,11 @@ def share_name() -> None:
     """Give all processes of torchrun or srun one run folder; each would name the folder by its own clock."""
     if os.environ.get("TORCHELASTIC_RUN_ID", "none") != "none":
         name = os.environ["TORCHELASTIC_RUN_ID"]
-    elif "TORCHELASTIC_RUN_ID" in os.environ:  # a static rendezvous has no name; the agent's process identifies it
-        name = f"torchrun-{os.environ['MASTER_PORT']}-{os.getppid()}"
-    elif int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+    elif "TORCHELASTIC_RUN_ID" in os.environ:  # without --rdzv-id
+        # the agent's process identifies it, but each machine has an agent of its own
+        alone = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+        name = f"torchrun-{os.environ['MASTER_PORT']}-{os.getppid() if alone else os.environ['MASTER_ADDR']}"
+    elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_JOB_ID" in os.environ:
         name = f"slurm-{os.environ['SLURM_JOB_ID']}"
     else:
         return
@@ -109,7 +111,9 @@ def take(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
         _set_aside(folder / "metrics.csv")
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
     (folder / FAILED).unlink(missing_ok=True)
-    (folder / CONFIG).write_text(text, encoding="utf-8")
+    new = folder / f"{CONFIG}.new"
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, folder / CONFIG)  # at once: a launcher's other processes may read it now
     (folder / OVERRIDES).write_text(yaml.safe_dump(overrides, allow_unicode=True), encoding="utf-8")
     if plugins := [str(path) for path in local_packages.folders()]:
         (folder / PLUGINS).write_text(yaml.safe_dump(plugins, allow_unicode=True), encoding="utf-8")

@@ -25,7 +25,7 @@ from loralight.data import TaskData
 from loralight.errors import InputError
 from loralight.models.shapes import leaving_out_weights, shapes_only
 from loralight.training.footprint import Footprint, footprint
-from loralight.training.launch import num_processes
+from loralight.training.launch import num_nodes, num_processes, num_wanted
 from loralight.training.memory import at_hand, in_use, parse_memory
 from loralight.training.preflight import Sizes, human, memory_table, num_bytes
 from loralight.training.sharding import check_can_be_sharded, gathered_together
@@ -42,16 +42,20 @@ def main(config: DictConfig) -> dict[str, Any]:
     limit = None if settings["memory"] is None else parse_memory(settings["memory"])
     output = settings["output"]
     refuse_existing(output)
-    run = Estimate(settings)
+    run = Estimate(settings, elsewhere=limit is not None)
     size = run.data.batch_size
     this = run.sizes(size)
-    every = Estimate({**settings, "adapter": _everything(settings)}, data=run.data, program=run.program)
+    every = Estimate(
+        {**settings, "adapter": _everything(settings)}, data=run.data, program=run.program, elsewhere=limit is not None
+    )
     everything = every.sizes(size)
     title = f"memory of a step on the {size} longest rows"
     limit = run.limit(limit)
     largest = run.largest(limit)
     logs.show(memory_table(this, everything, title=title), f"\nparameters: {run.num_learning:,} learn of {run.num:,}")
-    if run.shards:
+    if run.stands_in:
+        logs.show("no GPU is here: activations are those that the processor would keep")
+    if run.num_ranks > 1:
         logs.show(run.traffic())
     logs.show(f"largest batch in {human(limit)}: data.batch_size={largest}{run.remark(largest)}")
     report = {
@@ -77,17 +81,32 @@ class Estimate:
         config: as composed for ``loralight train``, in plain values.
         data: the run's data, if it has been read already.
         program: bytes of a process on a CPU without its tensors; 0 to measure this process after a step on shapes.
+        elsewhere: whether another machine is meant, so that this one may have fewer devices. If it has no GPU at all,
+            a GPU's memory is counted by what the processor would keep.
+
+    Raises:
+        InputError: the machine has fewer devices, or their number is not known (``E-DEVICES``).
     """
 
-    def __init__(self, config: dict[str, Any], *, data: TaskData | None = None, program: int = 0) -> None:
+    def __init__(
+        self, config: dict[str, Any], *, data: TaskData | None = None, program: int = 0, elsewhere: bool = False
+    ) -> None:
+        trainer = config["trainer"]
+        self.num_processes = _num_elsewhere(trainer) if elsewhere else num_processes(trainer)
+        self.shards, self.num_ranks = shards(trainer), self.num_processes * num_nodes(trainer)
+        self._num_parts = self.num_ranks if self.shards else 1
+        of_gpu = trainer.get("accelerator") in ("gpu", "cuda")
+        self.stands_in = elsewhere and of_gpu and not torch.cuda.is_available()
+        if elsewhere:
+            config = {**config, "trainer": {**trainer, "accelerator": "cpu", "devices": self.num_ranks, "num_nodes": 1}}
         self.config = measuring(with_rows_per_process(config))
-        self.num_processes = num_processes(config["trainer"])
-        self.shards = shards(config["trainer"])
-        self._num_parts = self.num_processes * config["trainer"].get("num_nodes", 1) if self.shards else 1
+        if not self.stands_in:
+            self.config["trainer"]["accelerator"] = trainer.get("accelerator", "auto")
         with leaving_out_weights():
             self.data = build_data(self.config) if data is None else data
-        trainer = build_trainer(self.config, Path(), [])
-        self.device, self._precision = trainer.strategy.root_device, trainer.precision_plugin
+        made = build_trainer(self.config, Path(), [])
+        self.device, self._precision = made.strategy.root_device, made.precision_plugin
+        self._of_cpu = self.device.type == "cpu" and not self.stands_in
         self._most = max(len(self.data.splits["train"]) // self.num_processes, 1)
         self._found: dict[int, Footprint] = {}
         self.program = program
@@ -129,7 +148,7 @@ class Estimate:
             sizes |= self._gathered()
         elif self.num_processes > 1:
             sizes["gradients in exchange"] = found.gradients  # DDP's buckets
-        if self.device.type == "cpu":
+        if self._of_cpu:
             sizes |= {"holes of the allocator": int(_HOLES * found.pieces), "the program itself": self.program}
         return sizes
 
@@ -144,9 +163,11 @@ class Estimate:
         }
 
     def traffic(self) -> str:
-        """A line on the bytes that a process receives in each step: weights are gathered twice, gradients once."""
-        model, others = self.task.model, 1 - 1 / self._num_parts
+        """A line on the bytes that a process receives: of gradients, and of weights that are gathered twice a batch."""
+        model, others = self.task.model, 1 - 1 / self.num_ranks
         weights, gradients = num_bytes(model.parameters()), num_bytes(trainable(model).values())
+        if not self.shards:  # an all-reduce over a ring is a reduce-scatter and an all-gather
+            return f"in each step a process receives {human(2 * others * gradients)} of gradients"
         return (
             f"in each batch a process receives {human(2 * others * weights)} of weights, and "
             f"{human(others * gradients)} of gradients"
@@ -155,7 +176,7 @@ class Estimate:
     def limit(self, given: int | None = None) -> int:
         """The bytes that one process may take: its share of ``given``, else of the free memory."""
         whole = at_hand(self.device) if given is None else given
-        return whole // self.num_processes if self.device.type == "cpu" else whole
+        return whole // self.num_processes if self._of_cpu else whole
 
     def largest(self, limit: int) -> int:
         """Rows of the largest batch that takes up to nine tenths of ``limit`` bytes; at most all training rows.
@@ -194,6 +215,12 @@ class Estimate:
 
     def _on_device(self) -> Any:
         return nullcontext() if self.device.type == "cpu" else torch.device(self.device)
+
+
+def _num_elsewhere(trainer: Mapping[str, Any]) -> int:
+    if wanted := num_wanted(trainer):
+        return wanted
+    raise InputError("E-DEVICES", "trainer.devices=auto: no GPU is here to be counted; give their number")
 
 
 def longest_batch(data: TaskData, batch_size: int) -> Any:

@@ -18,7 +18,7 @@ def check_split(split: str) -> None:
 
 def measuring(config: dict[str, Any]) -> dict[str, Any]:
     """A run's config, changed to measure in this process alone and to write nothing."""
-    alone = {"devices": 1, "strategy": "auto"}
+    alone = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     return {**config, "callbacks": {}, "logger": {}, "trainer": {**config["trainer"], **alone}}
 
 

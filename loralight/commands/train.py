@@ -24,18 +24,19 @@ from loralight.commands.summary import final_report, summarise
 from loralight.commands.trial import check_trial, read_tried, try_out
 from loralight.commands.warm_start import read_start
 from loralight.config.batch_size import check_batch_size, with_rows_per_process
-from loralight.config.build import build_data, build_task, build_trainer, check_config, recipe
+from loralight.config.build import build_data, build_task, build_trainer, check_config, check_trainer, recipe
 from loralight.config.composition import plain
 from loralight.config.sharding import check_sharding
 from loralight.data import TaskData
 from loralight.disk import refuse_taken_away, telling_of_disk
 from loralight.errors import InputError, did_you_mean
+from loralight.launcher import is_again
 from loralight.reports.runs import read_run
 from loralight.stopping import Stopped
 from loralight.training.checkpoint import FolderCheckpointIO, newest
 from loralight.training.epochs import AUTO, few_steps, set_epochs_
 from loralight.training.fully_shard import FullyShard
-from loralight.training.launch import launch, process_rank
+from loralight.training.launch import check_processes, launch, process_rank
 from loralight.training.out_of_memory import telling_of_memory
 from loralight.training.preflight import (
     accelerations_table,
@@ -73,17 +74,20 @@ def main(config: DictConfig) -> float | None:
     sources = hydra.runtime.config_sources
     flags = [f"--config-dir={Path(source.path).absolute()}" for source in sources if source.provider == "command-line"]
     overrides = [*flags, *hydra.overrides.task]
-    if hydra.mode == RunMode.MULTIRUN and is_finished(output_dir, settings):
+    first = process_rank() in (None, 0)
+    if (hydra.mode == RunMode.MULTIRUN or is_again()) and is_finished(output_dir, settings):
         (output_dir / FAILED).unlink(missing_ok=True)
-        print(f"loralight: {output_dir} is done", file=sys.stderr)
+        if first:
+            print(f"loralight: {output_dir} is done", file=sys.stderr)
         return read_run(output_dir).score(settings["monitor"]["metric"])
     check_batch_size(settings, overrides)
     check_sharding(settings)
     check_trial(settings, alone=process_rank() is None)
+    check_processes(settings["trainer"])
+    check_trainer(settings, output_dir)
     settings, was_told = going_on(output_dir, settings), settings["resume"] is not None
     if settings["auto_batch"]:
         settings, overrides = with_largest_batch(settings, overrides)
-    first = process_rank() in (None, 0)
     try:
         if first:
             with stopping.held(), telling_of_disk(output_dir):

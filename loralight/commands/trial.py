@@ -28,7 +28,7 @@ from loralight.errors import InputError
 from loralight.logs import show
 from loralight.training.epochs import num_batches, planned_epochs, steps_of_epoch
 from loralight.training.footprint import train_step
-from loralight.training.launch import num_processes
+from loralight.training.launch import num_nodes, num_processes
 from loralight.training.rate_range import find_rate, num_steps
 from loralight.training.time_budget import Pace, parse_time
 from loralight.untrusted import read_json
@@ -157,7 +157,7 @@ def _try(config: dict[str, Any]) -> Tried:
     started = perf_counter()
     trial = Trial(config)
     around = perf_counter() - started  # the run builds the model again
-    ranks = num_processes(config["trainer"]) * config["trainer"]["num_nodes"]
+    ranks = num_processes(config["trainer"]) * num_nodes(config["trainer"])
     of_epoch = steps_of_epoch(trial.trainer, trial.data, num_ranks=ranks)
     planned = planned_epochs(trial.trainer, trial.task, of_epoch)
     steps, most = planned.steps(of_epoch, most=config["trainer"]["max_steps"]), None
@@ -181,7 +181,7 @@ def expected_seconds(trial: Trial, *, built: float) -> float:
         trial: of the run's settings.
         built: seconds that it took to build the trial.
     """
-    ranks = num_processes(trial.config["trainer"]) * trial.config["trainer"]["num_nodes"]
+    ranks = num_processes(trial.config["trainer"]) * num_nodes(trial.config["trainer"])
     of_epoch = steps_of_epoch(trial.trainer, trial.data, num_ranks=ranks)
     planned = planned_epochs(trial.trainer, trial.task, of_epoch)
     steps = planned.steps(of_epoch, most=trial.config["trainer"]["max_steps"])

@@ -1,6 +1,7 @@
 """Builds a task, its data and its trainer from a config: for training, resuming, evaluating and predicting."""
 
 import math
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -12,6 +13,7 @@ import lightning
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
 from loralight.adapters.base import Adapter
 from loralight.annotations import mismatch
@@ -23,9 +25,10 @@ from loralight.data import TaskData
 from loralight.errors import InputError
 from loralight.models.quantisation import find_quantiser
 from loralight.models.trust import trust_of, trusting
-from loralight.training.checkpoint import FolderCheckpointIO
+from loralight.training.background import BackgroundCheckpointIO
 from loralight.training.checkpoint_paths import CheckpointPaths
 from loralight.training.epochs import AUTO
+from loralight.training.launch import num_nodes
 from loralight.training.optim import check_optimizer
 from loralight.training.position import Position
 from loralight.training.task import AdapterTask
@@ -124,9 +127,16 @@ def optimizer_node(config: Mapping[str, Any]) -> Any:
 
 
 def trainer_node(config: Mapping[str, Any]) -> Any:
-    """The trainer's settings for Lightning: without an end if the data will decide the epochs (``max_epochs=auto``)."""
+    """The trainer's settings for Lightning, with numbers in place of ``auto``.
+
+    A run whose epochs the data will decide (``max_epochs=auto``) has no end yet. ``num_nodes=auto`` is the number of
+    machines on which torchrun or srun has started processes.
+    """
     node = config.get("trainer")
-    return {**node, "max_epochs": -1} if isinstance(node, Mapping) and node.get("max_epochs") == AUTO else node
+    if not isinstance(node, Mapping):
+        return node
+    node = {**node, "num_nodes": num_nodes(node)} if node.get("num_nodes") == AUTO else node
+    return {**node, "max_epochs": -1} if node.get("max_epochs") == AUTO else node
 
 
 def build_trainer(
@@ -141,7 +151,7 @@ def build_trainer(
     supplied = {
         "callbacks": [Position(), *chosen, *callbacks, CheckpointPaths(output_dir)],
         "logger": [make(node) for node in (config.get("logger") or {}).values() if node is not None],
-        "plugins": [FolderCheckpointIO(output_dir)],
+        "plugins": [BackgroundCheckpointIO(output_dir)],
         "default_root_dir": output_dir,
         "use_distributed_sampler": False,  # our samplers give each row to one rank, and can resume
         "enable_model_summary": False,
@@ -158,6 +168,23 @@ def build_trainer(
         raise InputError("E-TRAINER", " ".join(str(error).split())) from error
     assert isinstance(trainer, lightning.Trainer)
     return trainer
+
+
+def check_trainer(config: Mapping[str, Any], output_dir: Path) -> None:
+    """Check a run's trainer before processes start and anything is read.
+
+    Raises:
+        InputError: see `build_trainer`; or its strategy would start processes by itself (``E-TRAINER``).
+    """
+    if hasattr(sys, "ps1"):  # in a notebook Lightning refuses what the processes that loralight starts can do
+        return
+    trainer = build_trainer({**config, "callbacks": {}, "logger": {}}, output_dir, [])
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        raise InputError(
+            "E-TRAINER",
+            f"trainer.strategy={config['trainer']['strategy']} starts processes by itself, and loralight has started "
+            "them already: trainer.strategy=ddp, with any number of trainer.devices",
+        )
 
 
 def recipe(config: Mapping[str, Any], data_arguments: Mapping[str, Any], task: AdapterTask) -> dict[str, Any]:

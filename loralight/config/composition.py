@@ -27,6 +27,8 @@ from loralight.disk import REFUSED
 from loralight.errors import InputError, did_you_mean
 
 _NO_TEXTS = ("null", "true", "false", "nan", "inf")  # Hydra reads these as text only in quotes
+_EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
+"""The extras that bring launchers."""
 CONFIG_PATH = "pkg://loralight.conf"
 TRUSTED = ("loralight", *LIBRARIES)
 
@@ -212,6 +214,8 @@ def explain(error: BaseException, config_name: str, overrides: list[str]) -> str
             if plugin.fault
         )
         hint = f"{did_you_mean(option, options)} Possible: {', '.join(options)}"
+        if group == "hydra/launcher" and option in _EXTRAS:
+            hint = f' It comes with pip install "loralight[{_EXTRAS[option]}]"'
         return f"E-OVERRIDE: {group}={option}: there is no such choice.{hint}{faults}"
     return f"E-OVERRIDE: {message}"
 

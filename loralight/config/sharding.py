@@ -8,7 +8,7 @@ from loralight.config.check import find_target
 from loralight.config.composition import trusted_packages
 from loralight.errors import InputError
 from loralight.training.fully_shard import FullyShard
-from loralight.training.launch import num_processes
+from loralight.training.launch import world_size
 from loralight.training.sharding import refuse_whole_weights
 
 
@@ -27,7 +27,7 @@ def check_sharding(config: Mapping[str, Any]) -> None:
     refuse_whole_weights(make(config["adapter"]), config["task"].get("quantize"))
     if config["compile"]:
         raise InputError("E-FSDP", "trainer=fsdp gathers weights between compiled parts of a model; set compile=false")
-    if num_processes(trainer) * trainer.get("num_nodes", 1) == 1:
+    if world_size(trainer) == 1:
         raise InputError(
             "E-FSDP",
             "trainer=fsdp shards weights over processes, and here is one: take trainer=auto, or more devices "

@@ -40,9 +40,18 @@ def is_faster(*question: object, ways: Callable[[], tuple[Way, Way]]) -> bool:
     return _answers[question]
 
 
+def kept() -> dict[str, bool]:
+    """The answers that are kept for this processor, by question."""
+    return {question: bool(answer) for question, answer in _read(_file()).get(processor(), {}).items()}
+
+
+def _file() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "loralight" / "faster.json"
+
+
 def _asked(question: str, ways: Callable[[], tuple[Way, Way]]) -> bool:
     """The answer that is kept, else that of a trial, which is then kept if the cache can be written to."""
-    file = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "loralight" / "faster.json"
+    file = _file()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file}.lock", timeout=_WAIT):  # of several processes one tries, and all compute alike

@@ -54,6 +54,10 @@ class FolderCheckpointIO(CheckpointIO):
             TypeError: the checkpoint holds something that is neither a tensor nor plain data.
             InputError: the checkpoint cannot be written to the disk (``E-DISK``).
         """
+        self.copied(checkpoint, path)()
+
+    def copied(self, checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> Callable[[], None]:
+        """A function that writes the checkpoint as it is now, whatever changes afterwards; see `save_checkpoint`."""
         if self._run is not None:
             refuse_taken_away(self._run)
         tensors: dict[str, Tensor] = {}
@@ -63,9 +67,12 @@ class FolderCheckpointIO(CheckpointIO):
             save_file(tensors, folder / TENSORS)
             (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
 
-        for left in Path(path).parent.glob(f".*{_UNFINISHED}*"):  # by a killed process; a run has only one
-            shutil.rmtree(left, ignore_errors=True)
-        write_folder(Path(path), fill)
+        def write() -> None:
+            for left in Path(path).parent.glob(f".*{_UNFINISHED}*"):  # by a killed process; a run has only one
+                shutil.rmtree(left, ignore_errors=True)
+            write_folder(Path(path), fill)
+
+        return write
 
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None

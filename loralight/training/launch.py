@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from multiprocessing.connection import Connection
@@ -22,19 +23,17 @@ import torch
 from torch._C._distributed_c10d import TCPStore
 
 from loralight.errors import InputError
+from loralight.launcher import launched
 from loralight.stopping import SIGNALS, held, listen
-from loralight.training.ranks import Ranks, report_of
+from loralight.training.ranks import Ranks, report_of, tells_of_another
 
 Job = Callable[[dict[str, Any], Path], Any]
 
 
 def process_rank() -> int | None:
     """This process's rank if torchrun, srun or `launch` has started several processes, else None."""
-    if "TORCHELASTIC_RUN_ID" in os.environ or ("RANK" in os.environ and "WORLD_SIZE" in os.environ):
-        return int(os.environ["RANK"])
-    if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and os.environ.get("SLURM_JOB_NAME") != "bash":
-        return int(os.environ["SLURM_PROCID"])
-    return None
+    given = launched()
+    return None if given is None else given.rank
 
 
 def num_processes(trainer: Mapping[str, Any]) -> int:
@@ -43,29 +42,46 @@ def num_processes(trainer: Mapping[str, Any]) -> int:
     Raises:
         InputError: the machine has fewer devices (``E-DEVICES``), or several machines lack a launcher (``E-NODES``).
     """
-    accelerator, devices = trainer.get("accelerator", "auto"), trainer.get("devices", "auto")
-    on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
-    present = torch.cuda.device_count() if on_gpu else 0
-    if isinstance(devices, str) and devices.lstrip("-").isdigit():
-        devices = int(devices)
-    if devices in ("auto", -1):
-        wanted = present if on_gpu else 1
-    elif isinstance(devices, str):
-        wanted = len([part for part in devices.split(",") if part.strip().isdigit()])
-    else:
-        wanted = devices if isinstance(devices, int) else len(devices)
-    if accelerator in ("gpu", "cuda") and present < max(wanted, 1) and not torch.backends.mps.is_available():
+    wanted, present = num_wanted(trainer), torch.cuda.device_count()
+    on_gpu = trainer.get("accelerator", "auto") in ("gpu", "cuda")
+    if on_gpu and present < max(wanted, 1) and not torch.backends.mps.is_available():
         raise InputError(
             "E-DEVICES",
-            f"trainer.devices={devices} on {present} GPUs; take fewer, or trainer=ddp_cpu to try several processes",
+            f"trainer.devices={trainer.get('devices', 'auto')} on {present} GPUs; take fewer, or trainer=ddp_cpu to "
+            "try several processes",
         )
     if wanted < 1:
-        raise InputError("E-DEVICES", f"trainer.devices is {devices!r}; give a number of at least 1")
-    if trainer.get("num_nodes", 1) > 1 and process_rank() is None:
+        raise InputError("E-DEVICES", f"trainer.devices is {trainer.get('devices')!r}; give a number of at least 1")
+    if num_nodes(trainer) > 1 and process_rank() is None:
         raise InputError(
             "E-NODES", "several machines need a launcher: start this very command with torchrun or srun on each"
         )
     return wanted
+
+
+def num_wanted(trainer: Mapping[str, Any]) -> int:
+    """The number of processes on a machine that a trainer's config asks for, whether or not this machine has as many.
+
+    Without a number (``auto``) it is that of this machine's GPUs, or 1.
+    """
+    accelerator, devices = trainer.get("accelerator", "auto"), trainer.get("devices", "auto")
+    if isinstance(devices, str) and devices.lstrip("-").isdigit():
+        devices = int(devices)
+    if devices in ("auto", -1):
+        on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
+        return torch.cuda.device_count() if on_gpu else 1
+    if isinstance(devices, str):
+        return len([part for part in devices.split(",") if part.strip().isdigit()])
+    return devices if isinstance(devices, int) else len(devices)
+
+
+def num_nodes(trainer: Mapping[str, Any]) -> int:
+    """The number of machines of a run: as a trainer's config says, or as many as the launcher started (``auto``)."""
+    wanted = trainer.get("num_nodes", 1)
+    if wanted != "auto":
+        return int(wanted)
+    given = launched()
+    return 1 if given is None else given.num_machines
 
 
 def world_size(trainer: Mapping[str, Any]) -> int:
@@ -74,9 +90,26 @@ def world_size(trainer: Mapping[str, Any]) -> int:
     Raises:
         InputError: see `num_processes`.
     """
-    if process_rank() is None:
-        return num_processes(trainer)
-    return int(os.environ.get("WORLD_SIZE") or os.environ["SLURM_NTASKS"])
+    given = launched()
+    return num_processes(trainer) if given is None else given.num_ranks
+
+
+def check_processes(trainer: Mapping[str, Any]) -> None:
+    """Check the number of processes before any of them starts to work.
+
+    Raises:
+        InputError: see `num_processes`; or torchrun or srun has started another number than the trainer's config says
+            (``E-DEVICES``).
+    """
+    wanted, machines, given = num_processes(trainer), num_nodes(trainer), launched()
+    if given is not None and wanted * machines != given.num_ranks:
+        raise InputError(
+            "E-DEVICES",
+            f"{given.by} has started {given.num_ranks} processes on {given.num_machines} machines, and "
+            f"trainer.devices={trainer.get('devices', 'auto')} with trainer.num_nodes={machines} makes "
+            f"{wanted * machines}; give trainer.devices={given.num_local} (or as many processes as devices), and leave "
+            "out trainer.num_nodes",
+        )
 
 
 def launch(job: Job, config: dict[str, Any], output_dir: Path) -> Any:
@@ -96,7 +129,9 @@ def launch(job: Job, config: dict[str, Any], output_dir: Path) -> Any:
         Stopped: the processes were told to stop.
     """
     wanted = num_processes(config["trainer"])
-    if process_rank() is not None or wanted == 1:
+    if process_rank() is not None:
+        return _recorded(job, config, output_dir)
+    if wanted == 1:
         return job(config, output_dir)
     # this process keeps the port open, so that no other program takes it before rank 0 does
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
@@ -113,6 +148,24 @@ def launch(job: Job, config: dict[str, Any], output_dir: Path) -> Any:
     (output_dir / "ranks").mkdir(parents=True, exist_ok=True)
     ranks = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(wanted)]
     return Ranks(_worker, [(environment, job, config, output_dir) for environment in ranks]).run()
+
+
+def _recorded(job: Job, config: dict[str, Any], output_dir: Path) -> Any:
+    """Run the job; if it fails, torchrun's agent is told the traceback, which it prints as the last thing.
+
+    The agent takes the earliest of these for the cause. So an error that tells of another process's end is left out. If
+    the agent is killed, the process ends too, and does not go on without the others.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=_end_with_agent, args=(os.getppid(),), daemon=True).start()
+    try:
+        return job(config, output_dir)
+    except Exception as error:
+        if not tells_of_another(error):
+            import_module("torch.distributed.elastic.multiprocessing.errors").get_error_handler().record_exception(
+                error
+            )
+        raise
 
 
 def _worker(pipe: Connection, environment: dict[str, str], job: Job, config: dict[str, Any], output_dir: Path) -> None:
@@ -143,6 +196,12 @@ def _worker(pipe: Connection, environment: dict[str, str], job: Job, config: dic
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)  # destroying the process group would wait for the others
+
+
+def _end_with_agent(agent: int) -> None:
+    while os.getppid() == agent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def _end_with_parent() -> None:

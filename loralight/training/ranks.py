@@ -58,10 +58,11 @@ def report_of(rank: int, job: Callable[[], Any]) -> Report:
         return Report(refused=str(error))
     except BaseException as error:  # also `sys.exit`, such as in a plugin: nothing else would report it
         text = f"process {rank} failed:\n{traceback.format_exc().rstrip()}"
-        return Report(traceback=text, follows=_tells_of_another(error))
+        return Report(traceback=text, follows=tells_of_another(error))
 
 
-def _tells_of_another(error: BaseException) -> bool:
+def tells_of_another(error: BaseException) -> bool:
+    """Whether an error only follows from the end of another process."""
     if isinstance(error, DistError | ConnectionError):
         return True
     return type(error) is RuntimeError and bool(_BROKEN.search(str(error)))  # gloo's errors have no class

@@ -61,25 +61,21 @@ class StopAtStep(lightning.Callback):
     def on_test_batch_end(self, *_: Any, **__: Any) -> None:
         stopping.check()
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        mine = self._saved()
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        mine = self._saved()  # all are written by now
         if trainer.is_global_zero and mine and newest(self._checkpoints.parents[1]) not in mine:
-            _remove(mine)
+            for folder in mine:
+                FolderCheckpointIO().remove_checkpoint(folder)
 
     def _save(self, trainer: lightning.Trainer) -> None:
         before = self._saved()
         name = f"epoch={trainer.current_epoch}-step={trainer.global_step}-boundary"
         trainer.save_checkpoint(self._checkpoints / name)
-        if trainer.is_global_zero:
-            _remove([folder for folder in before if folder.name != name])
+        for folder in (folder for folder in before if folder.name != name):
+            trainer.strategy.remove_checkpoint(folder)  # once the new one is whole
 
     def _saved(self) -> list[Path]:
         return list(self._checkpoints.glob("epoch=*-boundary"))
-
-
-def _remove(folders: list[Path]) -> None:
-    for folder in folders:
-        FolderCheckpointIO().remove_checkpoint(folder)
 
 
 class _NoSignals(_SignalConnector):

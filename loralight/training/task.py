@@ -184,6 +184,11 @@ class AdapterTask(lightning.LightningModule, Contract):
         self.accelerations.attach_(self._facts())  # in training mode, as in training
         self.accelerations.switch_(True)
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load tensors into the model, built first if need be: a notebook trains in other processes and sends them."""
+        self.configure_model()
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
     def _build_(self) -> None:
         with self._base() as (self.model, head):
             base = {id(tensor) for tensor in tensors_of(self.model).values()}

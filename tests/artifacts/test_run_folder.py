@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from loralight.artifacts.run_folder import going_on, read_config, take
+from loralight.artifacts.run_folder import going_on, read_config, share_name, take
 from loralight.errors import InputError
 
 CONFIG: dict[str, Any] = {
@@ -167,6 +167,46 @@ def test_an_unfinished_run_of_the_same_settings_is_gone_on_with(begun: Path) -> 
     assert going_on(begun, CONFIG) == resumed  # and once more
     # what fits was found when it began
     assert going_on(begun, changed("data.batch_size", 1) | {"resume": None, "auto_batch": True}) == resumed
+
+
+def test_the_config_is_whole_at_any_moment_as_a_launcher_s_other_processes_read_it(
+    begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resumed, write, seen = going_on(begun, CONFIG), Path.write_text, list[dict[str, Any]]()
+
+    def amid(path: Path, text: str, **options: Any) -> int:
+        write(path, "", **options)
+        seen.append(going_on(begun, CONFIG))
+        return write(path, text, **options)
+
+    monkeypatch.setattr(Path, "write_text", amid)
+    take(begun, resumed, [])
+    assert seen and all(config == resumed for config in seen)
+
+
+@pytest.mark.parametrize(
+    ("environment", "name"),
+    [
+        ({}, None),
+        ({"TORCHELASTIC_RUN_ID": "mine"}, "mine"),
+        ({"TORCHELASTIC_RUN_ID": "none", "GROUP_WORLD_SIZE": "1"}, f"torchrun-29500-{os.getppid()}"),
+        ({"TORCHELASTIC_RUN_ID": "none", "GROUP_WORLD_SIZE": "2"}, "torchrun-29500-first"),  # alike on each machine
+        ({"SLURM_NTASKS": "2", "SLURM_JOB_ID": "7"}, "slurm-7"),
+        ({"SLURM_NTASKS": "1", "SLURM_JOB_ID": "7"}, None),
+        ({"TORCHELASTIC_RUN_ID": "mine", "LORALIGHT_RUN_ID": "said"}, "said"),
+    ],
+)
+def test_a_launcher_s_processes_have_one_folder(
+    environment: dict[str, str], name: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LORALIGHT_RUN_ID", raising=False)
+    for variable, value in {**environment, "MASTER_ADDR": "first", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(variable, value)
+    try:
+        share_name()
+        assert os.environ.get("LORALIGHT_RUN_ID") == name
+    finally:
+        os.environ.pop("LORALIGHT_RUN_ID", None)
 
 
 @pytest.mark.parametrize("why", ["other settings", "done", "no checkpoint", "half a checkpoint", "no run"])

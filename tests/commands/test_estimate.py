@@ -25,6 +25,7 @@ from loralight.config.composition import compose, plain
 from loralight.errors import InputError
 from loralight.training.footprint import footprint
 from loralight.training.memory import parse_memory
+from loralight.training.preflight import human
 
 InProcess = Callable[..., int]
 KINDS = ["text_classification", "ner", "text_generation", "image_classification"]
@@ -205,6 +206,29 @@ def test_what_cannot_be_is_told(
     Path("there.json").touch()
     assert in_process("estimate", *tiny_run, override) == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_gpus_of_another_machine_are_counted_if_their_memory_is_given(
+    tiny_run: list[str], in_process: InProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, found = ["estimate", *tiny_run, "trainer=fsdp"], {}
+    for devices, nodes in ((2, 1), (8, 1), (4, 2)):
+        there = [f"trainer.devices={devices}", f"trainer.num_nodes={nodes}", "memory=8GB", "data.global_batch_size=16"]
+        assert in_process(*command, *there, f"output={devices}.json") == 0
+        found[devices] = json.loads(Path(f"{devices}.json").read_text())
+    printed = capsys.readouterr().out
+    assert "no GPU is here" in printed
+    assert "the program itself" not in printed  # which is no memory of a GPU
+    assert [found[devices]["batch_size"] for devices in (2, 8, 4)] == [8, 2, 2]
+    assert found[8]["bytes"]["weights"] == found[4]["bytes"]["weights"] == found[2]["bytes"]["weights"] // 4
+    assert in_process("estimate", *tiny_run, "trainer=ddp", "trainer.devices=4", "memory=8GB", "output=ddp.json") == 0
+    received = 2 * 3 / 4 * json.loads(Path("ddp.json").read_text())["bytes"]["gradients"]
+    assert f"in each step a process receives {human(received)} of gradients" in capsys.readouterr().out
+    assert in_process(*command, "trainer.devices=8") == 2
+    assert "E-DEVICES: trainer.devices=8 on 0 GPUs" in capsys.readouterr().err
+    assert in_process(*command, "memory=8GB") == 2
+    assert "E-DEVICES: trainer.devices=auto: no GPU is here to be counted" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ def test_a_sweep_that_is_killed_goes_on(
 
 
 SIDE_BY_SIDE = {
-    "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    "joblib": ["launcher=joblib", "launcher.n_jobs=2"],
     "submitit": ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"],
 }
 

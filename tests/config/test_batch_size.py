@@ -33,8 +33,9 @@ def test_under_a_launcher_its_processes_count(monkeypatch: pytest.MonkeyPatch) -
     assert with_rows_per_process(config(devices=4))["data"]["batch_size"] == 3
     monkeypatch.delenv("RANK")
     monkeypatch.delenv("WORLD_SIZE")
-    for name, value in {"SLURM_NTASKS": "12", "SLURM_PROCID": "3", "SLURM_JOB_NAME": "job"}.items():
-        monkeypatch.setenv(name, value)
+    tasks = {"NTASKS": "12", "NTASKS_PER_NODE": "12", "PROCID": "3", "STEP_ID": "0", "JOB_NAME": "job"}
+    for name, value in tasks.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
     assert with_rows_per_process(config(devices=4))["data"]["batch_size"] == 2
 
 

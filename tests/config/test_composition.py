@@ -46,6 +46,11 @@ def test_an_override_that_cannot_be_is_explained(override: str, says: str) -> No
     assert says in message
 
 
+def test_a_launcher_that_is_not_installed_names_its_extra() -> None:
+    error = HydraException("Could not find 'hydra/launcher/joblib'\n\nAvailable options in 'hydra/launcher':\n\tbasic")
+    assert 'pip install "loralight[joblib]"' in str(explain(error, "train", ["hydra/launcher=joblib"]))
+
+
 def test_what_is_not_about_an_override_is_left_alone() -> None:
     assert explain(ValueError("of another kind"), "train", []) is None
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from loralight.errors import InputError
-from loralight.training.launch import launch, num_processes, process_rank
+from loralight.training.launch import launch, num_nodes, num_processes, process_rank
 
 InProcess = Callable[..., int]
 ADAPTER = "adapter/adapter_model.safetensors"
@@ -242,9 +242,14 @@ def test_a_killed_parent_takes_its_processes_along(two: list[str], mark: str, tm
     ("number", "code", "says"),
     [
         (signal.SIGTERM, 143, r"^loralight: stopped by SIGTERM; saved run/checkpoints/last/\S+; go on with: \S+ train"),
+        (
+            signal.SIGUSR1,
+            143,
+            r"^loralight: stopped by SIG(USR1|TERM); saved run/checkpoints/last/\S+; go on with: \S+ train",
+        ),
         (signal.SIGKILL, 1, r"^RuntimeError: process [01] was killed by SIGKILL, as the system does where memory"),
     ],
-    ids=["SIGTERM", "SIGKILL"],
+    ids=["SIGTERM", "SIGUSR1", "SIGKILL"],
 )
 def test_a_signal_to_one_process_ends_all_and_is_told_of(
     two: list[str], mark: str, tmp_path: Path, number: int, code: int, says: str
@@ -350,29 +355,28 @@ def test_devices_that_cannot_be_had_are_refused(
         num_processes(trainer)
 
 
+def test_under_an_outer_launcher_the_work_is_done_in_its_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    here: list[Any] = []
+    launch(lambda config, folder: here.append(os.getpid()), {"trainer": {"accelerator": "cpu", "devices": 2}}, tmp_path)
+    assert process_rank() == 1 and here == [os.getpid()]
+
+
 @pytest.mark.parametrize(
-    ("environment", "rank"),
+    ("given", "environment", "number"),
     [
-        ({}, None),
-        ({"RANK": "1"}, None),
-        ({"RANK": "1", "WORLD_SIZE": "2"}, 1),
-        ({"RANK": "0", "TORCHELASTIC_RUN_ID": "none"}, 0),
-        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "3"}, 3),
-        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, None),
-        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "bash"}, None),  # a shell in an allocation
+        ({}, {}, 1),
+        ({"num_nodes": "auto"}, {}, 1),
+        ({"num_nodes": "auto"}, {"RANK": "0", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "2"}, 3),
+        ({"num_nodes": 2}, {"RANK": "0", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "2"}, 2),
     ],
 )
-def test_an_outer_launcher_is_known_by_its_environment(
-    environment: dict[str, str], rank: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_the_machines_are_those_of_the_launcher_unless_the_settings_say(
+    given: dict[str, Any], environment: dict[str, str], number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_JOB_NAME"):
-        monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert process_rank() == rank
-    if rank is not None:  # nothing is launched: the work is done here
-        here: list[Any] = []
-        launch(
-            lambda config, folder: here.append(os.getpid()), {"trainer": {"accelerator": "cpu", "devices": 2}}, tmp_path
-        )
-        assert here == [os.getpid()]
+    assert num_nodes(given) == number

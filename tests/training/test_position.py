@@ -47,7 +47,7 @@ Moment = tuple[str, int]  # an event, and which of its kind
 RUNS = """
 import json, os, signal, sys
 from loralight.cli import run
-from loralight.training.checkpoint import FolderCheckpointIO
+from loralight.training.background import BackgroundCheckpointIO
 from loralight.training.task import AdapterTask
 import loralight.commands.train
 from lightning.pytorch.loggers import CSVLogger
@@ -82,7 +82,7 @@ watch(AdapterTask, "training_step", before="step", note=note_loss)
 watch(AdapterTask, "validation_step", before="validation")
 watch(AdapterTask, "optimizer_step", after="optimizer")
 watch(AdapterTask, "on_train_epoch_end", after="epoch")
-watch(FolderCheckpointIO, "save_checkpoint", after="save")
+watch(BackgroundCheckpointIO, "save_checkpoint", after="save")
 watch(CSVLogger, "log_metrics", before="log")
 for line, moment in json.load(sys.stdin):
     met = {}

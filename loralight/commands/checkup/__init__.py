@@ -1,0 +1,1 @@
+"""The checks of ``loralight doctor``: each is a small function that looks at one thing of this machine."""
