@@ -209,6 +209,8 @@ def test_a_single_task_of_srun_is_a_run_like_any_other(
         (torchrun(0, 1), ["trainer=cpu"], "E-DEVICES: torchrun has started 2 processes on 1 machines, and"),
         (torchrun(0, 1), ["trainer.num_nodes=2"], "with trainer.num_nodes=2 makes 4; give trainer.devices=2"),
         (torchrun(0, 1), ["trainer.devices=3"], "E-DEVICES: torchrun has started 2 processes"),
+        ({}, ["trainer.accelerator=cuda", "trainer.devices=999"], "E-DEVICES: trainer.devices=999 on "),
+        ({}, ["trainer.num_nodes=2"], "E-NODES: several machines need a launcher"),
         ({}, ["trainer.strategy=nonsense"], "E-TRAINER: You selected an invalid strategy name"),
         ({}, ["trainer.strategy=fsdp"], "E-TRAINER: The strategy `fsdp` requires a GPU"),
         ({}, ["trainer.strategy=ddp_spawn"], "E-TRAINER: trainer.strategy=ddp_spawn starts processes by itself"),

@@ -28,8 +28,10 @@ def main() -> None:
             _tell(what.__name__, **what())
     if not dist.is_available():
         return
+    from torch._C._distributed_c10d import TCPStore  # which a torch without distribution lacks
+
     port = 0 if rank == 0 else int(input())
-    store = dist.TCPStore("localhost", port, is_master=rank == 0, wait_for_workers=False, timeout=_PATIENCE)
+    store = TCPStore("localhost", port, is_master=rank == 0, wait_for_workers=False, timeout=_PATIENCE)
     if rank == 0:
         _tell("port", port=store.port)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=_PATIENCE)
@@ -66,7 +68,6 @@ def backends() -> dict[str, Any]:
             if part.is_available()
         ],
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
     }
 

@@ -33,7 +33,6 @@ def backends(machine: Machine) -> Finding:
     """What multiplies on the processor, and what several processes talk by."""
     told = machine.pair.told("backends")
     words = [f"{told['capability']} by {', '.join(told['compute']) or 'plain code'}", *told["communicate"]]
-    words += [f"cudnn {told['cudnn']}"] if told["cudnn"] else []
     if "gloo" not in told["communicate"]:
         return Finding("; ".join(words), "this torch has no gloo: it trains in one process alone", "pip install torch")
     return Finding("; ".join(words))
