@@ -100,7 +100,7 @@ def read_answers(run: FinishedRun) -> RunAnswers | None:
 
 def _checked(head: Mapping[str, Any], lines: list[dict[str, Any]], run: FinishedRun) -> RunAnswers:
     split, kind, labels = (head.get(name) for name in ("split", "kind", "labels"))
-    if split not in ("validation", "test") or kind not in _READERS:
+    if split not in ("validation", "test") or kind not in list(_READERS):
         raise ValueError(f"its first line names no split and kind of {', '.join(_READERS)}")
     if not isinstance(labels, list) or len(labels) > _MOST_LABELS or not all(isinstance(one, str) for one in labels):
         raise ValueError("its first line names no labels")

@@ -6,8 +6,8 @@ import html
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import perf_counter
@@ -61,7 +61,8 @@ class LivePage(lightning.Callback):
     """Writes ``progress.html`` into a run's folder, in the first process alone; a context that ends with the run.
 
     A page is written as a whole, at most every three seconds, and only if all pages together have taken no more than
-    their share of the run's time. Nothing that goes wrong with it ends the run.
+    their share of the run's time: one half is for pages, the other for pictures, so that neither keeps the other out.
+    Nothing that goes wrong with it ends the run.
 
     Args:
         folder: the run's folder.
@@ -74,8 +75,8 @@ class LivePage(lightning.Callback):
         self._folder, self._title, self._metric, self._clock = folder, title, metric, clock
         self._began = clock()
         self._next, self._pause = self._began, _PAUSE
-        self._spent = 0.0
-        # seconds, at first with the imports that they need
+        self._spent = {"page": 0.0, "pictures": 0.0}
+        # seconds that one takes, at first with the imports that it needs
         self._costs = {"page": _of_import("jinja2", 0.1), "pictures": _of_import("matplotlib", 0.6)}
         self._points: dict[str, list[tuple[float, float]]] = {}
         self._pictures: list[Picture] = []
@@ -140,8 +141,8 @@ class LivePage(lightning.Callback):
             return
         self._next = now + self._pause
         self._safely(lambda: self._note(trainer, now, in_step=in_step))
-        self._spent += self._clock() - now
-        if self._may_take(self._costs["page"], SHARE):
+        self._spent["page"] += self._clock() - now
+        if self._is_time_for("page", SHARE):
             self._write("running", "")
 
     def _note(self, trainer: lightning.Trainer, now: float, *, in_step: bool) -> None:
@@ -172,20 +173,23 @@ class LivePage(lightning.Callback):
             del points[::2]
             self._pause *= 2
 
-    def _may_take(self, seconds: float, share: float) -> bool:
-        return self._spent + seconds <= share * (self._clock() - self._began)
+    def _is_time_for(self, part: str, share: float) -> bool:
+        return self._spent[part] + self._costs[part] <= share / 2 * (self._clock() - self._began)
 
     def _write(self, state: str, message: str) -> None:
         """Write the page, with new pictures if there is time for them."""
+        if self._is_time_for("pictures", SHARE if state == "running" else _SHARE_AT_END):
+            with self._timing("pictures"):
+                self._pictures = self._safely(self._drawn) or self._pictures
+        with self._timing("page"):
+            self._safely(lambda: write_whole(self._folder / FILE, self._page(state, message)))
+
+    @contextmanager
+    def _timing(self, part: str) -> Iterator[None]:
         begun = self._clock()
-        share = SHARE if state == "running" else _SHARE_AT_END
-        if self._may_take(self._costs["page"] + self._costs["pictures"], share):
-            self._pictures = self._safely(self._drawn) or self._pictures
-            self._costs["pictures"] = self._clock() - begun
-        drawn = self._clock()
-        self._safely(lambda: write_whole(self._folder / FILE, self._page(state, message)))
-        self._costs["page"] = self._clock() - drawn
-        self._spent += self._clock() - begun
+        yield
+        self._costs[part] = self._clock() - begun
+        self._spent[part] += self._costs[part]
 
     def _drawn(self) -> list[Picture]:
         names = dict.fromkeys(("loss", self._metric.rpartition("/")[2]))
@@ -193,7 +197,7 @@ class LivePage(lightning.Callback):
         return [lines_by_step(name, lines) for name, lines in found.items() if any(points for _, points in lines)]
 
     def _page(self, state: str, message: str) -> str:
-        every = max(self._pause, (self._costs["page"] + self._costs["pictures"]) / SHARE)
+        every = max(self._pause, 2 * self._costs["page"] / SHARE)
         return render(
             "live.html.jinja",
             title=self._title,

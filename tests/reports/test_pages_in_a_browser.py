@@ -79,7 +79,7 @@ def test_pages_fit_a_phone_run_nothing_of_a_stranger_s_and_say_when_they_are_sta
     report = page_of(compared(tmp_path / "a", tmp_path / "b"), tmp_path / "report")
     clock = Clock()
     live = LivePage(tmp_path, title=words, metric="validation/accuracy", clock=clock)
-    trained(live, clock, steps=300, seconds=1.0)
+    trained(live, clock, steps=50, seconds=10.0)
     fresh = (tmp_path / FILE).read_text(encoding="utf-8")
     old = (datetime.now(UTC) - timedelta(hours=1)).isoformat(timespec="seconds")
     stale = re.sub(r'datetime="[^"]+"', f'datetime="{old}"', fresh)
