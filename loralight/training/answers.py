@@ -104,7 +104,7 @@ class KeepAnswers(lightning.Callback):
         if not len(rows) == len(found.given) == len(found.right):
             logger.info("%s.answers: %d for %d rows, not kept", type(task).__name__, len(found.given), len(rows))
             return
-        sure = found.confidences or [None] * len(rows)
+        sure: Sequence[float | None] = found.confidences or [None] * len(rows)
         self._head = {"split": split, "kind": found.kind, "labels": list(found.labels)}
         for row, given, right, confidence in zip(rows, found.given, found.right, sure, strict=True):
             if row % every == 0:
