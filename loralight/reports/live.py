@@ -146,24 +146,22 @@ class LivePage(lightning.Callback):
             self._write("running", "")
 
     def _note(self, trainer: lightning.Trainer, now: float, *, in_step: bool) -> None:
-        step, (first, since) = trainer.global_step, self._from
-        if trainer.state.fn == TrainerFn.FITTING:
-            total = trainer.estimated_stepping_batches
-            self._progress = (step, int(total) if total < float("inf") else 0)
+        self._facts["time so far"] = _duration(now - self._began)
+        self._facts["memory"] = f"{human(in_use())} in this process, {human(peak_memory())} at the peak"
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        step, (first, since), total = trainer.global_step, self._from, trainer.estimated_stepping_batches
+        self._progress = (step, int(total) if total < float("inf") else 0)
+        epochs = f" of {trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
+        self._facts["epoch"] = f"{trainer.current_epoch + 1}{epochs}"
+        if step > first:
+            pace = (now - since) / (step - first)
+            self._facts["a step"] = f"{1000 * pace:.0f} ms, validations included"
+            self._facts["time left"] = _duration(pace * (total - step)) if self._progress[1] else ""
         # outside of a step, other processes might have to compute the metrics too
         loss = trainer.callback_metrics.get("train/loss") if in_step else None
         if loss is not None:  # reading it waits for a GPU
             self._add("train/loss", step, float(loss))
-        pace = (now - since) / (step - first) if step > first else None
-        left = pace and self._progress[1] and pace * (self._progress[1] - step)
-        epochs = f" of {trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
-        self._facts = {
-            "epoch": f"{trainer.current_epoch + 1}{epochs}",
-            "time so far": _duration(now - self._began),
-            "time left": _duration(left) if left else "",
-            "a step": f"{1000 * pace:.0f} ms, validations included" if pace else "",
-            "memory": f"{human(in_use())} in this process, {human(peak_memory())} at the peak",
-        }
 
     def _add(self, name: str, step: int, value: float) -> None:
         """Add a point to a curve; of too many points every second is dropped, and fewer are added from then on."""
@@ -210,7 +208,9 @@ class LivePage(lightning.Callback):
             allowed=_ALLOWED,
             done=self._progress[0],
             total=self._progress[1],
-            facts={name: text for name, text in self._facts.items() if text},
+            facts={
+                name: text for name, text in self._facts.items() if text and (state == "running" or "left" not in name)
+            },
             scores=sorted(self._scores.items()),
             pictures=self._pictures,
             samples=self._samples,
