@@ -93,6 +93,7 @@ class LivePage(lightning.Callback):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._facts.pop("time left", None)
         if error is None:
             self._write("finished", "")
         elif isinstance(error, Exception):
@@ -208,9 +209,7 @@ class LivePage(lightning.Callback):
             allowed=_ALLOWED,
             done=self._progress[0],
             total=self._progress[1],
-            facts={
-                name: text for name, text in self._facts.items() if text and (state == "running" or "left" not in name)
-            },
+            facts={name: text for name, text in self._facts.items() if text},
             scores=sorted(self._scores.items()),
             pictures=self._pictures,
             samples=self._samples,
