@@ -14,7 +14,7 @@ from loralight.reports.page import page
 from loralight.reports.pictures import pictures
 from loralight.reports.row_by_row import RowByRow
 from loralight.reports.runs import FinishedRun
-from loralight.reports.tables import as_csv, as_markdown, as_records, best_of, rows_table, terminal_table
+from loralight.reports.tables import as_csv, as_markdown, as_records, best_of, markdown, rows_table, terminal_table
 from loralight.reports.verdict import verdict
 
 
@@ -94,7 +94,8 @@ class Comparison:
         records = as_records(self.runs, self.groups)
         texts = {
             "md": f"{as_markdown(self.groups, self.metrics, self.best)}\n"
-            + "".join(f"{line}\n" for line in self.verdict()),
+            + "".join(f"{line}\n" for line in self.verdict())
+            + (f"\n{markdown(rows_table(self.rows))}" if self.rows.pairs else ""),
             "csv": as_csv(records),
             "json": json.dumps(
                 {"metric": self.metric, "mode": self.mode, "runs": records, "failed": self.failures}, indent=2

@@ -78,7 +78,12 @@ def _broken(heading: str) -> str:
 
 def as_markdown(groups: Sequence[Group], metrics: Sequence[str], best: Group | None) -> str:
     """The same table in Markdown."""
-    lines = [headings(metrics), ["---"] * len(headings(metrics)), *rows_of(groups, metrics, best)]
+    return markdown([headings(metrics), *rows_of(groups, metrics, best)])
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, whose first row has the headings; an empty text without rows."""
+    lines = [*rows[:1], *([["---"] * len(rows[0])] if rows else []), *rows[1:]]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
 

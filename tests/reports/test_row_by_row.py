@@ -34,6 +34,7 @@ def test_one_seed_is_compared_row_by_row_and_the_page_has_the_numbers(tmp_path: 
     assert "row by row the best is better on 8 and worse on 0 of 40 rows, more than chance would give (p = 0.0" in said
     assert "no difference can be told from chance" in comparison.verdict()[-1]  # of the methods
     assert "<td>40</td><td>8</td><td>0</td>" in page_of(comparison, tmp_path / "report")
+    assert "| full | 40 | 8 | 0 | 0.00781 | 0.2000 |" in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_the_parts_of_f1_make_the_difference_of_f1(tmp_path: Path) -> None:
