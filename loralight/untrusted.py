@@ -54,6 +54,28 @@ def read_json(file: Path, limit: int = MAX_JSON) -> dict[str, Any]:
     return content
 
 
+def read_json_lines(file: Path, limit: int) -> list[dict[str, Any]]:
+    """The JSON objects of a file's lines, each within the limits of `read_json`.
+
+    Args:
+        file: in a run's folder.
+        limit: most bytes of the file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not regular, or larger, or a line is not such an object.
+    """
+    # splitlines() would also split at characters that a text may hold, such as U+2028
+    lines = [line for line in read_regular(file, limit).split(b"\n") if line]
+    try:
+        parsed = [_parse(line) for line in lines]
+    except RecursionError as error:
+        raise ValueError("a line is nested too deep") from error
+    if not all(isinstance(line, dict) for line in parsed):
+        raise ValueError("a line is not an object")
+    return parsed
+
+
 def read_shapes(file: Path) -> dict[str, Shape]:
     """The tensors in a safetensors file, by name, without their values.
 

@@ -21,7 +21,7 @@ FAILED = "failed.json"
 _CHECKPOINTS = "checkpoints/*/[!.]*/manifest.json"
 _RESULTS = {"checkpoints": _CHECKPOINTS, "adapter": "adapter", "summary.json": "summary.json"}
 _MAY_CHANGE = (
-    *("resume", "auto_batch", "logger*", "names*"),  # names: those of files whose content is in the settings
+    *("resume", "auto_batch", "logger*", "names*", "page"),  # names: those of files whose content is in the settings
     *("model.trust_remote_code", "model.allow_pickle"),  # to be allowed anew each time
     *("data.path", "data.train", "data.validation", "data.test", "data.num_workers"),  # the rows are compared
     *("trainer.max_epochs", "trainer.max_steps"),
@@ -45,6 +45,7 @@ _GROW_WITH_VERSIONS = {
     "budget",
     "data",
     "init",
+    "page",
     "probe",
     "task",
 }
@@ -88,7 +89,9 @@ def _as_begun(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
     if config["auto_batch"]:
         now = {**config, "auto_batch": False, "data": {**config["data"], "batch_size": before["data"]["batch_size"]}}
     differ = {name for name in {*before, *now} if before.get(name) != now.get(name)}
-    return None if differ - {"resume", "names"} else now  # names: those of files whose content is in the settings
+    return (
+        None if differ - {"resume", "names", "page"} else now
+    )  # names: those of files whose content is in the settings
 
 
 def take(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:

@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,10 @@ from loralight.data import TaskData
 from loralight.disk import refuse_taken_away, telling_of_disk
 from loralight.errors import InputError, did_you_mean
 from loralight.launcher import is_again
+from loralight.reports.live import LivePage, mark_failed
 from loralight.reports.runs import read_run
 from loralight.stopping import Stopped
+from loralight.training.answers import KeepAnswers
 from loralight.training.checkpoint import FolderCheckpointIO, newest
 from loralight.training.epochs import AUTO, few_steps, set_epochs_
 from loralight.training.fully_shard import FullyShard
@@ -100,6 +104,10 @@ def main(config: DictConfig) -> float | None:
         best: float | None = launch(work, settings, output_dir)
     except Stopped as stopped:
         raise Stopped(stopped.by, how_to_go_on(output_dir) if first else None) from None
+    except Exception as error:
+        if first and process_rank() is None:
+            mark_failed(output_dir, error)
+        raise
     finally:
         release(output_dir)
     return best
@@ -132,6 +140,8 @@ class Run:
         bar: bool = True,
     ) -> None:
         self.output_dir = output_dir
+        self.page = page_of(config, output_dir)
+        pages = [self.page] if isinstance(self.page, LivePage) else []
         self.data = build_data(with_rows_per_process(config))
         self.resumed = newest(output_dir) if config["resume"] is not None else None
         tried = read_tried(config, output_dir)
@@ -146,7 +156,7 @@ class Run:
         _compile_(self.task, self.config["compile"])
         self.throughput, progress = progress_callbacks(self.data.batch_size, bar=bar)
         # StopAtStep is first, so that it never stops when only some callbacks have handled the end of a step
-        self.trainer = build_trainer(self.config, output_dir, [StopAtStep(output_dir), *progress, *callbacks])
+        self.trainer = build_trainer(self.config, output_dir, [StopAtStep(output_dir), *progress, *pages, *callbacks])
         if isinstance(self.trainer.strategy, FullyShard):
             self.trainer.strategy.suit_(self.task)
         _check_monitors(self.config["monitor"]["metric"], self.trainer, self.task)
@@ -164,6 +174,10 @@ class Run:
 
     def train(self) -> float | None:
         """Fit, test the best checkpoint, save its adapter, report; returns the best value of the monitored metric."""
+        with self.page, telling_of_memory(self.config, self.output_dir):
+            return self._train()
+
+    def _train(self) -> float | None:
         task, data, trainer, metric = self.task, self.data, self.trainer, self.config["monitor"]["metric"]
         probe = None if self.resumed else self._probe_()
         if self.start:
@@ -181,7 +195,7 @@ class Run:
             score = _load_best(metric, trainer, task)
             if line := settle_(task, data, trainer):
                 logs.logger.info(line)
-            metrics = _measure(trainer, task, data)
+            metrics = _measure(trainer, task, data, self.output_dir)
             task.learning.gather_(trainer.global_rank)
             if trainer.is_global_zero:
                 stopping.check()  # for the last time: a run that is told to stop while it saves ends normally
@@ -211,6 +225,18 @@ class Run:
         if task.adapter.is_probe or task.head_settings.start == "probe":
             start_head_(task, probe.classifier)
         return probe.scores
+
+
+def page_of(config: dict[str, Any], output_dir: Path) -> AbstractContextManager[Any]:
+    """The page that the first process writes while it trains, if it is asked for and its packages are installed."""
+    if not config["page"] or process_rank() not in (None, 0):
+        return nullcontext()
+    if not all(map(find_spec, ("jinja2", "matplotlib"))):
+        logs.logger.info('no page of the run: it needs pip install "loralight[report]" (page=false asks for none)')
+        return nullcontext()
+    names = config["names"]
+    title = f"{output_dir.name}: {names['task']}, {names['adapter']}"
+    return LivePage(output_dir, title=title, metric=config["monitor"]["metric"])
 
 
 def _compile_(task: AdapterTask, backend: bool | str) -> None:
@@ -247,8 +273,10 @@ def _load_best(metric: str, trainer: lightning.Trainer, task: AdapterTask) -> fl
     return None
 
 
-def _measure(trainer: lightning.Trainer, task: AdapterTask, data: TaskData) -> dict[str, float]:
-    """The task's metrics on the validation split, and on the test split if there is one."""
+def _measure(trainer: lightning.Trainer, task: AdapterTask, data: TaskData, output_dir: Path) -> dict[str, float]:
+    """The task's metrics on validation rows, and on test rows if there are any, to which the answers are kept."""
+    keeping = KeepAnswers(output_dir, "test" if "test" in data.splits else "validation")
+    trainer.callbacks.append(keeping)  # type: ignore[attr-defined]
     measured = dict(trainer.validate(task, datamodule=data, verbose=False)[0])
     if "test" in data.splits:
         measured |= trainer.test(task, datamodule=data, verbose=False)[0]

@@ -108,6 +108,7 @@ class TaskData(lightning.LightningDataModule, ABC):
         self._digest_of: dict[str, str] = {}
         self._resume_at: tuple[int, Dealt | None] = (0, ())
         self._train_sampler: BatchSampler | None = None
+        self._measuring: dict[str, BatchSampler] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """The state for a process that reads data, without the trainer, whose processes it could not join."""
@@ -132,6 +133,10 @@ class TaskData(lightning.LightningDataModule, ABC):
     def examples(self, count: int) -> list[tuple[Any, str]]:
         """A few inputs that training does not see, as the task's ``predict`` takes them, with the correct answers."""
         return []
+
+    def shown(self, split: str, row: int) -> str | list[str] | None:
+        """A row's input as people read it in a report: a text, or a list of words; None by default."""
+        return None
 
     def baseline(self, split: str) -> dict[str, float]:
         """The scores of a trivial baseline on a split, by metric name."""
@@ -193,10 +198,19 @@ class TaskData(lightning.LightningDataModule, ABC):
         return self._train_sampler is not None and self._train_sampler.stands_in(epoch, batch_idx)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._loader("validation", self._sampler("validation", self.eval_batch_size))
+        return self._loader_of_measuring("validation")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return self._loader("test", self._sampler("test", self.eval_batch_size))
+        return self._loader_of_measuring("test")
+
+    def rows_of(self, split: str, batch_idx: int) -> list[int]:
+        """The numbers of this process's rows in a batch of validation or test; none of a loader that is not ours."""
+        sampler = self._measuring.get(split)
+        return [] if sampler is None else sampler.share(0, batch_idx, sampler.rank)
+
+    def _loader_of_measuring(self, split: str) -> DataLoader[Any]:
+        self._measuring[split] = self._sampler(split, self.eval_batch_size)
+        return self._loader(split, self._measuring[split])
 
     def _place(self) -> tuple[int, int, int]:
         """This process's rank, the number of processes, and the batches of an optimizer step."""

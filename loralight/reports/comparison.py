@@ -2,15 +2,19 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from rich.console import RenderableType
 
+from loralight.reports.examples import examples
 from loralight.reports.groups import check_comparable, grouped, unknown_rows
+from loralight.reports.mistakes import mistakes
 from loralight.reports.page import page
 from loralight.reports.pictures import pictures
+from loralight.reports.row_by_row import RowByRow
 from loralight.reports.runs import FinishedRun
-from loralight.reports.tables import as_csv, as_markdown, as_records, best_of, terminal_table
+from loralight.reports.tables import as_csv, as_markdown, as_records, best_of, markdown, rows_table, terminal_table
 from loralight.reports.verdict import verdict
 
 
@@ -56,9 +60,15 @@ class Comparison:
         other = [measure for measure in sorted(measured) if measure != self.metric and measure.endswith(f"/{name}")]
         return [self.metric, *other]
 
+    @cached_property
+    def rows(self) -> RowByRow:
+        """The answers that the runs have kept."""
+        return RowByRow.of(self.groups, self.best)
+
     def verdict(self) -> list[str]:
         """Sentences on the numbers."""
-        said = verdict(self.groups, self.best, self.metric, mode=self.mode) if self.best else []
+        said = verdict(self.groups, self.best, self.metric, mode=self.mode, pairs=self.rows.pairs) if self.best else []
+        said += self.rows.left_out
         for run in unknown_rows(self.runs, self.metric):
             said.append(f"{run.folder} does not say on which rows it was measured: it is of an earlier version.")
         return said
@@ -84,7 +94,8 @@ class Comparison:
         records = as_records(self.runs, self.groups)
         texts = {
             "md": f"{as_markdown(self.groups, self.metrics, self.best)}\n"
-            + "".join(f"{line}\n" for line in self.verdict()),
+            + "".join(f"{line}\n" for line in self.verdict())
+            + (f"\n{markdown(rows_table(self.rows))}" if self.rows.pairs else ""),
             "csv": as_csv(records),
             "json": json.dumps(
                 {"metric": self.metric, "mode": self.mode, "runs": records, "failed": self.failures}, indent=2
@@ -100,6 +111,10 @@ class Comparison:
                 verdict=self.verdict(),
                 pictures=pictures(self.groups, self.metric),
                 failures=self.failures,
+                by_rows=rows_table(self.rows),
+                mistakes=mistakes(self.rows),
+                examples=examples(self.rows),
+                examples_are_texts=bool(self.rows.groups) and self.rows.kept.kind == "text",
             )
         folder.mkdir(parents=True, exist_ok=True)
         for ending, text in texts.items():

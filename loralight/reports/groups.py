@@ -12,7 +12,7 @@ from loralight.reports.intervals import Estimate, estimate
 from loralight.reports.runs import FinishedRun
 
 _NO_DIFFERENCE = (
-    *("seed", "*.seed", "resume", "auto_batch", "names.*", "probe", "logger.*", "trainer.profiler*"),
+    *("seed", "*.seed", "resume", "auto_batch", "names.*", "page", "probe", "logger.*", "trainer.profiler*"),
     *("callbacks.*.dirpath", "data.num_workers"),
 )
 """Settings in which runs of one group may differ: seeds, places, output."""

@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from typing import Any
 
+from loralight.reports.examples import Example
 from loralight.reports.groups import Group
+from loralight.reports.mistakes import Grid
 from loralight.reports.pictures import Picture
 from loralight.reports.tables import headings, rows_of
 
@@ -19,6 +22,10 @@ def page(
     verdict: Sequence[str],
     pictures: Sequence[Picture],
     failures: Mapping[str, str],
+    by_rows: Sequence[Sequence[str]] = (),
+    mistakes: Sequence[Grid] = (),
+    examples: Sequence[Example] = (),
+    examples_are_texts: bool = False,
 ) -> str:
     """The page as HTML. All text from runs is escaped, since a run's folder may be a stranger's.
 
@@ -30,24 +37,39 @@ def page(
         verdict: sentences on the numbers.
         pictures: from `pictures.pictures`.
         failures: error messages by the names of jobs that failed.
+        by_rows: from `tables.rows_table`.
+        mistakes: from `mistakes.mistakes`.
+        examples: from `examples.examples`.
+        examples_are_texts: whether they are texts without right and wrong.
 
     Raises:
         ModuleNotFoundError: jinja2 is not installed.
     """
-    from jinja2 import Environment  # the `report` extra
-
-    source = files("loralight.reports").joinpath("page.html.jinja").read_text(encoding="utf-8")
-    return (
-        Environment(autoescape=True)
-        .from_string(source)
-        .render(
-            title=title,
-            verdict=verdict,
-            headings=headings(metrics),
-            rows=rows_of(groups, metrics, best),
-            caption=CAPTION,
-            pictures=pictures,
-            failures=failures,
-            groups=groups,
-        )
+    return render(
+        "page.html.jinja",
+        title=title,
+        verdict=verdict,
+        headings=headings(metrics),
+        rows=rows_of(groups, metrics, best),
+        caption=CAPTION,
+        pictures=pictures,
+        failures=failures,
+        groups=groups,
+        by_rows=by_rows,
+        mistakes=mistakes,
+        examples=examples,
+        examples_are_texts=examples_are_texts,
     )
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from one of our templates, in which every value is escaped.
+
+    Raises:
+        ModuleNotFoundError: jinja2 is not installed.
+    """
+    from jinja2 import Environment, FunctionLoader  # the `report` extra
+
+    folder = files("loralight.reports")
+    loader = FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8"))
+    return Environment(autoescape=True, loader=loader).get_template(template).render(**values)

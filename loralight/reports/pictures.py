@@ -1,4 +1,4 @@
-"""Pictures of a comparison by matplotlib (the ``report`` extra), as SVG for a light or a dark page."""
+"""Pictures of a comparison by matplotlib (the ``report`` extra), as SVG in the colours of a page, light or dark."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -7,18 +7,18 @@ from typing import Any, NamedTuple
 
 from loralight.reports.groups import Group
 
-_LIGHT = {"ink": "#1f2328", "grid": "#d0d7de"}
-_DARK = {"ink": "#e6edf3", "grid": "#30363d"}
+_INK, _GRID = "#1f2328", "#d0d7de"
+_OF_PAGE = {_INK: "var(--ink)", _GRID: "var(--line)"}
+"""The page's own colours, which are others in the dark; matplotlib writes all colours into styles."""
 _BLUE = "#2f81f7"
 _MOST_CURVES = 12  # more could not be distinguished
 
 
 class Picture(NamedTuple):
-    """A picture as SVG in two sets of colours, with its title."""
+    """A picture as SVG, with its title."""
 
     title: str
-    light: str
-    dark: str
+    svg: str
 
 
 def pictures(groups: Sequence[Group], metric: str) -> list[Picture]:
@@ -47,6 +47,19 @@ def pictures(groups: Sequence[Group], metric: str) -> list[Picture]:
     return made
 
 
+def lines_by_step(title: str, lines: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> Picture:
+    """A picture of numbers by optimizer step.
+
+    Args:
+        title: title of the picture.
+        lines: names, with (step, number) pairs.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    return _drawn(title, lambda axes: _lines(axes, lines))
+
+
 def numeric_setting(groups: Sequence[Group]) -> tuple[str, list[float]] | None:
     """The only setting in which groups of one adapter differ, such as ``adapter.rank``, and its values, if numbers."""
     labels = [re.fullmatch(r"([\w.]+)=([-+.\de]+)", group.label) for group in groups]
@@ -61,23 +74,18 @@ def numeric_setting(groups: Sequence[Group]) -> tuple[str, list[float]] | None:
 
 
 def _drawn(title: str, draw: Callable[[Any], None], *, height: float = 3.4) -> Picture:
-    return Picture(title, _svg(title, draw, _LIGHT, height), _svg(title, draw, _DARK, height))
-
-
-def _svg(title: str, draw: Callable[[Any], None], colours: dict[str, str], height: float) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
-    ink = colours["ink"]
     style: dict[Any, Any] = {
         "svg.fonttype": "none",  # text stays text: searchable, accessible and small
         "svg.hashsalt": title,  # the same numbers give the same bytes
-        "text.color": ink,
-        "axes.labelcolor": ink,
-        "axes.edgecolor": colours["grid"],
-        "xtick.color": ink,
-        "ytick.color": ink,
-        "grid.color": colours["grid"],
+        "text.color": _INK,
+        "axes.labelcolor": _INK,
+        "axes.edgecolor": _GRID,
+        "xtick.color": _INK,
+        "ytick.color": _INK,
+        "grid.color": _GRID,
         "font.family": "sans-serif",
         "text.parse_math": False,  # a dollar in a label stays a dollar
     }
@@ -94,7 +102,9 @@ def _svg(title: str, draw: Callable[[Any], None], colours: dict[str, str], heigh
         written = StringIO()
         figure.savefig(written, format="svg", metadata={"Date": None})
     svg = written.getvalue()
-    return svg[svg.index("<svg") :]
+    for colour, of_page in _OF_PAGE.items():
+        svg = svg.replace(colour, of_page)
+    return Picture(title, svg[svg.index("<svg") :])
 
 
 def _by_setting(axes: Any, groups: Sequence[Group], metric: str, name: str, values: Sequence[float]) -> None:
@@ -141,11 +151,16 @@ def _bars(axes: Any, groups: Sequence[Group], names: Sequence[str], scale: float
 
 
 def _curves(axes: Any, groups: Sequence[Group], metric: str) -> None:
-    for group in groups[:_MOST_CURVES]:
-        if points := _curve(group, metric):
-            axes.plot(*zip(*points, strict=True), marker=".", label=_short(group.name), linewidth=1.4)
-    axes.set_xlabel("optimizer step")
+    curves = [(_short(group.name), _curve(group, metric)) for group in groups[:_MOST_CURVES]]
+    _lines(axes, curves)
     axes.set_ylabel(metric)
+
+
+def _lines(axes: Any, lines: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> None:
+    for name, points in lines:
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else "", label=name, linewidth=1.4)
+    axes.set_xlabel("optimizer step")
     axes.legend(fontsize=8, frameon=False)
 
 

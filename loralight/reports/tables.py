@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from loralight.reports.groups import Group
+from loralight.reports.row_by_row import Pair, RowByRow
 from loralight.reports.runs import FinishedRun
 from loralight.training.preflight import human
 
@@ -56,13 +57,33 @@ def terminal_table(groups: Sequence[Group], metric: str, best: Group | None, *, 
     return table
 
 
+def rows_table(found: RowByRow) -> list[list[str]]:
+    """Headings, and for each other group a line on the rows that it and the best group have answered; or nothing."""
+    if found.best is None or not found.pairs:
+        return []
+    better, measure = f"{found.best.name} better", f"difference in {found.kept.measure}"
+    heads = ["", "rows", better, "worse", "p", measure, "95 % interval"]
+    pairs = [(one.group.name, found.pairs.get(id(one.group))) for one in found.groups]
+    return [heads, *([name, *_of_pair(pair)] for name, pair in pairs if pair is not None)]
+
+
+def _of_pair(pair: Pair) -> list[str]:
+    numbers = (f"{pair.p:.3g}", f"{pair.difference:.4f}", f"{pair.low:.4f} to {pair.high:.4f}")
+    return [str(pair.num_rows), str(pair.better), str(pair.worse), *numbers]
+
+
 def _broken(heading: str) -> str:
     return heading.replace(" ", "\n", 1)
 
 
 def as_markdown(groups: Sequence[Group], metrics: Sequence[str], best: Group | None) -> str:
     """The same table in Markdown."""
-    lines = [headings(metrics), ["---"] * len(headings(metrics)), *rows_of(groups, metrics, best)]
+    return markdown([headings(metrics), *rows_of(groups, metrics, best)])
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, whose first row has the headings; an empty text without rows."""
+    lines = [*rows[:1], *([["---"] * len(rows[0])] if rows else []), *rows[1:]]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
 

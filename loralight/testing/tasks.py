@@ -25,6 +25,7 @@ from loralight.config.build import build_data, build_task, build_trainer, check_
 from loralight.config.composition import compose, plain
 from loralight.config.plugins import use_folder
 from loralight.data import TaskData
+from loralight.reports.answers import answer_of
 from loralight.testing.adapters import AdapterContract
 from loralight.training.checkpoint import read_checkpoint
 from loralight.training.step import measure_
@@ -203,6 +204,18 @@ class TaskContract:
         assert len(answers) == len(inputs)
         assert all(json.loads(json.dumps(answer)) == answer for answer in answers), "a line of JSON each"
         _assert_close([task.predict([given])[0] for given in inputs], answers)
+
+    def test_kept_answers_are_plain_data_and_one_for_each_row(self, data: TaskData, task: AdapterTask) -> None:
+        batch, count = _batch(data, "validation"), len(_rows_of(data, "validation"))
+        shown = [data.shown("validation", row) for row in range(count)]
+        step = _step(task, batch)
+        found = task.answers(batch, step.predictions, step.targets)
+        for kept in () if found is None else (found.given, found.right):
+            lines = [{"given": one, "right": one, "input": text} for one, text in zip(kept, shown, strict=True)]
+            assert json.loads(json.dumps(lines)) == lines
+            assert found is not None
+            assert all(answer_of(line, found.kind, frozenset(found.labels)).score == 1 for line in lines)
+        assert all(isinstance(text, str | list | None) for text in shown)
 
     def test_a_saved_adapter_predicts_what_the_trained_one_does(self, trained: "Trained", tmp_path: Path) -> None:
         task, data = trained.task, trained.data

@@ -1,5 +1,6 @@
 """The base class of tasks, and the parts of a training run: optimizer, checkpoints, processes, memory."""
 
+from loralight.training.answers import Answers, answers_of_labels, keep_texts
 from loralight.training.calibration import CalibrationError, check_temperature, fit_temperature
 from loralight.training.checkpoint import verify, write_folder
 from loralight.training.fully_shard import FullyShard
@@ -10,15 +11,18 @@ from loralight.training.thresholds import check_thresholds, choose_thresholds
 
 __all__ = [
     "AdapterTask",
+    "Answers",
     "CalibrationError",
     "FullyShard",
     "Gathered",
     "Step",
+    "answers_of_labels",
     "check_temperature",
     "check_thresholds",
     "choose_thresholds",
     "fit_temperature",
     "gather_rows",
+    "keep_texts",
     "verify",
     "write_folder",
 ]

@@ -12,6 +12,7 @@ from loralight.data.inputs import read_inputs
 from loralight.errors import InputError
 from loralight.models.blocks import blocks_in_every_step
 from loralight.models.pretrained import Processor, save_model
+from loralight.training.answers import Answers
 from loralight.training.step import Step
 
 
@@ -109,6 +110,19 @@ class Contract(ABC):
             saved with the adapter.
         """
         return {}
+
+    def answers(self, batch: Any, predictions: Tensor, targets: Tensor) -> Answers | None:
+        """The answers to a batch's rows, in their order, which a run keeps for ``loralight compare``; None by default.
+
+        For labels it is one line: ``return answers_of_labels(predictions, targets, self.labels)``. Inputs are shown as
+        `TaskData.shown` gives them.
+
+        Args:
+            batch: of validation or test, as `step` takes it.
+            predictions: as `step` gives them.
+            targets: likewise.
+        """
+        return None
 
     def gathered_apart(self, model: nn.Module) -> Sequence[nn.Module]:
         """The parts of the model whose weights are gathered one part at a time, where processes share them out.

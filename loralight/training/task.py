@@ -394,13 +394,13 @@ class AdapterTask(lightning.LightningModule, Contract):
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Measure a batch; its predictions and targets are passed to callbacks."""
-        step = self._measure("validation", batch)
-        return {"predictions": step.predictions, "targets": step.targets}
+        return self._measure("validation", batch)
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        self._measure("test", batch)
+    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """As `validation_step`."""
+        return self._measure("test", batch)
 
-    def _measure(self, split: Split, batch: Any) -> Step:
+    def _measure(self, split: Split, batch: Any) -> dict[str, Tensor]:
         with self._of(split):
             step = self.step(batch)
         loss, scores, means = self.results.update_(split, step)
@@ -408,7 +408,7 @@ class AdapterTask(lightning.LightningModule, Contract):
         self.log_dict(scores, on_epoch=True)
         for name, mean in means.items():
             self.log(f"{split}/{name}", mean, on_epoch=True, metric_attribute=f"results.means.{split}.{name}")
-        return step
+        return {"predictions": step.predictions, "targets": step.targets}
 
     @property
     def scores(self) -> nn.ModuleDict:

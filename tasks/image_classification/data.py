@@ -223,6 +223,9 @@ class ImageClassificationData(TaskData):
             for row in chosen
         ]
 
+    def shown(self, split: str, row: int) -> str:
+        return _short(self.splits[split], row)
+
     def baseline(self, split: str) -> dict[str, float]:
         """The scores of always answering the most common training label, or labels."""
         return always_the_commonest(

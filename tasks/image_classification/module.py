@@ -15,7 +15,7 @@ from loralight import AdapterTask, Step
 from loralight.data import FORMATS, check_smoothing, read_file, weights_of_labels
 from loralight.errors import InputError
 from loralight.logs import logger
-from loralight.training import check_temperature, fit_temperature
+from loralight.training import Answers, answers_of_labels, check_temperature, fit_temperature
 
 from .backbone import classifiers, find_backbone, load_backbone, save_backbone
 from .confusion import MOST_DRAWN, draw, most_confused, write_table
@@ -110,6 +110,9 @@ class ImageClassification(AdapterTask):
         total = max(len(labels), 1) if weight is None else weight.clamp(min=1e-12)  # no division by 0
         loss = F.cross_entropy(logits, targets, weight=self.class_weights, label_smoothing=smoothing, reduction="sum")
         return Step(loss / total, logits / self.temperature, labels, weight)
+
+    def answers(self, batch: Mapping[str, Tensor], predictions: Tensor, targets: Tensor) -> Answers:
+        return answers_of_labels(predictions, targets, self.labels)
 
     def settle(self, validated: Callable[[], tuple[Tensor, Tensor]]) -> dict[str, Any]:
         """The temperature, if ``calibrate`` is set."""

@@ -200,6 +200,9 @@ class NerData(TaskData):
         )
         return [({column: given}, truth) for given, truth in zip(rows[column], truths, strict=True)]
 
+    def shown(self, split: str, row: int) -> list[str]:
+        return self._read(self.rows[split].select([row]), self.rows.origins[split]).words[0]
+
     def baseline(self, split: str) -> dict[str, float]:
         """The scores of never predicting an entity."""
         return dict.fromkeys(map(str, entity_metrics(self.types)), 0.0)

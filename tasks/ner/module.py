@@ -14,6 +14,7 @@ from loralight import AdapterTask, Step
 from loralight.data import check_smoothing, weights_of_labels
 from loralight.errors import InputError
 from loralight.models import check_vocabulary, depends_on_padding, each_length, load_classifier, new_head
+from loralight.training import Answers
 
 from .decoding import by_sentence, decode
 from .metrics import entity_metrics
@@ -111,6 +112,18 @@ class Ner(AdapterTask):
             return Step(loss, logits, labels, total)
         tags = decode(logits.log_softmax(-1), batch["lengths"])
         return Step(loss, tags, by_sentence(labels, batch["lengths"]), total)
+
+    def answers(self, batch: Mapping[str, Tensor], predictions: Tensor, targets: Tensor) -> Answers:
+        lengths = batch["lengths"].tolist()
+        given, right = (
+            [self._spans(row[:length]) for row, length in zip(tags.tolist(), lengths, strict=True)]
+            for tags in (predictions, targets)
+        )
+        return Answers("entities", given, right, self.types)
+
+    def _spans(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        spans = spans_of([self.tags[number] for number in numbers])
+        return [{"type": span.label, "start": span.start, "end": span.end} for span in spans]
 
     def probed(self, features: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         return features[batch["window"], batch["position"]], batch["labels"]

@@ -150,6 +150,9 @@ class TextClassificationData(TaskData):
         truths = (", ".join(self.names[number] for number in row) for row in self.label_lists[split])
         return list(zip(rows, truths, strict=False))
 
+    def shown(self, split: str, row: int) -> str:
+        return "\n".join(self.texts[split][row].values())
+
     def baseline(self, split: str) -> dict[str, float]:
         """The scores of always answering the most common training label."""
         if self.multi_label:

@@ -27,7 +27,14 @@ from loralight.models import (
     pad_,
     tokenise,
 )
-from loralight.training import check_temperature, check_thresholds, choose_thresholds, fit_temperature
+from loralight.training import (
+    Answers,
+    answers_of_labels,
+    check_temperature,
+    check_thresholds,
+    choose_thresholds,
+    fit_temperature,
+)
 
 from .metrics import classification_metrics
 
@@ -142,6 +149,9 @@ class TextClassification(AdapterTask):
         loss = F.cross_entropy(logits, labels, weight=self.class_weights, label_smoothing=share, reduction="sum")
         # a batch whose rows have no weight has a loss of 0
         return Step(loss / weight.clamp(min=1e-12), predictions, labels, weight)
+
+    def answers(self, batch: Mapping[str, Tensor], predictions: Tensor, targets: Tensor) -> Answers:
+        return answers_of_labels(predictions, targets, self.labels)
 
     def settle(self, validated: Callable[[], tuple[Tensor, Tensor]]) -> dict[str, Any]:
         """The temperature if ``calibrate`` is set, and for multi-label rows the thresholds if they are ``auto``."""

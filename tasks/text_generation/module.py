@@ -20,6 +20,7 @@ from loralight.errors import InputError
 from loralight.kernels import TokenScores
 from loralight.logs import logger, show, telling
 from loralight.models import check_vocabulary, is_sharded, load_model, load_tokenizer
+from loralight.training import keep_texts
 
 from . import samples
 from .data import IGNORED, TextGenerationData
@@ -196,7 +197,11 @@ class TextGeneration(AdapterTask):
     def _show_before_and_after(self, scores: Mapping[str, float]) -> None:
         lines = samples.read(Path(self.trainer.default_root_dir))
         if self.trainer.is_global_zero and lines and lines[0]["step"] == 0:
-            show(samples.samples_table(lines[0]["samples"], self._samples()))
+            final = self._samples()
+            show(samples.samples_table(lines[0]["samples"], final))
+            names = {"prompt": "input", "written": "given", "reference": "right"}
+            kept = [{names[key]: text for key, text in sample.items()} for sample in final]
+            keep_texts(self.trainer, "validation", kept)
             show(samples.scores_table(lines[0]["scores"], scores))
 
     def _samples(self) -> list[dict[str, str]]:

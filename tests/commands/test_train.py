@@ -50,7 +50,8 @@ def test_a_run_leaves_all_its_results(in_process: InProcess, tiny_run: list[str]
         *("README.md", "adapter_config.json", "adapter_model.safetensors", "loralight.json", "manifest.json")
     }
     assert {entry.name for entry in run.iterdir()} == {
-        *(".hydra", "adapter", "checkpoints", "metrics.csv", "summary.json", "train.log")
+        *(".hydra", "adapter", "checkpoints", "metrics.csv", "summary.json", "train.log"),
+        *("predictions.jsonl", "progress.html"),
     }
     assert "adapter:" in (run / ".hydra" / "config.yaml").read_text()
 

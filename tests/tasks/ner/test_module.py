@@ -20,6 +20,8 @@ from loralight.adapters import Lora, merge
 from loralight.adapters.base import trainable
 from loralight.artifacts.export import save_adapter
 from loralight.errors import InputError
+from loralight.reports.answers import read_answers
+from loralight.reports.runs import read_run
 from loralight.resources import resolve
 from loralight.tasks.ner import Ner, NerData, module
 from loralight.tasks.ner.decoding import decode
@@ -374,6 +376,13 @@ def test_what_is_reported_predicted_and_evaluated_is_one_and_the_same_and_seqeva
     precision, recall, f1, _ = precision_recall_fscore_support(truths, found, average="micro", scheme=IOB2)
     measured = [reported[f"test/{name}"] for name in ("precision", "recall", "f1")]
     assert measured == pytest.approx([precision, recall, f1], abs=1e-6)
+    kept = read_answers(read_run(tmp_path / "run"))
+    assert kept is not None and len(kept.rows) == len(rows)
+    hits, of = (sum(numbers) for numbers in zip(*(answer.counts for answer in kept.rows.values()), strict=True))
+    assert hits / of == pytest.approx(f1, abs=1e-6)
+    for number, row in kept.rows.items():
+        words = [rows[number]["text"][start:end] for start, end in split_words(rows[number]["text"])]
+        assert row.input == (None if row.given == row.right else words)
 
     assert in_process("evaluate", "run=run", "output=again.json") == 0
     again = json.loads((tmp_path / "again.json").read_text())

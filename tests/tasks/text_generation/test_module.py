@@ -21,6 +21,8 @@ from loralight.artifacts.export import save_adapter
 from loralight.errors import InputError
 from loralight.kernels import linear as kernels
 from loralight.kernels.rms_norm import FusedRMSNorm, is_rms_norm
+from loralight.reports.answers import read_answers
+from loralight.reports.runs import read_run
 from loralight.tasks.text_generation import TextGeneration
 from loralight.tasks.text_generation.data import IGNORED
 
@@ -324,6 +326,10 @@ def test_a_run_says_what_the_model_wrote_and_scored_before_and_after(
     assert summary["metrics"]["validation/perplexity"] < lines[0]["scores"]["perplexity"] / 2
     written = [answer["completion"] for answer in base.predict(prompts[:3], max_new_tokens=6)]
     assert [sample["written"] for sample in lines[0]["samples"]] == written
+    kept = read_answers(read_run(tmp_path / "run"))  # of the final weights, for reports
+    assert kept is not None and [row.input for row in kept.rows.values()] == prompts[:3]
+    last = [answer["completion"] for answer in trained.predict(prompts[:3], max_new_tokens=6)]
+    assert (kept.kind, [row.given for row in kept.rows.values()]) == ("text", last)
     assert {"test/bleu", "test/rougeL", "test/chrf"} <= summary["metrics"].keys()
 
 

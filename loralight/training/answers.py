@@ -1,0 +1,184 @@
+"""The answers of a model to the rows that it is measured on, beside the right ones; a run keeps them for reports."""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import lightning
+import torch.distributed as dist
+from torch import Tensor
+
+from loralight.data import TaskData
+from loralight.logs import logger
+
+FILE = "predictions.jsonl"
+MOST_ROWS = 10_000
+"""Rows of a split that are kept; of a longer split every second, third, ..."""
+MOST_BYTES = 4 * 2**20
+"""Of the file; inputs may take half of it."""
+_MOST_LETTERS = 2000
+_MOST_ITEMS = 500
+
+
+class Answers(NamedTuple):
+    """A model's answers to the rows of a batch, as plain data.
+
+    Args:
+        kind: ``label``, a text of ``labels``; ``labels``, a list of such texts; ``entities``, a list of mappings of
+            ``type``, ``start`` and ``end`` (in words); or ``other``, any text or number.
+        given: the answer to each row.
+        right: the right answer to each row.
+        labels: all labels, or the types of entities.
+        confidences: the model's probability of each answer, if it has one.
+    """
+
+    kind: Literal["label", "labels", "entities", "other"]
+    given: Sequence[Any]
+    right: Sequence[Any]
+    labels: Sequence[str] = ()
+    confidences: Sequence[float] | None = None
+
+
+def answers_of_labels(predictions: Tensor, targets: Tensor, labels: Sequence[str]) -> Answers:
+    """The answers of a classifier.
+
+    Args:
+        predictions: logits (rows, labels); or, if a row may have several labels, numbers that are above one half for
+            those that are chosen.
+        targets: class numbers (rows,), or 0 and 1 (rows, labels).
+        labels: names of the labels.
+    """
+    if targets.ndim == 1:
+        confidences, numbers = predictions.float().softmax(-1).max(-1)
+        given, right = ([labels[number] for number in chosen.tolist()] for chosen in (numbers, targets))
+        return Answers("label", given, right, labels, confidences.tolist())
+    given, right = ([_chosen(row, labels) for row in (each > 0.5).tolist()] for each in (predictions, targets))
+    return Answers("labels", given, right, labels)
+
+
+def _chosen(row: Sequence[bool], labels: Sequence[str]) -> list[str]:
+    return [label for label, is_chosen in zip(labels, row, strict=True) if is_chosen]
+
+
+class KeepAnswers(lightning.Callback):
+    """Writes a task's answers to a split into ``predictions.jsonl``, from the batches that measure it.
+
+    The first line describes the file, each further line is a row. The input is kept of rows with a wrong answer alone:
+    where two models differ, one of them is wrong. Every process keeps its own rows; the first writes those of all.
+
+    Args:
+        folder: the run's folder.
+        split: ``validation`` or ``test``.
+    """
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self._folder, self._split = folder, split
+        self._head: dict[str, Any] = {}
+        self._lines: dict[int, dict[str, Any]] = {}
+
+    def on_validation_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *done: Any) -> None:
+        self._add("validation", trainer, pl_module, *done)
+
+    def on_test_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *done: Any) -> None:
+        self._add("test", trainer, pl_module, *done)
+
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self._finish("validation", trainer)
+
+    def on_test_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self._finish("test", trainer)
+
+    def _add(
+        self, split: str, trainer: lightning.Trainer, task: Any, outputs: Any, batch: Any, number: int, *_: Any
+    ) -> None:
+        if split != self._split:
+            return
+        found: Answers | None = task.answers(batch, outputs["predictions"], outputs["targets"])
+        if found is None:
+            return
+        data = _data(trainer)
+        rows, every = data.rows_of(split, number), -(-len(data.splits[split]) // MOST_ROWS)
+        if not len(rows) == len(found.given) == len(found.right):
+            logger.info("%s.answers: %d for %d rows, not kept", type(task).__name__, len(found.given), len(rows))
+            return
+        sure: Sequence[float | None] = found.confidences or [None] * len(rows)
+        self._head = {"split": split, "kind": found.kind, "labels": list(found.labels)}
+        for row, given, right, confidence in zip(rows, found.given, found.right, sure, strict=True):
+            if row % every == 0:
+                shown = data.shown(split, row) if given != right else None
+                self._lines[row] = _line(row, given, right, confidence, shown)
+
+    def _finish(self, split: str, trainer: lightning.Trainer) -> None:
+        parts: list[Any] = [(self._head, self._lines)]
+        if split != self._split:
+            return
+        if trainer.world_size > 1:
+            parts = [None] * trainer.world_size
+            dist.all_gather_object(parts, (self._head, self._lines))
+        lines = {row: line for _, rows in parts for row, line in rows.items()}
+        if lines and trainer.is_global_zero:
+            head = next(head for head, _ in parts if head)
+            write(self._folder / FILE, {**head, **_of_split(trainer, split)}, [lines[row] for row in sorted(lines)])
+
+
+def keep_texts(trainer: lightning.Trainer, split: str, texts: Sequence[Mapping[str, str]]) -> None:
+    """Write texts that the trained model has written itself into ``predictions.jsonl``; the first process calls this.
+
+    Args:
+        trainer: of the run.
+        split: the split of the inputs.
+        texts: mappings of ``input``, ``given`` and ``right``: a prompt, the model's text and the data's.
+    """
+    head = {"split": split, "kind": "text", "labels": [], **_of_split(trainer, split)}
+    lines = [{"row": row, **{name: _cut(text) for name, text in one.items()}} for row, one in enumerate(texts)]
+    write(Path(trainer.default_root_dir) / FILE, head, lines)
+
+
+def _of_split(trainer: lightning.Trainer, split: str) -> dict[str, Any]:
+    data = _data(trainer)
+    return {"rows": len(data.splits[split]), "digest": data.identity()["digests"][split]}
+
+
+def write(file: Path, head: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write a file of answers as a whole; if it would be too large, inputs are left out, and then rows."""
+    written = [_json(head)]
+    size, of_inputs = len(written[0]), 0
+    for line in lines:
+        text = _json(line)
+        if "input" in line and of_inputs + len(text) > MOST_BYTES // 2:
+            line = {key: value for key, value in line.items() if key != "input"}
+            text = _json(line)
+        of_inputs += len(text) if "input" in line else 0
+        if size + len(text) <= MOST_BYTES:
+            written.append(text)
+            size += len(text)
+    building = file.with_name(f".{file.name}")
+    building.write_bytes(b"".join(written))
+    os.replace(building, file)
+
+
+def _line(row: int, given: Any, right: Any, confidence: float | None, shown: Any) -> dict[str, Any]:
+    line = {"row": row, "given": _cut(given), "right": _cut(right)}
+    if confidence is not None and math.isfinite(confidence):
+        line["confidence"] = round(confidence, 4)
+    return line if shown is None else {**line, "input": _cut(shown)}
+
+
+def _cut(value: Any) -> Any:
+    """A text or a list of bounded length."""
+    return (
+        value[:_MOST_LETTERS] if isinstance(value, str) else value[:_MOST_ITEMS] if isinstance(value, list) else value
+    )
+
+
+def _json(line: Mapping[str, Any]) -> bytes:
+    return (json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+
+
+def _data(trainer: lightning.Trainer) -> TaskData:
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(data, TaskData)
+    return data
