@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from loralight import logs
 from loralight.artifacts.output import refuse_existing
-from loralight.commands.checkup import disks, hub, limits, of_torch, packages, processes
+from loralight.commands.checkup import devices, disks, hub, limits, packages, processes
 from loralight.commands.checkup.finding import Finding, Machine
 from loralight.commands.checkup.pair import Pair
 from loralight.config.composition import plain
@@ -45,12 +45,12 @@ CHECKS = (
     Check("rendezvous", processes.rendezvous),
 )
 WITH_TORCH = (
-    Check("devices", of_torch.devices, 16.0),
-    Check("backends", of_torch.backends, 16.0),
-    Check("threads", of_torch.threads, 16.0),
-    Check("products", of_torch.products, 16.0),
-    Check("gloo", of_torch.over_gloo, 16.0),
-    Check("nccl", of_torch.over_nccl, 16.0),
+    Check("devices", devices.devices, 16.0),
+    Check("backends", devices.backends, 16.0),
+    Check("threads", devices.threads, 16.0),
+    Check("products", devices.products, 16.0),
+    Check("gloo", devices.over_gloo, 16.0),
+    Check("nccl", devices.over_nccl, 16.0),
 )
 
 

@@ -3,6 +3,7 @@
 from loralight.training.answers import Answers, answers_of_labels, keep_texts
 from loralight.training.calibration import CalibrationError, check_temperature, fit_temperature
 from loralight.training.checkpoint import verify, write_folder
+from loralight.training.early_stopping import EarlyStopping
 from loralight.training.fully_shard import FullyShard
 from loralight.training.gathering import Gathered, gather_rows
 from loralight.training.step import Step
@@ -13,6 +14,7 @@ __all__ = [
     "AdapterTask",
     "Answers",
     "CalibrationError",
+    "EarlyStopping",
     "FullyShard",
     "Gathered",
     "Step",

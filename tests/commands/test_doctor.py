@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from loralight.commands.checkup import disks, hub, limits, of_torch, packages, processes
+from loralight.commands.checkup import devices, disks, hub, limits, packages, processes
 from loralight.commands.checkup.finding import Finding, Machine
 from loralight.commands.checkup.pair import EndedError, Pair
 from loralight.commands.doctor import CHECKS, WITH_TORCH, Check, examined
@@ -86,7 +86,7 @@ def test_processes_that_end_without_an_answer_leave_their_last_error(tmp_path: P
     try:
         with pytest.raises(EndedError, match="libtorch is broken"):
             pair.told("devices")
-        found = of_torch.over_gloo(Machine({}, Path(), pair))
+        found = devices.over_gloo(Machine({}, Path(), pair))
     finally:
         pair.end()
     assert "libtorch is broken" in found.wrong and found.remedy
@@ -181,9 +181,9 @@ def test_limits_of_control_groups_count(
 
 
 def test_more_threads_than_cores_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(of_torch, "num_cores", lambda: 2)
-    assert of_torch.threads(machine(backends={"threads": 2})).wrong == ""
-    assert of_torch.threads(machine(backends={"threads": 64})).remedy == "export OMP_NUM_THREADS=2"
+    monkeypatch.setattr(devices, "num_cores", lambda: 2)
+    assert devices.threads(machine(backends={"threads": 2})).wrong == ""
+    assert devices.threads(machine(backends={"threads": 64})).remedy == "export OMP_NUM_THREADS=2"
 
 
 @pytest.mark.parametrize(
@@ -195,13 +195,13 @@ def test_a_driver_without_a_gpu_for_torch_is_wrong_unless_it_is_hidden(
 ) -> None:
     environment = {"CUDA_VISIBLE_DEVICES": ""} if hidden else {}
     told = {"gpus": [], "mps": False, "built_for": built}
-    monkeypatch.setattr(of_torch, "_DRIVER", tmp_path)
-    assert wrong in (found := of_torch.devices(machine(environment, devices=told))).wrong
+    monkeypatch.setattr(devices, "_DRIVER", tmp_path)
+    assert wrong in (found := devices.devices(machine(environment, devices=told))).wrong
     assert bool(found.wrong) == bool(wrong)
-    monkeypatch.setattr(of_torch, "_DRIVER", tmp_path / "none")
-    assert of_torch.devices(machine(environment, devices=told)).wrong == ""
+    monkeypatch.setattr(devices, "_DRIVER", tmp_path / "none")
+    assert devices.devices(machine(environment, devices=told)).wrong == ""
     gpus = {**told, "gpus": [["H200", 2**30, 2**31]]}
-    assert of_torch.devices(machine(devices=gpus)).told == "H200, 1.0 GiB of 2.0 GiB free"
+    assert devices.devices(machine(devices=gpus)).told == "H200, 1.0 GiB of 2.0 GiB free"
 
 
 def test_a_package_that_is_missing_or_too_old_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
