@@ -40,7 +40,7 @@ SAMPLES = "samples.jsonl"
 
 SHARE = 0.01
 """Most of a run's time that its page takes while it trains."""
-_SHARE_AT_END = 0.05  # for the pictures of a run of seconds
+_SHARE_AT_END = 0.05  # of a run that ends before it has pictures
 _PAUSE = 3.0  # seconds between two pages, or two points of a curve at first
 _SILENCE = 120.0  # seconds after which a page that was not written again says so
 _MOST_POINTS = 400
@@ -149,7 +149,7 @@ class LivePage(lightning.Callback):
         self._next = now + self._pause
         self._safely(lambda: self._note(trainer, now, in_step=in_step))
         self._spent["page"] += self._clock() - now
-        if self._is_time_for("page", SHARE):
+        if self._is_time_for("page", SHARE, times=2):  # one page, as one drawing, is left for the end
             self._write("running", "")
 
     def _note(self, trainer: lightning.Trainer, now: float, *, in_step: bool) -> None:
@@ -178,12 +178,14 @@ class LivePage(lightning.Callback):
             del points[::2]
             self._pause *= 2
 
-    def _is_time_for(self, part: str, share: float) -> bool:
-        return self._spent[part] + self._costs[part] <= share / 2 * (self._clock() - self._began)
+    def _is_time_for(self, part: str, share: float, *, times: int = 1) -> bool:
+        return self._spent[part] + times * self._costs[part] <= share / 2 * (self._clock() - self._began)
 
     def _write(self, state: str, message: str) -> None:
         """Write the page, with new pictures if there is time for them."""
-        if self._is_time_for("pictures", SHARE if state == "running" else _SHARE_AT_END):
+        ends = state != "running"
+        share = _SHARE_AT_END if ends and not self._pictures else SHARE
+        if self._is_time_for("pictures", share, times=1 if ends else 2):
             with self._timing("pictures"):
                 self._pictures = self._safely(self._drawn) or self._pictures
         with self._timing("page"):
