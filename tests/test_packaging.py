@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import loralight
+
+from .warm import run_warm
 
 ROOT = Path(__file__).resolve().parent.parent
 EXTRAS = ("demo", "joblib", "peft", "report", "submitit", "test", "tune")
@@ -67,16 +70,16 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     site = Path(run([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], home).strip())
     # An editable install in this environment is not followed from here.
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    install(python, wheel)
+    install(wheel, python=python)
     return home / "bin"
 
 
-def install(python: Path, package: Path) -> None:
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index"]
-    run(
-        [*pip, "--no-build-isolation", "--ignore-installed", "--disable-pip-version-check", str(package)],
-        package.parent,
-    )
+def install(package: Path, *, python: Path | None = None, target: Path | None = None) -> None:
+    """Install a package into another environment, or into a folder."""
+    of_python = [] if python is None else ["--python", str(python)]
+    into = ["--ignore-installed"] if target is None else ["--target", str(target)]
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", *of_python, "install", "--no-deps", "--no-index"]
+    run([*pip, "--no-build-isolation", *into, str(package)], package.parent)
 
 
 def test_an_installed_wheel_trains_from_an_empty_folder(installed: Path, tiny_run: list[str], tmp_path: Path) -> None:
@@ -93,22 +96,32 @@ def test_an_installed_wheel_explains_a_code_by_the_page_on_debugging(installed: 
     assert "Out of memory (docs/debugging.md)" in printed and "E-MEMORY`) tells the allocation" in printed
 
 
-def test_every_command_in_the_document_on_adding_a_task_runs(installed: Path, tmp_path: Path) -> None:
-    """From an installed loralight, outside of any clone; training is cut to a batch of everything."""
+def test_an_installed_wheel_writes_a_task_and_lists_it_once_it_is_installed(installed: Path, tmp_path: Path) -> None:
+    run([str(installed / "loralight"), "new-task", "sentence_pairs"], tmp_path)
+    install(tmp_path / "sentence_pairs", python=installed / "python")
+    printed = run(["env", "COLUMNS=250", str(installed / "loralight"), "tasks"], tmp_path)
+    assert "sentence_pairs 0.1.0" in printed, "listed with the package it is from"
+
+
+def test_every_command_in_the_document_on_adding_a_task_runs(tmp_path: Path) -> None:
+    """The package is installed into a folder; training is cut to a batch of everything."""
     text = (ROOT / "docs" / "add-a-task.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()]
     assert any(line.startswith("pip install") for line in lines)
-    printed = ""
+    site, printed = tmp_path / "site", ""
     for line in lines:
         if line.startswith("pip install "):
-            install(installed / "python", tmp_path / line.split()[-1])
+            install(tmp_path / line.split()[-1], target=site)
             continue
-        if line.startswith("pytest "):
-            line = f"python -m {line} -q -p no:cacheprovider"
-        elif " train " in line:
-            line += " debug=fast trainer.accelerator=cpu"
-        printed += run(["bash", "-c", f'export COLUMNS=250 PATH="{installed}:$PATH"; {line}'], tmp_path)
+        given, _, command = line.rpartition(" | ")
+        verb, *words = shlex.split(command)
+        words += ["-q", "-p", "no:cacheprovider"] if verb == "pytest" else []
+        words += ["debug=fast", "trainer.accelerator=cpu"] if "train" in words else []
+        environment = {**os.environ, "PYTHONPATH": str(site), "COLUMNS": "250"}
+        done = run_warm(["-m", verb, *words], cwd=tmp_path, env=environment, input="".join(shlex.split(given)[1:]))
+        assert done.returncode == 0, done.stdout + done.stderr
+        printed += done.stdout
     assert re.search(r"^1\d passed", printed, re.MULTILINE)
     assert "sentence_pairs 0.1.0" in printed, "listed with the package it is from"
     assert re.search(r'^{"first": "The tea is cold.", .*"score": ', printed, re.MULTILINE)

@@ -18,7 +18,7 @@ from loralight.adapters.spectrum import LayerSpectrum, spectrum
 from loralight.artifacts.bank import load_many
 from loralight.artifacts.output import refuse_existing
 from loralight.commands.evaluate import read_trained
-from loralight.config.build import build_trainer
+from loralight.config.build import build_trainer, monitored
 from loralight.config.composition import plain
 from loralight.errors import InputError
 from loralight.models.trust import trust_of
@@ -101,8 +101,8 @@ def least_as_good(points: Sequence[Point]) -> int | None:
 
 def _curve(settings: dict[str, Any]) -> tuple[list[Point], str]:
     """The points from the highest rank to the lowest, and the metric's name."""
-    metric, sign = settings["monitor"]["metric"].partition("/")[2], 1 if settings["monitor"]["mode"] == "max" else -1
     config, task, data = read_trained(settings)
+    metric, sign = monitored(settings, data).partition("/")[2], 1 if settings["monitor"]["mode"] == "max" else -1
     layers = {name: layer for name, layer in task.model.named_modules() if isinstance(layer, LoraLayer)}
     if not layers:
         raise InputError(

@@ -64,13 +64,11 @@ class Method:
     Args:
         words: overrides of ``loralight train``, such as ``adapter=lora``.
         lr: the method's own learning rate; None if ``words`` set a rate, which is kept.
-        metric: the metric on validation rows that chooses a rate.
-        sign: 1 if a higher metric is better, else -1.
+        sign: 1 if a higher score is better, else -1.
     """
 
     words: tuple[str, ...]
     lr: float | None
-    metric: str
     sign: int
 
 
@@ -138,7 +136,6 @@ class Study:
         return Method(
             words=tuple(words),
             lr=None if is_given else float(of_run["adapter"]["lr"]),
-            metric=of_run["monitor"]["metric"],
             sign=1 if of_run["monitor"]["mode"] == "max" else -1,
         )
 
@@ -174,7 +171,7 @@ class Study:
             return None
         (folder / FAILED).unlink(missing_ok=True)
         run = read_run(folder)
-        self._progress.tell(f"{name}: {method.metric} {run.score(method.metric)}")
+        self._progress.tell(f"{name}: {run.monitored} {run.score(run.monitored)}")
         return run
 
 
@@ -183,7 +180,7 @@ def _name(word: str) -> str:
 
 
 def _score(run: FinishedRun | None, method: Method) -> float | None:
-    score = None if run is None else run.score(method.metric)
+    score = None if run is None else run.score(run.monitored)
     return None if score is None else method.sign * score
 
 

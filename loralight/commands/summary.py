@@ -18,6 +18,7 @@ from loralight.data import TaskData
 from loralight.logs import cut, show
 from loralight.models.quantisation import as_before
 from loralight.models.shards import is_sharded
+from loralight.training.early_stopping import stopped_line
 from loralight.training.memory import peak_memory
 from loralight.training.preflight import human, num_bytes
 from loralight.training.settling import settled_line
@@ -45,6 +46,7 @@ def summarise(
     summary = {
         "task": config["names"]["task"],
         "adapter": config["names"]["adapter"],
+        "monitored": config["monitor"]["metric"],
         "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
         "baseline": {f"{split}/{name}": value for split in splits for name, value in data.baseline(split).items()},
         "linear_probe": probe,
@@ -62,6 +64,7 @@ def summarise(
         "seconds_per_step": seconds_per_step,
         "batch_size": data.batch_size,
         "steps": task.trainer.global_step,
+        "stopped": stopped_line(task.trainer),
         "seed": config["seed"],
         "data": data.identity(),
         "device": _device(),
@@ -77,9 +80,10 @@ def final_report(
     summary: dict[str, Any], task: AdapterTask, data: TaskData, output_dir: Path, commands: Sequence[str]
 ) -> None:
     """Print the results, a few predictions on rows that were not trained on, and the commands to use next."""
-    settled = [settled_line(task.settled)] if task.settled else []
+    lines = [summary["stopped"]] if summary["stopped"] else []
+    lines += [settled_line(task.settled)] if task.settled else []
     beside = {"linear probe": summary["linear_probe"], "trivial answer": summary["baseline"]}
-    show(metrics_table(summary["metrics"], beside), *settled)
+    show(metrics_table(summary["metrics"], beside), *lines)
     show(_cost_table(summary))
     # the first process alone cannot compute with weights of which it has a part
     if (examples := data.examples(3)) and not is_sharded(task.model):

@@ -24,7 +24,7 @@ from loralight.commands.summary import final_report, summarise
 from loralight.commands.trial import check_trial, read_tried, try_out
 from loralight.commands.warm_start import read_start
 from loralight.config.batch_size import check_batch_size, with_rows_per_process
-from loralight.config.build import build_data, build_task, build_trainer, check_config, recipe
+from loralight.config.build import build_data, build_task, build_trainer, check_config, recipe, with_metric
 from loralight.config.composition import plain
 from loralight.config.sharding import check_sharding
 from loralight.data import TaskData
@@ -33,7 +33,7 @@ from loralight.errors import InputError, did_you_mean
 from loralight.reports.runs import read_run
 from loralight.stopping import Stopped
 from loralight.training.checkpoint import FolderCheckpointIO, newest
-from loralight.training.epochs import AUTO, few_steps, set_epochs_
+from loralight.training.epochs import AUTO, few_steps, odd_rate, set_epochs_, total_steps
 from loralight.training.fully_shard import FullyShard
 from loralight.training.launch import launch, process_rank
 from loralight.training.out_of_memory import telling_of_memory
@@ -76,7 +76,8 @@ def main(config: DictConfig) -> float | None:
     if hydra.mode == RunMode.MULTIRUN and is_finished(output_dir, settings):
         (output_dir / FAILED).unlink(missing_ok=True)
         print(f"loralight: {output_dir} is done", file=sys.stderr)
-        return read_run(output_dir).score(settings["monitor"]["metric"])
+        done = read_run(output_dir)
+        return done.score(done.monitored)
     check_batch_size(settings, overrides)
     check_sharding(settings)
     check_trial(settings, alone=process_rank() is None)
@@ -134,6 +135,7 @@ class Run:
         if tried.lr is not None:
             config = {**config, "optimizer": {**config["optimizer"], "lr": tried.lr}}
         self.most_steps = tried.most_steps
+        config = with_metric(config, self.data)
         self.config = with_initialised(config, output_dir) if self.resumed else config
         self.task = build_task(self.config, self.data.model_arguments())
         self.data.suit_(self.task.model)
@@ -169,7 +171,7 @@ class Run:
         is_solved = probe is not None and task.adapter.is_probe and self._is_auto
         if self._is_auto and not is_solved:
             logs.logger.info(set_epochs_(trainer, task, data, most_steps=self.most_steps))
-        for caution in [] if is_solved else few_steps(trainer, data):
+        for caution in [] if is_solved else self._cautions():
             logs.logger.info(caution)
         with stopping.held():
             if not is_solved:
@@ -185,6 +187,14 @@ class Run:
         # a run that ends before its first validation has no best checkpoint
         return metrics.get(metric) if score is None else score
 
+    def _cautions(self) -> list[str]:
+        """Lines on a number of steps, and a rate, by which little would be learnt."""
+        optimizer, lr = self.task.optimizer, self.config["optimizer"].get("lr")
+        is_adam = optimizer is not None and optimizer.func in (torch.optim.Adam, torch.optim.AdamW)
+        steps = total_steps(self.trainer, self.data)
+        odd = odd_rate(self.task.adapter, lr, steps) if is_adam and isinstance(lr, float) else []
+        return [*few_steps(self.trainer, self.data), *odd]
+
     @property
     def _is_auto(self) -> bool:
         """Whether the data decides the number of epochs."""
@@ -199,7 +209,8 @@ class Run:
         try:
             probe = fit_probe(task, self.data, self.trainer)
         except NoProbe as reason:
-            logs.logger.info("no linear probe: %s", reason)
+            starts = "; the head starts at random" if task.head_settings.start == "probe" else ""
+            logs.logger.info("no linear probe: %s%s", reason, starts)
             return None
         metric = self.config["monitor"]["metric"]
         if metric in probe.scores:

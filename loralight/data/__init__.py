@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loralight.data.bars import hiding_bars
-    from loralight.data.cautions import cut_rows, few_rows, odd_names, repeated_rows, uneven_rows
+    from loralight.data.cautions import cut_rows, few_rows, left_out_rows, odd_names, repeated_rows, uneven_rows
     from loralight.data.charsets import read_text_file
-    from loralight.data.class_counts import always_the_commonest, count_classes, counts_line
-    from loralight.data.classes import Classes, check_spelling, has_no_names, read_classes
+    from loralight.data.class_counts import always_the_commonest, always_the_same, count_classes, counts_line
+    from loralight.data.classes import Classes, check_spelling, has_no_names, read_classes, strangers
     from loralight.data.encoding import encode_rows
     from loralight.data.forms.chats import Chat, read_template
     from loralight.data.forms.choosing import columns_of_form, form_of
@@ -43,6 +43,7 @@ __all__ = [
     "Splits",
     "TaskData",
     "always_the_commonest",
+    "always_the_same",
     "are_lists",
     "check_columns",
     "check_smoothing",
@@ -59,6 +60,7 @@ __all__ = [
     "has_no_names",
     "hiding_bars",
     "label_name",
+    "left_out_rows",
     "name_label_ids",
     "odd_names",
     "pack",
@@ -69,6 +71,7 @@ __all__ = [
     "repeated_rows",
     "seed_of",
     "split_labels",
+    "strangers",
     "uneven_rows",
     "weights_of_labels",
 ]
@@ -77,9 +80,9 @@ _HOMES = {
     name: f"{__name__}.{home}"
     for home, names in {
         "bars": "hiding_bars",
-        "cautions": "cut_rows few_rows odd_names repeated_rows uneven_rows",
-        "class_counts": "always_the_commonest count_classes counts_line",
-        "classes": "Classes check_spelling has_no_names read_classes",
+        "cautions": "cut_rows few_rows left_out_rows odd_names repeated_rows uneven_rows",
+        "class_counts": "always_the_commonest always_the_same count_classes counts_line",
+        "classes": "Classes check_spelling has_no_names read_classes strangers",
         "encoding": "encode_rows",
         "charsets": "read_text_file",
         "forms.chats": "Chat read_template",

@@ -49,11 +49,12 @@ def uneven_rows(names: Sequence[str], counts: Sequence[int]) -> list[str]:
     ]
 
 
-def repeated_rows(splits: Mapping[str, Iterable[Hashable]]) -> list[str]:
+def repeated_rows(splits: Mapping[str, Iterable[Hashable]], *, alike: str = "word for word") -> list[str]:
     """Lines on rows that are in two splits, so that scores reward memory.
 
     Args:
         splits: the identity of each row, by split.
+        alike: how alike two rows of one identity are.
     """
     given = {split: list(rows) for split, rows in splits.items()}
     known = {split: set(rows) for split, rows in given.items()}
@@ -61,8 +62,8 @@ def repeated_rows(splits: Mapping[str, Iterable[Hashable]]) -> list[str]:
     for first, second in combinations(given, 2):
         if seen := sum(row in known[first] for row in given[second]):
             lines.append(
-                f"caution: {seen} of {len(given[second])} rows of {second} are in {first} too, word for word: take "
-                "them out of one"
+                f"caution: {seen} of {len(given[second])} rows of {second} are in {first} too, {alike}: take them "
+                "out of one"
             )
     return lines
 
@@ -81,6 +82,23 @@ def cut_rows(cut: Mapping[str, int], rows: Mapping[str, int], *, max_length: int
     return [
         f"caution: {', '.join(many)} are longer than {max_length} tokens and lose their end, which a larger "
         "model.max_length reads as far as the model takes it"
+    ]
+
+
+def left_out_rows(left: Mapping[str, int], rows: Mapping[str, int], *, max_length: int) -> list[str]:
+    """A line on rows of which nothing is learnt.
+
+    Args:
+        left: the number of such rows, by split.
+        rows: the number of all rows, by split.
+        max_length: tokens that are read.
+    """
+    many = [f"{left[split]} of {rows[split]} rows of {split}" for split in left if left[split] >= _CUT * rows[split]]
+    if not many:
+        return []
+    return [
+        f"caution: {', '.join(many)} are left out: what is learnt of them is empty or begins after {max_length} "
+        "tokens; then raise model.max_length as far as the model takes it"
     ]
 
 

@@ -76,8 +76,10 @@ def find_classes(
     if rows.origins["validation"].numbers is not None:  # held out of train: a label may have a single row
         seen["validation"] = labels["validation"]
     if given is None and has_no_names(rows["train"], columns):
-        seen["strangers"] = [[name] for name in _strangers(labels, set(chain(*chain(*seen.values()))))]
+        seen["strangers"] = [[name] for name in strangers(labels, set(chain(*chain(*seen.values()))))]
     names = list(given) if given is not None else label_names(rows["train"], columns, list(chain(*seen.values())))
+    if given is None and len(columns) == 1:  # a folder of images for each class, of which train has none
+        names += sorted({*strangers(labels, set(names))})
     if len(names) < 2:
         raise InputError(
             "E-LABELS",
@@ -88,8 +90,13 @@ def find_classes(
     return names
 
 
-def _strangers(labels: Mapping[str, list[list[str]]], known: set[str]) -> Iterator[str]:
-    """Names that are in other splits alone, as far as these are rare classes."""
+def strangers(labels: Mapping[str, Sequence[Sequence[str]]], known: set[str]) -> Iterator[str]:
+    """Names that are in other splits alone, as far as these are rare classes and no misspelt ones.
+
+    Args:
+        labels: each row's labels, by split.
+        known: the names in training.
+    """
     for part in labels.values():
         counts = Counter(chain(*part))
         strange = [name for name in counts if name not in known]

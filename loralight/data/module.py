@@ -137,6 +137,10 @@ class TaskData(lightning.LightningDataModule, ABC):
         """The scores of a trivial baseline on a split, by metric name."""
         return {}
 
+    def monitored(self) -> str:
+        """The name of the metric that chooses the best checkpoint if ``monitor.metric`` is ``auto``."""
+        return "loss"
+
     def report(self) -> list[str]:
         """Lines about the data for the pre-flight report: rows, labels, cut texts."""
         return [f"{name}: {len(rows)} rows" for name, rows in self.splits.items()]

@@ -40,7 +40,7 @@ class Comparison:
         cls, runs: Sequence[FinishedRun], metric: str | None = None, failures: Mapping[str, str] | None = None
     ) -> "Comparison":
         """The comparison by ``metric``, else by the runs' monitored metric: on test rows, if all runs have it there."""
-        monitored = str(runs[0].settings.get("monitor.metric", "validation/loss"))
+        monitored = runs[0].monitored
         mode = str(runs[0].settings.get("monitor.mode", "min"))
         of_test = monitored.replace("validation/", "test/")
         own = of_test if all(of_test in run.summary["metrics"] for run in runs) else monitored

@@ -36,6 +36,11 @@ class FinishedRun:
     summary: Mapping[str, Any]
     curve: Sequence[Mapping[str, float]] = ()
 
+    @property
+    def monitored(self) -> str:
+        """The metric that chose the best checkpoint, such as ``validation/f1``."""
+        return str(self.summary.get("monitored") or self.settings.get("monitor.metric", "validation/loss"))
+
     def score(self, metric: str) -> float | None:
         """A metric of the summary, such as ``test/f1``; None if it was not measured or is not finite."""
         value = self.summary["metrics"].get(metric)

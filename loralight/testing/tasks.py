@@ -21,7 +21,7 @@ from loralight.adapters.base import trainable
 from loralight.artifacts.certificate import difference, outputs
 from loralight.artifacts.export import save_adapter
 from loralight.artifacts.loading import load
-from loralight.config.build import build_data, build_task, build_trainer, check_config, recipe
+from loralight.config.build import build_data, build_task, build_trainer, check_config, monitored, recipe
 from loralight.config.composition import compose, plain
 from loralight.config.plugins import use_folder
 from loralight.data import TaskData
@@ -116,7 +116,7 @@ class TaskContract:
         self, config: dict[str, Any], trained: "Trained"
     ) -> None:
         measured = trained.trainer.validate(trained.task, datamodule=trained.data, verbose=False)[0]
-        assert config["monitor"]["metric"] in measured
+        assert monitored(config, trained.data) in measured
         assert config["monitor"]["mode"] in ("min", "max")
         baseline = {f"validation/{name}" for name in trained.data.baseline("validation")}
         assert baseline <= measured.keys(), "a baseline is named after the metric it is read beside"

@@ -2,6 +2,7 @@
 
 from loralight.training.calibration import CalibrationError, check_temperature, fit_temperature
 from loralight.training.checkpoint import verify, write_folder
+from loralight.training.early_stopping import EarlyStopping
 from loralight.training.fully_shard import FullyShard
 from loralight.training.gathering import Gathered, gather_rows
 from loralight.training.step import Step
@@ -11,6 +12,7 @@ from loralight.training.thresholds import check_thresholds, choose_thresholds
 __all__ = [
     "AdapterTask",
     "CalibrationError",
+    "EarlyStopping",
     "FullyShard",
     "Gathered",
     "Step",

@@ -1,12 +1,13 @@
 """The default number of epochs: enough steps for a new head, and few epochs for large data."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import lightning
 from torch.utils.data import DataLoader
 
+from loralight.adapters.base import Adapter
 from loralight.data import TaskData
 from loralight.training.task import AdapterTask
 
@@ -17,6 +18,7 @@ _HEAD_STEPS = 400  # at least these for a new head; docs/recipes.md
 _MOST_EPOCHS = 20  # for small data
 _MOST_STEPS = 6_000  # beyond these an epoch is not repeated
 _FEW_STEPS = 20  # with fewer, neither a new head nor an adapter learns much
+_WILD = 10.0  # times a method's own rate: LoRA ends at chance there (docs/recipes.md)
 _VALIDATIONS = 5  # in a run of many epochs: a validation split can be larger than the training split
 
 
@@ -80,8 +82,7 @@ def set_epochs_(trainer: lightning.Trainer, task: AdapterTask, data: TaskData, *
 
 def few_steps(trainer: lightning.Trainer, data: TaskData) -> list[str]:
     """A warning line if the run has too few optimizer steps to learn much; none for ``trainer.fast_dev_run``."""
-    steps, epochs, most = steps_of_epoch(trainer, data), trainer.max_epochs or 0, trainer.max_steps
-    total = min([steps * epochs] * (epochs > 0) + [most] * (most > 0), default=_FEW_STEPS)
+    steps, total, most = steps_of_epoch(trainer, data), total_steps(trainer, data), trainer.max_steps
     if total >= _FEW_STEPS or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return []
     way = (
@@ -93,6 +94,34 @@ def few_steps(trainer: lightning.Trainer, data: TaskData) -> list[str]:
         f"caution: the run has {total} optimizer steps, in which hardly anything is learnt: give it at least "
         f"{_FEW_STEPS}, by {way} or more, or a smaller data.batch_size"
     ]
+
+
+def total_steps(trainer: lightning.Trainer, data: TaskData) -> float:
+    """Optimizer steps of the run; infinite if it has no end."""
+    steps, epochs, most = steps_of_epoch(trainer, data), trainer.max_epochs or 0, trainer.max_steps
+    return min([steps * epochs] * (epochs > 0) + [most] * (most > 0), default=math.inf)
+
+
+def odd_rate(adapter: Adapter, lr: float, steps: float) -> list[str]:
+    """A warning line on a rate of Adam's at which a method hardly learns in ``steps`` steps, or may diverge.
+
+    One of Adam's steps changes a parameter by about the learning rate. So a run at a hundredth of the method's own rate
+    gets as far as a hundredth of its steps would at that rate.
+
+    Args:
+        adapter: the method.
+        lr: the optimizer's learning rate.
+        steps: optimizer steps of the run.
+    """
+    own = next((field.default for field in fields(adapter) if field.name == "lr"), None)
+    if not isinstance(own, float):
+        return []
+    name, instead = type(adapter).__name__, f"the method's own rate is {own:g}, and optimizer.lr=auto finds one"
+    if lr >= _WILD * own:
+        return [f"caution: {name} may diverge at optimizer.lr={lr:g}: {instead}"]
+    if steps >= _FEW_STEPS and lr * steps < own * _FEW_STEPS:
+        return [f"caution: {name} hardly learns in {steps} steps at optimizer.lr={lr:g}: {instead}"]
+    return []
 
 
 def planned_epochs(trainer: lightning.Trainer, task: AdapterTask, steps: int) -> Epochs:

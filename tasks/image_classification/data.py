@@ -239,7 +239,7 @@ class ImageClassificationData(TaskData):
         lines.append(f"labels in train: {counts_line(self.names, self._counts())}")
         odd = odd_names(self.names) if self.are_found else []
         few = [*few_rows(self.names, self._counts()), *uneven_rows(self.names, self._counts())]
-        return [*lines, *self.notes, *few, *odd, *repeated_rows(self.contents)]
+        return [*lines, *self.notes, *few, *odd, *repeated_rows(self.contents, alike="byte for byte")]
 
     def _counts(self) -> list[int]:
         return count_classes(self.splits["train"].labels, len(self.names))

@@ -21,6 +21,7 @@ from loralight.data import (
     counts_line,
     few_rows,
     repeated_rows,
+    strangers,
 )
 from loralight.errors import InputError, did_you_mean
 from loralight.resources import resolve
@@ -128,14 +129,14 @@ class NerData(TaskData):
 
     def _find_types(self) -> list[str]:
         """The entity types in order, including those of all splits."""
-        found = {split: {span.label for spans in each for span in spans} for split, each in self.spans.items()}
+        found = {split: set(chain(*each)) for split, each in self._labels().items()}
         # a limited train split may lack some
         seen = found["train"] if self.limit_rows is None else set().union(*found.values())
         named = self.given_types or self._named_types()
         if not named:
             counts = Counter(span.label for each in self.spans.values() for spans in each for span in spans)
             check_spelling(counts, self._used_columns()[1])
-        types = named or sorted(seen)
+        types = named or sorted({*seen, *strangers(self._labels(), seen)})
         if not types or not found["train"]:
             raise InputError("E-LABELS", "there are no entities in train. Check data.columns and the data")
         if odd := [label for label, count in Counter(types).items() if count > 1 or label == OUTSIDE]:
@@ -152,6 +153,10 @@ class NerData(TaskData):
                     f"{did_you_mean(label, types)} data.labels names them all",
                 )
         return types
+
+    def _labels(self) -> dict[str, list[list[str]]]:
+        """The types of each row's entities, by split."""
+        return {split: [[span.label for span in spans] for spans in each] for split, each in self.spans.items()}
 
     def _named_types(self) -> list[str]:
         """The types in the names of tags, in their order."""

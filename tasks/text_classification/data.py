@@ -14,6 +14,7 @@ from loralight.data import (
     Origin,
     TaskData,
     always_the_commonest,
+    always_the_same,
     are_lists,
     check_splits,
     column_name,
@@ -151,11 +152,16 @@ class TextClassificationData(TaskData):
         return list(zip(rows, truths, strict=False))
 
     def baseline(self, split: str) -> dict[str, float]:
-        """The scores of always answering the most common training label."""
+        """The scores of always answering the most common training label, or labels."""
+        metrics = classification_metrics(len(self.names), multi_label=self.multi_label)
+        targets = torch.tensor(self._targets(split))
         if self.multi_label:
-            return {}
-        metrics = classification_metrics(len(self.names), multi_label=False)
-        return always_the_commonest(metrics, self.model_arguments()["label_counts"], torch.tensor(self._targets(split)))
+            return always_the_same(metrics, self.label_lists["train"], targets.long())
+        return always_the_commonest(metrics, self.model_arguments()["label_counts"], targets)
+
+    def monitored(self) -> str:
+        """Accuracy; for several labels a row, mean average precision, which takes no threshold."""
+        return "average_precision" if self.multi_label else "accuracy"
 
     def report(self) -> list[str]:
         lines = []

@@ -7,10 +7,13 @@ from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassF1Score,
     MulticlassStatScores,
+    MultilabelAveragePrecision,
     MultilabelExactMatch,
     MultilabelF1Score,
     MultilabelStatScores,
 )
+from torchmetrics.functional.classification import multilabel_average_precision
+from torchmetrics.utilities import dim_zero_cat
 
 from loralight.training import CalibrationError
 
@@ -18,7 +21,8 @@ from loralight.training import CalibrationError
 def classification_metrics(num_labels: int, *, multi_label: bool) -> MetricCollection:
     """Accuracy (of whole rows, if a row can have several labels), macro-averaged F1 and Matthews correlation.
 
-    If a row has one label, also the calibration error (ECE).
+    If a row has one label, also the calibration error (ECE); if it can have several, mean average precision, which is
+    the same for all thresholds.
     """
     if multi_label:
         return MetricCollection(
@@ -26,6 +30,7 @@ def classification_metrics(num_labels: int, *, multi_label: bool) -> MetricColle
                 "accuracy": MultilabelExactMatch(num_labels),
                 "f1": MultilabelF1Score(num_labels, average="macro"),
                 "mcc": _MultilabelMcc(num_labels, average=None),
+                "average_precision": _MeanAveragePrecision(num_labels),
             }
         )
     return MetricCollection(
@@ -36,6 +41,18 @@ def classification_metrics(num_labels: int, *, multi_label: bool) -> MetricColle
             "ece": CalibrationError(num_labels),
         }
     )
+
+
+class _MeanAveragePrecision(MultilabelAveragePrecision):
+    def compute(self) -> Tensor:
+        """The mean over the labels that any row has; the others have no average precision."""
+        predictions, targets = dim_zero_cat(self.preds), dim_zero_cat(self.target)
+        given = targets.any(0)
+        if not given.any():
+            return torch.zeros((), device=given.device)
+        return multilabel_average_precision(
+            predictions[:, given], targets[:, given], int(given.sum()), validate_args=False
+        )
 
 
 class _MulticlassMcc(MulticlassStatScores):

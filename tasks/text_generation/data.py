@@ -24,6 +24,7 @@ from loralight.data import (
     cut_rows,
     encode_rows,
     form_of,
+    left_out_rows,
     pack,
     read_template,
     read_text_file,
@@ -226,7 +227,12 @@ class TextGenerationData(TaskData):
     def _cautions(self) -> list[str]:
         num_rows = {split: len(rows) for split, rows in self.rows.items()}
         cut = {split: counts["cut"] for split, counts in self.counts.items()}
-        return [*cut_rows(cut, num_rows, max_length=self.max_length), *repeated_rows(self._contents())]
+        left = {split: num_rows[split] - counts["used"] for split, counts in self.counts.items()}
+        return [
+            *cut_rows(cut, num_rows, max_length=self.max_length),
+            *left_out_rows(left, num_rows, max_length=self.max_length),
+            *repeated_rows(self._contents()),
+        ]
 
     def _contents(self) -> dict[str, list[int]]:
         """Digests of the tokens of documents, by split."""

@@ -45,6 +45,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         summary = {
             "task": "text_classification",
             "adapter": name,
+            "monitored": "validation/accuracy",
             "metrics": {"validation/accuracy": accuracy, "test/accuracy": accuracy - 0.01},
             "parameters": {"trainable": 10, "total": 1000},
             "bytes": {"adapter": 40, "model": 4000, "peak_memory": 10**6},

@@ -55,6 +55,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         summary = {
             "task": "text_classification",
             "adapter": settings["names"]["adapter"],
+            "monitored": "validation/accuracy",
             "metrics": {"validation/accuracy": score, "test/accuracy": 1 - score},
             "parameters": {"trainable": 10, "total": 1000},
             "bytes": {"adapter": 40, "model": 4000, "peak_memory": 10**6},

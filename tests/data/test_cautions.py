@@ -2,7 +2,7 @@
 
 import pytest
 
-from loralight.data import cut_rows, few_rows, odd_names, repeated_rows, uneven_rows
+from loralight.data import cut_rows, few_rows, left_out_rows, odd_names, repeated_rows, uneven_rows
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,8 @@ def test_rows_that_stand_in_two_splits_are_counted() -> None:
         "caution: 1 of 2 rows of test are in validation too",
     ]
     assert repeated_rows({"train": ["a"], "validation": []}) == []
+    (line,) = repeated_rows({"train": ["a"], "validation": ["a"]}, alike="byte for byte")
+    assert "1 of 1 rows of validation are in train too, byte for byte" in line
 
 
 def test_rows_that_lose_their_end_are_told_where_they_are_more_than_a_few() -> None:
@@ -59,6 +61,13 @@ def test_rows_that_lose_their_end_are_told_where_they_are_more_than_a_few() -> N
     (line,) = cut_rows({"train": 5, "validation": 1}, rows, max_length=64)
     assert "5 of 100 rows of train, 1 of 10 rows of validation are longer than 64 tokens" in line
     assert "model.max_length" in line
+
+
+def test_rows_that_are_left_out_are_told_where_they_are_more_than_a_few() -> None:
+    rows = {"train": 100, "validation": 10}
+    assert left_out_rows({"train": 4, "validation": 0}, rows, max_length=64) == []
+    (line,) = left_out_rows({"train": 5, "validation": 0}, rows, max_length=64)
+    assert "5 of 100 rows of train are left out" in line and "model.max_length" in line
 
 
 @pytest.mark.parametrize(

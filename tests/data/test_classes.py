@@ -56,6 +56,19 @@ def test_a_rare_class_may_have_rows_in_another_split_alone() -> None:
     assert classes(train, validation, given=["earn", "trade"]) == ["earn", "trade"]
 
 
+def test_so_it_may_where_the_splits_name_their_classes_themselves() -> None:
+    parts = {"train": (["cat", "dog"], [0, 1] * 10), "validation": (["cat", "dog", "owl"], [0] * 10 + [2])}
+    splits = Splits(
+        {
+            split: Dataset.from_dict({"label": numbers}, Features({"label": ClassLabel(names=names)}))
+            for split, (names, numbers) in parts.items()
+        },
+        {split: Origin(split=split, source=split) for split in parts},
+    )
+    labels = {split: read_labels(part, ["label"], splits.origins[split]) for split, part in splits.items()}
+    assert find_classes(splits, ["label"], labels, given=None, limited=False, several="") == ["cat", "dog", "owl"]
+
+
 REFUSED: dict[str, tuple[list[Any], str]] = {
     "numbers of labels": (["0", "1", "0,1", "1"], r"'0,1' \(2 times\) looks like several labels, '0' and '1'"),
     "names of labels": (["toxic", "toxic,insult", "clean"], "'toxic,insult' .* several labels, 'toxic' and 'insult'"),

@@ -9,7 +9,8 @@ from typing import Any
 import lightning
 import pytest
 
-from loralight.training.epochs import Epochs, epochs_for, few_steps
+from loralight.adapters import FullFineTuning, Lora
+from loralight.training.epochs import Epochs, epochs_for, few_steps, odd_rate
 
 
 @pytest.mark.parametrize(
@@ -90,3 +91,30 @@ def test_a_run_of_too_few_steps_is_told(settings: dict[str, Any], words: str | N
     lines = few_steps(trainer, data)
     assert len(lines) == (words is not None)
     assert all(re.search(str(words), line) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "lr", "steps", "words"),
+    [
+        (Lora(targets="all"), 1e-3, 20, None),
+        (Lora(targets="all"), 5e-3, 400, None),
+        (Lora(targets="all"), 1e-2, 400, "Lora may diverge at optimizer.lr=0.01: the method's own rate is 0.001"),
+        (Lora(targets="all", lr=2e-2), 2e-2, 400, "may diverge"),  # its own is what the class says
+        (Lora(targets="all"), 2e-5, 400, "Lora hardly learns in 400 steps at optimizer.lr=2e-05"),
+        (Lora(targets="all"), 2e-5, 4000, None),
+        (Lora(targets="all"), 2e-5, 10, None),  # that there are few steps is another line
+        (FullFineTuning(), 1e-3, 400, "FullFineTuning may diverge"),
+        (FullFineTuning(), 2e-5, 400, None),
+    ],
+)
+def test_a_rate_by_which_nothing_is_learnt_is_told(adapter: Any, lr: float, steps: int, words: str | None) -> None:
+    lines = odd_rate(adapter, lr, steps)
+    assert len(lines) == (words is not None) and (words or "") in "".join(lines)
+
+
+def test_a_run_tells_of_its_rate(
+    in_process: Callable[..., int], tiny_run: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word for word in tiny_run if "max_epochs" not in word]
+    assert in_process("train", *words, "trainer.max_epochs=4", "optimizer.lr=1e-6", "probe=false") == 0
+    assert "caution: Lora hardly learns in 20 steps at optimizer.lr=1e-06" in capsys.readouterr().err

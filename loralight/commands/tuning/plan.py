@@ -13,13 +13,15 @@ from loralight.commands.processes import Processes
 from loralight.commands.trial import Trial, expected_seconds, free_device
 from loralight.commands.tuning.limits import Limits
 from loralight.commands.tuning.space import Space
-from loralight.config.build import build_data, check_config
+from loralight.config.build import build_data, check_config, monitored
 from loralight.config.composition import settings_of
 from loralight.config.first_look import first_look
 from loralight.config.own_data import with_own_data
+from loralight.data import TaskData
 from loralight.errors import InputError, did_you_mean
 from loralight.reports.groups import differences
 from loralight.reports.runs import FinishedRun, find_runs, read_run
+from loralight.training.epochs import AUTO
 from loralight.training.memory import parse_memory
 from loralight.training.time_budget import parse_time
 
@@ -52,6 +54,8 @@ class Plan:
             self.space = self.space.with_usual(self.of_run([]))
         self._first, *_ = [self.of_run(corner) for corner in self.space.corners()]
         self.metric, self.mode = (str(self._first["monitor"][name]) for name in ("metric", "mode"))
+        if self.metric == AUTO:
+            self.metric = monitored(self._first, self._data)
         trials = settings["trials"] or (_TRIALS if self.budget is None else math.inf)
         self.most = min(trials, self.space.size or math.inf)
 
@@ -118,6 +122,10 @@ class Plan:
         return f"{differ[0]} is {run.settings.get(differ[0])}" if differ and point is not None else None
 
     @cached_property
+    def _data(self) -> TaskData:
+        return build_data(measuring(self._first))
+
+    @cached_property
     def _rows(self) -> str:
         """The digest of the validation rows."""
-        return str(build_data(measuring(self._first)).identity()["digests"]["validation"])
+        return str(self._data.identity()["digests"]["validation"])

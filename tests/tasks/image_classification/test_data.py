@@ -159,7 +159,7 @@ def test_the_report_tells_sizes_modes_and_labels(tiny_resnet: str, image_folders
     shutil.copy(folder / "train/blue/0.jpg", folder / "test/blue/same.jpg")
     report = make(tiny_resnet, path=str(folder)).report()
     assert [line for line in report if line.startswith("caution: ")] == [
-        "caution: 1 of 13 rows of test are in train too, word for word: take them out of one"
+        "caution: 1 of 13 rows of test are in train too, byte for byte: take them out of one"
     ]
     assert "train: 26 images of 5 x 4 to 300 x 200 pixels, 1 of mode CMYK, 1 of mode L" in report
     assert "labels in train: blue 8, green 8, red 10" in report

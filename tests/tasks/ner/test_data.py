@@ -272,6 +272,14 @@ def one(**columns: Any) -> list[dict[str, Any]]:
     return [*tagged(), {**tagged()[0], **columns}]
 
 
+def test_a_rare_type_may_have_entities_in_another_split_alone(tmp_path: Path, tiny_bert: str) -> None:
+    train = [{"tokens": ["in", f"town{n}"], "ner_tags": ["O", "B-place"]} for n in range(20)]
+    rare = {"tokens": ["by", "sword"], "ner_tags": ["O", "B-weapon"]}
+    assert make(tmp_path, tiny_bert, {"train": train, "validation": [*train[:9], rare]}).types == ["place", "weapon"]
+    with pytest.raises(InputError, match=r"E-LABEL-RANGE: .+: validation row 3: the entity type 'weapon'"):
+        make(tmp_path, tiny_bert, {"train": train, "validation": [*train[:3], rare]})
+
+
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "no columns of either form": (
         {"rows": [{"words": ["a"], "ner": ["O"]}]},

@@ -1,6 +1,7 @@
 """Texts and labels become batches, whatever the columns are called; what cannot is one error that names the row."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,19 @@ def test_the_trivial_answer_is_scored_as_by_scikit_learn(tmp_path: Path, tiny_be
             "ece": 0.25,  # its share of train is a half, that of test a quarter
         }
     )
+
+
+def test_of_several_labels_the_trivial_answer_is_the_commonest_set_or_all(tmp_path: Path, tiny_bert: str) -> None:
+    train, test = rows(label=[["a"], ["a"], ["a", "b"], []]), rows(label=[["b"], ["a"], ["a", "b"], ["a"]])
+    data = make(tmp_path, tiny_bert, splits={"train": train, "test": test})
+    expected = {
+        "accuracy": 0.5,  # that of "a" alone
+        "f1": (6 / 7 + 2 / 3) / 2,  # that of both labels for each row
+        "mcc": (3 * 2 - 1 * 2) / math.sqrt(4 * 5 * 3 * 4),  # that of "a" alone
+        "average_precision": (3 / 4 + 2 / 4) / 2,
+    }
+    assert data.baseline("test") == pytest.approx(expected, abs=1e-6)
+    assert data.monitored() == "average_precision"
 
 
 def test_examples_are_of_rows_that_training_does_not_see_with_their_labels_by_name(

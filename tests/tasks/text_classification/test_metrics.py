@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score, matthews_corrcoef
 from torch import Tensor
 
 from loralight.tasks.text_classification.metrics import classification_metrics
@@ -61,6 +61,21 @@ def test_several_labels_a_row_are_measured_as_by_scikit_learn(share: float) -> N
             "accuracy": accuracy_score(targets.int(), answers),
             "f1": f1_score(targets.int(), answers, average="macro"),
             "mcc": matthews_corrcoef(targets.int().flatten(), answers.flatten()),
+            "average_precision": average_precision_score(targets.int(), probabilities),
         },
         abs=1e-6,
     )
+
+
+def test_average_precision_is_the_same_for_all_thresholds_and_of_the_labels_that_rows_have() -> None:
+    torch.manual_seed(0)
+    logits, targets = torch.randn(100, 4), (torch.rand(100, 4) < 0.2).long()
+    targets[:, 2] = 0
+    shifted = logits - torch.tensor([2.0, 0.0, -1.0, 1.0])
+    one, other = (scores_in_batches(4, scores.sigmoid(), targets, multi_label=True) for scores in (logits, shifted))
+    given = [0, 1, 3]
+    expected = average_precision_score(targets[:, given], logits[:, given])
+    assert one["average_precision"] == pytest.approx(expected, abs=1e-6) == other["average_precision"]
+    assert one["f1"] != pytest.approx(other["f1"], abs=1e-3)
+    none = scores_in_batches(4, logits.sigmoid(), torch.zeros_like(targets), multi_label=True)
+    assert none["average_precision"] == 0
