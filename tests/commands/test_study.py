@@ -153,6 +153,7 @@ def test_a_study_that_is_stopped_ends_its_runs_and_goes_on(
 SUMMARY: dict[str, Any] = {
     "task": "text_classification",
     "adapter": "bitfit",
+    "monitored": "validation/accuracy",
     "metrics": {"validation/accuracy": 0.5},
     "parameters": {"trainable": 10, "total": 1000},
     "bytes": {"adapter": 40, "model": 4000, "peak_memory": 10**6},
