@@ -38,16 +38,19 @@ def _steps_between(trainer: lightning.Trainer) -> float:
 
 
 def stopped_line(trainer: lightning.Trainer) -> str | None:
-    """A line on early stopping; None if the run went on to its end."""
+    """A line on early stopping; None if the run went on to its last epoch."""
+    last = trainer.max_epochs
     for callback in trainer.early_stopping_callbacks:
-        if (
-            isinstance(callback, callbacks.EarlyStopping)
-            and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED
-        ):
-            last = trainer.max_epochs
+        if not isinstance(callback, callbacks.EarlyStopping) or not _has_stopped(callback):
+            continue
+        if callback.stopped_epoch + 1 != last:
             of = f" of {last}" if last and last > 0 else ""
             return f"stopped at epoch {callback.stopped_epoch + 1}{of}: {_reason(callback)}"
     return None
+
+
+def _has_stopped(callback: callbacks.EarlyStopping) -> bool:
+    return callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED
 
 
 def _reason(callback: callbacks.EarlyStopping) -> str:

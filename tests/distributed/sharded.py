@@ -78,13 +78,10 @@ class Seen(lightning.Callback):
         self.held = sum(part(parameter).numel() for parameter in task.model.parameters())
 
 
-def composed(settings: list[str]) -> dict[str, Any]:
-    config = compose("train", ["trainer=fsdp", *settings])
-    return {name: plain(config[name]) for name in ("adapter", "optimizer", "acceleration", "trainer")}
-
-
-def train(config: dict[str, Any], folder: Path, *, rank: int = 0, ranks: int = 1) -> dict[str, Any]:
+def train(settings: list[str], folder: Path, *, rank: int = 0, ranks: int = 1) -> dict[str, Any]:
     tasks = {"spoilt": Spoilt, "compared": Compared}
+    composed = compose("train", settings)
+    config = {name: plain(composed[name]) for name in ("adapter", "optimizer", "acceleration", "trainer")}
     torch.manual_seed(0)
     task = tasks.get(folder.name, Quiet)(
         adapter=make(config["adapter"]),
@@ -136,18 +133,18 @@ def train(config: dict[str, Any], folder: Path, *, rank: int = 0, ranks: int = 1
     }
 
 
-def work(rank: int, ranks: int, folder: Path, cases: dict[str, dict[str, Any]]) -> None:
+def work(rank: int, ranks: int, folder: Path, cases: dict[str, list[str]]) -> None:
     torch.set_num_threads(1)
     if ranks > 1:
         of_ranks = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0}
         os.environ |= {name: str(value) for name, value in of_ranks.items()} | {"TORCHELASTIC_RUN_ID": "test"}
         method = f"file://{folder}/meet"
         dist.init_process_group("gloo", init_method=method, rank=rank, world_size=ranks)
-    for name, config in cases.items():
+    for name, settings in cases.items():
         own = folder / name
         own.mkdir(exist_ok=True)
         try:
-            found: Any = train(config, own, rank=rank, ranks=ranks)
+            found: Any = train(["trainer=fsdp", *settings], own, rank=rank, ranks=ranks)
         except InputError as error:
             found = str(error)
         if rank == 0:
@@ -157,8 +154,7 @@ def work(rank: int, ranks: int, folder: Path, cases: dict[str, dict[str, Any]]) 
 
 
 if __name__ == "__main__":
-    to = Path(sys.argv[1])
-    told = {name: composed(settings) for name, settings in json.loads(sys.argv[2]).items()}  # once for all processes
+    to, told = Path(sys.argv[1]), json.loads(sys.argv[2])
     places = [(0, 1), (0, 2), (1, 2)]
     fork = multiprocessing.get_context("fork")
     processes = [fork.Process(target=work, args=(*place, to, told)) for place in places]

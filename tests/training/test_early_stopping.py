@@ -38,8 +38,9 @@ def test_a_run_stops_on_a_plateau_for_good_and_says_so(
 
 
 def test_a_run_that_goes_on_to_its_end_says_nothing(in_process: InProcess, tiny_run: list[str], tmp_path: Path) -> None:
-    assert in_process("train", *tiny_run, *STILL, "trainer.max_epochs=5", "hydra.run.dir=run") == 0
-    assert (found := summary(tmp_path / "run"))["steps"] == 25 and found["stopped"] is None
+    short = ["trainer.max_epochs=2", "callbacks.early_stopping.patience=1", "callbacks.early_stopping.patience_steps=5"]
+    assert in_process("train", *tiny_run, *STILL, *short, "hydra.run.dir=run") == 0
+    assert (found := summary(tmp_path / "run"))["steps"] == 10 and found["stopped"] is None
 
 
 @pytest.mark.parametrize(
