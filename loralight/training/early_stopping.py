@@ -32,7 +32,7 @@ class EarlyStopping(callbacks.EarlyStopping):
 
 def _steps_between(trainer: lightning.Trainer) -> float:
     """Optimizer steps from one validation to the next."""
-    interval: Any = trainer.val_check_interval  # type: ignore[attr-defined]
+    interval: Any = trainer.val_check_interval
     batches = interval if isinstance(interval, int) else trainer.num_training_batches * interval
     return max(1.0, batches * (trainer.check_val_every_n_epoch or 1) / trainer.accumulate_grad_batches)
 
