@@ -44,7 +44,7 @@ def classification_metrics(num_labels: int, *, multi_label: bool) -> MetricColle
 
 
 class _MeanAveragePrecision(MultilabelAveragePrecision):
-    def compute(self) -> Tensor:  # type: ignore[override]  # torchmetrics declares the curve that it is made of
+    def compute(self) -> Tensor:  # type: ignore[override]  # as in torchmetrics itself
         """The mean over the labels that any row has; the others have no average precision."""
         predictions, targets = dim_zero_cat(self.preds), dim_zero_cat(self.target)
         given = targets.any(0)
