@@ -106,3 +106,17 @@ def test_an_experiment_sets_a_method_s_settings_for_that_method_alone(experiment
 def test_all_data_goes_with_the_task_it_comes_with(data: Path, tmp_path: Path) -> None:
     for task in data.parent.parent.glob("task/*.yaml"):
         check_config(composed([f"task={task.stem}", f"data={data.stem}"], tmp_path))
+
+
+@pytest.mark.parametrize(
+    "probe", [file for folder in FOLDERS for file in folder.glob("forgetting/*.yaml")], ids=lambda file: file.stem
+)
+def test_every_probe_of_forgetting_takes_the_settings_of_its_file(probe: Path, tmp_path: Path) -> None:
+    (tmp_path / "general.txt").write_text("a fine day\n")
+    (tmp_path / "image.png").write_bytes(b"read later")
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text("{}\n")
+    needed = {"texts": tmp_path / "general.txt", "images": tmp_path, "run": tmp_path}
+    missing = [str(name) for name in OmegaConf.load(probe) if OmegaConf.is_missing(OmegaConf.load(probe), name)]
+    words = [f"forgetting={probe.stem}", *(f"forgetting.{name}='{needed[name]}'" for name in missing)]
+    check_config(composed(words, tmp_path))

@@ -1,5 +1,6 @@
 """Documents on adding a method or an acceleration: their files, written into an empty folder, do what they say."""
 
+import json
 import os
 import re
 import shlex
@@ -18,6 +19,7 @@ from .warm import run_warm
 RunCommand = Callable[..., subprocess.CompletedProcess[str]]
 DOCUMENTS = Path(__file__).resolve().parent.parent / "docs"
 PACKAGES = {"add-an-adapter.md": "gain", "add-an-acceleration.md": "denormals"}
+PROBE = "forgetting.md"
 FILE = re.compile(r"^`([\w/.]+)`[^\n]*(?:\n[^\n`]+)*\n\n```(?:python|yaml|toml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INSTALL = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--no-build-isolation", "--target=site"]
 
@@ -94,3 +96,18 @@ def test_it_has_a_line_on_each_hook(name: str, text: str) -> None:
     table = text.partition("\n## Optional parts of ")[2].partition("\n## ")[0]
     told = re.findall(r"^\| `(\w+)", table, re.MULTILINE)
     assert hooks <= set(told)
+
+
+def test_the_probe_of_forgetting_that_a_document_shows_measures(
+    tmp_path: Path, tiny_bert: str, run_command: RunCommand
+) -> None:
+    text = (DOCUMENTS / PROBE).read_text(encoding="utf-8")
+    files = dict(FILE.findall(text))
+    assert {*files} == {"lengths/lengths/__init__.py", "lengths/lengths/conf/forgetting/lengths.yaml"}
+    for file, content in files.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(content, encoding="utf-8")
+    (line,) = [line for line in commands(text) if "--plugin-dir" in line]
+    run(run_command, line, tmp_path, tiny_bert)
+    metrics = json.loads((tmp_path / "runs/lengths/summary.json").read_text())["metrics"]
+    assert metrics["forgetting/length"] == metrics["forgetting/length_before"] == metrics["forgetting/length_off"] > 0

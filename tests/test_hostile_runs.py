@@ -126,6 +126,16 @@ def manifest(name: str) -> Spoil:
     return spoil
 
 
+def tried(content: str, **changes: Any) -> Spoil:
+    """Another result of trials, in a run whose settings ask for one."""
+
+    def spoil(folder: Path) -> None:
+        config(**changes)(folder)
+        (folder / "tried.json").write_text(content)
+
+    return spoil
+
+
 def both(*spoils: Spoil) -> Spoil:
     return lambda folder: [spoil(folder) for spoil in spoils]
 
@@ -203,6 +213,8 @@ HOSTILE: dict[str, tuple[Spoil, tuple[str, ...], str]] = {
     "words in a key": (config(adapter={"rank=3 ++hydra.run.dir": "victim"}), RESUME, "E-"),
     "an optimizer that runs": (config(optimizer___target_="torch.hub.load"), RESUME, "E-TARGET"),
     "an optimizer by its path": (config(optimizer="../../victim/x"), RESUME, "E-RUN"),
+    "a probe that runs": (config(forgetting=LOADS), RESUME, "E-"),
+    "a known probe that runs": (config(names__forgetting="features", forgetting=LOADS), RESUME, "E-TARGET"),
     "another part": (config(evil={"_target_": "os.system"}), RESUME, "E-TARGET"),
     "an unknown setting": (config(evil=3), RESUME, "E-RUN"),
     "an unknown argument": (config(task__evil=3), ALL, "E-CONFIG"),
@@ -274,6 +286,30 @@ HOSTILE: dict[str, tuple[Spoil, tuple[str, ...], str]] = {
     ),
     "another file to be read": (manifest("../../../../victim/secret"), RESUME, "E-CKPT"),
     "a device to be read": (manifest("/dev/zero"), RESUME, "E-CKPT"),
+    # what trials are said to have found
+    "nothing tried": (tried("{}", budget="10min"), RESUME, "E-RUN: .*tried.json"),
+    "a yes for steps": (tried('{"most_steps": true}', budget="10min"), RESUME, "E-RUN: .*tried.json"),
+    "no step": (tried('{"most_steps": 0}', budget="10min"), RESUME, "E-RUN: .*tried.json"),
+    "steps beyond counting": (
+        tried('{"most_steps": 100000000000000000}', budget="10min"),
+        RESUME,
+        "E-RUN: .*tried.json",
+    ),
+    "a tried rate without end": (tried('{"lr": 1e999}', optimizer__lr="auto"), RESUME, "E-.*tried.json"),
+    "a tried rate of letters": (tried('{"lr": "1e-3"}', optimizer__lr="auto"), RESUME, "E-RUN: .*tried.json"),
+    "a bottomless trial": (tried('{"lr": ' + "[" * 50_000, optimizer__lr="auto"), RESUME, "E-ADAPTER: .*tried.json"),
+    "a trial that is a list": (tried("[1]", optimizer__lr="auto"), RESUME, "E-ADAPTER: .*tried.json"),
+    "a trial of gigabytes": (
+        both(tried("{}", budget="10min"), lambda folder: os.truncate(folder / "tried.json", 2**33)),
+        RESUME,
+        "E-ADAPTER: .*tried.json",
+    ),
+    "a trial behind a link": (
+        both(config(budget="10min"), link("tried.json", "victim/secret")),
+        RESUME,
+        "E-RUN: .*tried.json leads out",
+    ),
+    "a trial that is a pipe": (both(config(budget="10min"), pipe("tried.json")), RESUME, "E-RUN: .*tried.json"),
     "an adapter that runs": (
         lambda folder: (folder / "initialised.json").write_text(
             json.dumps({"name": "lora", "arguments": {"targets": LOADS}})

@@ -128,6 +128,19 @@ class Accelerations:
             acceleration.detach_(model)
             self._leave_out(name, "the model is plain again")
 
+    @contextmanager
+    def set_aside(self, facts: Facts) -> Iterator[None]:
+        """A context in which the model is as without them; those that only training needs do not come back."""
+        on, self._on = self._on, {}
+        for acceleration in reversed(on.values()):
+            acceleration.switch_(False)
+            acceleration.detach_(facts.model)
+        try:
+            yield
+        finally:
+            self._on = on
+            self.attach_(facts)
+
     def leave_whole_weights_(self, model: nn.Module) -> None:
         """Leave out what needs whole weights, before these are sharded over processes."""
         for name, acceleration in reversed(list(self._on.items())):

@@ -22,6 +22,7 @@ _CHECKPOINTS = "checkpoints/*/[!.]*/manifest.json"
 _RESULTS = {"checkpoints": _CHECKPOINTS, "adapter": "adapter", "summary.json": "summary.json"}
 _MAY_CHANGE = (
     *("resume", "auto_batch", "logger*", "names*", "page"),  # names: those of files whose content is in the settings
+    "forgetting*",  # measured without any effect on training
     *("model.trust_remote_code", "model.allow_pickle"),  # to be allowed anew each time
     *("data.path", "data.train", "data.validation", "data.test", "data.num_workers"),  # the rows are compared
     *("trainer.max_epochs", "trainer.max_steps"),

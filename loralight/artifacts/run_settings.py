@@ -24,7 +24,7 @@ _MAPPING = re.compile(r"adapter\.\w+=\{")
 _CHOICE = re.compile(r"(\+?)(\w+(?:/\w+)*)=([\w.-]+(?:/[\w.-]+)*|\[[\w.,/ -]+\])")
 _GONE = re.compile(r"~([A-Za-z_]\w*(?:\.\w+)*)(?:=.*)?")
 _OPTIONAL = ("callbacks", "logger", "scheduler")
-_ONLY_TO_TRAIN = (*_OPTIONAL, "optimizer", "compile", "auto_batch", "budget", "page")
+_ONLY_TO_TRAIN = (*_OPTIONAL, "optimizer", "compile", "auto_batch", "budget", "page", "forgetting")
 _FROM_HERE = re.compile(r"\$\{(?:oc\.env|hydra|now)[:.][^{}]*(?:\{[^{}]*\}[^{}]*)*\}")
 _NAMES_OF_METRICS = ("monitor", "mode")
 _ALLOWED_ANEW = ("model.trust_remote_code", "model.allow_pickle")  # the user must allow them each time

@@ -1,11 +1,12 @@
 """Runs of ``loralight train`` in separate processes, several at a time; they end when this process is told to."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from queue import Queue
 from time import perf_counter, sleep
@@ -13,8 +14,19 @@ from time import perf_counter, sleep
 import torch
 
 from loralight.artifacts.lock import is_held
+from loralight.commands.gpus import visible
 from loralight.config.overrides import quoted
 from loralight.reports.runs import SUMMARY
+
+_OF_MACHINE = re.compile(r"exit code (-\d+|130|143):|E-MEMORY: |E-DISK: |was killed by SIG")
+
+
+def is_of_machine(error: str) -> bool:
+    """Whether a run's error, as `Processes.train` tells it, comes from the machine: the same run may do well next time.
+
+    It was killed or told to stop, or memory or disk was full. Any other error would come again.
+    """
+    return _OF_MACHINE.search(error) is not None
 
 
 class Ended(Exception):  # noqa: N818  # nothing went wrong
@@ -30,14 +42,14 @@ class Processes:
     """
 
     def __init__(self, jobs: int | None, flags: Sequence[str] = ()) -> None:
-        gpus = torch.cuda.device_count()
-        self.jobs, self._flags, self._ended = jobs or max(1, gpus), list(flags), False
+        gpus = visible()
+        self.jobs, self._flags, self._ended = jobs or max(1, len(gpus)), list(flags), False
         self._running: set[subprocess.Popen[bytes]] = set()
         self._places: Queue[dict[str, str]] = Queue()
         own = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}  # set by `whole_errors`
         threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
         for number in range(self.jobs):
-            of_gpu = {"CUDA_VISIBLE_DEVICES": str(number % gpus)} if gpus > 1 else {}
+            of_gpu = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if len(gpus) > 1 else {}
             self._places.put({"OMP_NUM_THREADS": threads, **own, **of_gpu})
 
     @staticmethod
@@ -46,6 +58,32 @@ class Processes:
         started = perf_counter()
         subprocess.run([sys.executable, "-c", "import loralight.commands.train"], check=True, stdin=subprocess.DEVNULL)
         return perf_counter() - started
+
+    @contextmanager
+    def busy(self, words: Sequence[str]) -> Iterator[None]:
+        """A context in which this process has one place, with its threads, and training steps fill all other places.
+
+        Args:
+            words: overrides of ``loralight train`` for these steps.
+        """
+        own, *others = places = [self._places.get() for _ in range(self.jobs)]
+        command, threads = [sys.executable, "-m", "loralight.commands.busy", *words], torch.get_num_threads()
+        torch.set_num_threads(int(own["OMP_NUM_THREADS"].partition(",")[0]))
+        try:
+            with ExitStack() as running:
+                quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "stdin": subprocess.DEVNULL}
+                for environment in others:
+                    process = running.enter_context(subprocess.Popen(command, env=environment, **quiet))  # type: ignore[call-overload]
+                    running.callback(process.kill)
+                    self._running.add(process)
+                    running.callback(self._running.discard, process)
+                for process in list(self._running):
+                    process.stdout.readline()  # type: ignore[union-attr]  # once its steps have begun, or it has failed
+                yield
+        finally:
+            torch.set_num_threads(threads)
+            for place in places:
+                self._places.put(place)
 
     def finish(self, words: Sequence[str], folder: Path, *, is_enough: Callable[[], bool] | None = None) -> str | None:
         """Train into ``folder``, unless its run is finished; the output goes into a file beside it.

@@ -8,7 +8,7 @@ is measured alone, and the same command in the same folder does only the missing
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,9 @@ from omegaconf import DictConfig
 
 from loralight import logs
 from loralight.artifacts.run_folder import FAILED
+from loralight.commands.beside_quality import markdown_beside, rows_beside, table_beside
 from loralight.commands.processes import Processes
+from loralight.commands.study_cost import seconds_of_study
 from loralight.commands.sweep import folder_name
 from loralight.config.build import check_config
 from loralight.config.composition import plain, settings_of
@@ -29,10 +31,10 @@ from loralight.config.first_look import first_look
 from loralight.config.own_data import with_own_data
 from loralight.errors import InputError
 from loralight.reports.comparison import Comparison
-from loralight.reports.runs import FinishedRun, read_run
+from loralight.reports.runs import SUMMARY, FinishedRun, read_run
 from loralight.reports.sweeps import note_failure, write_report
 from loralight.stopping import Stopped
-from loralight.training.rate_grid import FACTOR, best_power, next_power
+from loralight.training.rate_grid import FACTOR, POWERS, best_power, is_at_end, next_power
 
 _WORDS = "study.words.json"
 
@@ -63,11 +65,13 @@ class Method:
 
     Args:
         words: overrides of ``loralight train``, such as ``adapter=lora``.
+        settings: of `loralight train`, with these and the study's own overrides.
         lr: the method's own learning rate; None if ``words`` set a rate, which is kept.
         sign: 1 if a higher score is better, else -1.
     """
 
     words: tuple[str, ...]
+    settings: Mapping[str, Any] = field(repr=False, hash=False, compare=False)
     lr: float | None
     sign: int
 
@@ -97,13 +101,16 @@ class Study:
         self.processes = Processes(settings["jobs"], flags)
         self.chosen: dict[Method, list[FinishedRun]] = {}
         self.failures: dict[str, str] = {}
-        self._progress = _Progress(sum(self.seeds + (2 if method.lr else 0) for method in self.methods))
+        self._progress = _Progress(sum(map(self._num_runs, self.methods)))
 
     def run(self) -> None:
         """Do all missing runs."""
+        first = [*self.words, *self.methods[0].words]
+        missing = [(method.settings, self._num_missing(method)) for method in self.methods]
+        minutes = seconds_of_study(self.processes, first, missing) / 60
         logs.show(
             f"methods: {len(self.methods)}; seeds of each: {self.seeds}; runs: {self._progress.expected} or more, "
-            f"{self.processes.jobs} at a time, in {self.folder}"
+            f"{self.processes.jobs} at a time, about {minutes:.0f} min or more, in {self.folder}"
         )
         with self.processes.ending() as pool:
             for done in as_completed([pool.submit(self._run_method, method) for method in self.methods]):
@@ -118,7 +125,10 @@ class Study:
         if runs := [run for method in self.methods for run in self.chosen.get(method, [])]:
             comparison = Comparison.of(runs, failures=self.failures)
             files = write_report(comparison, self.folder, f"study {self.folder.name}", "study")
-            logs.show("", *comparison.shown(f"study {self.folder}"), "", *map(str, files))
+            beside = rows_beside(comparison.groups, comparison.metric.partition("/")[0])
+            with (self.folder / "study.md").open("a", encoding="utf-8") as file:
+                file.write(markdown_beside(beside))
+            logs.show("", *comparison.shown(f"study {self.folder}"), table_beside(beside), "", *map(str, files))
         if self.failures:
             raise InputError(
                 "E-STUDY",
@@ -135,9 +145,23 @@ class Study:
         is_given = any(_name(word) in ("optimizer.lr", "adapter.lr") for word in words)
         return Method(
             words=tuple(words),
+            settings=of_run,
             lr=None if is_given else float(of_run["adapter"]["lr"]),
             sign=1 if of_run["monitor"]["mode"] == "max" else -1,
         )
+
+    def _num_runs(self, method: Method) -> int:
+        """The runs of a method, if the first three rates have the best one between them."""
+        return int(self.seeds) + (2 if method.lr else 0)
+
+    def _num_missing(self, method: Method) -> int:
+        powers = POWERS if method.lr else [0]
+        places = [self._place(_words(method, power, seed)) for power in powers for seed in range(self.seeds)]
+        return max(self._num_runs(method) - sum((place / SUMMARY).exists() for place in places), 0)
+
+    def _place(self, words: Sequence[str]) -> Path:
+        """The folder of a run."""
+        return self.folder / folder_name("_".join(words))
 
     def _keep_words(self) -> None:
         """Save the overrides of all runs; raise if the folder has a study with other overrides."""
@@ -155,15 +179,19 @@ class Study:
             runs[power] = self._run(method, power, seed=0)
             scores = {tried: _score(run, method) for tried, run in runs.items()}
             power = next_power(scores) if method.lr is not None and _has_steps(runs[0]) else None
+        if is_at_end(scores):
+            logs.show(
+                f"{' '.join(method.words)}: its best rate is the farthest that is tried, and a better one may lie "
+                "beyond: give another in its words (optimizer.lr=), by which it is then run"
+            )
         if (best := runs[best_power(scores)]) is not None:
             others = [self._run(method, best_power(scores), seed=seed) for seed in range(1, self.seeds)]
             self.chosen[method] = [best, *(run for run in others if run is not None)]
 
     def _run(self, method: Method, power: int, *, seed: int) -> FinishedRun | None:
         """A finished run, which is trained now if it is missing; None if it failed."""
-        rate = [] if method.lr is None else [f"optimizer.lr={method.lr * FACTOR**power:.3g}"]
-        words = [*method.words, *rate, f"seed={seed}"]
-        name, folder = " ".join(words), self.folder / folder_name("_".join(words))
+        words = _words(method, power, seed)
+        name, folder = " ".join(words), self._place(words)
         if (error := self.processes.finish([*self.words, *words], folder)) is not None:
             note_failure(folder, error)
             self.failures[name] = error
@@ -173,6 +201,12 @@ class Study:
         run = read_run(folder)
         self._progress.tell(f"{name}: {run.monitored} {run.score(run.monitored)}")
         return run
+
+
+def _words(method: Method, power: int, seed: int) -> list[str]:
+    """The overrides of a run that are not the study's own."""
+    rate = [] if method.lr is None else [f"optimizer.lr={method.lr * FACTOR**power:.3g}"]
+    return [*method.words, *rate, f"seed={seed}"]
 
 
 def _name(word: str) -> str:

@@ -42,7 +42,7 @@ def summarise(
     """
     parameters = list(task.model.parameters())
     learns = trainable(task.model)
-    splits = sorted({name.partition("/")[0] for name in metrics})
+    splits = sorted({name.partition("/")[0] for name in metrics} & set(data.splits))
     summary = {
         "task": config["names"]["task"],
         "adapter": config["names"]["adapter"],

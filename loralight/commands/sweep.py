@@ -10,7 +10,7 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from loralight.config.composition import compose, plain
 from loralight.errors import InputError
 
 _GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+_SIDE_BY_SIDE = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
 _LONGEST_NAME = 100  # of a folder; disks take 255 bytes
 
 begun: list[Path] = []
@@ -72,6 +73,23 @@ def place_job_(of_job: Any) -> None:
         folder = next((other for other in done if not other.is_symlink() and _is_of(of_job, other)), folder)
     folder.mkdir(parents=True, exist_ok=True)
     _place_(folder)
+
+
+def take_gpu(trainer: Mapping[str, Any]) -> None:
+    """Let a job that runs beside others on this machine see a GPU of its own, if it trains on one.
+
+    On a cluster the scheduler gives each job its GPUs, and so does Ray.
+
+    Args:
+        trainer: the trainer's settings.
+    """
+    config = HydraConfig.get()
+    is_beside = config.mode == RunMode.MULTIRUN and config.launcher.get("_target_") == _SIDE_BY_SIDE
+    if not is_beside or trainer.get("accelerator") == "cpu" or trainer.get("devices", 1) not in (1, "1", "auto"):
+        return
+    from loralight.commands.gpus import take_one
+
+    take_one(Path(config.sweep.dir).absolute())
 
 
 def _is_of(of_job: Any, folder: Path) -> bool:

@@ -23,11 +23,13 @@ from loralight.commands.auto_batch import with_largest_batch
 from loralight.commands.initialising import initialise_, with_initialised
 from loralight.commands.next_commands import how_to_go_on, next_commands
 from loralight.commands.summary import final_report, summarise
+from loralight.commands.sweep import take_gpu
 from loralight.commands.trial import check_trial, read_tried, try_out
 from loralight.commands.warm_start import read_start
 from loralight.config.batch_size import check_batch_size, with_rows_per_process
 from loralight.config.build import (
     build_data,
+    build_probe,
     build_task,
     build_trainer,
     check_config,
@@ -41,12 +43,14 @@ from loralight.data import TaskData
 from loralight.disk import refuse_taken_away, telling_of_disk
 from loralight.errors import InputError, did_you_mean
 from loralight.launcher import is_again
+from loralight.models.trust import trust_of, trusting
 from loralight.reports.live import LivePage, mark_failed
 from loralight.reports.runs import read_run
 from loralight.stopping import Stopped
 from loralight.training.answers import KeepAnswers
 from loralight.training.checkpoint import FolderCheckpointIO, newest
 from loralight.training.epochs import AUTO, few_steps, odd_rate, set_epochs_, total_steps
+from loralight.training.forgetting.watch import Forgetting
 from loralight.training.fully_shard import FullyShard
 from loralight.training.launch import check_processes, launch, process_rank
 from loralight.training.out_of_memory import telling_of_memory
@@ -93,6 +97,7 @@ def main(config: DictConfig) -> float | None:
             print(f"loralight: {output_dir} is done", file=sys.stderr)
         done = read_run(output_dir)
         return done.score(done.monitored)
+    take_gpu(settings["trainer"])
     check_batch_size(settings, overrides)
     check_sharding(settings)
     check_trial(settings, alone=process_rank() is None)
@@ -161,12 +166,14 @@ class Run:
         self.config = with_initialised(config, output_dir) if self.resumed else config
         self.task = build_task(self.config, self.data.model_arguments())
         self.data.suit_(self.task.model)
-        start = None if self.resumed else config["init"]
+        forgotten = build_probe(config)
+        start = None if self.resumed and forgotten is None else config["init"]
         self.start = {} if start is None else read_start(self.task, start, self.data.model_arguments())
         _compile_(self.task, self.config["compile"])
         self.throughput, progress = progress_callbacks(self.data.batch_size, bar=bar)
         # StopAtStep is first, so that it never stops when only some callbacks have handled the end of a step
         self.trainer = build_trainer(self.config, output_dir, [StopAtStep(output_dir), *progress, *pages, *callbacks])
+        self.forgetting = None if forgotten is None else Forgetting(forgotten, self.trainer)
         if isinstance(self.trainer.strategy, FullyShard):
             self.trainer.strategy.suit_(self.task)
         _check_monitors(self.config["monitor"]["metric"], self.trainer, self.task)
@@ -190,10 +197,15 @@ class Run:
     def _train(self) -> float | None:
         task, data, trainer, metric = self.task, self.data, self.trainer, self.config["monitor"]["metric"]
         probe = None if self.resumed else self._probe_()
+        if self.forgetting is not None:
+            with trusting(**trust_of(self.config)):
+                self.forgetting.begin(task)
         if self.start:
             task.load_trainable(self.start, self.config["init"])
         elif not self.resumed:
             initialise_(task, data, trainer, self.output_dir, self.config["names"]["adapter"])
+        if self.forgetting is not None and (self.start or not task.adapter.starts_at_base):
+            self.forgetting.start(task)
         is_solved = probe is not None and task.adapter.is_probe and self._is_auto
         if self._is_auto and not is_solved:
             logs.logger.info(set_epochs_(trainer, task, data, most_steps=self.most_steps))
@@ -206,6 +218,7 @@ class Run:
             if line := settle_(task, data, trainer):
                 logs.logger.info(line)
             metrics = _measure(trainer, task, data, self.output_dir)
+            metrics |= {} if self.forgetting is None else self.forgetting.end(task)
             task.learning.gather_(trainer.global_rank)
             if trainer.is_global_zero:
                 stopping.check()  # for the last time: a run that is told to stop while it saves ends normally

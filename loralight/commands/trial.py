@@ -22,10 +22,11 @@ from torch.utils.data import DataLoader
 
 from loralight.commands.measuring import measuring
 from loralight.config.batch_size import with_rows_per_process
-from loralight.config.build import build_data, build_task, build_trainer
+from loralight.config.build import build_data, build_probe, build_task, build_trainer
 from loralight.data import TaskData
 from loralight.errors import InputError
 from loralight.logs import show
+from loralight.models.trust import trust_of, trusting
 from loralight.training.epochs import num_batches, planned_epochs, steps_of_epoch
 from loralight.training.footprint import train_step
 from loralight.training.launch import num_nodes, num_processes
@@ -37,6 +38,7 @@ AUTO = "auto"
 _FILE = "tried.json"
 _TIMED = 12  # training batches, and as many of validation
 _TIMED_SECONDS = 20.0  # the same for a run without a budget
+_MOST_STEPS = 2**53  # that a folder may say: beyond it not every number of steps is a float
 _SHARE = 0.03  # share of the budget after which no more batches are timed
 
 
@@ -141,7 +143,7 @@ def read_tried(config: dict[str, Any], folder: Path) -> Tried:
     found = read_json(folder / _FILE) if asked and os.path.lexists(folder / _FILE) else {}
     good = {
         "optimizer.lr=auto": isinstance(lr := found.get("lr"), float) and 0 < lr < math.inf,
-        "budget": isinstance(steps := found.get("most_steps"), int) and steps > 0,
+        "budget": type(steps := found.get("most_steps")) is int and 0 < steps <= _MOST_STEPS,  # true is an int too
     }
     if not all(good[name] for name in asked):
         raise InputError("E-RUN", f"{folder / _FILE} does not say what was found for {' and '.join(asked)}")
@@ -163,7 +165,7 @@ def _try(config: dict[str, Any]) -> Tried:
     steps, most = planned.steps(of_epoch, most=config["trainer"]["max_steps"]), None
     if config["budget"] is not None:
         budget = parse_time(config["budget"])
-        pace = _pace(trial, ranks, most_seconds=_SHARE * budget).beside(around)
+        pace = _pace(trial, ranks, most_seconds=_SHARE * budget).beside(around + _of_forgetting(trial))
         left = budget - (perf_counter() - started)
         most = pace.steps(left, of_epoch=of_epoch, validated_every=planned.validated_every)
     if config["optimizer"].get("lr") != AUTO:
@@ -185,7 +187,9 @@ def expected_seconds(trial: Trial, *, built: float) -> float:
     of_epoch = steps_of_epoch(trial.trainer, trial.data, num_ranks=ranks)
     planned = planned_epochs(trial.trainer, trial.task, of_epoch)
     steps = planned.steps(of_epoch, most=trial.config["trainer"]["max_steps"])
-    pace = _pace(trial, ranks, most_seconds=_TIMED_SECONDS).beside(built)
+    pace = _pace(trial, ranks, most_seconds=_TIMED_SECONDS).beside(built + _of_forgetting(trial))
+    if trial.task.adapter.is_probe and trial.config["trainer"]["max_epochs"] == AUTO:
+        return pace.around  # it is solved for, without steps
     return pace.seconds(steps, validations=math.ceil(steps / (of_epoch * planned.validated_every)))
 
 
@@ -193,11 +197,11 @@ def _rate(trial: Trial, count: int) -> float:
     """The rate that a range test of ``count`` steps finds, with two digits; the method's own rate if it finds none."""
     own = float(trial.config["adapter"]["lr"])
     torch.manual_seed(trial.config["seed"])
-    found = find_rate(trial.optimizer, trial.step, list(islice(_batches(trial.data), count)), own=own)
+    found = find_rate(trial.optimizer, trial.step, list(islice(batches(trial.data), count)), own=own)
     return own if found is None else float(f"{found:.2g}")
 
 
-def _batches(data: TaskData) -> Iterator[Any]:
+def batches(data: TaskData) -> Iterator[Any]:
     """Training batches without end."""
     while True:
         yield from data.train_dataloader()
@@ -216,6 +220,20 @@ def _pace(trial: Trial, ranks: int, *, most_seconds: float) -> Pace:
     if trial.config["probe"]:
         around = 2 * around + len(train)
     return Pace(step=step, validation=measured * held_out, around=measured * around)
+
+
+def _of_forgetting(trial: Trial) -> float:
+    """Seconds of the probe of forgetting, which is measured three times as a rule."""
+    if (probe := build_probe(trial.config)) is None:
+        return 0.0
+    started = perf_counter()
+    with trusting(**trust_of(trial.config)), torch.no_grad(), trial.task.unaccelerated():
+        probe.prepare(trial.task)
+        prepared = perf_counter()
+        probe.measure(trial.task, None)
+        ended = perf_counter()
+    trial.task.start_accelerations_()
+    return prepared - started + 3 * (ended - prepared)
 
 
 def _seconds(run: Callable[[Any], object], loader: DataLoader[Any], most: float) -> float:

@@ -43,10 +43,13 @@ def main(config: DictConfig) -> None:
     hold(folder)
     try:
         proposals = Proposals(folder, plan.space, mode=plan.mode)
-        seconds = plan.seconds_of_trial() if proposals.usual is None else proposals.usual
+        processes, seconds = Processes(settings["jobs"], flags), proposals.usual
+        if seconds is None:
+            with processes.busy(plan.first_words):
+                seconds = plan.seconds_of_trial()
         for run, point in earlier:
             proposals.add_earlier(run.folder.absolute(), point, run.summary["metrics"][plan.metric])
-        search = Search(plan, proposals, Processes(settings["jobs"], flags), seconds=seconds)
+        search = Search(plan, proposals, processes, seconds=seconds)
         search.run()
     except Stopped as stopped:
         again = f"give the same command with hydra.run.dir={shlex.quote(str(folder))}, which does what is missing"

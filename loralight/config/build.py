@@ -28,6 +28,7 @@ from loralight.models.trust import trust_of, trusting
 from loralight.training.background import BackgroundCheckpointIO
 from loralight.training.checkpoint_paths import CheckpointPaths
 from loralight.training.epochs import AUTO
+from loralight.training.forgetting.probe import ForgettingProbe
 from loralight.training.launch import num_nodes
 from loralight.training.optim import check_optimizer
 from loralight.training.position import Position
@@ -61,10 +62,28 @@ def check_config(config: Mapping[str, Any]) -> None:
         find_quantiser(method)
     if config.get("scheduler") is not None:
         check(config["scheduler"], "scheduler", trusted)
+    if config.get("forgetting") is not None:
+        check(config["forgetting"], "forgetting", trusted)
+        build_probe(config)
     for group in ("callbacks", "logger", "acceleration"):
         for name, node in (config.get(group) or {}).items():
             if node is not None:
                 check(node, f"{group}.{name}", trusted)
+
+
+def build_probe(config: Mapping[str, Any]) -> ForgettingProbe | None:
+    """The probe that measures what a run forgets; None if there is none.
+
+    Raises:
+        InputError: its class is not a probe (``E-PLUGIN``), or a setting is wrong (``E-FORGETTING``).
+    """
+    if config.get("forgetting") is None:
+        return None
+    probe = make(config["forgetting"])
+    if not isinstance(probe, ForgettingProbe):
+        kind = type(probe).__name__
+        raise InputError("E-PLUGIN", f"forgetting._target_: {kind} is no loralight.training.ForgettingProbe")
+    return probe
 
 
 def make(config: Mapping[str, Any], **supplied: Any) -> Any:

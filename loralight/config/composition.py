@@ -274,4 +274,5 @@ def plain(config: Any) -> Any:
     try:
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise InputError("E-CONFIG", str(error).partition("\n")[0]) from error
+        told, name = str(error).partition("\n")[0], error.full_key  # which a message on a missing value cuts short
+        raise InputError("E-CONFIG", f"{name}: {told}" if name and name not in told else told) from error

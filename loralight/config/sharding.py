@@ -27,6 +27,8 @@ def check_sharding(config: Mapping[str, Any]) -> None:
     refuse_whole_weights(make(config["adapter"]), config["task"].get("quantize"))
     if config["compile"]:
         raise InputError("E-FSDP", "trainer=fsdp gathers weights between compiled parts of a model; set compile=false")
+    if config.get("forgetting") is not None:
+        raise InputError("E-FSDP", "forgetting= measures by whole weights in each process; leave it out (~forgetting)")
     if world_size(trainer) == 1:
         raise InputError(
             "E-FSDP",

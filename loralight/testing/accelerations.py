@@ -86,6 +86,14 @@ class AccelerationContract:
         assert _form(task.model.eval()) == _form(plain_task.model.eval())
         assert torch.equal(_logits(task), _logits(plain_task))
 
+    def test_set_aside_it_leaves_the_model_as_it_was_and_comes_back(
+        self, task: AdapterTask, plain_task: AdapterTask
+    ) -> None:
+        with task.unaccelerated():
+            assert _form(task.model) == _form(plain_task.eval().model)
+        plain_task.train()
+        torch.testing.assert_close(_train(task), _train(plain_task), rtol=1e-5, atol=1e-6)
+
     def test_where_it_does_not_apply_nothing_has_changed(self, task: AdapterTask, plain_task: AdapterTask) -> None:
         applies = self.acceleration in task.accelerations.on
         assert applies or task.accelerations.off[self.acceleration]

@@ -4,6 +4,8 @@ from loralight.training.answers import Answers, answers_of_labels, keep_texts
 from loralight.training.calibration import CalibrationError, check_temperature, fit_temperature
 from loralight.training.checkpoint import verify, write_folder
 from loralight.training.early_stopping import EarlyStopping
+from loralight.training.forgetting.own_head import lend_
+from loralight.training.forgetting.probe import ForgettingProbe, Measured, check_count
 from loralight.training.fully_shard import FullyShard
 from loralight.training.gathering import Gathered, gather_rows
 from loralight.training.step import Step
@@ -15,16 +17,20 @@ __all__ = [
     "Answers",
     "CalibrationError",
     "EarlyStopping",
+    "ForgettingProbe",
     "FullyShard",
     "Gathered",
+    "Measured",
     "Step",
     "answers_of_labels",
+    "check_count",
     "check_temperature",
     "check_thresholds",
     "choose_thresholds",
     "fit_temperature",
     "gather_rows",
     "keep_texts",
+    "lend_",
     "verify",
     "write_folder",
 ]

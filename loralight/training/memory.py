@@ -2,6 +2,8 @@
 
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -55,8 +57,29 @@ def _kilobytes(file: str, field: str) -> int | None:
     return int(found[1]) * 1024 if found else None
 
 
+_peak_before = 0  # the peak before the system's own was reset
+
+
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """A context whose memory `peak_memory` leaves out, where a peak can be reset: on a GPU, and on Linux."""
+    global _peak_before
+    _peak_before = peak_memory()
+    try:
+        yield
+    finally:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory() -> int:
     """Most bytes in use so far: allocated on the GPU if there is one, else resident in this process."""
+    return max(_peak_before, _peak_of_system())
+
+
+def _peak_of_system() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     try:

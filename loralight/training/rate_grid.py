@@ -7,6 +7,8 @@ FACTOR = 10**0.5
 
 _FIRST = (0, -1, 1)  # powers of the factor
 _FARTHEST = 4  # powers, to each side
+POWERS = range(-_FARTHEST, _FARTHEST + 1)
+"""The powers of the factor that may be tried."""
 
 
 def next_power(scores: Mapping[int, float | None]) -> int | None:
@@ -22,6 +24,11 @@ def next_power(scores: Mapping[int, float | None]) -> int | None:
     best = best_power(scores)
     beside = [power for power in (best - 1, best + 1) if power not in scores and abs(power) <= _FARTHEST]
     return beside[0] if beside else None
+
+
+def is_at_end(scores: Mapping[int, float | None]) -> bool:
+    """Whether the best rate is the farthest that is tried, so that a better one may lie beyond."""
+    return abs(best_power(scores)) == _FARTHEST
 
 
 def best_power(scores: Mapping[int, float | None]) -> int:

@@ -170,6 +170,13 @@ class AdapterTask(lightning.LightningModule, Contract):
         """Evaluation mode, until the last thread has left this context; then the mode before the first entered."""
         return self._evaluation.of(self)
 
+    @contextmanager
+    def unaccelerated(self) -> Iterator[None]:
+        """Evaluation mode without accelerations: each token and layer is computed, whoever reads it."""
+        with self.accelerations.set_aside(self._facts()), self.evaluating():
+            yield
+        self.accelerations.switch_(self.training)
+
     def configure_model(self) -> None:
         """Build the model and inject the adapter, on the first call only; a trainer gets the callback `Position`."""
         callbacks: list[Any] | None = getattr(self._trainer, "callbacks", None)  # None without a trainer

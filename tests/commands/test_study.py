@@ -9,20 +9,29 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
-import yaml
 
 from loralight.commands.processes import Processes
-from loralight.config.composition import settings_of
-from loralight.config.own_data import with_own_data
-from loralight.reports.runs import read_run
+from loralight.reports.groups import Group
+from loralight.reports.runs import FinishedRun, read_run
+from loralight.reports.tables import best_of
+from loralight.reports.verdict import verdict
+
+from .stand_in import SUMMARY, leave_run, settings_of_run
 
 InProcess = Callable[..., int]
 
 OPTIMA = {"lora": 1e-3 * 10, "bitfit": None, "full": 5e-5}
 """The rate at which each is best here; of one, no rate matters."""
+BESIDE: dict[str, dict[str, float]] = {
+    "lora": {"test/ece": 0.05, "forgetting/loss": 3.25, "forgetting/loss_before": 3.0, "forgetting/loss_off": 3.0},
+    "bitfit": {"forgetting/loss": 3.5},
+    "full": {},
+}
+"""What runs have measured beside their scores."""
 
 
 @pytest.fixture
@@ -33,29 +42,20 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     def train(_: Processes, words: Sequence[str], log: Path, **__: object) -> str | None:
         ran.append([word for word in words if word.startswith(("adapter", "optimizer", "seed"))])
         folder = log.with_suffix("")
-        settings = settings_of("train", with_own_data(list(words)), folder)
+        settings = settings_of_run("train", words, folder)
         name, rate = settings["names"]["adapter"], settings["optimizer"]["lr"]
         if name == "full" and rate > 1e-4:
             return "exit code 2: loralight: E-NAN: diverged"
         best = OPTIMA[name]
         distance = 0 if best is None else abs(math.log10(rate / best))
         accuracy = {"lora": 0.9, "bitfit": 0.8, "full": 0.92}[name] - 0.1 * distance + 0.002 * settings["seed"]
-        (folder / ".hydra").mkdir(parents=True)
-        (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(settings))
-        summary = {
-            "task": "text_classification",
-            "adapter": name,
-            "monitored": "validation/accuracy",
-            "metrics": {"validation/accuracy": accuracy, "test/accuracy": accuracy - 0.01},
-            "parameters": {"trainable": 10, "total": 1000},
-            "bytes": {"adapter": 40, "model": 4000, "peak_memory": 10**6},
-            "seed": settings["seed"],
-            "steps": 5,
-        }
-        (folder / "summary.json").write_text(json.dumps(summary))
+        scores = {"validation/accuracy": accuracy, "test/accuracy": accuracy - 0.01}
+        leave_run(folder, words, settings, scores | BESIDE[name])
         return None
 
     monkeypatch.setattr(Processes, "train", train)
+    monkeypatch.setattr("loralight.commands.study.seconds_of_study", lambda *_: 240.0)
+    monkeypatch.setattr("loralight.commands.study.settings_of", settings_of_run)
     return ran
 
 
@@ -72,7 +72,7 @@ def test_each_method_is_compared_at_its_best_rate_and_a_rerun_does_what_is_missi
     line = ["study", *tiny_run, METHODS, "seeds=3", "hydra.run.dir=all"]
     assert in_process(*line) == 2  # full fine-tuning diverges at a rate
     printed = capsys.readouterr()
-    assert "methods: 3; seeds of each: 3; runs: 13 or more" in printed.out
+    assert "methods: 3; seeds of each: 3; runs: 13 or more, 1 at a time, about 4 min or more" in printed.out
     assert "adapter=full optimizer.lr=0.000158 seed=0 failed: exit code 2" in printed.out
     assert "E-STUDY: 1 of the runs failed" in printed.err
     report = json.loads((tmp_path / "all" / "study.json").read_text())
@@ -83,6 +83,13 @@ def test_each_method_is_compared_at_its_best_rate_and_a_rerun_does_what_is_missi
     assert sum("adapter=bitfit" in words for words in trained) == 3
     assert report["failed"].keys() == {"adapter=full optimizer.lr=0.000158 seed=0"}
     assert {file.suffix for file in (tmp_path / "all").glob("study.*")} >= {".csv", ".html", ".json", ".md"}
+
+    written = (tmp_path / "all" / "study.md").read_text()
+    assert "|  | test/ece | forgetting/loss | adapter file | peak memory | training |" in written
+    assert (
+        "| 0.0500 ± 0.0000 | 3.2500 ± 0.0000 (before 3.0000) | 40 B | " in written and "beside quality" in printed.out
+    )
+    assert "|  | 3.5000 ± 0.0000 | 40 B | " in written and "| 2 s |" in written
 
     trained.clear()
     assert in_process(*line) == 2
@@ -129,11 +136,20 @@ def test_a_study_of_other_settings_has_another_folder(
 
 
 def test_a_study_that_is_stopped_ends_its_runs_and_goes_on(
-    in_process: InProcess, tiny_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: list[list[str]],
+    in_process: InProcess,
+    tiny_run: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = ["methods=['bitfit optimizer.lr=1e-3']", "seeds=1", "hydra.run.dir=all", "trainer.max_epochs=1000"]
-    line = [sys.executable, "-m", "loralight", "study", *tiny_run, *words]
-    with subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as study:
+    line = ["study", *tiny_run, *words]
+    code = (
+        "from loralight.cli import main; import loralight.commands.study as study\n"
+        f"study.seconds_of_study = lambda *_: 60.0; import sys; sys.argv = ['loralight', *{line!r}]; main()"
+    )
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, **pipes) as study:
         while not list(tmp_path.rglob("manifest.json")):
             assert study.poll() is None
             time.sleep(0.1)
@@ -145,18 +161,40 @@ def test_a_study_that_is_stopped_ends_its_runs_and_goes_on(
     begun = max(run.glob("checkpoints/*"), key=os.path.getmtime)
     assert begun.is_dir() and not (run / "summary.json").exists() and not (run / "failed.json").exists()
     # the run is left to end where it stands: the study alone is tried on it
-    (run / "summary.json").write_text(json.dumps(SUMMARY))
-    assert in_process(*line[3:]) == 0
-    assert "validation/accuracy 0.5" in capsys.readouterr().out
+    ended = {"adapter": "bitfit", "metrics": {"validation/accuracy": 0.5}, "seed": 0}
+    (run / "summary.json").write_text(json.dumps(SUMMARY | ended))
+    assert in_process(*line) == 0
+    assert "validation/accuracy 0.5" in capsys.readouterr().out and not trained
 
 
-SUMMARY: dict[str, Any] = {
-    "task": "text_classification",
-    "adapter": "bitfit",
-    "monitored": "validation/accuracy",
-    "metrics": {"validation/accuracy": 0.5},
-    "parameters": {"trainable": 10, "total": 1000},
-    "bytes": {"adapter": 40, "model": 4000, "peak_memory": 10**6},
-    "seed": 0,
-    "steps": 5,
-}
+def method(name: str, scores: Sequence[float]) -> Group:
+    summaries = [{"metrics": {"test/accuracy": score}, "seed": seed} for seed, score in enumerate(scores)]
+    return Group(adapter=name, label="", runs=[FinishedRun(folder=Path(), settings={}, summary=s) for s in summaries])
+
+
+def share_of_claims(*, rows: int, seeds: int, gain: float, studies: int = 1000) -> float:
+    """The share of made studies of two methods, one of which is better by ``gain``, that claim a difference.
+
+    The scores of a seed have a part in common, and are of so many test rows.
+    """
+    random, claims = Random(0), 0
+    for _ in range(studies):
+        shared = [random.gauss(0.9, 0.01) for _ in range(seeds)]
+        scores = [[round((s + g + random.gauss(0, 0.005)) * rows) / rows for s in shared] for g in (0.0, gain)]
+        groups = [method(name, made) for name, made in zip("ab", scores, strict=True)]
+        best = best_of(groups, "test/accuracy", mode="max")
+        assert best is not None
+        (said,) = verdict(groups, best, "test/accuracy", mode="max")[1:]
+        claims += "is behind it by" in said
+    return claims / studies
+
+
+@pytest.mark.parametrize("rows", [872, 10_000])
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_a_study_of_a_method_against_itself_claims_a_difference_no_more_often_than_it_says(
+    rows: int, seeds: int
+) -> None:
+    level, studies = 0.05, 1000
+    error = math.sqrt(level * (1 - level) / studies)
+    assert share_of_claims(rows=rows, seeds=seeds, gain=0.0) < level + 2 * error
+    assert share_of_claims(rows=rows, seeds=seeds, gain=0.03, studies=100) > 0.8, "and a difference is claimed"

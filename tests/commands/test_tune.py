@@ -21,9 +21,9 @@ from loralight.commands.tuning.plan import Plan
 from loralight.commands.tuning.proposals import FILE, Proposals
 from loralight.commands.tuning.pruning import Pruning
 from loralight.commands.tuning.space import Space
-from loralight.config.composition import settings_of
-from loralight.config.own_data import with_own_data
 from loralight.errors import InputError
+
+from .stand_in import leave_run, settings_of_run
 
 InProcess = Callable[..., int]
 RATE, RANK = 3e-3, 4
@@ -42,29 +42,18 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     def train(_: Processes, words: Sequence[str], log: Path, *, is_enough: Callable[[], bool]) -> str | None:
         folder = log.with_suffix("")
-        settings = settings_of("train", with_own_data(list(words)), folder)
+        settings = settings_of_run("train", words, folder)
         ran.append([f"{settings['adapter']['rank']}", f"{settings['optimizer']['lr']}"])
         if settings["optimizer"]["lr"] > 0.05:
             return "exit code 2: loralight: E-NAN: diverged"
         score = accuracy(settings)
-        (folder / ".hydra").mkdir(parents=True)
-        (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(settings))
-        (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump([*words]))
-        if not write_metrics(folder / "metrics.csv", [score - 0.2, score - 0.1, score], is_enough):
-            return None
-        summary = {
-            "task": "text_classification",
-            "adapter": settings["names"]["adapter"],
-            "monitored": "validation/accuracy",
-            "metrics": {"validation/accuracy": score, "test/accuracy": 1 - score},
-            "parameters": {"trainable": 10, "total": 1000},
-            "bytes": {"adapter": 40, "model": 4000, "peak_memory": 10**6},
-            "seed": settings["seed"],
-        }
-        (folder / "summary.json").write_text(json.dumps(summary))
+        folder.mkdir(parents=True)
+        if write_metrics(folder / "metrics.csv", [score - 0.2, score - 0.1, score], is_enough):
+            leave_run(folder, words, settings, {"validation/accuracy": score, "test/accuracy": 1 - score})
         return None
 
     monkeypatch.setattr(Processes, "train", train)
+    monkeypatch.setattr("loralight.commands.tuning.plan.settings_of", settings_of_run)
     monkeypatch.setattr(Plan, "seconds_of_trial", lambda _: 60.0)
     return ran
 
@@ -230,8 +219,10 @@ def test_a_budget_and_a_metric_are_tried_before_anything_runs(
     in_process: InProcess,
     tiny_run: list[str],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(Processes, "seconds_to_start", staticmethod(lambda: 1.0))
     assert in_process("tune", *tiny_run, *words, "hydra.run.dir=all") == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("all/adapter*"))
@@ -255,13 +246,13 @@ def test_without_optuna_it_is_told_how_to_get_it(
 
 
 def test_a_search_that_is_killed_goes_on_with_the_process_that_it_left(
+    trained: list[list[str]],
     in_process: InProcess,
     tiny_run: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(Plan, "seconds_of_trial", lambda _: 1.0)
     line = ["tune", *tiny_run, "adapter.rank=1,2", "probe=false", "hydra.run.dir=all"]
     code = (
         "from loralight.cli import run; from loralight.commands.tuning.plan import Plan\n"
@@ -290,6 +281,7 @@ def test_a_search_that_is_killed_goes_on_with_the_process_that_it_left(
             os.kill(left, signal.SIGKILL)
     assert search.returncode == -signal.SIGKILL
     assert "1/2 trials" in capsys.readouterr().out
+    assert len(trained) == 1, "the other trial"
     begun = [one for one in trials(tmp_path / "all") if "begun" in one.user_attrs]
     states = [(one.state.name, one.user_attrs["words"]) for one in begun]
     assert [state for state, _ in states] == ["FAIL", "COMPLETE", "COMPLETE"]
@@ -347,6 +339,30 @@ def test_a_trial_that_was_cut_is_the_next_one_and_counts_once(tmp_path: Path) ->
     assert one_more(after).user_attrs["words"] not in [cut.user_attrs["words"], ended.user_attrs["words"]]
     with pytest.raises(InputError, match="E-TUNE"):
         Proposals(tmp_path, space("adapter.rank=1,2"), mode="max")
+
+
+def test_what_the_machine_made_fail_is_tried_again_when_the_search_goes_on_and_what_is_wrong_is_not(
+    tmp_path: Path,
+) -> None:
+    searched = space("adapter.rank=1,2,4")
+    before = Proposals(tmp_path, searched, mode="max")
+    killed, wrong, ended = (one_more(before) for _ in range(3))
+    for trial in (killed, wrong, ended):
+        before.begin(trial)
+    before.fail(killed, "exit code -9: ")
+    before.fail(wrong, "exit code 2: loralight: E-RANK: adapter.rank is 4")
+    before.end(ended, 0.5)
+    assert len(before.failures) == 2 and not before.has_waiting and before.next() is None
+    for _ in range(2):  # the second after a kill before the trial
+        after = Proposals(tmp_path, searched, mode="max")
+        assert after.has_waiting
+    again = one_more(after)
+    assert again.user_attrs["words"] == killed.user_attrs["words"]
+    after.begin(again)
+    after.end(again, 0.6)
+    assert [*after.failures] == [" ".join(wrong.user_attrs["words"])] and after.num == 2
+    assert not after.has_waiting and after.next() is None
+    assert not Proposals(tmp_path, searched, mode="max").has_waiting
 
 
 def test_a_trial_worse_than_the_median_is_given_up_after_its_second_validation(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from loralight.training.rate_grid import best_power, next_power
+from loralight.training.rate_grid import best_power, is_at_end, next_power
 
 
 def searched(score: Callable[[int], float | None]) -> dict[int, float | None]:
@@ -18,13 +18,14 @@ def searched(score: Callable[[int], float | None]) -> dict[int, float | None]:
 def test_the_best_has_a_worse_one_to_each_side(optimum: int) -> None:
     scores = searched(lambda power: -abs(power - optimum))
     assert best_power(scores) == optimum
-    assert {optimum - 1, optimum + 1} <= scores.keys()
+    assert {optimum - 1, optimum + 1} <= scores.keys() and not is_at_end(scores)
     assert len(scores) == 3 + abs(optimum)
 
 
 def test_a_score_that_grows_for_ever_ends_at_a_hundred_times_the_method_s_rate() -> None:
     assert sorted(searched(float)) == [-1, 0, 1, 2, 3, 4]
     assert sorted(searched(lambda power: -float(power))) == [-4, -3, -2, -1, 0, 1]
+    assert is_at_end(searched(float)) and is_at_end(searched(lambda power: -float(power)))
 
 
 def test_of_equal_scores_the_method_s_own_rate_is_taken() -> None:

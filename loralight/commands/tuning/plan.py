@@ -52,7 +52,9 @@ class Plan:
         self.space = Space.of([str(word) for word in settings["words"]])
         if not self.space.varied:
             self.space = self.space.with_usual(self.of_run([]))
-        self._first, *_ = [self.of_run(corner) for corner in self.space.corners()]
+        corners = list(self.space.corners())
+        self._first, *_ = [self.of_run(corner) for corner in corners]
+        self.first_words = [*self.space.fixed, *corners[0]]
         self.metric, self.mode = (str(self._first["monitor"][name]) for name in ("metric", "mode"))
         if self.metric == AUTO:
             self.metric = monitored(self._first, self._data)
@@ -75,6 +77,8 @@ class Plan:
 
     def seconds_of_trial(self) -> float:
         """Seconds that a trial takes, from timing the start of a process and some batches of the first trial.
+
+        Trials side by side take longer: see `Processes.busy`.
 
         Raises:
             InputError: the metric is not measured (``E-MONITOR``), or one trial takes longer than the budget

@@ -13,6 +13,7 @@ from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
+from loralight.commands.processes import is_of_machine
 from loralight.commands.tuning.space import Space
 from loralight.errors import InputError
 
@@ -27,7 +28,8 @@ class Proposals:
     """Trials of a search. One process uses them at a time, and one of its threads calls this object's methods.
 
     A trial counts if its run has ended, was given up or is going on. A failed one does not count, nor one whose process
-    was cut, whose settings were tried already or are not permitted, nor an earlier run.
+    was cut, whose settings were tried already or are not permitted, nor an earlier run. Where the machine made a trial
+    fail, its settings are tried again by the next process that goes on with the search.
 
     Args:
         folder: of the search.
@@ -50,9 +52,11 @@ class Proposals:
         if self._study.user_attrs.get("settings", what) != what:
             raise InputError("E-TUNE", f"{folder} has a search of other settings; choose another hydra.run.dir=")
         self._study.set_user_attr("settings", what)
+        self._again = set[int]()  # numbers of trials
         # another seed than that of the search before it was cut, which would propose the same again
         self._study.sampler = optuna.samplers.TPESampler(seed=len(self._trials()))
         self._again_after_cut()
+        self._again_after_machine()
 
     def next(self) -> Trial | None:
         """A trial of settings that are new; None if there are no others."""
@@ -101,6 +105,11 @@ class Proposals:
         return len(self._begun(*_ENDED))
 
     @property
+    def has_waiting(self) -> bool:
+        """Whether settings are to be tried again, whatever the number of trials."""
+        return bool(self._study.get_trials(deepcopy=False, states=[TrialState.WAITING]))
+
+    @property
     def num_given_up(self) -> int:
         return len(self._begun(TrialState.PRUNED))
 
@@ -123,7 +132,8 @@ class Proposals:
 
     @property
     def failures(self) -> dict[str, str]:
-        return {" ".join(one.user_attrs["words"]): one.user_attrs["error"] for one in self._failed()}
+        """The errors of settings whose last trial has failed."""
+        return {" ".join(one.user_attrs["words"]): one.user_attrs["error"] for one in self._last_failed()}
 
     def _new(self) -> Trial | None:
         trial = self._study.ask(dict(self.space.varied))
@@ -135,8 +145,9 @@ class Proposals:
         return trial
 
     def _tried(self) -> set[tuple[str, ...]]:
-        """The overrides of all trials, but those whose process was cut."""
-        attributes = [one.user_attrs for one in self._trials() if one.state != TrialState.FAIL]
+        """The overrides of all trials, but those whose process was cut and those that are to be tried again."""
+        trials = (one for one in self._trials() if one.state != TrialState.FAIL and one.number not in self._again)
+        attributes = [one.user_attrs for one in trials]
         return {tuple(one["words"]) for one in attributes if "words" in one}
 
     def _again_after_cut(self) -> None:
@@ -144,6 +155,15 @@ class Proposals:
         for trial in self._study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
             self._study.enqueue_trial(trial.params)
             self._study.tell(trial.number, state=TrialState.FAIL)
+
+    def _again_after_machine(self) -> None:
+        """Queue the settings of trials that the machine made fail, unless they wait in the queue already."""
+        queued = self._study.get_trials(deepcopy=False, states=[TrialState.WAITING])
+        waiting = [one.system_attrs.get("fixed_params") for one in queued]
+        trials = [one for one in self._last_failed() if is_of_machine(one.user_attrs["error"])]
+        self._again = {one.number for one in trials}
+        for trial in (one for one in trials if one.params not in waiting):
+            self._study.enqueue_trial(trial.params)
 
     def _trials(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
@@ -154,6 +174,17 @@ class Proposals:
 
     def _failed(self) -> list[FrozenTrial]:
         return [one for one in self._trials() if "error" in one.user_attrs and one.state == TrialState.PRUNED]
+
+    def _last_failed(self) -> list[FrozenTrial]:
+        """Failed trials whose settings have not been tried since."""
+        begun = [one for one in self._trials() if one.state in _ENDED and "begun" in one.user_attrs]
+        failed = {one.number for one in self._failed()}
+        return [one for one in _last_of_each(begun) if one.number in failed]
+
+
+def _last_of_each(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """The last trial of each settings."""
+    return list({tuple(one.user_attrs["words"]): one for one in trials}.values())
 
 
 def _seconds(trial: FrozenTrial) -> float:

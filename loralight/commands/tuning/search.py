@@ -95,7 +95,9 @@ class Search:
         return None
 
     def _is_over(self) -> bool:
-        if self._failed >= _MOST_FAILED or self._refused >= _MOST_REFUSED or self.proposals.num >= self.plan.most:
+        if self._failed >= _MOST_FAILED or self._refused >= _MOST_REFUSED:
+            return True
+        if self.proposals.num >= self.plan.most and not self.proposals.has_waiting:
             return True
         return self.plan.budget is not None and self._spent() + (self.proposals.usual or 0.0) > self.plan.budget
 
@@ -124,8 +126,8 @@ class Search:
         return self.plan.folder / folder_name("_".join(words).replace("=", "-"))
 
     def _counted(self) -> str:
-        most = "" if self.plan.most == math.inf else f"/{self.plan.most}"
-        return f"{self.proposals.num_done}{most} trials"
+        done = self.proposals.num_done
+        return f"{done} trials" if self.plan.most == math.inf else f"{done}/{max(done, self.plan.most)} trials"
 
     def _spent(self) -> float:
         return self.proposals.spent / self.processes.jobs

@@ -1,0 +1,1 @@
+"""What the base model could do before training, and what it can still do afterwards."""
