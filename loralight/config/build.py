@@ -174,22 +174,6 @@ def with_metric(config: dict[str, Any], data: TaskData) -> dict[str, Any]:
     return {**config, "monitor": {**config["monitor"], "metric": metric}, "callbacks": callbacks}
 
 
-def monitored(config: Mapping[str, Any], data: TaskData) -> str:
-    """The metric that chooses the best checkpoint; the data's own if ``monitor.metric`` is ``auto``."""
-    metric = str(config["monitor"]["metric"])
-    return f"validation/{data.monitored()}" if metric == AUTO else metric
-
-
-def with_metric(config: dict[str, Any], data: TaskData) -> dict[str, Any]:
-    """The config with the data's own metric in place of ``auto``, in ``monitor`` and in callbacks."""
-    metric = monitored(config, data)
-    callbacks = {
-        name: {**node, "monitor": metric} if (node or {}).get("monitor") == AUTO else node
-        for name, node in (config.get("callbacks") or {}).items()
-    }
-    return {**config, "monitor": {**config["monitor"], "metric": metric}, "callbacks": callbacks}
-
-
 def build_trainer(
     config: Mapping[str, Any], output_dir: Path, callbacks: list[lightning.Callback]
 ) -> lightning.Trainer:
