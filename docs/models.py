@@ -1,6 +1,6 @@
 """Tries the architectures of transformers and timm: `python docs/models.py RESULTS.jsonl` writes `docs/models.md`.
 
-RESULTS keeps what was tried: a run that was cut goes on there. All take about 15 minutes of a processor.
+RESULTS keeps what was tried: a run that was cut goes on there. All take about half an hour of a processor.
 """
 
 import importlib.util
@@ -9,6 +9,7 @@ import logging
 import sys
 import tempfile
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ HEAD = """# Models
 
 Each architecture is built with small sizes and random weights, trained for two steps with the default settings,
 loaded back, merged, and compared in its loss and in every gradient with the plain library's model of the merged weights
-(`tests/models/`). An architecture that is not here has not been tried yet; `debug=fast` tries it in a minute.
+(`tests/models/`). These are all that the registries of transformers and timm have; `debug=fast` tries another model in
+a minute.
 
 - **trains**: exact in all of these.
 - **refused**: with the error that a user sees.
@@ -26,6 +28,7 @@ loaded back, merged, and compared in its loss and in every gradient with the pla
 
 Written by `python docs/models.py`; a tenth is tried at each commit, all in `make test-all`.
 """
+RESULTS = ("trains", "refused", "not run here")
 
 
 def architectures() -> Any:
@@ -52,17 +55,29 @@ def results(trying: Any, kept: Path) -> dict[tuple[str, str], tuple[str, str]]:
 
 
 def page(versions: str, known: dict[tuple[str, str], tuple[str, str]]) -> str:
-    """The page: a row for those that train, and for each reason of the others."""
+    """The page: the numbers by task, then a row for those that train, and for each reason of the others."""
     together: dict[tuple[str, str, str], list[str]] = {}
     for (kind, name), (result, why) in sorted(known.items()):
         reason = why.replace("|", "/").replace("`", "'")
         together.setdefault((kind, result, reason), []).append(name)
-    lines = [HEAD, f"Found with {versions}.", "", "| task | result | architectures | reason |", "|---|---|---|---|"]
-    order = ["trains", "refused", "not run here"]
-    for kind, result, why in sorted(together, key=lambda key: (key[0], order.index(key[1]), key[2])):
+    lines = [HEAD, f"Found with {versions}.", "", *counts(known)]
+    lines += ["", "| task | result | architectures | reason |", "|---|---|---|---|"]
+    for kind, result, why in sorted(together, key=lambda key: (key[0], RESULTS.index(key[1]), key[2])):
         names = ", ".join(f"`{name}`" for name in together[kind, result, why])
         lines.append(f"| `{kind}` | {result} | {names} | {why} |")
     return "\n".join(lines) + "\n"
+
+
+def counts(known: dict[tuple[str, str], tuple[str, str]]) -> list[str]:
+    """A table of how many architectures of each task have each result."""
+    of = Counter((kind, result) for (kind, _), (result, _) in known.items())
+    rows = [
+        f"| {kind} | {sum(of[kind, result] for result in RESULTS)} | "
+        + " | ".join(str(of[kind, r]) for r in RESULTS)
+        + " |"
+        for kind in sorted({kind for kind, _ in known})
+    ]
+    return [f"| task | architectures | {' | '.join(RESULTS)} |", "|---|---|---|---|---|", *rows]
 
 
 if __name__ == "__main__":
