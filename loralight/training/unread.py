@@ -41,7 +41,8 @@ def unread_layers(
         loss: computes the loss of a tiny batch; returns None if there is no such batch.
 
     Raises:
-        InputError: the loss never reads a layer that the user has named (``E-UNREACHED``).
+        InputError: the loss never reads a layer that the user has named, or the model's code cuts all layers' gradients
+            off (``E-UNREACHED``).
     """
     if adapter.without(()) is None:  # no layer could be left out
         return []
@@ -56,6 +57,13 @@ def unread_layers(
     by_name = {name for pattern, chosen in adapted.items() if pattern not in PRESETS for name in chosen}
     if unread & by_name:
         refuse_unread(adapter, unread & by_name, adapted)
+    if names and unread == names <= called:
+        raise InputError(
+            "E-UNREACHED",
+            f"no gradient reaches any of the {len(names)} layers that adapter.targets chooses, such as {min(names)}, "
+            "though the model calls them all: its code computes no gradients behind inputs that need none. Train all "
+            "of it, with adapter=full, or give another model.checkpoint",
+        )
     return sorted(unread)
 
 
@@ -108,8 +116,9 @@ def _passes(model: nn.Module, learning: Learning, names: set[str], loss: Loss) -
                 torch.manual_seed(number)
                 if (value := loss()) is None:
                     return None
-                gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
-                read |= {owner for owner, gradient in zip(owners, gradients, strict=True) if gradient is not None}
+                if value.requires_grad:
+                    gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+                    read |= {owner for owner, gradient in zip(owners, gradients, strict=True) if gradient is not None}
                 if names <= read:
                     break
     except Exception as error:  # from a model's own code; the first training step checks again

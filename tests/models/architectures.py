@@ -43,7 +43,7 @@ CALM = ("dropout", "dropout_prob", "_pdrop", "dropout_rate", "layerdrop")  # end
 SIZES: dict[str, Any] = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), 128),
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "embedding_size", "emb_dim", "model_dim"), 32),
-    **dict.fromkeys(("word_embed_proj_dim", "embedding_dim", "lru_width"), 32),
+    **dict.fromkeys(("word_embed_proj_dim", "embedding_dim", "lru_width", "hidden_size_global"), 32),
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"), 2),
     **dict.fromkeys(("num_decoder_layers", "num_encoder_layers", "num_experts_per_tok", "moe_k"), 2),
     "num_key_value_heads": 2,
@@ -70,11 +70,15 @@ TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 KINDS = ("layer_types", "layers_block_type", "mlp_layer_types", "block_types")  # of each layer
 OWN: dict[str, dict[str, Any]] = {
     "blt": {"encoder_hash_byte_group_vocab": 64},
-    "dbrx": {"attn_config": {"rope_theta": 10_000.0, "kv_n_heads": 2}},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10_000.0}}},
+    "dbrx": {"attn_config": {"rope_theta": 10_000.0, "kv_n_heads": 2, "clip_qkv": 8.0}},
+    "dots3_note_audio_encoder": {"adapter_input_size": 32, "adapter_out_dim": 32},
+    "dots3_note_vision_encoder": {"adapter_in_dim": 32, "adapter_out_dim": 32},
     "dots3_note_text": {"num_key_value_heads": 4},
     "esm": {"mask_token_id": 4, "token_dropout": False, "vocab_size": 128},
     "esmc": {"num_key_value_heads": 4},
     "falcon_h1": {"mamba_d_ssm": 64},
+    "funnel": {"architectures": ["FunnelModel"]},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8},
@@ -129,11 +133,16 @@ def config_of(kind: type[Any], depth: int = 0, own: Mapping[str, Any] | None = N
         kind: the class.
         depth: of a config within others.
         own: settings that must be these.
-        is_full: whether sizes that are not set by default are set too.
+        is_full: whether sizes that are not set by default, or by another name, are set too.
     """
     usual = kind()
     given = usual.to_dict()
-    sizes = {name: size for name, size in SIZES.items() if name in given and (is_full or given[name] is not None)}
+    other_names = kind.attribute_map if is_full else {}
+    sizes = {
+        name: size
+        for name, size in SIZES.items()
+        if (key := other_names.get(name, name)) in given and (is_full or given[key] is not None)
+    }
     sizes |= {name: token for name, token in TOKENS.items() if name in given}
     sizes |= {name: 0.0 for name, value in given.items() if isinstance(value, float) and name.endswith(CALM)}
     if given.get("kv_lora_rank"):
@@ -145,7 +154,8 @@ def config_of(kind: type[Any], depth: int = 0, own: Mapping[str, Any] | None = N
     for name in getattr(kind, "sub_configs", {}):
         part = getattr(usual, name, None)
         if part is not None and depth < 3:
-            sizes[name] = config_of(type(part), depth + 1, is_full=is_full).to_dict()
+            its_own = OWN.get(type(part).model_type)
+            sizes[name] = config_of(type(part), depth + 1, its_own, is_full=is_full).to_dict()
     try:
         return kind(**{**sizes, **layers, **(own or {})})
     except Exception:  # it finds the kinds of layers by itself

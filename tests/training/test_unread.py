@@ -146,6 +146,30 @@ def test_patterns_mean_these_layers_alone() -> None:
     assert patterns(["layers.1.side"], names) == ["^layers.1.side"]
 
 
+@pytest.mark.parametrize("learns_head", [True, False])
+def test_a_model_whose_code_cuts_off_all_gradients_is_refused_before_training(learns_head: bool) -> None:
+    """As Reformer's blocks do, which compute again where a gradient comes back to their inputs."""
+
+    class Cut(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                x = self.blocks[0](x)
+            return self.head(x)
+
+    class Cutting(Toy):
+        def build_model(self) -> nn.Module:
+            model = Cut()
+            del model.blocks[1], model.experts, model.skipped, model.pooler, model.absent
+            return model
+
+        def head(self, model: nn.Module) -> list[nn.Module]:
+            return super().head(model) if learns_head else []
+
+    exclude = () if learns_head else "head"
+    with pytest.raises(InputError, match=r"^E-UNREACHED: no gradient reaches any of the 2 layers .*adapter=full"):
+        built(Lora(targets="all-linear", rank=2, exclude=exclude), Cutting)
+
+
 def test_a_method_without_such_a_setting_is_as_it_was() -> None:
     assert built(FullFineTuning()).unread == []
 
