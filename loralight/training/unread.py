@@ -106,7 +106,7 @@ def patterns(chosen: Collection[str], names: Iterable[str]) -> list[str]:
 
 def _passes(model: nn.Module, learning: Learning, names: set[str], loss: Loss) -> tuple[set[str], set[str]] | None:
     """The layers that a gradient reaches, and those that are called; None if this cannot be found out."""
-    read: set[str] = set()
+    read, moved = set[str](), set[str]()
     parameters = learning.parameters
     owners = [layer_of(name, learning.layers) for name in parameters]
     try:
@@ -118,13 +118,24 @@ def _passes(model: nn.Module, learning: Learning, names: set[str], loss: Loss) -
                     return None
                 if value.requires_grad:
                     gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
-                    read |= {owner for owner, gradient in zip(owners, gradients, strict=True) if gradient is not None}
-                if names <= read:
+                    present = [(name, one) for name, one in zip(owners, gradients, strict=True) if one is not None]
+                    read |= {owner for owner, _ in present}
+                    moved |= {owner for owner, gradient in present if gradient.any()}
+                if names <= moved:
                     break
     except Exception as error:  # from a model's own code; the first training step checks again
         logger.debug("layers that the loss never reads are not looked for: %s", error)
         return None
-    return read, called
+    return read - _muted(read, moved, names), called
+
+
+def _muted(read: set[str], moved: set[str], names: set[str]) -> set[str]:
+    """The adapted layers whose gradient is always 0, such as that of a projection of images which texts do not have.
+
+    One in a list of blocks is left: its block may begin as an identity. And so are all if no gradient comes through the
+    head, which then begins at 0.
+    """
+    return {name for name in (read & names) - moved if not _NUMBER.search(name)} if moved & names else set()
 
 
 @contextmanager
