@@ -89,6 +89,8 @@ OWN: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8, "head_dim": 8},
     "ministral": {"head_dim": 8},
     "nemotron": {"num_key_value_heads": 2, "head_dim": 8},
+    "nemotron_h": {"n_groups": 2},
+    "qwen4_exp_text": {"ngram_vocab_size_base": 64, "make_ngram_vocab_size_divisible_by": 8, "split_ngram_parts": 2},
     "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [4, 16], "attn_layers": ["local", "local"]},
     "xlstm": {"hidden_size": 64, "num_heads": 2, "qk_dim_factor": 1.0},
     "xmod": {"default_language": "en_XX"},
@@ -104,7 +106,17 @@ ROWS = {"reformer": 64}
 LIMITS: dict[str, str] = {}
 """Why the library itself runs an architecture not at all, or not on texts or images alone as they are here."""
 
-SMALL_NAMES = ("test_", "atto", "femto", "pico", "nano", "xxxs", "xxs", "xx_small", "_xs", "tiny", "_t", "_s")
+SMALL_NAMES = ("test_", "atto", "femto", "pico", "nano", "xxxs", "xxs", "xx_small", "xxtiny", "_xs", "tiny")
+SMALL_NAMES += ("18", "46_c", "_small", "_t", "_s")
+FEWER: list[dict[str, Any]] = [
+    {"depth": 2, "embed_dim": 48, "num_heads": 3},
+    {"dim": 64, "depth": 2},
+    {"depths": [1, 1, 1, 1]},
+    {"layers": [1, 1, 1, 1]},
+    {"num_features": 64},
+    {},
+]
+"""Settings of smaller models, each of which some families have."""
 MAPPINGS: dict[str, Mapping[str, Any]] = {
     "text_generation": registry.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     "text_classification": registry.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
@@ -233,25 +245,28 @@ def write_image_model(family: str, folder: Path) -> int:
     names = timm.list_models(module=family)
     order = sorted(names, key=lambda name: next((n for n, s in enumerate(SMALL_NAMES) if s in name), len(SMALL_NAMES)))
     usual = timm.get_pretrained_cfg(order[0])
-    is_fixed = usual is not None and usual.fixed_input_size
     first: Exception | None = None
     own_size = 224 if usual is None else usual.input_size[-1]
-    for size, less in itertools.product(
-        (64, 96, 224, 256, own_size), ({"depth": 2, "embed_dim": 48, "num_heads": 3}, {})
-    ):
-        torch.manual_seed(0)
-        settings = {**less, **({"img_size": size} if is_fixed else {})}
+    for less, size in itertools.product(FEWER, (64, 96, 224, 256, own_size)):
+        is_fixed = usual is not None and usual.fixed_input_size
         try:
-            model = timm.create_model(order[0], num_classes=7, **settings)
-            live_(model)
-            model.eval()(torch.rand(1, 3, size, size))
-            model.register_state_dict_post_hook(_untie)
-            config = {"pretrained_cfg": {"input_size": (3, size, size), "num_classes": 7}}
-            save_for_hf(model, str(folder), model_config=config, model_args=less, safe_serialization=True)
+            _write_image_model(order[0], folder, size, less, {"img_size": size} if is_fixed else {})
             return size
-        except Exception as error:
+        except TypeError as error:  # it has no such setting
             first = first or error
+        except Exception as error:
+            first = error
     raise NotRunError(LIMITS.get(family) or _told(first)) from first
+
+
+def _write_image_model(name: str, folder: Path, size: int, less: dict[str, Any], sized: dict[str, int]) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=7, **less, **sized)
+    live_(model)
+    model.eval()(torch.rand(1, 3, size, size))
+    model.register_state_dict_post_hook(_untie)
+    config = {"pretrained_cfg": {"input_size": (3, size, size), "num_classes": 7}}
+    save_for_hf(model, str(folder), model_config=config, model_args=less, safe_serialization=True)
 
 
 def _untie(_: nn.Module, state: dict[str, Tensor], *__: Any) -> None:
