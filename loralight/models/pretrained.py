@@ -292,10 +292,15 @@ def new_head(model: nn.Module, fresh: set[str]) -> list[nn.Module]:
         fresh: names of the parameters that the checkpoint did not hold.
     """
     assert isinstance(model, PreTrainedModel)
-    parts = outside_base_model(model)
+    return with_new_parts(model, outside_base_model(model), fresh)
+
+
+def with_new_parts(model: nn.Module, parts: Sequence[nn.Module], fresh: set[str]) -> list[nn.Module]:
+    """Parts of a model, and all other modules with new parameters; see `new_head`."""
     inside = {id(module) for part in parts for module in part.modules()}
     owners = {name.rpartition(".")[0] for name in fresh}
-    return parts + [module for name, module in model.named_modules() if name in owners and id(module) not in inside]
+    others = [module for name, module in model.named_modules() if name in owners and id(module) not in inside]
+    return [*parts, *others]
 
 
 def outside_base_model(model: PreTrainedModel) -> list[nn.Module]:

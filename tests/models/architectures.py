@@ -22,6 +22,7 @@ from timm.layers import DropPath
 from timm.models import save_for_hf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.auto import modeling_auto as registry
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -90,9 +91,14 @@ OWN: dict[str, dict[str, Any]] = {
     "ministral": {"head_dim": 8},
     "nemotron": {"num_key_value_heads": 2, "head_dim": 8},
     "nemotron_h": {"n_groups": 2},
-    "qwen4_exp_text": {"ngram_vocab_size_base": 64, "make_ngram_vocab_size_divisible_by": 8, "split_ngram_parts": 2},
+    "qwen4_exp_text": {
+        **{"ngram_vocab_size_base": 64, "make_ngram_vocab_size_divisible_by": 8, "split_ngram_parts": 2},
+        **{"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8},
+        **{"indexer_budget": 8, "indexer_compress_ratio": 4},
+    },
     "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [4, 16], "attn_layers": ["local", "local"]},
-    "xlstm": {"hidden_size": 64, "num_heads": 2, "qk_dim_factor": 1.0},
+    "t5": {"decoder_start_token_id": 0},
+    "xlstm": {"hidden_size": 64, "embedding_dim": 64, "num_heads": 2, "qk_dim_factor": 1.0},
     "xmod": {"default_language": "en_XX"},
     "zamba": {
         "layers_block_type": ["linear_attention", "linear_attention", "hybrid", "hybrid"],
@@ -362,10 +368,13 @@ def trial(kind: str, name: str, folder: Path) -> None:
     scales = {key: part.scaling for key, (_, part) in layers.items()}
     as_matrix = {key: _as_matrix(layer) for key, (layer, _) in layers.items()}
     _check_loading(task, batch, folder)
+    norms = [name for name, part in task.model.named_modules() if isinstance(part, _BatchNorm) and part.training]
     task.accelerations.detach_(task.model)
     merge(task.model)
     task.save_pretrained(_made(folder / "merged"))
     task.model = still_(library_model(kind, folder / "merged"))
+    for norm in norms:  # of a new head
+        task.model.get_submodule(norm).train()
     weights = [task.model.get_parameter(key).requires_grad_() for key in layers]
     plain_loss, plain = loss_and_gradients(task, filled_up(batch, ROWS.get(name, 0)), weights)
     assert torch.allclose(loss, plain_loss, rtol=1e-3, atol=1e-4), (loss, plain_loss)
