@@ -10,6 +10,7 @@ import sys
 import tempfile
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,7 @@ HEAD = """# Models
 
 Each architecture is built with small sizes and random weights, trained for two steps with the default settings,
 loaded back, merged, and compared in its loss and in every gradient with the plain library's model of the merged weights
-(`tests/models/`). These are all that the registries of transformers and timm have; `debug=fast` tries another model in
-a minute.
+(`tests/models/`). An architecture that is not here has not been tried yet; `debug=fast` tries it in a minute.
 
 - **trains**: exact in all of these.
 - **refused**: with the error that a user sees.
@@ -54,13 +54,19 @@ def results(trying: Any, kept: Path) -> dict[tuple[str, str], tuple[str, str]]:
     return known
 
 
-def page(versions: str, known: dict[tuple[str, str], tuple[str, str]]) -> str:
-    """The page: the numbers by task, then a row for those that train, and for each reason of the others."""
+def page(versions: str, known: dict[tuple[str, str], tuple[str, str]], registered: Mapping[str, int]) -> str:
+    """The page: the numbers by task, then a row for those that train, and for each reason of the others.
+
+    Args:
+        versions: of the libraries.
+        known: the result and the reason of each task with each architecture.
+        registered: how many architectures of each task the registries have.
+    """
     together: dict[tuple[str, str, str], list[str]] = {}
     for (kind, name), (result, why) in sorted(known.items()):
         reason = why.replace("|", "/").replace("`", "'")
         together.setdefault((kind, result, reason), []).append(name)
-    lines = [HEAD, f"Found with {versions}.", "", *counts(known)]
+    lines = [HEAD, f"Found with {versions}.", "", *counts(known, registered)]
     lines += ["", "| task | result | architectures | reason |", "|---|---|---|---|"]
     for kind, result, why in sorted(together, key=lambda key: (key[0], RESULTS.index(key[1]), key[2])):
         names = ", ".join(f"`{name}`" for name in together[kind, result, why])
@@ -68,21 +74,22 @@ def page(versions: str, known: dict[tuple[str, str], tuple[str, str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def counts(known: dict[tuple[str, str], tuple[str, str]]) -> list[str]:
+def counts(known: dict[tuple[str, str], tuple[str, str]], registered: Mapping[str, int]) -> list[str]:
     """A table of how many architectures of each task have each result."""
     of = Counter((kind, result) for (kind, _), (result, _) in known.items())
     rows = [
-        f"| {kind} | {sum(of[kind, result] for result in RESULTS)} | "
-        + " | ".join(str(of[kind, r]) for r in RESULTS)
-        + " |"
-        for kind in sorted({kind for kind, _ in known})
+        [f"`{kind}`", str(number), *(str(of[kind, result]) for result in RESULTS)]
+        for kind, number in sorted(registered.items())
     ]
-    return [f"| task | architectures | {' | '.join(RESULTS)} |", "|---|---|---|---|---|", *rows]
+    return [f"| task | in the registries | {' | '.join(RESULTS)} |", "|---|---|---|---|---|"] + [
+        f"| {' | '.join(row)} |" for row in rows
+    ]
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")  # of other people's code, about themselves
     logging.disable(logging.WARNING)
     trying = architectures()
-    made = page(trying.versions(), results(trying, Path(sys.argv[1])))
+    registered = Counter(kind for kind, _ in trying.found())
+    made = page(trying.versions(), results(trying, Path(sys.argv[1])), registered)
     (ROOT / "docs" / "models.md").write_text(made, encoding="utf-8")

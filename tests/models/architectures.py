@@ -109,7 +109,17 @@ OWN: dict[str, dict[str, Any]] = {
 """Sizes that must fit one another."""
 ROWS = {"reformer": 64}
 """The length of a row that an architecture takes, where that is one alone with the sizes above."""
-LIMITS: dict[str, str] = {}
+LIMITS: dict[str, str] = {
+    **dict.fromkeys(
+        ("emu3", "mllama"),
+        "AutoModelForCausalLM does not load what the model for texts alone saves, as it does not know its config.",
+    ),
+    **dict.fromkeys(
+        ("gemma4_assistant", "gemma4_unified_assistant"), "It drafts for another model, and reads the states of that."
+    ),
+    "layoutlmv2": "It needs the package detectron2.",
+    **dict.fromkeys(("musicgen", "musicgen_melody"), "It writes sounds, in several vocabularies at once."),
+}
 """Why the library itself runs an architecture not at all, or not on texts or images alone as they are here."""
 
 SMALL_NAMES = ("test_", "atto", "femto", "pico", "nano", "xxxs", "xxs", "xx_small", "xxtiny", "_xs", "tiny")
@@ -123,6 +133,8 @@ FEWER: list[dict[str, Any]] = [
     {},
 ]
 """Settings of smaller models, each of which some families have."""
+IMAGE_SIZES = {"efficientvit_msra": (224,)}
+"""Sizes at which an attention has more than one place to look at."""
 MAPPINGS: dict[str, Mapping[str, Any]] = {
     "text_generation": registry.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     "text_classification": registry.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
@@ -207,6 +219,8 @@ def still_(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.Dropout | DropPath):
             setattr(module, "p" if isinstance(module, nn.Dropout) else "drop_prob", 0.0)
+        if isinstance(getattr(module, "drop_rate", None), float):  # of the function, as in GhostNet
+            module.drop_rate = 0.0  # type: ignore[assignment]
     return model
 
 
@@ -253,7 +267,7 @@ def write_image_model(family: str, folder: Path) -> int:
     usual = timm.get_pretrained_cfg(order[0])
     first: Exception | None = None
     own_size = 224 if usual is None else usual.input_size[-1]
-    for less, size in itertools.product(FEWER, (64, 96, 224, 256, own_size)):
+    for less, size in itertools.product(FEWER, IMAGE_SIZES.get(family, (64, 96, 224, 256, own_size))):
         is_fixed = usual is not None and usual.fixed_input_size
         try:
             _write_image_model(order[0], folder, size, less, {"img_size": size} if is_fixed else {})
