@@ -63,7 +63,7 @@ def fill_up_(model: PreTrainedModel) -> None:
     found = _length_of(base)
     if found is None:  # it fails for another reason, which its first batch will tell
         return
-    base.forward = _FillingUp(base, found, always=not _takes(base, _SHORT, training=False))  # type: ignore[method-assign]
+    base.forward = _FillingUp(base, found, always=not _takes(base, _SHORT, training=False))
     logger.info(
         "%s takes rows of %s%d tokens alone (its config's %s): shorter ones are filled up",
         type(model).__name__,
