@@ -1,6 +1,6 @@
 """Tries the architectures of transformers and timm: `python docs/models.py RESULTS.jsonl` writes `docs/models.md`.
 
-RESULTS keeps what was tried: a run that was cut goes on there. All take about 15 minutes of a processor.
+RESULTS keeps what was tried: a run that was cut goes on there. All take about half an hour of a processor.
 """
 
 import importlib.util
@@ -9,6 +9,8 @@ import logging
 import sys
 import tempfile
 import warnings
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ loaded back, merged, and compared in its loss and in every gradient with the pla
 
 Written by `python docs/models.py`; a tenth is tried at each commit, all in `make test-all`.
 """
+RESULTS = ("trains", "refused", "not run here")
 
 
 def architectures() -> Any:
@@ -51,23 +54,42 @@ def results(trying: Any, kept: Path) -> dict[tuple[str, str], tuple[str, str]]:
     return known
 
 
-def page(versions: str, known: dict[tuple[str, str], tuple[str, str]]) -> str:
-    """The page: a row for those that train, and for each reason of the others."""
+def page(versions: str, known: dict[tuple[str, str], tuple[str, str]], registered: Mapping[str, int]) -> str:
+    """The page: the numbers by task, then a row for those that train, and for each reason of the others.
+
+    Args:
+        versions: of the libraries.
+        known: the result and the reason of each task with each architecture.
+        registered: how many architectures of each task the registries have.
+    """
     together: dict[tuple[str, str, str], list[str]] = {}
     for (kind, name), (result, why) in sorted(known.items()):
         reason = why.replace("|", "/").replace("`", "'")
         together.setdefault((kind, result, reason), []).append(name)
-    lines = [HEAD, f"Found with {versions}.", "", "| task | result | architectures | reason |", "|---|---|---|---|"]
-    order = ["trains", "refused", "not run here"]
-    for kind, result, why in sorted(together, key=lambda key: (key[0], order.index(key[1]), key[2])):
+    lines = [HEAD, f"Found with {versions}.", "", *counts(known, registered)]
+    lines += ["", "| task | result | architectures | reason |", "|---|---|---|---|"]
+    for kind, result, why in sorted(together, key=lambda key: (key[0], RESULTS.index(key[1]), key[2])):
         names = ", ".join(f"`{name}`" for name in together[kind, result, why])
         lines.append(f"| `{kind}` | {result} | {names} | {why} |")
     return "\n".join(lines) + "\n"
+
+
+def counts(known: dict[tuple[str, str], tuple[str, str]], registered: Mapping[str, int]) -> list[str]:
+    """A table of how many architectures of each task have each result."""
+    of = Counter((kind, result) for (kind, _), (result, _) in known.items())
+    rows = [
+        [f"`{kind}`", str(number), *(str(of[kind, result]) for result in RESULTS)]
+        for kind, number in sorted(registered.items())
+    ]
+    return [f"| task | in the registries | {' | '.join(RESULTS)} |", "|---|---|---|---|---|"] + [
+        f"| {' | '.join(row)} |" for row in rows
+    ]
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")  # of other people's code, about themselves
     logging.disable(logging.WARNING)
     trying = architectures()
-    made = page(trying.versions(), results(trying, Path(sys.argv[1])))
+    registered = Counter(kind for kind, _ in trying.found())
+    made = page(trying.versions(), results(trying, Path(sys.argv[1])), registered)
     (ROOT / "docs" / "models.md").write_text(made, encoding="utf-8")

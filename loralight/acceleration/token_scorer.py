@@ -39,12 +39,14 @@ class TokenScorer:
         loud = _loud(output) if is_tried else None
         with self._states.of(output, learnt, one=by_parts, instead=loud) as given:
             # with a cache, transformers would let packed documents see one another
-            logits = model(**inputs, use_cache=False).logits.squeeze(0)
+            logits = model(**inputs, use_cache=False).logits
+        if not given:  # ProphetNet's output layer takes several states for each token
+            return plain_token_scores(logits[learnt], targets)
         if not by_parts:
-            return plain_token_scores(logits, targets)
+            return plain_token_scores(logits.squeeze(0), targets)
         if loud is not None and len(targets):
             # Gemma caps its logits, Granite scales them
-            self.logits_are_plain = torch.allclose(logits, output(loud.to(given[0].dtype)))
+            self.logits_are_plain = torch.allclose(logits.squeeze(0), output(loud.to(given[0].dtype)))
             if not self.logits_are_plain:
                 return self(model, inputs, learnt, targets)
         return token_scores(given[0], targets, output.weight, output.bias)
@@ -94,7 +96,7 @@ class _GivenStates:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _find(self, layer: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor] | None:
-        if self._wanted is None:
+        if self._wanted is None or arguments[0].shape[:-1] != self._wanted.shape:
             return None
         states = arguments[0][self._wanted]
         self._given.append(states)

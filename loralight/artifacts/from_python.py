@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loralight.adapters.base import Adapter, trainable
@@ -162,10 +162,16 @@ def _write(task: Exported, folder: str | Path, recipe: Mapping[str, Any]) -> Non
 def _finished(task: Exported) -> Exported:
     """A copy of the task with its adapter in the form that is saved; training may continue with the original."""
     shared: dict[int, Any] = {id(p): p for p in task.model.parameters() if not p.requires_grad}
+    shared |= {id(state): state for module in task.model.modules() for state in _kept_states(module)}
     trainer = vars(task).get("_trainer")
     twin: Exported = copy.deepcopy(task, shared | {id(trainer): trainer})
     twin.adapter = twin.adapter.finish_(twin.model)
     return twin
+
+
+def _kept_states(module: nn.Module) -> list[Tensor]:
+    """What a module keeps of its last step, as RecurrentGemma's do; such a tensor cannot be copied."""
+    return [value for value in vars(module).values() if isinstance(value, Tensor) and not value.is_leaf]
 
 
 def _refuse_others(folder: Path) -> None:

@@ -23,6 +23,7 @@ from loralight.models.pretrained import (
     num_embeddings,
     pad_,
     tokenise,
+    with_new_parts,
 )
 from loralight.models.shapes import without_weights
 from loralight.models.shards import is_sharded
@@ -55,5 +56,6 @@ __all__ = [
     "read_object",
     "tokenise",
     "trust",
+    "with_new_parts",
     "without_weights",
 ]

@@ -31,6 +31,7 @@ from transformers.utils import logging as transformers_logging
 from loralight.errors import InputError
 from loralight.models.budget import Size, at_most
 from loralight.models.fresh import take_as_given
+from loralight.models.row_lengths import fill_up_
 from loralight.models.shapes import without_weights
 from loralight.models.strangers import check_files, size_of_weights
 from loralight.models.trust import trust
@@ -42,7 +43,7 @@ _TOKENISING = Lock()
 
 
 def load_model(auto_class: Any, checkpoint: str, **arguments: Any) -> PreTrainedModel:
-    """``auto_class.from_pretrained`` for every kind of checkpoint.
+    """``auto_class.from_pretrained`` for every kind of checkpoint; see `fill_up_` for rows of fixed lengths.
 
     Args:
         auto_class: a class such as ``AutoModelForSequenceClassification``.
@@ -69,6 +70,7 @@ def load_model(auto_class: Any, checkpoint: str, **arguments: Any) -> PreTrained
     if file and isinstance(quantizer := getattr(model, "hf_quantizer", None), HfQuantizer):
         # the weights are float32 now, but transformers would refuse to save the model
         quantizer.remove_quantization_config(model)  # type: ignore[no-untyped-call]
+    fill_up_(model)
     return model
 
 
@@ -105,6 +107,7 @@ def _skeleton(
             model: PreTrainedModel = auto_class.from_config(config, **{**arguments, **_code()})
     absent = _parts_without_weights(model, _names_of_tensors(Path(name)))
     take_as_given(parameter for key, parameter in model.named_parameters() if key not in absent)
+    fill_up_(model)
     return model
 
 
@@ -289,10 +292,15 @@ def new_head(model: nn.Module, fresh: set[str]) -> list[nn.Module]:
         fresh: names of the parameters that the checkpoint did not hold.
     """
     assert isinstance(model, PreTrainedModel)
-    parts = outside_base_model(model)
+    return with_new_parts(model, outside_base_model(model), fresh)
+
+
+def with_new_parts(model: nn.Module, parts: Sequence[nn.Module], fresh: set[str]) -> list[nn.Module]:
+    """Parts of a model, and all other modules with new parameters; see `new_head`."""
     inside = {id(module) for part in parts for module in part.modules()}
     owners = {name.rpartition(".")[0] for name in fresh}
-    return parts + [module for name, module in model.named_modules() if name in owners and id(module) not in inside]
+    others = [module for name, module in model.named_modules() if name in owners and id(module) not in inside]
+    return [*parts, *others]
 
 
 def outside_base_model(model: PreTrainedModel) -> list[nn.Module]:

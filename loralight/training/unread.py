@@ -41,7 +41,8 @@ def unread_layers(
         loss: computes the loss of a tiny batch; returns None if there is no such batch.
 
     Raises:
-        InputError: the loss never reads a layer that the user has named (``E-UNREACHED``).
+        InputError: the loss never reads a layer that the user has named, or the model's code cuts all layers' gradients
+            off (``E-UNREACHED``).
     """
     if adapter.without(()) is None:  # no layer could be left out
         return []
@@ -56,6 +57,13 @@ def unread_layers(
     by_name = {name for pattern, chosen in adapted.items() if pattern not in PRESETS for name in chosen}
     if unread & by_name:
         refuse_unread(adapter, unread & by_name, adapted)
+    if names and unread == names <= called:
+        raise InputError(
+            "E-UNREACHED",
+            f"no gradient reaches any of the {len(names)} layers that adapter.targets chooses, such as {min(names)}, "
+            "though the model calls them all: its code computes no gradients behind inputs that need none. Train all "
+            "of it, with adapter=full, or give another model.checkpoint",
+        )
     return sorted(unread)
 
 
@@ -98,7 +106,7 @@ def patterns(chosen: Collection[str], names: Iterable[str]) -> list[str]:
 
 def _passes(model: nn.Module, learning: Learning, names: set[str], loss: Loss) -> tuple[set[str], set[str]] | None:
     """The layers that a gradient reaches, and those that are called; None if this cannot be found out."""
-    read: set[str] = set()
+    read, moved = set[str](), set[str]()
     parameters = learning.parameters
     owners = [layer_of(name, learning.layers) for name in parameters]
     try:
@@ -108,14 +116,26 @@ def _passes(model: nn.Module, learning: Learning, names: set[str], loss: Loss) -
                 torch.manual_seed(number)
                 if (value := loss()) is None:
                     return None
-                gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
-                read |= {owner for owner, gradient in zip(owners, gradients, strict=True) if gradient is not None}
-                if names <= read:
+                if value.requires_grad:
+                    gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+                    present = [(name, one) for name, one in zip(owners, gradients, strict=True) if one is not None]
+                    read |= {owner for owner, _ in present}
+                    moved |= {owner for owner, gradient in present if gradient.any()}
+                if names <= moved:
                     break
     except Exception as error:  # from a model's own code; the first training step checks again
         logger.debug("layers that the loss never reads are not looked for: %s", error)
         return None
-    return read, called
+    return read - _muted(read, moved, names), called
+
+
+def _muted(read: set[str], moved: set[str], names: set[str]) -> set[str]:
+    """The adapted layers whose gradient is always 0, such as that of a projection of images which texts do not have.
+
+    One in a list of blocks is left: its block may begin as an identity. And so are all if no gradient comes through the
+    head, which then begins at 0.
+    """
+    return {name for name in (read & names) - moved if not _NUMBER.search(name)} if moved & names else set()
 
 
 @contextmanager

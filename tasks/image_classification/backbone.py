@@ -22,7 +22,7 @@ from timm.models import (
     parse_model_name,
     save_for_hf,
 )
-from torch import nn
+from torch import Tensor, nn
 
 from loralight.errors import InputError, did_you_mean
 from loralight.models import Size, at_most, read_object, trust, without_weights
@@ -159,7 +159,20 @@ def save_backbone(
     """
     settings = {"label_names": list(labels), "pretrained_cfg": dict(preparation)}
     arguments = {**_arguments(backbone, preparation["input_size"][-1]), "num_classes": len(labels)}
-    save_for_hf(model, str(folder), model_config=settings, model_args=arguments, safe_serialization=True)
+    hook = model.register_state_dict_post_hook(_keep_apart_)  # type: ignore[no-untyped-call]
+    try:
+        save_for_hf(model, str(folder), model_config=settings, model_args=arguments, safe_serialization=True)
+    finally:
+        hook.remove()
+
+
+def _keep_apart_(_: nn.Module, state: dict[str, Tensor], *__: Any) -> None:
+    """Copy tensors that layers share, as CoaT's do: in a file of safetensors each has its own."""
+    seen = set[int]()
+    for name, tensor in state.items():
+        if tensor.data_ptr() in seen:
+            state[name] = tensor.clone()
+        seen.add(tensor.data_ptr())
 
 
 def _arguments(backbone: Backbone, image_size: int | None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from loralight import AdapterTask, Step
 from loralight.data import FORMATS, check_smoothing, read_file, weights_of_labels
 from loralight.errors import InputError
 from loralight.logs import logger
+from loralight.models import with_new_parts
 from loralight.training import Answers, answers_of_labels, check_temperature, fit_temperature
 
 from .backbone import classifiers, find_backbone, load_backbone, save_backbone
@@ -90,7 +91,7 @@ class ImageClassification(AdapterTask):
         save_backbone(self.model, self.backbone, folder, labels=self.labels, preparation=self.preparation)
 
     def head(self, model: nn.Module) -> list[nn.Module]:
-        return classifiers(model)
+        return with_new_parts(model, classifiers(model), self.fresh(model))
 
     def tiny_batch(self) -> dict[str, Tensor]:
         images = torch.zeros(2, *self.preparation["input_size"])

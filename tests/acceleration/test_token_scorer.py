@@ -12,6 +12,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
+    ProphetNetConfig,
+    ProphetNetForCausalLM,
 )
 
 from loralight.acceleration import TokenScorer
@@ -61,6 +63,16 @@ def test_a_first_batch_whose_logits_are_small_or_zero_shows_what_becomes_of_larg
         losses_of(scorer, model, ids.roll(-1, 1), ids)
         model.get_output_embeddings().weight.copy_(100 * vocabulary)
         torch.testing.assert_close(*losses_of(scorer, model, ids.roll(-1, 1), ids), rtol=1e-6, atol=1e-9)
+
+
+def test_an_output_layer_that_is_given_several_states_for_each_token_is_left_to_the_model() -> None:
+    torch.manual_seed(0)
+    sizes = {"num_decoder_layers": 1, "num_decoder_attention_heads": 2, "decoder_ffn_dim": 16, "dropout": 0.0}
+    config = ProphetNetConfig(vocab_size=50, hidden_size=16, ngram=2, is_decoder=True, **sizes)
+    model = ProphetNetForCausalLM(config).double().eval()
+    for rows, tokens in ((2, 9), (1, 9), (2, 2)):
+        ids = torch.randint(1, 50, (rows, tokens))
+        torch.testing.assert_close(*losses_of(TokenScorer(), model, ids.roll(-1, 1), ids), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # which Dynamo looks at

@@ -219,6 +219,26 @@ def test_an_adapters_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert not (tmp_path / "adapter" / "adapter_config.json").exists() and output(model).isfinite().all()
 
 
+class Remembering(nn.Linear):
+    """Keeps what it gave last, with its graph, as the recurrence of RecurrentGemma does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = super().forward(x)
+        return self.last
+
+
+def test_a_model_that_keeps_a_state_of_its_last_step_is_saved(tmp_path: Path) -> None:
+    model: Any = nn.Sequential(nn.Embedding(50, 16), nn.Linear(16, 16), Remembering(16, 3))
+    base = copy.deepcopy(model)
+    inject(model, adapter := Lora(targets="1", rank=2), head=[model[2]])
+    model(IDS).sum().backward()
+    disturb(model)
+    save_adapter(model, adapter, tmp_path / "adapter")
+    assert model[2].last.grad_fn is not None, "it is left as it was"
+    load_adapter(base, tmp_path / "adapter")
+    torch.testing.assert_close(output(base), output(model))
+
+
 class Words(AdapterTask):
     """A script's task: three classes, of token numbers."""
 

@@ -146,6 +146,52 @@ def test_patterns_mean_these_layers_alone() -> None:
     assert patterns(["layers.1.side"], names) == ["^layers.1.side"]
 
 
+@pytest.mark.parametrize("head_begins_at_0", [False, True])
+def test_a_layer_whose_gradient_is_always_0_is_left_out_too(head_begins_at_0: bool) -> None:
+    """As a projection of images is, where there are texts alone; gradients show it if they come through the head."""
+
+    class Muted(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.images = nn.Linear(4, 4)
+            if head_begins_at_0:
+                nn.init.zeros_(self.head.weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(torch.where(torch.ones_like(x) > 0, x, self.images(x)))
+
+    class WithMuted(Toy):
+        def build_model(self) -> nn.Module:
+            return Muted()
+
+    task = built(Lora(targets="all-linear", rank=2), WithMuted)
+    assert task.unread == sorted([*UNREAD, *([] if head_begins_at_0 else ["images"])])
+
+
+@pytest.mark.parametrize("learns_head", [True, False])
+def test_a_model_whose_code_cuts_off_all_gradients_is_refused_before_training(learns_head: bool) -> None:
+    """As Reformer's blocks do, which compute again where a gradient comes back to their inputs."""
+
+    class Cut(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                x = self.blocks[0](x)
+            return self.head(x)
+
+    class Cutting(Toy):
+        def build_model(self) -> nn.Module:
+            model = Cut()
+            del model.blocks[1], model.experts, model.skipped, model.pooler, model.absent
+            return model
+
+        def head(self, model: nn.Module) -> list[nn.Module]:
+            return super().head(model) if learns_head else []
+
+    exclude = () if learns_head else "head"
+    with pytest.raises(InputError, match=r"^E-UNREACHED: no gradient reaches any of the 2 layers .*adapter=full"):
+        built(Lora(targets="all-linear", rank=2, exclude=exclude), Cutting)
+
+
 def test_a_method_without_such_a_setting_is_as_it_was() -> None:
     assert built(FullFineTuning()).unread == []
 

@@ -18,7 +18,12 @@ from loralight.errors import InputError
 from loralight.models.fresh import watching_origins
 from loralight.models.trust import trusting
 from loralight.tasks.image_classification import backbone
-from loralight.tasks.image_classification.backbone import classifiers, find_backbone, load_backbone
+from loralight.tasks.image_classification.backbone import (
+    classifiers,
+    find_backbone,
+    load_backbone,
+    save_backbone,
+)
 from loralight.tasks.image_classification.transforms import evaluation_transform
 
 ARCHITECTURES = ["test_resnet", "test_efficientnet", "test_convnext", "test_nfnet", "test_vit"]
@@ -102,6 +107,13 @@ def test_a_folder_that_timm_saved_for_the_hub_is_read_as_timm_reads_it(tmp_path:
     found = find_backbone(str(tmp_path))
     assert found.preparation() == resolve_data_config({}, model=model)
     assert same(load_backbone(found, num_labels=4), model)
+
+
+def test_layers_that_share_a_weight_each_have_it_in_the_folder(tmp_path: Path) -> None:
+    model, found = timm.create_model("coat_tiny", num_classes=3), find_backbone("coat_tiny")
+    save_backbone(model, found, tmp_path, labels=["a", "b", "c"], preparation=found.preparation())
+    written = load_backbone(find_backbone(str(tmp_path)), num_labels=3)
+    assert same(written, model) and not model._state_dict_hooks
 
 
 def test_timm_s_own_names_have_timm_s_own_preparation() -> None:

@@ -180,6 +180,17 @@ def test_every_layer_but_the_head_takes_lora_and_the_head_learns(
     assert task.fresh(task.model) <= trainable(task.model).keys()
 
 
+@pytest.mark.parametrize("architecture", ["efficientvit_m0", "shvit_s1"])
+def test_a_norm_of_a_new_head_is_new_and_learns_with_it(architecture: str, tmp_path: Path) -> None:
+    model = timm.create_model(architecture, num_classes=7)
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    arguments: dict[str, Any] = {"checkpoint": str(tmp_path), "labels": ["a", "b", "c"]}
+    task = ImageClassification(**arguments, adapter=Lora(targets="all-conv", rank=1))
+    task.configure_model()
+    assert {type(part) for part in task.head(task.model)} == {nn.Linear, nn.BatchNorm1d}
+    assert len(task.fresh(task.model)) == 4 and task.fresh(task.model) <= trainable(task.model).keys()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_predictions_are_those_of_timm_with_the_merged_weights(
     checkpoints: Callable[[str], str], family: str, pictures: list[str]
