@@ -3,7 +3,7 @@
 import pytest
 
 from loralight.errors import InputError
-from loralight.launcher import Launched, is_again, launched
+from loralight.world import Launched, is_again, launched
 
 TASKS = {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "2", "SLURM_STEP_ID": "0"}
 

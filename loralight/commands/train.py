@@ -42,7 +42,6 @@ from loralight.config.sharding import check_sharding
 from loralight.data import TaskData
 from loralight.disk import refuse_taken_away, telling_of_disk
 from loralight.errors import InputError, did_you_mean
-from loralight.launcher import is_again
 from loralight.models.trust import trust_of, trusting
 from loralight.reports.live import LivePage, mark_failed
 from loralight.reports.runs import read_run
@@ -68,6 +67,7 @@ from loralight.training.progress import Throughput, progress_callbacks
 from loralight.training.settling import settle_
 from loralight.training.stop_at_step import StopAtStep
 from loralight.training.task import AdapterTask
+from loralight.world import is_again
 
 
 def main(config: DictConfig) -> float | None:

@@ -23,9 +23,9 @@ import torch
 from torch._C._distributed_c10d import TCPStore
 
 from loralight.errors import InputError
-from loralight.launcher import launched
 from loralight.stopping import SIGNALS, held, listen
 from loralight.training.ranks import Ranks, report_of, tells_of_another
+from loralight.world import launched
 
 Job = Callable[[dict[str, Any], Path], Any]
 

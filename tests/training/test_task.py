@@ -34,6 +34,7 @@ OWNED = (
     "configure_model",
     "configure_optimizers",
     "load_from_checkpoint",
+    "load_state_dict",
     "on_before_optimizer_step",
     "on_fit_end",
     "on_load_checkpoint",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from loralight.commands.checkup.finding import Finding, Machine
 from loralight.errors import InputError
-from loralight.launcher import launched
+from loralight.world import launched
 
 _LEFT_OVER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 _OTHERS = {  # variables of launchers that Lightning knows, and loralight does not use
