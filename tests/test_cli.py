@@ -38,7 +38,6 @@ sys.exit(run(sys.argv[1:]))
         (["train", "task=ner", "--help"], 0, "task.stride="),
         (["explain", "optimizer.lr"], 0, "learning rate"),
         (["explain", "E-MEMORY"], 0, "Out of memory"),
-        (["-m", "train", "launcher=joblib", "launcher.n_jobs=3", "--cfg", "hydra"], 0, "n_jobs: 3"),
         (["train", "adapter.rnk=4"], 2, "'rank'"),
         (["train", "adapter=lroa"], 2, "'lora'"),
         (["trian"], 2, "'train'"),

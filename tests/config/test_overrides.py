@@ -1,0 +1,9 @@
+"""Words of the command line that loralight gives Hydra under other names."""
+
+from loralight.config.overrides import with_launcher
+
+
+def test_a_launcher_has_hydra_s_own_names() -> None:
+    given = ["launcher=joblib", "launcher.n_jobs=3", "task.launcher=x", "hydra/launcher=joblib"]
+    found = with_launcher(given, is_sweep=True)
+    assert found == ["hydra/launcher=joblib", "hydra.launcher.n_jobs=3", "task.launcher=x", "hydra/launcher=joblib"]
