@@ -419,7 +419,16 @@ def test_nothing_that_a_run_writes_is_a_pickle_and_loading_reads_none(
 ) -> None:
     assert in_process("train", *tiny_run, "hydra.run.dir=run") == 0
     files = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]
-    assert {file.suffix for file in files} <= {".safetensors", ".json", ".jsonl", ".yaml", ".log", ".csv", ".md", ".html"}
+    assert {file.suffix for file in files} <= {
+        ".safetensors",
+        ".json",
+        ".jsonl",
+        ".yaml",
+        ".log",
+        ".csv",
+        ".md",
+        ".html",
+    }
     assert any(file.suffix == ".safetensors" for file in files)
     starts = {file: file.read_bytes()[:2] for file in files}
     assert not [file for file, start in starts.items() if start[:1] == b"\x80" or start == b"PK"]
