@@ -23,7 +23,6 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
-from loralight.config.local_packages import VARIABLE
 from loralight.resources import resolve
 from loralight.training import ranks
 from loralight.training.checkpoint import write_folder
@@ -174,7 +173,7 @@ def command_line(folder: Path) -> Iterator[Callable[..., int]]:
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["loralight"])
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setenv(VARIABLE, os.environ.get(VARIABLE, ""))
+    environment = dict(os.environ)
     imported = set(sys.modules)
     handlers = list(logging.getLogger().handlers)
 
@@ -191,6 +190,8 @@ def command_line(folder: Path) -> Iterator[Callable[..., int]]:
         for name in set(sys.modules) - imported:  # a plugin in the folder, whose name another test's may have
             if (getattr(sys.modules[name], "__file__", None) or "").startswith(f"{folder}/"):
                 del sys.modules[name]
+        os.environ.clear()
+        os.environ.update(environment)
         monkeypatch.undo()
 
 

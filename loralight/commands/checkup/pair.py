@@ -74,6 +74,7 @@ class Pair:
                     second.flush()
             self._tell(name, told)
         self._processes[0].wait()
+        self._threads[0].join()  # which reads its last error
         self._has_ended = True
         self._tell("", {})
 
