@@ -159,8 +159,8 @@ class LivePage(lightning.Callback):
             return
         step, (first, since), total = trainer.global_step, self._from, trainer.estimated_stepping_batches
         self._progress = (step, int(total) if total < float("inf") else 0)
-        epochs = f" of {trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
-        self._facts["epoch"] = f"{trainer.current_epoch + 1}{epochs}"
+        epoch, last = trainer.current_epoch + 1, trainer.max_epochs or -1
+        self._facts["epoch"] = f"{min(epoch, last)} of {last}" if last > 0 else f"{epoch}"  # Lightning ends one further
         if step > first:
             pace = (now - since) / (step - first)
             self._facts["a step"] = f"{1000 * pace:.0f} ms, validations included"

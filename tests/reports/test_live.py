@@ -196,6 +196,8 @@ def test_a_run_that_is_told_to_stop_says_how_it_goes_on_and_has_the_whole_curve_
     monkeypatch.setattr(LivePage, "on_train_start", lambda page, *given: (pages.append(page), begun(page, *given)))
     assert in_process("train", *line) == 0
     assert status(tmp_path / "run") == "finished"
+    page = (tmp_path / "run" / live.FILE).read_text()
+    assert "3 of 3" in page and "4 of 3" not in page
     assert [step for step, _ in pages[0]._points["train/loss"]][:6] == list(range(6))
     assert next(step for step, _ in pages[0]._points["validation/accuracy"]) == 4
     assert "<svg" in (tmp_path / "run" / FILE).read_text()
