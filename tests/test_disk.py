@@ -4,6 +4,7 @@ import re
 import resource
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,17 @@ def at_batch(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], Any
     return arrange
 
 
-@pytest.fixture
-def fill_disk() -> Iterator[Callable[[], None]]:
-    """From then on the kernel refuses every further byte of a file, as on a full disk; until the test ends."""
+@contextmanager
+def filling_disk() -> Iterator[Callable[[], None]]:
+    """A function after which the kernel refuses every further byte of a file, as on a full disk, in this context.
+
+    What pytest itself prints may go to a file too, so the context ends within the test.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def assert_one_message(printed: str, code: str) -> str:
@@ -58,10 +64,10 @@ def test_a_disk_that_fills_up_ends_a_run_with_one_message_and_leaves_its_checkpo
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     at_batch: Callable[..., None],
-    fill_disk: Callable[[], None],
 ) -> None:
-    at_batch(8, fill_disk)
-    assert in_process("train", *tiny_run, "trainer.max_epochs=3", *logger, "hydra.run.dir=run") == 2
+    with filling_disk() as fill:
+        at_batch(8, fill)
+        assert in_process("train", *tiny_run, "trainer.max_epochs=3", *logger, "hydra.run.dir=run") == 2
     message = assert_one_message(capsys.readouterr().err, "E-DISK")
     assert "File too large" in message and str(tmp_path / "run") in message
     kept = newest(tmp_path / "run")
