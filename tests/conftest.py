@@ -187,7 +187,6 @@ def command_line(folder: Path) -> Iterator[Callable[..., int]]:
         GlobalHydra.instance().clear()
         logging.captureWarnings(False)
         logging.getLogger().handlers = handlers
-        logging.getLogger("loralight.reports").handlers = []
         for name in set(sys.modules) - imported:  # a plugin in the folder, whose name another test's may have
             if (getattr(sys.modules[name], "__file__", None) or "").startswith(f"{folder}/"):
                 del sys.modules[name]
