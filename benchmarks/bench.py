@@ -19,6 +19,7 @@ from rich.console import Console
 from side_by_side import Row, show
 
 from loralight import logs
+from loralight.kernels.trial import processor
 
 TABLES = ("steps", "lm_loss", "padding", "packing", "epoch", "prefix", "convolutions", "overhead")
 OF_SENTENCES = ("padding", "epoch", "prefix")
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--data", metavar="FOLDER")
     arguments = parser.parse_args()
     console = Console()
-    console.print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), float32; medians of paired ratios")
+    console.print(f"{processor()}, float32; medians of paired ratios", soft_wrap=True)
     for table in arguments.only:
         import_module(table)  # else a missing package would be told of after the tables before
     rows = []

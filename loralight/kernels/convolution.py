@@ -2,16 +2,23 @@
 
 Every pass forms W + scaling B A anew and convolves the input once. The gradients of A and B are computed through the
 few channels of the rank; a gradient of W, which would cost as much as a forward pass, is never formed.
+
+Small maps are different: their products cost no more than the weight's passes through memory, of which W + BA needs
+several, and so does a convolution that orders the weight anew in each pass. There the weight and A are multiplied with
+the patches of the input.
 """
 
 from collections.abc import Iterator
-from itertools import repeat
+from itertools import product, repeat
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+
+from loralight.kernels.linear import is_on_accelerator
 
 Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 """Stride, padding and dilation of a convolution without groups."""
@@ -37,12 +44,115 @@ def lora_convolution(
     device = x.device.type
     given = (weight, bias, lora_A, lora_B, scaling, geometry, gain)
     if not torch.is_autocast_enabled(device):
+        if _is_small(x, weight, geometry):
+            return _of_patches(x, *given)
         y: Tensor = _LoraConvolution.apply(x, *given)
         return y
     x = x.to(torch.get_autocast_dtype(device))
     with torch.autocast(device, enabled=False):
         y = _LoraConvolutionInHalf.apply(x, *given)
         return y
+
+
+def _is_small(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
+    """Whether an image's convolution on a processor has no more pixels than channels in its output."""
+    if x.ndim != 4 or is_on_accelerator(x):
+        return False
+    return len(x) * _space(x, weight, geometry).numel() <= len(weight)
+
+
+def _space(x: Tensor, weight: Tensor, geometry: Geometry) -> torch.Size:
+    """Height and width of the output."""
+    sizes = zip(x.shape[2:], weight.shape[2:], *geometry, strict=True)
+    return torch.Size((size + 2 * pad - gap * (side - 1) - 1) // step + 1 for size, side, step, pad, gap in sizes)
+
+
+def _of_patches(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    scaling: float,
+    geometry: Geometry,
+    gain: Tensor | None,
+) -> Tensor:
+    y: Tensor = _LoraOfPatches.apply(x, weight, lora_A, lora_B, scaling, geometry)
+    if gain is not None:
+        y = y * gain if bias is None else torch.addcmul(bias, y, gain)
+    elif bias is not None:
+        y = y + bias
+    return y.view(len(x), *_space(x, weight, geometry), -1).permute(0, 3, 1, 2)
+
+
+class _LoraOfPatches(Function):
+    """``(W + scaling B A) x`` as a product with the patches of x, which the backward pass takes out of x anew.
+
+    The result is (pixels, out).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float, geometry: Geometry
+    ) -> Tensor:
+        patches = _patches(x, weight, geometry)
+        low = _by_pixels(lora_A) @ patches.T  # (rank, pixels)
+        y = patches @ _by_pixels(weight).T
+        ctx.save_for_backward(x, weight, lora_A, lora_B, low)
+        ctx.scaling, ctx.geometry = scaling, geometry
+        return y.addmm_(low.T, lora_B.flatten(1).T, alpha=scaling)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, lora_A, lora_B, low = ctx.saved_tensors
+        g_low = lora_B.flatten(1).T @ gradient.T  # (rank, pixels)
+        g_B = (low @ gradient).T.mul_(ctx.scaling).view(lora_B.shape)
+        g_x = g_A = None
+        if ctx.needs_input_grad[0]:
+            g_patches = gradient @ _by_pixels(weight)
+            g_patches.addmm_(g_low.T, _by_pixels(lora_A), alpha=ctx.scaling)
+            g_x = _unpatched(g_patches, x, weight, ctx.geometry)
+        if ctx.needs_input_grad[2]:
+            out, channels, *kernel = lora_A.shape
+            g_A = (g_low @ _patches(x, weight, ctx.geometry)).mul_(ctx.scaling)
+            g_A = g_A.view(out, *kernel, channels).permute(0, 3, 1, 2)
+        return g_x, None, g_A, g_B, None, None
+
+
+def _by_pixels(weight: Tensor) -> Tensor:
+    """(out, in, height, width) as (out, height * width * in); without a copy if its channels are last in memory."""
+    return weight.permute(0, 2, 3, 1).flatten(1)
+
+
+def _patches(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """What the kernel sees of x for each pixel of the output, (pixels, height * width * in)."""
+    _, (top, left), _ = geometry
+    image = x.permute(0, 2, 3, 1)
+    if top or left:
+        image = F.pad(image, (0, 0, left, left, top, top))
+    return _windows(image, weight, _space(x, weight, geometry), geometry).flatten(3).flatten(0, 2)
+
+
+def _unpatched(patches: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """The sum of patches in the places of x from which `_patches` takes them; its channels are last in memory."""
+    _, (top, left), _ = geometry
+    count, channels, height, width = x.shape
+    image = patches.new_zeros(count, height + 2 * top, width + 2 * left, channels)
+    windows = _windows(image, weight, _space(x, weight, geometry), geometry)
+    patches = patches.view(windows.shape)
+    for row, column in product(*map(range, weight.shape[2:])):
+        windows[:, :, :, row, column] += patches[:, :, :, row, column]
+    return image[:, top : top + height, left : left + width].permute(0, 3, 1, 2)
+
+
+def _windows(image: Tensor, weight: Tensor, space: torch.Size, geometry: Geometry) -> Tensor:
+    """A view of a padded image, (batch, height, width, in), as (batch, *space, kernel's height, its width, in)."""
+    stride, _, dilation = geometry
+    batch, rows, columns, channels = image.stride()
+    shape = (len(image), *space, *weight.shape[2:], image.shape[-1])
+    steps = (rows * stride[0], columns * stride[1], rows * dilation[0], columns * dilation[1])
+    return image.as_strided(shape, (batch, *steps, channels))
 
 
 class _LoraConvolution(Function):

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from loralight.adapters import LoraLayer
 from loralight.adapters.layers import lora as lora_layers
 from loralight.adapters.layers.lora import LAYERS
+from loralight.kernels import convolution
 from loralight.kernels import linear as kernels
 
 SHAPES = [
@@ -29,6 +30,14 @@ CONVOLUTIONS = [
     (nn.Conv3d(3, 4, 2, stride=(1, 2, 1)), (2, 3, 4, 5, 4)),
     (nn.Conv2d(6, 5, 3, padding=1), (1, 6, 3, 3)),  # a weight larger than its input: by halves of its outputs
     (nn.Conv2d(6, 1, 3, padding=1), (1, 6, 2, 2)),
+    *(
+        SMALL := [  # maps of fewer pixels than channels: products of patches
+            (nn.Conv2d(3, 40, 3, stride=2, padding=1, bias=False), (2, 3, 7, 8)),
+            (nn.Conv2d(3, 40, (1, 3), padding=(0, 2), dilation=(1, 2)), (2, 3, 4, 5)),
+            (nn.Conv2d(3, 40, 1), (2, 3, 4, 5)),
+            (nn.Conv2d(3, 40, 1, stride=2), (2, 3, 8, 9)),
+        ]
+    ),
 ]
 
 
@@ -84,6 +93,28 @@ def test_outputs_and_gradients_are_those_of_the_plain_formula(
     calls = count(monkeypatch, "lora_linear" if isinstance(plain, nn.Linear | Conv1D) else "lora_convolution")
     found = gradients(layer, x)
     assert calls
+    plainly(monkeypatch)
+    for ours, theirs in zip(found, gradients(layer, x), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("plain", "shape"), CONVOLUTIONS, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["usual", "channels last"])
+def test_small_maps_are_a_product_of_patches(
+    plain: nn.Module, shape: tuple[int, ...], layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, x = adapted(plain), torch.randn(shape, dtype=torch.float64)
+    if x.ndim != 4 and layout is torch.channels_last:
+        pytest.skip("the layout is that of images alone")
+    x = x.contiguous(memory_format=layout)
+    products: list[Tensor] = []
+    patches = convolution._patches
+    monkeypatch.setattr(convolution, "_patches", lambda *given: products.append(patches(*given)) or products[-1])
+    found = gradients(layer, x)
+    is_small = any(plain is one for one, _ in SMALL)
+    num_pixels = len(x) * found[0].shape[2:].numel()
+    assert is_small == (x.ndim == 4 and num_pixels <= plain.weight.shape[0])
+    assert [len(rows) for rows in products] == ([num_pixels] * 2 if is_small else [])  # kept from neither pass
     plainly(monkeypatch)
     for ours, theirs in zip(found, gradients(layer, x), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
