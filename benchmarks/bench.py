@@ -13,7 +13,6 @@ import warnings
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
 
-import torch
 import transformers
 from rich.console import Console
 from side_by_side import Row, show
