@@ -9,7 +9,7 @@ the patches of the input.
 """
 
 from collections.abc import Iterator
-from itertools import product, repeat
+from itertools import chain, product, repeat
 from typing import Any
 
 import torch
@@ -19,9 +19,12 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from loralight.kernels.linear import is_on_accelerator
+from loralight.kernels.trial import Way, is_faster
 
 Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 """Stride, padding and dilation of a convolution without groups."""
+
+_WORTH_A_TRIAL = 2**14  # elements of a weight
 
 
 def lora_convolution(
@@ -44,7 +47,7 @@ def lora_convolution(
     device = x.device.type
     given = (weight, bias, lora_A, lora_B, scaling, geometry, gain)
     if not torch.is_autocast_enabled(device):
-        if _is_small(x, weight, geometry):
+        if _is_small(x, weight, geometry) and _patches_gain(x, *given):
             return _of_patches(x, *given)
         y: Tensor = _LoraConvolution.apply(x, *given)
         return y
@@ -59,6 +62,22 @@ def _is_small(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     if x.ndim != 4 or is_on_accelerator(x):
         return False
     return len(x) * _space(x, weight, geometry).numel() <= len(weight)
+
+
+def _patches_gain(x: Tensor, weight: Tensor, *others: Any) -> bool:
+    """Whether the product of patches is faster than the convolution on this processor, by a trial of both.
+
+    Numbers of pixels up to the same power of two share a trial, so that a smaller last batch hardly needs another.
+    """
+    if weight.numel() < _WORTH_A_TRIAL or x.device.type != "cpu" or x.dtype is not torch.float32:
+        return True
+    num_pixels = len(x) * _space(x, weight, others[4]).numel()
+
+    def ways() -> tuple[Way, Way]:
+        return lambda: _of_patches(x, weight, *others), lambda: _LoraConvolution.apply(x, weight, *others)
+
+    at_most = 1 << (num_pixels - 1).bit_length()
+    return is_faster("patches", *weight.shape, *chain(*others[4]), at_most, ways=ways)
 
 
 def _space(x: Tensor, weight: Tensor, geometry: Geometry) -> torch.Size:
