@@ -187,6 +187,10 @@ def command_line(folder: Path) -> Iterator[Callable[..., int]]:
         GlobalHydra.instance().clear()
         logging.captureWarnings(False)
         logging.getLogger().handlers = handlers
+        tables = logging.getLogger("loralight.reports")
+        for handler in tables.handlers:  # of the run's log of tables, which a test's end would warn of as left open
+            handler.close()
+        tables.handlers = []
         for name in set(sys.modules) - imported:  # a plugin in the folder, whose name another test's may have
             if (getattr(sys.modules[name], "__file__", None) or "").startswith(f"{folder}/"):
                 del sys.modules[name]
