@@ -1,7 +1,9 @@
 """``loralight evaluate``: a finished run's metrics, on any split or other data, also beside those of the base model."""
 
 import json
+from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ from loralight.artifacts.peft_format import is_of_peft, peft_adapter
 from loralight.artifacts.run_folder import read_config
 from loralight.commands.measuring import check_split, measure, measuring, read_data
 from loralight.commands.summary import metrics_table
-from loralight.config.build import adapter_node, build_task, check_config
+from loralight.config.build import adapter_node, build_probe, build_task, build_trainer, check_config
 from loralight.config.composition import plain
 from loralight.data import TaskData
 from loralight.errors import InputError
+from loralight.models.trust import trust_of, trusting
+from loralight.training.forgetting.watch import Forgetting
 from loralight.training.task import AdapterTask
 
 
@@ -36,10 +40,17 @@ def main(config: DictConfig) -> dict[str, float]:
 
 def work(config: dict[str, Any]) -> dict[str, float]:
     """Evaluate the run's adapter on the data that ``config`` describes."""
-    config, task, data = read_trained(config)
+    config, task, data, load_ = _read(config)
+    probe = build_probe(config)
+    forgetting = None if probe is None else Forgetting(probe, build_trainer(config, Path(config["run"]), []))
+    if forgetting is not None:
+        with trusting(**trust_of(config)):
+            forgetting.begin(task)
+    load_()
     if config["base"]:
         _check_base(task)
     metrics = measure(config, task, data)
+    metrics |= {} if forgetting is None else forgetting.end(task)
     base = _measure_base(config, task, data) if config["base"] else {}
     baseline = {f"{config['split']}/{name}": value for name, value in data.baseline(config["split"]).items()}
     logs.show(metrics_table(metrics, {"base model": base, "trivial answer": baseline}))
@@ -66,14 +77,20 @@ def _measure_base(config: dict[str, Any], task: AdapterTask, data: TaskData) -> 
 
 def read_trained(config: dict[str, Any]) -> tuple[dict[str, Any], AdapterTask, TaskData]:
     """A run's config for evaluation, its trained task, and the data that the config describes."""
+    config, task, data, load_ = _read(config)
+    load_()
+    return config, task, data
+
+
+def _read(config: dict[str, Any]) -> tuple[dict[str, Any], AdapterTask, TaskData, Callable[[], None]]:
+    """The same with the task as before training, and what loads the trained weights into it."""
     check_split(config["split"])
     config, folder, made = _with_adapter(measuring(config))
     check_config(config)
     data = read_data(config, made)
     with no_larger_than_saved(folder):
         task = build_task(config, data.model_arguments())
-    load_adapter(task, folder, made)
-    return config, task, data
+    return config, task, data, partial(load_adapter, task, folder, made)
 
 
 def _with_adapter(config: dict[str, Any]) -> tuple[dict[str, Any], Path, dict[str, Any]]:

@@ -68,6 +68,9 @@ def test_a_run_tells_what_it_forgot_and_trains_as_it_would_without_the_probe(
     weights = [load_file(tmp_path / run / "adapter/adapter_model.safetensors") for run in ("with", "without")]
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    assert in_process("evaluate", "run=without", *general, "output=later.json") == 0
+    later = json.loads((tmp_path / "later.json").read_text())
+    assert {name: later[f"forgetting/{name}"] for name in found} == pytest.approx(found, rel=1e-6)
     (tmp_path / "general.txt").unlink()
     assert in_process("evaluate", "run=with") == 0, "which needs no probe"
 
