@@ -11,10 +11,10 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CO
 # workers would only wait for one another. A file's tests go to one worker: what they share is made once.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
-.PHONY: help demo test test-all check docs bench recipes bench-start clean
+.PHONY: help demo test test-all test-distributed-all check docs bench recipes bench-start clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo 'TASK=x       the task of make demo         make demo TASK=ner'
 	@echo 'ARGS="..."   more words for the command    make demo ARGS="adapter.rank=16"    make test ARGS="-k resume"'
@@ -29,6 +29,10 @@ test: .venv/test.stamp ## run the tests of every commit
 
 test-all: .venv/test.stamp ## run all tests, the long ones too
 	$(PYTEST) $(ARGS)
+
+# One test at a time: each starts several processes of its own.
+test-distributed-all: .venv/test.stamp ## run all tests of several processes, the long ones too
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/distributed $(ARGS)
 
 # Types are checked in the installed layout, where conf/ and tasks/ are loralight.conf and loralight.tasks: static
 # tools cannot follow an editable install there. Built through an sdist, so no file deleted since can be in it.

@@ -5,6 +5,7 @@ from typing import Any
 import lightning
 
 from loralight.data import TaskData
+from loralight.errors import InputError
 
 
 def in_rows(trainer: lightning.Trainer, epoch: int, batches: int) -> dict[str, Any]:
@@ -25,11 +26,16 @@ def in_batches(trainer: lightning.Trainer, at: dict[str, Any]) -> dict[str, Any]
     If steps have another size than when the position was saved (``is_dealt_anew``), then ``ahead`` is the number of
     steps by which the run would be further than it is, if all of its steps had had the present size. It is 0 if
     ``max_steps`` ends the run, as a schedule then counts steps and not rows.
+
+    Raises:
+        InputError: the position does not say which rows are done (``E-CKPT-STATE``).
     """
     data, accumulated = _data(trainer), trainer.accumulate_grad_batches
     # earlier versions dealt each batch by itself, and kept neither their size nor that of steps
     of_batch = data.batch_size * at["ranks"]
     dealt = at.get("dealt", [(of_batch, at["batches"])] if at["batches"] else [])
+    if not _is_dealt(dealt):  # a negative number, for one, would take rows twice
+        raise InputError("E-CKPT-STATE", f"the checkpoint's steps are {str(dealt)[:200]}; give one that a run wrote")
     last = _num_batches(trainer, data.go_on_at(at["epoch"], None))
     done = data.go_on_at(at["epoch"], dealt)
     if is_last := at["is_last"] or done >= last:
@@ -49,6 +55,14 @@ def in_batches(trainer: lightning.Trainer, at: dict[str, Any]) -> dict[str, Any]
         "ahead": ahead,
         "is_dealt_anew": is_dealt_anew,
     }
+
+
+def _is_dealt(dealt: Any) -> bool:
+    """Whether a value that was read from a file is pairs of positive whole numbers."""
+    return isinstance(dealt, list) and all(
+        isinstance(part, list | tuple) and len(part) == 2 and all(type(number) is int and number > 0 for number in part)
+        for part in dealt
+    )
 
 
 def _data(trainer: lightning.Trainer) -> TaskData:
