@@ -54,11 +54,15 @@ class Group:
                 found.append(value)
         return median(found) if found else None
 
+    def by_seed(self, metric: str) -> dict[int | None, float]:
+        """The score of each seed that has one."""
+        scores = {run.summary.get("seed"): run.score(metric) for run in self.runs}
+        return {seed: score for seed, score in scores.items() if score is not None}
+
     def ahead_of(self, other: "Group", metric: str) -> Estimate | None:
         """The mean difference between runs with equal seeds, with its interval; None if the groups share no seed."""
-        mine, theirs = ({run.summary.get("seed"): run.score(metric) for run in one.runs} for one in (self, other))
-        pairs = [(mine[seed], theirs[seed]) for seed in mine if seed in theirs]
-        differences = [one - two for one, two in pairs if one is not None and two is not None]
+        mine, theirs = self.by_seed(metric), other.by_seed(metric)
+        differences = [mine[seed] - theirs[seed] for seed in mine if seed in theirs]
         return estimate(differences) if differences else None
 
 

@@ -1,10 +1,14 @@
 """The numbers of a comparison in sentences."""
 
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from loralight.reports.groups import Group
+from loralight.reports.intervals import margin_of_all_pairs
 from loralight.reports.row_by_row import Pair
+
+_LEVEL = 0.05  # of the sign tests of all pairs together (Bonferroni)
 
 
 def verdict(
@@ -12,8 +16,8 @@ def verdict(
 ) -> list[str]:
     """A sentence for each group, compared with the best group in score and cost.
 
-    A difference is significant if the 95 % interval of the paired differences over seeds excludes zero. A single seed
-    gives no interval.
+    A difference is significant if its 95 % interval over seeds excludes zero: the pair's own, and that of all pairs
+    together, as the best of many equal methods is ahead of some by chance. A single seed gives no interval.
 
     Args:
         groups: all groups, including ``best``.
@@ -26,33 +30,44 @@ def verdict(
     assert score is not None
     lines = [f"{best.name} has the best {metric}: {score}."]
     others = [other for other in groups if other is not best]
-    lines += [_beside(best, other, metric, mode=mode, pair=pairs.get(id(other))) for other in others]
+    together, level = _margin(groups, metric), _LEVEL / max(1, math.comb(len(groups), 2))
+    for other in others:
+        told = _beside(best, other, metric, mode=mode, together=together)
+        lines.append(f"{told}{_of_rows(pairs[id(other)], level) if id(other) in pairs else ''}.")
     if any(len(group.runs) < 2 for group in groups):
         lines.append("Of a single seed no difference can be told from chance: several (seeds=5) say how sure it is.")
     return lines
 
 
-def _beside(best: Group, other: Group, metric: str, *, mode: str, pair: Pair | None) -> str:
+def _margin(groups: Sequence[Group], metric: str) -> float:
+    """The margin of all differences between three or more groups, by the seeds that all have; 0 if it needs none."""
+    scores = [group.by_seed(metric) for group in groups]
+    common = sorted(set(scores[0]).intersection(*scores), key=str)
+    if len(groups) < 3 or len(common) < 2:
+        return 0.0
+    return margin_of_all_pairs([[of_seed[seed] for seed in common] for of_seed in scores])
+
+
+def _beside(best: Group, other: Group, metric: str, *, mode: str, together: float) -> str:
     ahead = best.ahead_of(other, metric)
     if ahead is None:
-        return f"{other.name} has no run of a seed that {best.name} has: not compared."
+        return f"{other.name} has no run of a seed that {best.name} has: not compared"
     gain = ahead.mean if mode == "max" else -ahead.mean
-    margin = "" if ahead.margin is None else f" ± {ahead.margin:.4f}"
-    if ahead.margin is None and not gain:
-        said = f"{other.name} is as good, in one seed"
-    elif ahead.margin is None:
-        said = f"{other.name} is {gain:.4f} behind it, in one seed"
-    elif ahead.excludes_zero and gain > 0:
-        said = f"{other.name} is behind it by {gain:.4f}{margin}"
+    if ahead.margin is None:
+        how = f"{gain:.4f} behind it" if gain else "as good"
+        return f"{other.name} is {how}, in one seed{_price(best, other)}"
+    margin = max(ahead.margin, together)
+    if gain > margin:
+        said = f"{other.name} is behind it by {gain:.4f} ± {margin:.4f}"
     else:
-        said = f"{other.name} is not distinguishable from it (difference {gain:.4f}{margin})"
-    return f"{said}{_price(best, other)}{_of_rows(pair) if pair else ''}."
+        said = f"{other.name} is not distinguishable from it (difference {gain:.4f} ± {margin:.4f})"
+    return f"{said}{_price(best, other)}"
 
 
-def _of_rows(pair: Pair) -> str:
+def _of_rows(pair: Pair, level: float) -> str:
     """Words on the rows that both answered: a difference needs the sign test and the interval to agree."""
     told = f"better on {pair.better} and worse on {pair.worse} of {pair.num_rows} rows"
-    differ = pair.p < 0.05 and not pair.low <= 0 <= pair.high
+    differ = pair.p < level and not pair.low <= 0 <= pair.high
     return f"; row by row the best is {told}, {'more than' if differ else 'as'} chance would give (p = {pair.p:.2g})"
 
 

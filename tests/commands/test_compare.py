@@ -100,10 +100,13 @@ def test_the_interval_is_wrong_for_few_of_many_pairs_of_equal_methods() -> None:
     assert 0.03 < sum(claimed) / len(claimed) < 0.07
 
 
-def test_student_s_quantiles_are_those_of_scipy() -> None:
+def test_quantiles_are_those_of_scipy() -> None:
     stats = pytest.importorskip("scipy.stats")
-    from loralight.reports.intervals import _T
+    from loralight.reports.intervals import _T, studentised_range
 
+    for methods, freedom in [(3, 4), (9, 16), (9, 8), (4, 12)]:
+        expected = stats.studentized_range.ppf(0.95, methods, freedom)
+        assert studentised_range(methods, freedom) == pytest.approx(expected, rel=0.01)
     assert [stats.t.ppf(0.975, degrees) for degrees in range(1, len(_T) + 1)] == pytest.approx(list(_T), abs=6e-4)
 
 
