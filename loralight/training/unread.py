@@ -132,10 +132,29 @@ def _passes(model: nn.Module, learning: Learning, names: set[str], loss: Loss) -
 def _muted(read: set[str], moved: set[str], names: set[str]) -> set[str]:
     """The adapted layers whose gradient is always 0, such as that of a projection of images which texts do not have.
 
-    One in a list of blocks is left: its block may begin as an identity. And so are all if no gradient comes through the
-    head, which then begins at 0.
+    One in a list of blocks is left, as its block may begin as an identity, unless it is `_idle_at_the_end`. And so are
+    all if no gradient comes through the head, which then begins at 0.
     """
-    return {name for name in (read & names) - moved if not _NUMBER.search(name)} if moved & names else set()
+    if not moved & names:
+        return set()
+    still = (read & names) - moved
+    return {name for name in still if not _NUMBER.search(name) or _idle_at_the_end(name, moved, names)}
+
+
+def _idle_at_the_end(name: str, moved: set[str], names: set[str]) -> bool:
+    """Whether a layer of the last block has a gradient of 0, though others of the block and those before it learn.
+
+    The head of a Longformer reads the first token alone, for which the last block has other projections than for the
+    rest. An expert of a mixture has the same gradient if no token came to it, but then none of its layers learns.
+    """
+    first = _NUMBER.search(name)
+    assert first
+    blocks, layer = name[: first.start()], name[first.end() :]
+    alike = re.compile(rf"{re.escape(blocks)}(\d+){re.escape(layer)}")
+    before = {other: int(found[1]) for other in names if other != name and (found := alike.fullmatch(other))}
+    learns_beside = any(other.startswith(f"{blocks}{first[0]}.") for other in moved & names)
+    is_last = bool(before) and max(before.values()) < int(first[0])
+    return is_last and learns_beside and before.keys() <= moved and not _NUMBER.search(layer)
 
 
 @contextmanager

@@ -168,6 +168,37 @@ def test_a_layer_whose_gradient_is_always_0_is_left_out_too(head_begins_at_0: bo
     assert task.unread == sorted([*UNREAD, *([] if head_begins_at_0 else ["images"])])
 
 
+@pytest.mark.parametrize(
+    ("silent", "left_out"),
+    [
+        ({(2, "side")}, ["blocks.2.side"]),  # as a Longformer's projections for all but the first token
+        ({(1, "side")}, []),  # not the last one
+        ({(2, "side"), (2, "used")}, []),  # a block that begins as an identity
+        ({(1, "side"), (2, "side")}, []),
+    ],
+)
+def test_of_the_last_block_what_the_head_does_not_read_is_left_out(
+    silent: set[tuple[int, str]], left_out: list[str]
+) -> None:
+    class Blocks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            parts = ("used", "side")
+            self.blocks = nn.ModuleList(nn.ModuleDict({part: nn.Linear(4, 4) for part in parts}) for _ in range(3))
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for number, block in enumerate(self.blocks):
+                x = x + sum(layer(x) * ((number, name) not in silent) for name, layer in block.items())
+            return self.head(x)
+
+    class OfBlocks(Toy):
+        def build_model(self) -> nn.Module:
+            return Blocks()
+
+    assert built(Lora(targets="all-linear", rank=2), OfBlocks).unread == left_out
+
+
 @pytest.mark.parametrize("learns_head", [True, False])
 def test_a_model_whose_code_cuts_off_all_gradients_is_refused_before_training(learns_head: bool) -> None:
     """As Reformer's blocks do, which compute again where a gradient comes back to their inputs."""
