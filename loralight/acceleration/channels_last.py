@@ -34,19 +34,21 @@ class ChannelsLast(Acceleration):
         kernels = [module.weight for module in facts.model.modules() if isinstance(module, nn.Conv2d)]
         # exact class: a part of a weight (FSDP2) or a quantised one has a format of its own
         self._kernels = [one for one in kernels if type(one) is nn.Parameter and not one.requires_grad]
-        self._put_kernels(torch.channels_last)
+        self.switch_(facts.model.training)
         return None
 
+    def switch_(self, training: bool) -> None:
+        layout = torch.channels_last if training else torch.contiguous_format  # evaluation equals the plain model
+        for kernel in self._kernels:
+            kernel.data = kernel.data.contiguous(memory_format=layout)
+
     def end_(self) -> None:
-        self._put_kernels(torch.contiguous_format)
+        self.switch_(False)
+        self._kernels = []
 
     def detach_(self, model: nn.Module) -> None:
         self.end_()
         self._hook.remove()
-
-    def _put_kernels(self, layout: torch.memory_format) -> None:
-        for kernel in self._kernels:
-            kernel.data = kernel.data.contiguous(memory_format=layout)
 
 
 def _put_channels_last(stem: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:

@@ -58,8 +58,11 @@ def lora_convolution(
 
 
 def _is_small(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
-    """Whether an image's convolution on a processor has no more pixels than channels in its output."""
-    if x.ndim != 4 or is_on_accelerator(x):
+    """Whether an image's convolution on a processor has no more pixels than channels in its output.
+
+    Never without gradients, so that evaluation at step 0 equals the plain model bit for bit.
+    """
+    if x.ndim != 4 or is_on_accelerator(x) or not torch.is_grad_enabled():
         return False
     return len(x) * _space(x, weight, geometry).numel() <= len(weight)
 

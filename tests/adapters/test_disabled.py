@@ -331,9 +331,10 @@ def test_what_is_computed_again_in_the_backward_pass_is_computed_as_it_was(
     expected = gradients(model.train(), off=off, backward_off=False)
     recompute_(model, [])
     found = gradients(model, off=off, backward_off=backward_off)
-    assert torch.equal(found[0], expected[0])
     assert found[1].keys() == expected[1].keys() and bool(found[1]) != off
-    assert all(torch.equal(found[1][name], gradient) for name, gradient in expected[1].items())
+    for again, first in [(found[0], expected[0]), *((found[1][name], one) for name, one in expected[1].items())]:
+        # MKL's products hang in their last bit on where in memory their operands lie, on processors with AVX2 alone
+        assert (again - first).norm() <= 1e-5 * first.norm()
 
 
 def test_a_checkpoint_of_one_s_own_is_told_by_its_context() -> None:
