@@ -33,6 +33,8 @@ def test_every_verb_with_settings_has_its_config(verb: str) -> None:
         ("adapter.rnk=4", "there is no setting 'adapter.rnk'. Did you mean 'rank' or 'lr_rank'?"),
         ("lr=1", "Did you mean 'adapter.lr' or 'optimizer.lr'?"),
         ("trainer.qqqqq=1", "trainer has: _target_, accelerator"),
+        ("trainer=tp", "trainer=tp: tensor parallelism is not offered. Each kind of adapted layer would need a plan"),
+        ("trainer=tensor_parallel", "trainer=fsdp holds a part of each weight on each device too"),
         ("scheduler=cosin", "scheduler=cosin: there is no such choice. Did you mean 'cosine'? Possible: constant, "),
         ("scheduler=qqqqq", "there is no such choice. Possible: constant, cosine, linear"),
         ("adapter.rank=[1", "E-OVERRIDE"),
