@@ -460,5 +460,5 @@ class AdapterTask(lightning.LightningModule, Contract):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.load_trainable(checkpoint["state_dict"], "the checkpoint")
-        self._epoch_loss.sums = checkpoint["epoch_sums"]
+        self._epoch_loss.load_(checkpoint.get("epoch_sums"))
         checkpoint["state_dict"] = {}
