@@ -34,7 +34,7 @@ _TENSOR_PARALLEL = (
     "faster for a base that fits one device (docs/scaling.md)"
 )
 _NOT_OFFERED = {("trainer", name): _TENSOR_PARALLEL for name in ("tp", "tensor_parallel")}
-_EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
+_EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}
 """The extras that bring launchers."""
 CONFIG_PATH = "pkg://loralight.conf"
 TRUSTED = ("loralight", *LIBRARIES)
