@@ -75,10 +75,10 @@ def work(settings: dict[str, Any], folder: Path) -> None:
     A batch of all processes is cut into a part for each, in the inputs' order. So lines are written as in one process,
     and memory holds the predictions of one batch.
     """
+    logs.configure(rank=process_rank() or 0)
     strategy = build_trainer({"trainer": settings["trainer"]}, folder, []).strategy
     strategy.setup_environment()
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
-    logs.configure(rank=rank)
     inputs, size = settings["inputs"], settings["batch_size"] * num_ranks
     tasks = _load(settings, str(strategy.root_device))
     starts = range(0, len(inputs), size)

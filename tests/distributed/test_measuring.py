@@ -77,11 +77,12 @@ def test_sharded_weights_measure_the_same(run: Path, in_process: InProcess, tmp_
 
 @pytest.mark.parametrize(("file", "number"), [("seven", 2), ("one", 2), ("seven", 3)])
 def test_predictions_are_in_the_order_of_the_inputs(
-    file: str, number: int, run: Path, in_process: InProcess, tmp_path: Path
+    file: str, number: int, run: Path, in_process: InProcess, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     line = ["predict", "run=run", f"input={file}.csv", "batch_size=2"]
     assert in_process(*line, "device=cpu", "output=one.jsonl") == 0
     assert in_process(*line, *several(number), "output=several.jsonl") == 0
+    assert capfd.readouterr() == ("", "")
     one, several_ = (read(tmp_path / f"{name}.jsonl") for name in ("one", "several"))
     assert [answer["text"] for answer in several_] == [answer["text"] for answer in one]
     assert [answer["label"] for answer in several_] == [answer["label"] for answer in one]
