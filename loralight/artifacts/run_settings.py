@@ -25,6 +25,8 @@ _CHOICE = re.compile(r"(\+?)(\w+(?:/\w+)*)=([\w.-]+(?:/[\w.-]+)*|\[[\w.,/ -]+\])
 _GONE = re.compile(r"~([A-Za-z_]\w*(?:\.\w+)*)(?:=.*)?")
 _OPTIONAL = ("callbacks", "logger", "scheduler")
 _ONLY_TO_TRAIN = (*_OPTIONAL, "optimizer", "compile", "auto_batch", "budget", "page", "forgetting")
+_ALONE = {"trainer.devices": 1, "trainer.num_nodes": "auto", "trainer.strategy": "auto"}
+"""How a run is measured unless the user asks for several processes, in however many it was trained."""
 _FROM_HERE = re.compile(r"\$\{(?:oc\.env|hydra|now)[:.][^{}]*(?:\{[^{}]*\}[^{}]*)*\}")
 _NAMES_OF_METRICS = ("monitor", "mode")
 _ALLOWED_ANEW = ("model.trust_remote_code", "model.allow_pickle")  # the user must allow them each time
@@ -84,6 +86,8 @@ class RunSettings:
         saved = {key: value for key, value in self._saved.items() if key not in ("names", "resume")}
         changed = [as_override(name, value) for name, value in self._differences(saved, base, "")]
         changed += [as_override(name, value) for name, value in self._newer(base)]
+        if not self._trains and "trainer" not in self._chosen_anew:
+            changed += [as_override(name, value) for name, value in _ALONE.items() if not self._is_named(name)]
         kept = [o for o in (*choices, *gone) if o.lstrip("+~").partition("=")[0] not in self._chosen_anew]
         return [*kept, *changed]
 
@@ -97,7 +101,7 @@ class RunSettings:
     def _wanted(self, name: str, value: Any = None) -> bool:
         """Whether the command needs a part; measuring does not need a profiler, for example."""
         inside_trainer = name.startswith("trainer.") and isinstance(value, dict)
-        return self._trains or not (name in _ONLY_TO_TRAIN or inside_trainer)
+        return self._trains or not (name in _ONLY_TO_TRAIN or name in _ALONE or inside_trainer)
 
     def _find_choices(self, said: Iterable[str]) -> dict[str, tuple[str, str]]:
         """The option of each group: as the run recorded it, or as its command line said."""

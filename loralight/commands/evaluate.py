@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from omegaconf import DictConfig
@@ -19,28 +20,38 @@ from loralight.commands.measuring import check_split, measure, measuring, read_d
 from loralight.commands.summary import metrics_table
 from loralight.config.build import adapter_node, build_probe, build_task, build_trainer, check_config
 from loralight.config.composition import plain
+from loralight.config.sharding import check_sharding, shards
 from loralight.data import TaskData
 from loralight.errors import InputError
 from loralight.models.trust import trust_of, trusting
 from loralight.training.forgetting.watch import Forgetting
+from loralight.training.launch import check_processes, launch, process_rank, world_size
 from loralight.training.task import AdapterTask
 
 
 def main(config: DictConfig) -> dict[str, float]:
-    """The job that Hydra runs. Returns the metrics."""
-    logs.configure()
+    """The job that Hydra runs: measure in as many processes as asked for. Returns the metrics."""
+    logs.configure(rank=process_rank() or 0)
     settings = plain(config)
     output = settings["output"]
     refuse_existing(output)
-    metrics = work(settings)
-    if output:
+    check_split(settings["split"])
+    check_processes(settings["trainer"])
+    check_sharding(settings)
+    if shards(settings["trainer"]) and settings["base"]:
+        raise InputError("E-FSDP", "base=true measures by whole weights in each process; take trainer=ddp, or leave it")
+    with TemporaryDirectory() as logs_of_processes:
+        metrics: dict[str, float] = launch(work, settings, Path(logs_of_processes))
+    if output and process_rank() in (None, 0):
         Path(output).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     return metrics
 
 
-def work(config: dict[str, Any]) -> dict[str, float]:
-    """Evaluate the run's adapter on the data that ``config`` describes."""
-    config, task, data, load_ = _read(config)
+def work(config: dict[str, Any], _: Path) -> dict[str, float]:
+    """Evaluate the run's adapter on the data that ``config`` describes; each process measures its part of the rows."""
+    rank = process_rank() or 0
+    logs.configure(rank=rank)
+    config, task, data, load_ = _read(measuring(config, alone=world_size(config["trainer"]) == 1))
     probe = build_probe(config)
     forgetting = None if probe is None else Forgetting(probe, build_trainer(config, Path(config["run"]), []))
     if forgetting is not None:
@@ -53,7 +64,8 @@ def work(config: dict[str, Any]) -> dict[str, float]:
     metrics |= {} if forgetting is None else forgetting.end(task)
     base = _measure_base(config, task, data) if config["base"] else {}
     baseline = {f"{config['split']}/{name}": value for name, value in data.baseline(config["split"]).items()}
-    logs.show(metrics_table(metrics, {"base model": base, "trivial answer": baseline}))
+    if rank == 0:
+        logs.show(metrics_table(metrics, {"base model": base, "trivial answer": baseline}))
     return metrics | {f"base/{name}": value for name, value in base.items()}
 
 
@@ -76,16 +88,16 @@ def _measure_base(config: dict[str, Any], task: AdapterTask, data: TaskData) -> 
 
 
 def read_trained(config: dict[str, Any]) -> tuple[dict[str, Any], AdapterTask, TaskData]:
-    """A run's config for evaluation, its trained task, and the data that the config describes."""
-    config, task, data, load_ = _read(config)
+    """A run's config to measure in this process alone, its trained task, and the data that the config describes."""
+    check_split(config["split"])
+    config, task, data, load_ = _read(measuring(config))
     load_()
     return config, task, data
 
 
 def _read(config: dict[str, Any]) -> tuple[dict[str, Any], AdapterTask, TaskData, Callable[[], None]]:
     """The same with the task as before training, and what loads the trained weights into it."""
-    check_split(config["split"])
-    config, folder, made = _with_adapter(measuring(config))
+    config, folder, made = _with_adapter(config)
     check_config(config)
     data = read_data(config, made)
     with no_larger_than_saved(folder):

@@ -1,11 +1,14 @@
 """Measures a trained task on a split, for several commands; nothing is written."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from loralight.config.build import build_data, build_trainer
 from loralight.data import TaskData
 from loralight.errors import InputError
+from loralight.training.fully_shard import FullyShard
+from loralight.training.launch import world_size
 from loralight.training.progress import progress_callbacks
 from loralight.training.task import AdapterTask
 
@@ -16,10 +19,29 @@ def check_split(split: str) -> None:
         raise InputError("E-SPLIT", f"split={split}: choose validation or test")
 
 
-def measuring(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's config, changed to measure in this process alone and to write nothing."""
-    alone = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
-    return {**config, "callbacks": {}, "logger": {}, "trainer": {**config["trainer"], **alone}}
+def measuring(config: dict[str, Any], *, alone: bool = True) -> dict[str, Any]:
+    """A run's config, changed to measure and to write nothing.
+
+    Args:
+        config: in plain values.
+        alone: whether this process measures by itself, whatever the trainer's settings say.
+    """
+    trainer = {**config["trainer"], "devices": 1, "num_nodes": 1, "strategy": "auto"} if alone else config["trainer"]
+    return {**config, "callbacks": {}, "logger": {}, "trainer": trainer}
+
+
+def refuse_several(verb: str, why: str, trainer: Mapping[str, Any]) -> None:
+    """Raise ``E-DEVICES`` if a trainer's settings, or torchrun or srun, ask for several processes.
+
+    Args:
+        verb: the command.
+        why: the reason why it runs in one process.
+        trainer: its settings.
+    """
+    if (several := world_size(trainer)) > 1:
+        raise InputError(
+            "E-DEVICES", f"loralight {verb} runs in one process, and here are {several}: {why}. Give trainer.devices=1"
+        )
 
 
 def read_data(config: dict[str, Any], made: dict[str, Any]) -> TaskData:
@@ -40,5 +62,7 @@ def measure(config: dict[str, Any], task: AdapterTask, data: TaskData) -> dict[s
     """The task's metrics on the split that ``config`` names."""
     data.suit_(task.model)
     trainer = build_trainer(config, Path(config["run"]), progress_callbacks(data.batch_size)[1])
+    if isinstance(trainer.strategy, FullyShard):
+        trainer.strategy.suit_(task)
     run = trainer.test if config["split"] == "test" else trainer.validate
     return {name: float(value) for name, value in run(task, datamodule=data, verbose=False)[0].items()}

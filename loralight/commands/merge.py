@@ -24,7 +24,7 @@ from loralight.artifacts.certificate import (
 from loralight.artifacts.export import adapter_folder, read_recipe
 from loralight.artifacts.loading import load
 from loralight.artifacts.output import refuse_existing
-from loralight.commands.measuring import check_split, measure, measuring, read_data
+from loralight.commands.measuring import check_split, measure, measuring, read_data, refuse_several
 from loralight.config.build import check_config
 from loralight.config.composition import plain
 from loralight.data import TaskData
@@ -44,6 +44,7 @@ def main(config: DictConfig) -> dict[str, Any]:
 
 def work(config: dict[str, Any]) -> dict[str, Any]:
     """Merge, measure, and write the model if it is within the tolerance."""
+    refuse_several("merge", "it reads each weight once, changes it and writes it", config["trainer"])
     dtype, tolerance, output = _checked(config)
     config = measuring(config)
     check_config(config)

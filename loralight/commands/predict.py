@@ -2,12 +2,14 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TextIO
 
+import torch.distributed as dist
 from omegaconf import DictConfig
 from rich import get_console
 from rich.progress import track
@@ -17,44 +19,46 @@ from loralight.artifacts.bank import load_many
 from loralight.artifacts.loading import build, find_recipe
 from loralight.artifacts.output import refuse_existing
 from loralight.commands.typed import typed
-from loralight.config.build import task_class
+from loralight.config.build import build_trainer, task_class
 from loralight.config.check import check_keywords
 from loralight.config.composition import plain
+from loralight.config.sharding import shards
+from loralight.data.dealing import evenly
 from loralight.errors import InputError
 from loralight.models.trust import trust_of, trusting
+from loralight.training.launch import check_processes, launch, process_rank, world_size
 from loralight.training.task import AdapterTask
 
 
 def main(config: DictConfig) -> None:
     """The job that Hydra runs: reads all inputs before it loads the model, and writes predictions batch by batch."""
-    logs.configure()
+    logs.configure(rank=process_rank() or 0)
     settings = plain(config)
-    output, size = settings["output"], settings["batch_size"]
+    output, size, run = settings["output"], settings["batch_size"], settings["run"]
     refuse_existing(output)
     if output and settings["stream"]:
         raise InputError("E-STREAM", "stream=true writes to the terminal; leave out output, or stream")
     if size < 1:
         raise InputError("E-BATCH", f"batch_size is {size}; give at least 1")
-    run, base, device = settings["run"], settings["checkpoint"], settings["device"]
+    check_processes(settings["trainer"])
     asks = settings["input"] == "-" and sys.stdin.isatty()
+    if several := world_size(settings["trainer"]) > 1:
+        _refuse_several(settings, asks=asks)
     if isinstance(run, str):
-        path, made = find_recipe(run, base=base, task=settings["task"], arguments=settings["arguments"])
-        kinds = [task_class(made)]
-        inputs = _read(kinds, settings, asks=asks)
-        with trusting(**trust_of(settings)):
-            tasks: Mapping[str, AdapterTask] = {run: build(path, made, device)}
+        kinds = [task_class(_recipe(settings)[1])]
     else:
         if settings["stream"]:
             raise InputError("E-STREAM", "stream=true writes one adapter's text; leave it out, or name one run")
-        folders = _folders(run)
-        kinds = [task_class(find_recipe(folder, base=base)[1]) for folder in folders.values()]
-        inputs = _read(kinds, settings, asks=asks)
-        tasks = load_many(folders, base=base, device=device, **trust_of(settings))
-    starts = range(0, len(inputs), size)
-    if output and not asks and sys.stderr.isatty():
-        starts = track(starts, description="predicting", console=get_console())  # type: ignore[assignment]
-    with Path(output).open("w", encoding="utf-8") if output else nullcontext(sys.stdout) as opened:
-        for start in starts:
+        folders = _folders(run).values()
+        kinds = [task_class(find_recipe(folder, base=settings["checkpoint"])[1]) for folder in folders]
+    inputs = _read(kinds, settings, asks=asks)
+    if several:
+        with TemporaryDirectory() as logs_of_processes:
+            launch(work, {**settings, "inputs": inputs}, Path(logs_of_processes))
+        return
+    tasks = _load(settings, settings["device"])
+    with _opened(output) as opened:
+        for start in _shown(range(0, len(inputs), size), settings) if not asks else ():
             _answer(inputs[start : start + size], tasks, settings, opened)
         for line in typed("> ") if asks else ():
             try:
@@ -63,6 +67,75 @@ def main(config: DictConfig) -> None:
                 _answer(inputs, tasks, settings, opened)
             except InputError as error:
                 print(f"loralight: {error}", file=sys.stderr)  # the user may type another line
+
+
+def work(settings: dict[str, Any], folder: Path) -> None:
+    """The work of each of several processes: predictions for its part of the inputs, which the first one writes.
+
+    A batch of all processes is cut into a part for each, in the inputs' order. So lines are written as in one process,
+    and memory holds the predictions of one batch.
+    """
+    logs.configure(rank=process_rank() or 0)
+    strategy = build_trainer({"trainer": settings["trainer"]}, folder, []).strategy
+    strategy.setup_environment()
+    rank, num_ranks = dist.get_rank(), dist.get_world_size()
+    inputs, size = settings["inputs"], settings["batch_size"] * num_ranks
+    tasks = _load(settings, str(strategy.root_device))
+    starts = range(0, len(inputs), size)
+    with _opened(settings["output"]) if rank == 0 else nullcontext() as opened:
+        for start in _shown(starts, settings) if rank == 0 else starts:
+            lines = StringIO()
+            if own := evenly(inputs[start : start + size], rank, num_ranks):
+                _answer(own, tasks, settings, lines)
+            parts: list[str] | None = [""] * num_ranks if rank == 0 else None
+            dist.gather_object(lines.getvalue(), parts)
+            if opened is not None:
+                opened.write("".join(parts or ()))
+                opened.flush()
+
+
+def _refuse_several(settings: Mapping[str, Any], *, asks: bool) -> None:
+    """Raise `InputError` if settings need a single process, which here are several."""
+    trainer = settings["trainer"]
+    if asks or settings["stream"]:
+        what = "typed inputs are" if asks else "stream=true is"
+        raise InputError("E-DEVICES", f"{what} answered by one process; give trainer.devices=1, or input=FILE")
+    if settings["input"] == "-" and process_rank() is not None:
+        raise InputError("E-DEVICES", "torchrun and srun start processes without a common standard input: input=FILE")
+    if settings["device"] != "auto":
+        raise InputError(
+            "E-DEVICES",
+            f"device={settings['device']} is of one process, and here are several: choose by trainer=ddp (GPUs) or "
+            "trainer=ddp_cpu, and leave out device",
+        )
+    if shards(trainer):
+        raise InputError("E-FSDP", "predict needs whole weights in each process; take trainer=ddp, or trainer=ddp_cpu")
+
+
+def _recipe(settings: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """The adapter's folder and the recipe of its task, of a single run."""
+    given = {name: settings[name] for name in ("task", "arguments")}
+    return find_recipe(settings["run"], base=settings["checkpoint"], **given)
+
+
+def _load(settings: Mapping[str, Any], device: str) -> Mapping[str, AdapterTask]:
+    """The tasks, by the names of their runs."""
+    run = settings["run"]
+    if not isinstance(run, str):
+        return load_many(_folders(run), base=settings["checkpoint"], device=device, **trust_of(settings))
+    with trusting(**trust_of(settings)):
+        return {run: build(*_recipe(settings), device)}
+
+
+def _opened(output: str | None) -> AbstractContextManager[TextIO]:
+    return Path(output).open("w", encoding="utf-8") if output else nullcontext(sys.stdout)
+
+
+def _shown(starts: Iterable[int], settings: Mapping[str, Any]) -> Iterable[int]:
+    """The starts of batches, with a bar in a terminal that gets no predictions."""
+    if settings["output"] and sys.stderr.isatty():
+        return track(starts, description="predicting", console=get_console())
+    return starts
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from loralight.adapters.spectrum import LayerSpectrum, spectrum
 from loralight.artifacts.bank import load_many
 from loralight.artifacts.output import refuse_existing
 from loralight.commands.evaluate import read_trained
+from loralight.commands.measuring import refuse_several
 from loralight.config.build import build_trainer, monitored
 from loralight.config.composition import plain
 from loralight.errors import InputError
@@ -63,6 +64,7 @@ def main(config: DictConfig) -> list[Point]:
     """
     logs.configure()
     settings = plain(config)
+    refuse_several("ranks", "it cuts one model's update again and again", settings["trainer"])
     run, output, picture = settings["run"], settings["output"], settings["picture"]
     refuse_existing(output)
     refuse_existing(picture)

@@ -62,7 +62,7 @@ from loralight.training.preflight import (
     rates_line,
     targets_table,
 )
-from loralight.training.probe import NoProbe, fit_probe, start_head_
+from loralight.training.probe import NoProbe, fit_probe_once, start_head_
 from loralight.training.progress import Throughput, progress_callbacks
 from loralight.training.settling import settle_
 from loralight.training.stop_at_step import StopAtStep
@@ -246,7 +246,7 @@ class Run:
         if not (self.config["probe"] or task.adapter.is_probe or task.head_settings.start == "probe"):
             return None
         try:
-            probe = fit_probe(task, self.data, self.trainer)
+            probe = fit_probe_once(task, self.data, self.trainer)
         except NoProbe as reason:
             starts = "; the head starts at random" if task.head_settings.start == "probe" else ""
             logs.logger.info("no linear probe: %s%s", reason, starts)

@@ -27,7 +27,14 @@ from loralight.disk import REFUSED
 from loralight.errors import InputError, did_you_mean
 
 _NO_TEXTS = ("null", "true", "false", "nan", "inf")  # Hydra reads these as text only in quotes
-_EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
+_TENSOR_PARALLEL = (
+    "tensor parallelism is not offered. Each kind of adapted layer would need a plan of how its factors are cut, each "
+    "model one of its own (transformers has none for BERT), and every block would wait four times for activations of "
+    "all rows. trainer=fsdp holds a part of each weight on each device too, for any adapter and model; trainer=ddp is "
+    "faster for a base that fits one device (docs/scaling.md)"
+)
+_NOT_OFFERED = {("trainer", name): _TENSOR_PARALLEL for name in ("tp", "tensor_parallel")}
+_EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}
 """The extras that bring launchers."""
 CONFIG_PATH = "pkg://loralight.conf"
 TRUSTED = ("loralight", *LIBRARIES)
@@ -216,6 +223,8 @@ def explain(error: BaseException, config_name: str, overrides: list[str]) -> str
         hint = f"{did_you_mean(option, options)} Possible: {', '.join(options)}"
         if group == "hydra/launcher" and option in _EXTRAS:
             hint = f' It comes with pip install "loralight[{_EXTRAS[option]}]"'
+        if reason := _NOT_OFFERED.get((group, option)):
+            return f"E-OVERRIDE: {group}={option}: {reason}"
         return f"E-OVERRIDE: {group}={option}: there is no such choice.{hint}{faults}"
     return f"E-OVERRIDE: {message}"
 

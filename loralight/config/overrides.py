@@ -27,7 +27,9 @@ def with_launcher(overrides: Sequence[str], *, is_sweep: bool) -> list[str]:
     Raises:
         InputError: there is a launcher and no sweep whose jobs it would start (``E-LAUNCHER``).
     """
-    named = [re.sub(r"^launcher\.", "hydra.launcher.", re.sub("^launcher=", "hydra/launcher=", o)) for o in overrides]
+    named = [
+        re.sub(r"^(\+*)launcher\.", r"\1hydra.launcher.", re.sub("^launcher=", "hydra/launcher=", o)) for o in overrides
+    ]
     chosen = [word for word, theirs in zip(overrides, named, strict=True) if theirs.startswith("hydra/launcher=")]
     if chosen and not is_sweep:
         raise InputError(

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
+
 from loralight.config.build import make
 from loralight.config.check import find_target
 from loralight.config.composition import trusted_packages
@@ -19,9 +21,11 @@ def check_sharding(config: Mapping[str, Any]) -> None:
         config: as composed for ``loralight train``, in plain values.
 
     Raises:
-        InputError: there is one process, or the adapter or the model cannot be used in parts (``E-FSDP``).
+        InputError: there is one process, or the adapter or the model cannot be used in parts (``E-FSDP``); or weights
+            would be in parts by a strategy of Lightning's (``E-TRAINER``).
     """
     trainer = config["trainer"]
+    _refuse_other_parts(trainer)
     if not shards(trainer):
         return
     refuse_whole_weights(make(config["adapter"]), config["task"].get("quantize"))
@@ -39,8 +43,25 @@ def check_sharding(config: Mapping[str, Any]) -> None:
 
 def shards(trainer: Mapping[str, Any]) -> bool:
     """Whether a trainer's settings shard weights over its processes."""
+    return _is_a(FullyShard, trainer)
+
+
+def _is_a(kind: type[Strategy] | tuple[type[Strategy], ...], trainer: Mapping[str, Any]) -> bool:
+    """Whether a trainer's strategy is given as a class of a kind."""
     strategy = trainer.get("strategy")
     if not isinstance(strategy, Mapping):
         return False
-    kind = find_target(strategy["_target_"], "trainer.strategy", trusted_packages())
-    return isinstance(kind, type) and issubclass(kind, FullyShard)
+    found = find_target(strategy["_target_"], "trainer.strategy", trusted_packages())
+    return isinstance(found, type) and issubclass(found, kind)
+
+
+def _refuse_other_parts(trainer: Mapping[str, Any]) -> None:
+    """Raise ``E-TRAINER`` if Lightning's own strategies would hold parts of weights: tasks could not save these."""
+    by_name = str(trainer.get("strategy")).startswith("fsdp")
+    if by_name or (_is_a((ModelParallelStrategy, FSDPStrategy), trainer) and not shards(trainer)):
+        raise InputError(
+            "E-TRAINER",
+            f"trainer.strategy={trainer['strategy']} is Lightning's, whose parts of weights a task cannot save. Take "
+            "trainer=fsdp for a base that is too large for one device; tensor parallelism is not offered "
+            "(docs/scaling.md)",
+        )

@@ -10,6 +10,7 @@ import lightning
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from loralight.annotations import mismatch
 from loralight.data.batching import BatchSampler, rows_per_process
 from loralight.data.dealing import Dealt
 from loralight.data.row_digest import digest
@@ -275,6 +276,10 @@ class TaskData(lightning.LightningDataModule, ABC):
         return {"seed": self.seed, "rows": len(self.splits["train"]), "digests": self._digests()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        kinds: dict[str, Any] = {"seed": int, "rows": int, "digests": Mapping[str, str]}
+        for name, kind in kinds.items():
+            if expected := mismatch(state_dict.get(name), kind):
+                raise InputError("E-CKPT-STATE", f"the checkpoint's data has no {name} that is {expected}")
         rows = len(self.splits["train"])
         if (state_dict["seed"], state_dict["rows"]) != (self.seed, rows):
             raise InputError(

@@ -5,7 +5,7 @@ from typing import Any
 import lightning
 
 from loralight.data import TaskData
-from loralight.errors import InputError
+from loralight.training.saved_position import check_dealt
 
 
 def in_rows(trainer: lightning.Trainer, epoch: int, batches: int) -> dict[str, Any]:
@@ -28,14 +28,13 @@ def in_batches(trainer: lightning.Trainer, at: dict[str, Any]) -> dict[str, Any]
     ``max_steps`` ends the run, as a schedule then counts steps and not rows.
 
     Raises:
-        InputError: the position does not say which rows are done (``E-CKPT-STATE``).
+        InputError: the data has not the rows that are done (``E-CKPT-STATE``).
     """
     data, accumulated = _data(trainer), trainer.accumulate_grad_batches
     # earlier versions dealt each batch by itself, and kept neither their size nor that of steps
     of_batch = data.batch_size * at["ranks"]
     dealt = at.get("dealt", [(of_batch, at["batches"])] if at["batches"] else [])
-    if not _is_dealt(dealt):  # a negative number, for one, would take rows twice
-        raise InputError("E-CKPT-STATE", f"the checkpoint's steps are {str(dealt)[:200]}; give one that a run wrote")
+    check_dealt(dealt, len(data.splits["train"]))
     last = _num_batches(trainer, data.go_on_at(at["epoch"], None))
     done = data.go_on_at(at["epoch"], dealt)
     if is_last := at["is_last"] or done >= last:
@@ -55,14 +54,6 @@ def in_batches(trainer: lightning.Trainer, at: dict[str, Any]) -> dict[str, Any]
         "ahead": ahead,
         "is_dealt_anew": is_dealt_anew,
     }
-
-
-def _is_dealt(dealt: Any) -> bool:
-    """Whether a value that was read from a file is pairs of positive whole numbers."""
-    return isinstance(dealt, list) and all(
-        isinstance(part, list | tuple) and len(part) == 2 and all(type(number) is int and number > 0 for number in part)
-        for part in dealt
-    )
 
 
 def _data(trainer: lightning.Trainer) -> TaskData:

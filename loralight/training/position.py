@@ -14,6 +14,7 @@ from loralight.errors import InputError
 from loralight.training.fingerprint import Adapted, fingerprint
 from loralight.training.optim import follow
 from loralight.training.place_in_rows import in_batches, in_rows
+from loralight.training.saved_position import checked_position
 
 
 class Position(Callback):
@@ -35,7 +36,7 @@ class Position(Callback):
     Raises:
         InputError: the run was begun on other base weights (``E-BASE``), or has trained for more epochs than
             ``trainer.max_epochs`` (``E-RESUME``), or was begun in more or fewer processes with data that is no
-            `TaskData` (``E-RESUME-ORDER``).
+            `TaskData` (``E-RESUME-ORDER``), or the checkpoint's position is not what a run writes (``E-CKPT-STATE``).
     """
 
     def __init__(self) -> None:
@@ -139,7 +140,7 @@ class Position(Callback):
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        at = checkpoint["position"]
+        at = checked_position(checkpoint)
         if at["ranks"] != trainer.world_size and not _has_our_data(trainer):
             raise InputError(
                 "E-RESUME-ORDER",

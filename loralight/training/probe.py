@@ -22,6 +22,7 @@ from loralight.data import TaskData
 from loralight.training.epochs import num_batches
 from loralight.training.fully_shard import FullyShard
 from loralight.training.heads import linear_layer
+from loralight.training.launch import process_rank
 from loralight.training.settling import settled
 from loralight.training.step import measure_
 from loralight.training.task import AdapterTask
@@ -92,6 +93,27 @@ def fit_probe(task: AdapterTask, data: TaskData, trainer: lightning.Trainer) -> 
     finally:
         task.train()
     return Probe(best, scores)
+
+
+def fit_probe_once(task: AdapterTask, data: TaskData, trainer: lightning.Trainer) -> Probe:
+    """As `fit_probe`, in the first of several processes alone, from which the others get it.
+
+    They meet only then: before, scores would be summed over all processes.
+    """
+    if trainer.world_size == 1 or isinstance(trainer.strategy, FullyShard):
+        return fit_probe(task, data, trainer)
+    found: Probe | NoProbe | None = None
+    if process_rank() == 0:
+        try:
+            found = fit_probe(task, data, trainer)
+        except NoProbe as reason:
+            found = reason
+    trainer.strategy.setup_environment()
+    found = trainer.strategy.broadcast(found)
+    if isinstance(found, NoProbe):
+        raise found
+    assert found is not None
+    return found
 
 
 def _refuse_useless(features: Tensor, targets: Tensor, asked: Tensor, answers: Tensor, *, num_labels: int) -> None:

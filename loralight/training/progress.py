@@ -1,15 +1,18 @@
 """A run's output while it trains: a bar with loss and throughput, a line for each epoch, the duration of steps."""
 
 import sys
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from statistics import median
 from time import perf_counter
 from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import Callback, RichProgressBar
+from torch.nn.parallel import DistributedDataParallel
 
 from loralight.logs import logger
+from loralight.training.learning import Learning
+from loralight.training.preflight import human, num_bytes
 from loralight.training.task import AdapterTask
 
 _MOST_IN_A_LINE = 5  # scores
@@ -70,6 +73,45 @@ class EpochLines(Callback):
             )
 
 
+class Communication(Callback):
+    """A log line on the bytes that processes exchange in a step under DDP, once DDP has counted one."""
+
+    def __init__(self) -> None:
+        self._is_told = False
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
+        ddp = trainer.strategy.model
+        if self._is_told or trainer.world_size == 1 or not isinstance(ddp, DistributedDataParallel):
+            return
+        counted = ddp._get_ddp_logging_data()  # type: ignore[no-untyped-call]
+        if sizes := counted.get("rebuilt_bucket_sizes"):  # after its first step DDP cuts the gradients anew
+            self._is_told = True
+            assert isinstance(pl_module, AdapterTask)
+            if trainer.is_global_zero:
+                messages = [int(size) for size in sizes.split(",")]
+                buffers = num_bytes(ddp.modules_buffers)
+                logger.info(exchanged(messages, pl_module.learning, num_ranks=trainer.world_size, buffers=buffers))
+
+
+def exchanged(messages: Sequence[int], learning: Learning, *, num_ranks: int, buffers: int) -> str:
+    """A line on what processes exchange in a step, beside the bytes of what learns.
+
+    Args:
+        messages: the bytes of each sum of gradients.
+        learning: what learns.
+        num_ranks: number of processes.
+        buffers: bytes that the first process sends to the others.
+    """
+    learns = num_bytes(learning.parameters.values())
+    same = "as much as what learns" if sum(messages) == learns else f"NOT the {learns} bytes of what learns"
+    sent = f"; the first process sends {human(buffers)} of running statistics" if buffers else ""
+    count = f"{len(messages)} message{'s' * (len(messages) > 1)}"
+    return (
+        f"communication: each step sums {human(sum(messages))} of gradients over {num_ranks} processes "
+        f"({sum(messages)} bytes in {count}), {same}{sent}"
+    )
+
+
 def _scores(values: Mapping[str, float], watched: Container[str | None]) -> str:
     """Scores as text. If there are many, the first line has only losses and monitored metrics, the rest come below."""
     first = [name for name in values if len(values) <= _MOST_IN_A_LINE or name.endswith("loss") or name in watched]
@@ -104,4 +146,4 @@ def progress_callbacks(rows_per_batch: int, *, bar: bool = True) -> tuple[Throug
     """The callbacks of a run; the bar only if standard error is a terminal."""
     throughput = Throughput()
     shown = [ProgressBar(throughput, rows_per_batch)] if bar and sys.stderr.isatty() else []
-    return throughput, [throughput, EpochLines(), *shown]
+    return throughput, [throughput, EpochLines(), Communication(), *shown]

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -11,6 +11,8 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from loralight import stopping
+from loralight.annotations import mismatch
+from loralight.errors import InputError
 
 
 class Step(NamedTuple):
@@ -113,6 +115,12 @@ class EpochLoss:
         """Add a step's sums; a step with a non-finite loss is left out."""
         if math.isfinite(loss):
             self.sums = (self.sums[0] + loss, self.sums[1] + weight)
+
+    def load_(self, sums: Any) -> None:
+        """Take the sums from a checkpoint; raises ``E-CKPT-STATE`` unless they are two numbers."""
+        if mismatch(sums, Sequence[float]) or len(sums) != 2:
+            raise InputError("E-CKPT-STATE", f"the checkpoint's epoch_sums is {str(sums)[:200]}, not two numbers")
+        self.sums = (sums[0], sums[1])
 
     @property
     def mean(self) -> float:

@@ -25,6 +25,7 @@ from loralight.models.fresh import watching_origins
 from loralight.models.quantisation import quantised_
 from loralight.models.shards import inference_on, part, whole_in_first
 from loralight.training.arguments import remembering
+from loralight.training.broadcasts import spare_frozen_buffers_
 from loralight.training.checkpoint import read_checkpoint
 from loralight.training.contract import Contract
 from loralight.training.evaluation_mode import SharedEvaluation
@@ -190,6 +191,7 @@ class AdapterTask(lightning.LightningModule, Contract):
         self.train()  # `from_pretrained` returns eval mode, and Lightning keeps the mode it finds
         self.accelerations.attach_(self._facts())  # in training mode, as in training
         self.accelerations.switch_(True)
+        spare_frozen_buffers_(self, {f"model.{name}" for name in self.trainable_tensors()})
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load tensors into the model, built first if need be: a notebook trains in other processes and sends them."""
@@ -338,7 +340,7 @@ class AdapterTask(lightning.LightningModule, Contract):
         weight, loss = weight_of(step), step.loss.detach()
         if stands_in:
             weight = torch.zeros_like(weight)
-        self._window.add(loss, weight, partial(self.trainer.strategy.reduce, reduce_op="sum"))
+        self._window.add(loss, weight, self._summed)
         self.log("train/loss", loss, prog_bar=True)
         for name, value in step.numbers.items():
             self.log(f"train/{self.results.unused(name)}", torch.as_tensor(value).detach())
@@ -347,6 +349,12 @@ class AdapterTask(lightning.LightningModule, Contract):
             return step.loss * weight
         self.log("train/penalty", penalty.detach())
         return (step.loss + penalty) * weight
+
+    def _summed(self, numbers: Tensor) -> Tensor:
+        """Numbers summed over all ranks in place, without the barrier of Lightning's `reduce`: there a GPU waits."""
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(numbers)
+        return numbers
 
     def _stands_in(self, batch_idx: int) -> bool:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -452,5 +460,5 @@ class AdapterTask(lightning.LightningModule, Contract):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.load_trainable(checkpoint["state_dict"], "the checkpoint")
-        self._epoch_loss.sums = checkpoint["epoch_sums"]
+        self._epoch_loss.load_(checkpoint.get("epoch_sums"))
         checkpoint["state_dict"] = {}

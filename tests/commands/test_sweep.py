@@ -176,6 +176,7 @@ def test_a_sweep_that_is_killed_goes_on(
 SIDE_BY_SIDE = {
     "joblib": ["launcher=joblib", "launcher.n_jobs=2"],
     "submitit": ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"],
+    "ray": ["launcher=ray", "+launcher.ray.init.num_cpus=2"],
 }
 
 
@@ -184,6 +185,7 @@ SIDE_BY_SIDE = {
 def test_jobs_run_side_by_side_by_a_launcher_of_hydra_and_are_reported(
     launcher: str, cold_loralight: Callable[..., subprocess.CompletedProcess[str]], tiny_run: list[str], tmp_path: Path
 ) -> None:
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher}_launcher")
     words = [*tiny_run, "probe=false", "adapter.rank=2,4096", "hydra.sweep.dir=all", *SIDE_BY_SIDE[launcher]]
     done = cold_loralight("sweep", *words)
     assert done.returncode == 2, done.stderr

@@ -33,6 +33,8 @@ def test_every_verb_with_settings_has_its_config(verb: str) -> None:
         ("adapter.rnk=4", "there is no setting 'adapter.rnk'. Did you mean 'rank' or 'lr_rank'?"),
         ("lr=1", "Did you mean 'adapter.lr' or 'optimizer.lr'?"),
         ("trainer.qqqqq=1", "trainer has: _target_, accelerator"),
+        ("trainer=tp", "trainer=tp: tensor parallelism is not offered. Each kind of adapted layer would need a plan"),
+        ("trainer=tensor_parallel", "trainer=fsdp holds a part of each weight on each device too"),
         ("scheduler=cosin", "scheduler=cosin: there is no such choice. Did you mean 'cosine'? Possible: constant, "),
         ("scheduler=qqqqq", "there is no such choice. Possible: constant, cosine, linear"),
         ("adapter.rank=[1", "E-OVERRIDE"),
@@ -46,9 +48,11 @@ def test_an_override_that_cannot_be_is_explained(override: str, says: str) -> No
     assert says in message
 
 
-def test_a_launcher_that_is_not_installed_names_its_extra() -> None:
-    error = HydraException("Could not find 'hydra/launcher/joblib'\n\nAvailable options in 'hydra/launcher':\n\tbasic")
-    assert 'pip install "loralight[joblib]"' in str(explain(error, "train", ["hydra/launcher=joblib"]))
+@pytest.mark.parametrize("launcher", ["joblib", "ray"])
+def test_a_launcher_that_is_not_installed_names_its_extra(launcher: str) -> None:
+    message = f"Could not find 'hydra/launcher/{launcher}'\n\nAvailable options in 'hydra/launcher':\n\tbasic"
+    told = str(explain(HydraException(message), "train", [f"hydra/launcher={launcher}"]))
+    assert f'pip install "loralight[{launcher}]"' in told
 
 
 def test_what_is_not_about_an_override_is_left_alone() -> None:

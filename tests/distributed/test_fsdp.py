@@ -142,6 +142,19 @@ def test_a_setting_that_takes_whole_weights_is_refused_before_processes_start(
     assert not Path("run").exists()
 
 
+@pytest.mark.parametrize(
+    "strategy",
+    ["fsdp", "{_target_: lightning.pytorch.strategies.ModelParallelStrategy, tensor_parallel_size: 2}"],
+)
+def test_lightning_s_own_strategies_with_parts_of_weights_are_refused(
+    strategy: str, in_process: InProcess, tiny_run: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    several = ["trainer.devices=2", f"trainer.strategy={strategy}"]
+    assert in_process("train", *tiny_run, *several, "hydra.run.dir=run") == 2
+    told = capfd.readouterr().err.splitlines()[-1]
+    assert told.startswith("loralight: E-TRAINER: trainer.strategy=") and "Take trainer=fsdp" in told
+
+
 def test_quantised_weights_are_refused() -> None:
     with pytest.raises(InputError, match=r"^E-FSDP: trainer=fsdp: task.quantize=torchao/int8 packs weights"):
         refuse_whole_weights(Lora(targets="all-linear"), "torchao/int8")

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from loralight.data import TaskData
-from loralight.errors import InputError
 from loralight.training.place_in_rows import in_batches, in_rows
 
 
@@ -103,10 +102,3 @@ def test_schedules_move_to_where_the_rows_are_unless_the_run_counts_steps(max_st
     left = 3  # steps of up to 16 rows, for the 39 rows that are left
     assert found["is_dealt_anew"] and found["batches"] == 7 - left
     assert found["ahead"] == (7 + (7 - left) - at["steps"] if max_steps < 0 else 0)
-
-
-@pytest.mark.parametrize("dealt", [[[0, 2]], [[8, -1]], [[8, 1.5]], [[8, True]], [[8]], ["ab"], {"8": 1}, None, 3])
-def test_steps_that_no_run_has_are_refused(dealt: Any) -> None:
-    at = saved(trainer_of(), batches=6)
-    with pytest.raises(InputError, match="E-CKPT-STATE"):
-        in_batches(trainer_of(), at | {"dealt": dealt})

@@ -313,8 +313,10 @@ def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(name: str, runs: 
 )
 def test_a_checkpoint_that_this_run_cannot_go_on_from_is_refused(at: dict[str, int], says: str) -> None:
     trainer: Any = SimpleNamespace(world_size=1, max_epochs=2, datamodule=None)  # rows that are not ours
+    counts = dict.fromkeys(("batches", "steps", "total_batches", "validated"), 0)
+    whole = {**counts, "is_last": False, "base": "", "row": {}, "metrics": {}, **at}
     with pytest.raises(InputError, match=says):
-        Position().on_load_checkpoint(trainer, lightning.LightningModule(), {"position": at})
+        Position().on_load_checkpoint(trainer, lightning.LightningModule(), {"position": whole})
 
 
 @pytest.mark.slow

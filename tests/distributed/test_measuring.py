@@ -1,0 +1,161 @@
+"""`loralight evaluate` and `loralight predict` on several processes give what one process does."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loralight.commands import evaluate
+
+pytestmark = pytest.mark.usefixtures("warm_ranks")
+
+InProcess = Callable[..., int]
+FAILING = """
+import os
+from loralight.tasks.text_classification.module import TextClassification
+
+class Failing(TextClassification):
+    def predict_batch(self, inputs):
+        if os.environ.get("RANK") == "1":
+            raise ValueError("met its fate")
+        return super().predict_batch(inputs)
+"""
+
+
+@pytest.fixture(scope="module")
+def run_of_two(folder_of_runs: tuple[Path, InProcess], tiny_bert: str, texts: Path) -> Path:
+    """A finished run of two processes."""
+    folder, command = folder_of_runs
+    given = ["data=text_classification", f"data.path='{texts}'", f"model.checkpoint='{tiny_bert}'"]
+    given += ["model.max_length=16", "trainer.max_epochs=1", "optimizer.lr=0.01", "probe=false"]
+    assert command("train", *given, *several(2), "hydra.run.dir=run") == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def run(run_of_two: Path, tmp_path: Path) -> Path:
+    """The run, copied into the folder ``run``, and files of rows for it: seven, and one."""
+    shutil.copytree(run_of_two, tmp_path / "run", symlinks=True)
+    texts = [("a fine film", "good"), ("cold", "bad"), ("what a mess and so much more of it than that", "bad")]
+    for name, rows in {"seven": [*texts, *texts, texts[0]], "one": texts[:1]}.items():
+        with (tmp_path / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("text", "label"), *((f"{text} {n}", y) for n, (text, y) in enumerate(rows))])
+    return tmp_path / "run"
+
+
+def several(number: int) -> list[str]:
+    return ["trainer=ddp_cpu", f"trainer.devices={number}"]
+
+
+def read(file: Path) -> Any:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def test_metrics_count_each_row_once(run: Path, in_process: InProcess, tmp_path: Path) -> None:
+    line = ["evaluate", "run=run", "data.test=seven.csv", "data.eval_batch_size=2"]
+    before = sorted(run.rglob("*"))
+    assert in_process(*line, "output=one.json") == 0
+    assert in_process(*line, *several(3), "base=false", "output=three.json") == 0
+    one, three = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "three"))
+    assert three.keys() == one.keys() and three["test/accuracy"] == one["test/accuracy"]  # of sevenths
+    assert three == pytest.approx(one, rel=1e-5)
+    assert sorted(run.rglob("*")) == before
+
+
+def test_sharded_weights_measure_the_same(run: Path, in_process: InProcess, tmp_path: Path) -> None:
+    line = ["evaluate", "run=run", "data.test=seven.csv", "data.eval_batch_size=2"]
+    assert in_process(*line, "output=one.json") == 0
+    sharded = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    assert in_process(*line, *sharded, "output=two.json") == 0
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
+    assert two == pytest.approx(one, rel=1e-5)
+
+
+@pytest.mark.parametrize(("file", "number"), [("seven", 2), ("one", 2), ("seven", 3)])
+def test_predictions_are_in_the_order_of_the_inputs(
+    file: str, number: int, run: Path, in_process: InProcess, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    line = ["predict", "run=run", f"input={file}.csv", "batch_size=2"]
+    assert in_process(*line, "device=cpu", "output=one.jsonl") == 0
+    assert in_process(*line, *several(number), "output=several.jsonl") == 0
+    assert capfd.readouterr() == ("", "")
+    one, several_ = (read(tmp_path / f"{name}.jsonl") for name in ("one", "several"))
+    assert [answer["text"] for answer in several_] == [answer["text"] for answer in one]
+    assert [answer["label"] for answer in several_] == [answer["label"] for answer in one]
+    for answer, expected in zip(several_, one, strict=True):
+        assert answer["probabilities"] == pytest.approx(expected["probabilities"], abs=2e-6)
+
+
+def test_an_input_that_one_process_refuses_is_told_once(
+    run: Path, in_process: InProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "inputs.jsonl").write_text('{"text": "fine"}\n{"review": "dull"}\n')
+    assert in_process("predict", "run=run", "input=inputs.jsonl", *several(2), "output=out.jsonl") == 2
+    assert "E-INPUT" in (message := capsys.readouterr().err) and "'text'" in message and "Traceback" not in message
+
+
+@pytest.mark.slow  # its processes import everything
+def test_a_failing_process_ends_all_with_its_traceback(
+    run: Path, loralight: Callable[..., Any], rewrite: Callable[..., None], tmp_path: Path
+) -> None:
+    (tmp_path / "made_failing/conf/task").mkdir(parents=True)
+    (tmp_path / "made_failing/__init__.py").write_text(FAILING)
+    (tmp_path / "made_failing/conf/task/failing.yaml").write_text("task: {_target_: made_failing.Failing}\n")
+
+    def rename(adapter: Path) -> None:
+        made = json.loads((adapter / "loralight.json").read_text())
+        made["task"]["name"] = "failing"
+        (adapter / "loralight.json").write_text(json.dumps(made))
+
+    rewrite(run / "adapter", rename)
+    line = ["predict", "--plugin-dir", "made_failing", "run=run", "input=seven.csv", *several(2)]
+    done = loralight(*line, "output=out.jsonl")
+    assert done.returncode == 1
+    assert "process 1 failed:" in done.stderr and done.stderr.rstrip().endswith("ValueError: met its fate")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["merge", "output=model"], "E-DEVICES: loralight merge runs in one process, and here are 2"),
+        (["ranks"], "E-DEVICES: loralight ranks runs in one process, and here are 2"),
+        (["predict", "input=one.csv", "stream=true"], "E-DEVICES: stream=true is answered by one process"),
+        (["predict", "input=one.csv", "device=cpu"], "E-DEVICES: device=cpu is of one process"),
+        (["predict", "input=one.csv", "trainer.devices=0"], "E-DEVICES: trainer.devices is 0"),
+        (["evaluate", "data.test=one.csv"], "E-DATA-EMPTY: the test split has 1 rows for 2 processes"),
+        (["evaluate", "split=train"], "E-SPLIT"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_takes_one_process_refuses_more(
+    line: list[str], message: str, run: Path, in_process: InProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verb, *rest = line
+    assert in_process(verb, "run=run", *several(2), *rest) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [([], (1, "auto")), (["trainer.devices=2"], (2, "auto")), (several(3), (3, "ddp")), (["trainer=cpu"], (1, "auto"))],
+    ids=str,
+)
+def test_a_run_of_two_processes_is_measured_in_one_unless_the_command_says_more(
+    given: list[str],
+    expected: tuple[int, str],
+    run: Path,
+    in_process: InProcess,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(evaluate, "launch", lambda _, config, __: asked.append(config["trainer"]) or {})
+    assert in_process("evaluate", "run=run", *given) == 0
+    assert [(trainer["devices"], trainer["strategy"]) for trainer in asked] == [expected]
+
+
+def test_a_run_of_two_processes_is_merged_in_one(run: Path, in_process: InProcess) -> None:
+    assert in_process("merge", "run=run", "output=model", "split=null") == 0
