@@ -6,8 +6,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from loralight.logs import human
 from loralight.reports.groups import Group
-from loralight.training.preflight import human
 
 _FORGETTING, _BEFORE, _OFF = "forgetting/", "_before", "_off"
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from loralight.errors import InputError
 from loralight.reports.runs import FinishedRun
-from loralight.training.answers import FILE, MOST_BYTES
+from loralight.training.answers_file import FILE, MOST_BYTES
 from loralight.untrusted import read_json_lines
 
 Labels = frozenset[str]

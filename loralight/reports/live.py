@@ -20,7 +20,7 @@ from torch import Tensor
 
 from loralight.data import TaskData
 from loralight.errors import InputError
-from loralight.logs import logger
+from loralight.logs import human, logger
 from loralight.regular_file import read_regular
 from loralight.reports.answers import answer_of
 from loralight.reports.examples import Example, Given, said, shown
@@ -30,7 +30,6 @@ from loralight.reports.runs import read_curve
 from loralight.stopping import Stopped
 from loralight.training.checkpoint import MANIFEST
 from loralight.training.memory import in_use, peak_memory
-from loralight.training.preflight import human
 from loralight.training.task import AdapterTask
 from loralight.untrusted import read_json_lines
 

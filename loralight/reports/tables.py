@@ -8,10 +8,10 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from loralight.logs import human
 from loralight.reports.groups import Group
 from loralight.reports.row_by_row import Pair, RowByRow
 from loralight.reports.runs import FinishedRun
-from loralight.training.preflight import human
 
 _NAMES = ("", "adapter", "settings", "seeds")
 _COSTS = ("learns", "adapter file", "peak memory", "ms a step")

@@ -1,8 +1,6 @@
 """The answers of a model to the rows that it is measured on, beside the right ones; a run keeps them for reports."""
 
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,12 +11,10 @@ from torch import Tensor
 
 from loralight.data import TaskData
 from loralight.logs import logger
+from loralight.training.answers_file import FILE, write
 
-FILE = "predictions.jsonl"
 MOST_ROWS = 10_000
 """Rows of a split that are kept; of a longer split every second, third, ..."""
-MOST_BYTES = 4 * 2**20
-"""Of the file; inputs may take half of it."""
 _MOST_LETTERS = 2000
 _MOST_ITEMS = 500
 
@@ -142,24 +138,6 @@ def _of_split(trainer: lightning.Trainer, split: str) -> dict[str, Any]:
     return {"rows": len(data.splits[split]), "digest": data.identity()["digests"][split]}
 
 
-def write(file: Path, head: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
-    """Write a file of answers as a whole; if it would be too large, inputs are left out, and then rows."""
-    written = [_json(head)]
-    size, of_inputs = len(written[0]), 0
-    for line in lines:
-        text = _json(line)
-        if "input" in line and of_inputs + len(text) > MOST_BYTES // 2:
-            line = {key: value for key, value in line.items() if key != "input"}
-            text = _json(line)
-        of_inputs += len(text) if "input" in line else 0
-        if size + len(text) <= MOST_BYTES:
-            written.append(text)
-            size += len(text)
-    building = file.with_name(f".{file.name}")
-    building.write_bytes(b"".join(written))
-    os.replace(building, file)
-
-
 def _line(row: int, given: Any, right: Any, confidence: float | None, shown: Any) -> dict[str, Any]:
     line = {"row": row, "given": _cut(given), "right": _cut(right)}
     if confidence is not None and math.isfinite(confidence):
@@ -172,10 +150,6 @@ def _cut(value: Any) -> Any:
     return (
         value[:_MOST_LETTERS] if isinstance(value, str) else value[:_MOST_ITEMS] if isinstance(value, list) else value
     )
-
-
-def _json(line: Mapping[str, Any]) -> bytes:
-    return (json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "replace")
 
 
 def _data(trainer: lightning.Trainer) -> TaskData:

@@ -11,7 +11,7 @@ import pytest
 from loralight.errors import InputError
 from loralight.reports.answers import read_answers
 from loralight.reports.runs import read_run
-from loralight.training.answers import FILE, MOST_BYTES
+from loralight.training.answers_file import FILE, MOST_BYTES
 
 from .kept import compared, make_run, page_of
 

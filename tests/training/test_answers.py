@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from loralight.training import answers_of_labels
-from loralight.training.answers import FILE, MOST_BYTES, write
+from loralight.training.answers_file import FILE, MOST_BYTES, write
 
 InProcess = Callable[..., int]
 
