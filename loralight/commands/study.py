@@ -21,7 +21,6 @@ from omegaconf import DictConfig
 
 from loralight import logs
 from loralight.artifacts.run_folder import FAILED
-from loralight.commands.beside_quality import markdown_beside, rows_beside, table_beside
 from loralight.commands.processes import Processes
 from loralight.commands.study_cost import seconds_of_study
 from loralight.commands.sweep import folder_name
@@ -125,10 +124,7 @@ class Study:
         if runs := [run for method in self.methods for run in self.chosen.get(method, [])]:
             comparison = Comparison.of(runs, failures=self.failures)
             files = write_report(comparison, self.folder, f"study {self.folder.name}", "study")
-            beside = rows_beside(comparison.groups, comparison.metric.partition("/")[0])
-            with (self.folder / "study.md").open("a", encoding="utf-8") as file:
-                file.write(markdown_beside(beside))
-            logs.show("", *comparison.shown(f"study {self.folder}"), table_beside(beside), "", *map(str, files))
+            logs.show("", *comparison.shown(f"study {self.folder}"), "", *map(str, files))
         if self.failures:
             raise InputError(
                 "E-STUDY",
