@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,6 +98,43 @@ def test_each_method_is_compared_at_its_best_rate_and_a_rerun_does_what_is_missi
     trained.clear()
     assert in_process(*line[:-2], "seeds=4", "hydra.run.dir=all") == 2
     assert sorted(words[-1] for words in trained) == ["seed=0", "seed=3", "seed=3", "seed=3"]
+
+
+def test_what_a_grown_grid_still_lacks_is_counted(
+    trained: list[list[str]],
+    in_process: InProcess,
+    tiny_run: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    counted: list[int] = []
+
+    def cost(_: Processes, __: object, runs: Sequence[tuple[object, int]]) -> float:
+        counted.extend(number for _, number in runs)
+        return 60.0
+
+    monkeypatch.setattr("loralight.commands.study.seconds_of_study", cost)
+    line = ["study", *tiny_run, "methods=lora, bitfit optimizer.lr=3e-4", "seeds=3", "hydra.run.dir=all"]
+
+    def missing_without(*names: str) -> list[int]:
+        for name in names:
+            (run,) = (tmp_path / "all").glob(f"*.lr.{name}-*/")
+            shutil.rmtree(run)
+        counted.clear()
+        trained.clear()
+        capsys.readouterr()
+        assert in_process(*line) == 0
+        assert len(trained) >= sum(counted)
+        return counted
+
+    assert missing_without() == [5, 3]
+    assert len(trained) == 7 + 3, "five rates"
+    assert missing_without("0.01_seed.1", "0.01_seed.2") == [2, 0] and len(trained) == 2
+    assert "8/8, 0 min to go or more" in capsys.readouterr().out
+    assert missing_without("0.0316_seed.0", "0.01_seed.2", "3e-4_seed.0") == [2, 1] and len(trained) == 3
+    assert missing_without("0.000316_seed.0") == [1, 0] and len(trained) == 1
+    assert missing_without() == [0, 0] and not trained
 
 
 @pytest.mark.parametrize(
