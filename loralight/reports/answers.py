@@ -38,15 +38,26 @@ class Answer(NamedTuple):
     input: str | list[str] | None
 
     @property
+    def error(self) -> float | None:
+        """How far a number is from the right one; None of other answers, which are right or wrong."""
+        is_measured = isinstance(self.given, float) and isinstance(self.right, float)
+        return abs(self.given - self.right) if is_measured else None
+
+    @property
     def counts(self) -> tuple[float, float]:
-        """The row's part of a score, which is the sum of the first numbers over that of the second: accuracy or F1."""
+        """The row's part of a score, which is the sum of the first numbers over that of the second.
+
+        It is an accuracy or F1; of numbers with a fraction the mean error, negative, so that a higher score is better.
+        """
+        if self.error is not None:
+            return -self.error, 1.0
         if not isinstance(self.right, tuple):
             return float(self.given == self.right), 1.0
         return 2.0 * len(set(self.given) & set(self.right)), float(len(self.given) + len(self.right))
 
     @property
     def score(self) -> float:
-        """How right the answer is, from 0 to 1."""
+        """How right the answer is, from 0 to 1; of numbers with a fraction the error, negative."""
         hits, of = self.counts
         return hits / of if of else 1.0
 
@@ -79,6 +90,8 @@ class RunAnswers:
     @property
     def measure(self) -> str:
         """The name of the score of `Answer.counts`."""
+        if any(answer.error is not None for answer in self.rows.values()):
+            return "mean error, negative"
         return "F1" if self.kind in ("labels", "entities") else "accuracy"
 
 

@@ -17,6 +17,7 @@ MOST_ROWS = 10_000
 """Rows of a split that are kept; of a longer split every second, third, ..."""
 _MOST_LETTERS = 2000
 _MOST_ITEMS = 500
+_MOST_CLASSES = 1000  # that are told apart by their numbers alone
 
 
 class Answers(NamedTuple):
@@ -53,6 +54,50 @@ def answers_of_labels(predictions: Tensor, targets: Tensor, labels: Sequence[str
         return Answers("label", given, right, labels, confidences.tolist())
     given, right = ([_chosen(row, labels) for row in (each > 0.5).tolist()] for each in (predictions, targets))
     return Answers("labels", given, right, labels)
+
+
+def answers_of_rows(task: Any, batch: Any, outputs: Mapping[str, Any], num_rows: int) -> Answers | None:
+    """A task's answers to a batch; of a task that gives none, a number or a class for each row, if it has these.
+
+    Args:
+        task: an `AdapterTask`.
+        batch: as its `step` takes it.
+        outputs: with ``predictions`` and ``targets``, as its `step` gives them.
+        num_rows: the batch's.
+    """
+    predictions, targets = outputs["predictions"], outputs["targets"]
+    found: Answers | None = task.answers(batch, predictions, targets)
+    return answers_by_shape(predictions, targets, num_rows) if found is None else found
+
+
+def answers_by_shape(predictions: Any, targets: Any, num_rows: int) -> Answers | None:
+    """The answers that shapes tell.
+
+    Args:
+        predictions: as a task's `step` gives them: a number for each row, (rows,) or (rows, 1), or logits
+            (rows, classes), whose classes are named by their numbers.
+        targets: likewise: numbers of the same shape, or class numbers (rows,).
+        num_rows: the batch's.
+
+    Returns:
+        None for predictions of any other shape, such as those of tokens.
+    """
+    if not isinstance(predictions, Tensor) or not isinstance(targets, Tensor):
+        return None
+    if not len(predictions) == len(targets) == num_rows or not predictions.is_floating_point():
+        return None
+    if targets.is_floating_point() and targets.shape == predictions.shape and targets.numel() == num_rows:
+        given, right = ([_rounded(number) for number in one.flatten().tolist()] for one in (predictions, targets))
+        return Answers("other", given, right)
+    if targets.ndim == 1 and not targets.is_floating_point() and predictions.ndim == 2:
+        num_classes = predictions.shape[1]
+        if 1 < num_classes <= _MOST_CLASSES and int(targets.min()) >= 0 and int(targets.max()) < num_classes:
+            return answers_of_labels(predictions, targets, [str(number) for number in range(num_classes)])
+    return None
+
+
+def _rounded(number: float) -> float | None:
+    return float(f"{number:.6g}") if math.isfinite(number) else None
 
 
 def _chosen(row: Sequence[bool], labels: Sequence[str]) -> list[str]:
@@ -92,11 +137,11 @@ class KeepAnswers(lightning.Callback):
     ) -> None:
         if split != self._split:
             return
-        found: Answers | None = task.answers(batch, outputs["predictions"], outputs["targets"])
-        if found is None:
-            return
         data = _data(trainer)
         rows, every = data.rows_of(split, number), -(-len(data.splits[split]) // MOST_ROWS)
+        found = answers_of_rows(task, batch, outputs, len(rows))
+        if found is None:
+            return
         if not len(rows) == len(found.given) == len(found.right):
             logger.info("%s.answers: %d for %d rows, not kept", type(task).__name__, len(found.given), len(rows))
             return
