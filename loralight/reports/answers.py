@@ -1,17 +1,20 @@
 """The answers that a finished run has kept, read from its folder as data only."""
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from loralight.errors import InputError
 from loralight.reports.runs import FinishedRun
-from loralight.training.answers_file import FILE, MOST_BYTES
+from loralight.training.answers_file import FILE, MOST_BYTES, MOST_OF_THUMBNAIL
 from loralight.untrusted import read_json_lines
 
 Labels = frozenset[str]
 _MOST_LABELS = 10_000
+_JPEG = re.compile(r"/9j/[A-Za-z0-9+/]+={0,2}")  # the first three bytes of a JPEG, and further ones
+_MOST_OF_JPEG = 4 * MOST_OF_THUMBNAIL // 3 + 4
 
 
 class Entity(NamedTuple):
@@ -30,12 +33,14 @@ class Answer(NamedTuple):
         right: the right answer, likewise.
         confidence: the model's probability of its answer.
         input: a text, or a list of words.
+        thumbnail: the input as a JPEG in base64.
     """
 
     given: Any
     right: Any
     confidence: float | None
     input: str | list[str] | None
+    thumbnail: str | None = None
 
     @property
     def error(self) -> float | None:
@@ -146,7 +151,10 @@ def answer_of(line: Mapping[str, Any], kind: str, labels: Labels) -> Answer:
         raise ValueError("a confidence is no probability")
     if not isinstance(shown, str | list | None) or not (isinstance(shown, str) or _are_texts(shown or [])):
         raise ValueError("an input is neither a text nor a list of words")
-    return Answer(read(line.get("given"), labels), read(line.get("right"), labels), confidence, shown)
+    small = line.get("thumbnail")
+    if small is not None and not (isinstance(small, str) and _JPEG.fullmatch(small) and len(small) <= _MOST_OF_JPEG):
+        raise ValueError("a thumbnail is no small JPEG in base64")
+    return Answer(read(line.get("given"), labels), read(line.get("right"), labels), confidence, shown, small)
 
 
 def _are_texts(values: Any) -> bool:

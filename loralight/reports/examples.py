@@ -33,12 +33,14 @@ class Example(NamedTuple):
         input: the row's beginning and end, if it was kept.
         right: the right answer.
         answers: the best ones first.
+        thumbnail: the input as a JPEG in base64, if it was kept.
     """
 
     name: str
     input: str
     right: str
     answers: Sequence[Given]
+    thumbnail: str | None = None
 
 
 def shown(words: str | list[str] | None) -> str:
@@ -78,6 +80,7 @@ def _example(found: RowByRow, row: int) -> Example:
         name=f"{found.kept.split} row {row}",
         input=shown(words),
         right=said(every[0][1].right, words),
+        thumbnail=next((answer.thumbnail for _, answer in every if answer.thumbnail is not None), None),
         answers=[Given(text, marked(by[0][1]), _by(by)) for text, by in ordered],
     )
 

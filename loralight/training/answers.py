@@ -1,6 +1,7 @@
 """The answers of a model to the rows that it is measured on, beside the right ones; a run keeps them for reports."""
 
 import math
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,12 +12,13 @@ from torch import Tensor
 
 from loralight.data import TaskData
 from loralight.logs import logger
-from loralight.training.answers_file import FILE, write
+from loralight.training.answers_file import FILE, MOST_OF_THUMBNAIL, write
 
 MOST_ROWS = 10_000
 """Rows of a split that are kept; of a longer split every second, third, ..."""
 _MOST_LETTERS = 2000
 _MOST_ITEMS = 500
+_MOST_THUMBNAILS = 500  # a millisecond and 3 kB each
 _MOST_CLASSES = 1000  # that are told apart by their numbers alone
 
 
@@ -119,6 +121,7 @@ class KeepAnswers(lightning.Callback):
         self._folder, self._split = folder, split
         self._head: dict[str, Any] = {}
         self._lines: dict[int, dict[str, Any]] = {}
+        self._thumbnails = 0
 
     def on_validation_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *done: Any) -> None:
         self._add("validation", trainer, pl_module, *done)
@@ -149,8 +152,16 @@ class KeepAnswers(lightning.Callback):
         self._head = {"split": split, "kind": found.kind, "labels": list(found.labels)}
         for row, given, right, confidence in zip(rows, found.given, found.right, sure, strict=True):
             if row % every == 0:
-                shown = data.shown(split, row) if given != right else None
-                self._lines[row] = _line(row, given, right, confidence, shown)
+                is_right = given == right
+                line = _line(row, given, right, confidence, None if is_right else data.shown(split, row))
+                self._lines[row] = line if is_right else line | self._thumbnail(split, row, data)
+
+    def _thumbnail(self, split: str, row: int, data: TaskData) -> dict[str, str]:
+        """The row's thumbnail as a part of its line, if it has one and there is room."""
+        self._thumbnails += 1
+        if self._thumbnails > _MOST_THUMBNAILS or (small := data.thumbnail(split, row)) is None:
+            return {}
+        return {"thumbnail": b64encode(small).decode()} if len(small) <= MOST_OF_THUMBNAIL else {}
 
     def _finish(self, split: str, trainer: lightning.Trainer) -> None:
         parts: list[Any] = [(self._head, self._lines)]

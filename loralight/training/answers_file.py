@@ -9,6 +9,9 @@ from typing import Any
 FILE = "predictions.jsonl"
 MOST_BYTES = 4 * 2**20
 """Of the file; inputs may take half of it."""
+MOST_OF_THUMBNAIL = 6000
+"""Bytes of a JPEG; it is written in base64."""
+_OF_INPUT = {"input", "thumbnail"}
 
 
 def write(file: Path, head: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
@@ -17,10 +20,10 @@ def write(file: Path, head: Mapping[str, Any], lines: Sequence[Mapping[str, Any]
     size, of_inputs = len(written[0]), 0
     for line in lines:
         text = _json(line)
-        if "input" in line and of_inputs + len(text) > MOST_BYTES // 2:
-            line = {key: value for key, value in line.items() if key != "input"}
+        if _OF_INPUT & line.keys() and of_inputs + len(text) > MOST_BYTES // 2:
+            line = {key: value for key, value in line.items() if key not in _OF_INPUT}
             text = _json(line)
-        of_inputs += len(text) if "input" in line else 0
+        of_inputs += len(text) if _OF_INPUT & line.keys() else 0
         if size + len(text) <= MOST_BYTES:
             written.append(text)
             size += len(text)

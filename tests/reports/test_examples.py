@@ -1,10 +1,12 @@
 """The rows on which groups differ: the most telling first, as people read them."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from loralight.reports.examples import examples
+from loralight.training.answers_file import FILE
 
 from .kept import compared, make_run, page_of
 
@@ -84,3 +86,15 @@ def test_numbers_are_compared_by_how_far_off_they_are(tmp_path: Path) -> None:
     (pair,) = comparison.rows.pairs.values()
     assert (pair.better, pair.worse) == (3, 0) and pair.difference == pytest.approx((0.4 + 0.25 + 0.1) / 4)
     assert "off by 0.25: 3.25" in page_of(comparison, tmp_path / "report")
+
+
+def test_an_image_on_which_runs_differ_is_shown(tmp_path: Path) -> None:
+    small = "/9j/AAAA"
+    make_run(tmp_path / "a", ["good", "bad"], ["good", "bad"], accuracy=0.9)
+    make_run(tmp_path / "b", ["bad", "bad"], ["good", "bad"], adapter="full", inputs=["cat/1.jpg"] * 2)
+    file = tmp_path / "b" / FILE
+    head, *lines = file.read_text().splitlines()
+    lines = [json.dumps(json.loads(line) | {"thumbnail": small}) for line in lines]
+    file.write_text("\n".join([head, *lines]))
+    page = page_of(compared(tmp_path / "a", tmp_path / "b"), tmp_path / "report")
+    assert page.count(f'src="data:image/jpeg;base64,{small}" alt="cat/1.jpg"') == 1
