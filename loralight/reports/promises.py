@@ -37,14 +37,15 @@ def promises(groups: Sequence[Group], metric: str, *, mode: str, together: float
         together: the least margin of a difference in quality, if more than two groups are compared.
 
     Returns:
-        Tables of text: headings, then a row for each promise, which ends with whether it is held.
+        Tables of text: headings, then a row for each promise: its name, whether it is held, and the numbers.
     """
     tables = []
     for lora in (group for group in groups if _is(group, _LORA)):
         beside = [group for group in groups if _is(group, _FULL) and _pairs(lora, group)]
         if (full := best_of(beside, metric, mode=mode)) is not None:
             rows = _rows(_pairs(lora, full), metric, sign=1 if mode == "max" else -1, together=together)
-            tables.append([["promise", lora.name, full.name, "LoRA beside it", ""], *rows])
+            ordered = [[name, mark, *numbers] for name, *numbers, mark in rows]
+            tables.append([["promise", "", lora.name, full.name, "LoRA beside it"], *ordered])
     return tables
 
 

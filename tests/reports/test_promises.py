@@ -60,9 +60,9 @@ def compared(folder: Path) -> Comparison:
 
 
 def said(folder: Path) -> dict[str, list[str]]:
-    """The rows of the only table, by the promise's first words."""
+    """The numbers and the mark of each row of the only table, by the promise's first words."""
     ((_, *rows),) = compared(folder).promises
-    return {name.partition(":")[0]: cells for name, *cells in rows}
+    return {name.partition(":")[0]: [*cells, mark] for name, mark, *cells in rows}
 
 
 def pair(folder: Path, seed: int, lora: float, full: float, **changes: Sequence[Any]) -> None:
