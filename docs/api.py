@@ -8,6 +8,7 @@ import pdoc
 
 import loralight
 import loralight.data
+import loralight.training
 
 ROOMS = ("acceleration", "adapters", "data", "kernels", "models", "testing", "training")
 # Modules called like a function that the room shows; pdoc would write a page for each.
@@ -17,7 +18,7 @@ HIDDEN = ("!loralight.adapters.disabled", "!loralight.adapters.inject", "!lorali
 def write(folder: Path) -> None:
     """Write ``index.html``, and a page for the package and for each room; what pdoc would warn of is an error."""
     warnings.filterwarnings("error", module="pdoc")
-    for face in (loralight, loralight.data):
+    for face in (loralight, loralight.data, loralight.training):
         for name in face.__all__:
             setattr(face, name, getattr(face, name))  # imported on first use, of which pdoc knows nothing
     loralight.__all__ += ROOMS  # pdoc goes to those modules inside a package that it names

@@ -13,10 +13,11 @@ from rich import get_console, reconfigure
 from rich.console import Console, RenderableType
 from rich.logging import RichHandler
 
-__all__ = ["configure", "cut", "keep", "logger", "show", "telling"]
+__all__ = ["configure", "cut", "human", "keep", "logger", "show", "telling"]
 
 T = TypeVar("T")
 logger = logging.getLogger("loralight")
+_UNITS = ("B", "kB", "MB", "GB", "TB")
 _reports = logging.getLogger("loralight.reports")  # tables, which the terminal has seen already
 
 # Warnings that a user of loralight cannot act on, as their cause is handled or intended.
@@ -114,6 +115,15 @@ def cut(text: str, most: int = 240) -> str:
     """A text for a cell of a table; a long text, such as a dialogue, is cut in the middle."""
     half = (most - 3) // 2
     return text if len(text) <= most else f"{text[:half].rstrip()} … {text[-half:].lstrip()}"
+
+
+def human(count: float) -> str:
+    """A number of bytes in B, kB, MB, GB or TB (powers of 1000)."""
+    for unit in _UNITS:
+        if count < 1000 or unit == _UNITS[-1]:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
 
 
 def keep(line: str) -> None:

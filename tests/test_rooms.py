@@ -30,7 +30,10 @@ IMPORTS: list[dict[str, Iterable[str]]] = [
         "from loralight import AdapterTask, Step, TaskData": ["datasets", "hydra", "omegaconf"],
         "from loralight.training import AdapterTask": ["datasets", "hydra", "omegaconf"],
     },
-    {"import loralight.config.plugins": [name for name in HEAVY if name not in ("hydra", "omegaconf")]},
+    {
+        line: [name for name in HEAVY if name not in ("hydra", "omegaconf")]
+        for line in ("import loralight.config.plugins", "import loralight.commands.compare")
+    },
 ]
 
 

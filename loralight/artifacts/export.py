@@ -13,10 +13,11 @@ from torch import nn
 from loralight.adapters.base import Adapter
 from loralight.errors import InputError
 from loralight.models.budget import Size, adding_at_most
+from loralight.models.untrusted_tensors import read_shapes, read_tensors
 from loralight.training.checkpoint import verify, write_folder
 from loralight.training.fingerprint import fingerprint
 from loralight.training.learning import Learning
-from loralight.untrusted import read_json, read_shapes, read_tensors
+from loralight.untrusted import read_json
 from loralight.version import __version__
 
 WEIGHTS, CONFIG, RECIPE = "adapter_model.safetensors", "adapter_config.json", "loralight.json"

@@ -13,8 +13,9 @@ from loralight.adapters.methods.peft import PeftMethod
 from loralight.artifacts.export import CONFIG, PREFIX, RECIPE, WEIGHTS
 from loralight.config.build import adapter_classes, task_class, task_classes
 from loralight.errors import InputError
+from loralight.models.untrusted_tensors import read_shapes
 from loralight.training.task import AdapterTask
-from loralight.untrusted import read_json, read_shapes
+from loralight.untrusted import read_json
 
 
 def is_of_peft(folder: Path) -> bool:

@@ -18,6 +18,8 @@ from loralight.plain_yaml import parse_yaml, read_yaml
 CONFIG, OVERRIDES, PLUGINS = ".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/plugins.yaml"
 FAILED = "failed.json"
 """Written for a job of a sweep that ended with an error; ``error`` is its message."""
+FORGOTTEN = "forgetting.json"
+"""Written by ``loralight evaluate``: ``metrics`` on forgetting, and the ``probe`` that measured them."""
 _CHECKPOINTS = "checkpoints/*/[!.]*/manifest.json"
 _RESULTS = {"checkpoints": _CHECKPOINTS, "adapter": "adapter", "summary.json": "summary.json"}
 _MAY_CHANGE = (

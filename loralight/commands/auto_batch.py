@@ -8,9 +8,8 @@ import torch
 from loralight.commands.estimate import Estimate, longest_batch
 from loralight.commands.trial import Trial, free_device
 from loralight.errors import InputError
-from loralight.logs import show
+from loralight.logs import human, show
 from loralight.training.launch import process_rank
-from loralight.training.preflight import human
 
 
 def with_largest_batch(config: dict[str, Any], overrides: list[str]) -> tuple[dict[str, Any], list[str]]:

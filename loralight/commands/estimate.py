@@ -23,11 +23,12 @@ from loralight.config.composition import plain
 from loralight.config.sharding import shards
 from loralight.data import TaskData
 from loralight.errors import InputError
+from loralight.logs import human
 from loralight.models.shapes import leaving_out_weights, shapes_only
 from loralight.training.footprint import Footprint, footprint
 from loralight.training.launch import num_nodes, num_processes, num_wanted
 from loralight.training.memory import at_hand, in_use, parse_memory
-from loralight.training.preflight import Sizes, human, memory_table, num_bytes
+from loralight.training.preflight import Sizes, memory_table, num_bytes
 from loralight.training.sharding import check_can_be_sharded, gathered_together
 
 _SPARE = 0.1  # share of the memory that is left free: the error of an estimate

@@ -1,6 +1,8 @@
 """``loralight evaluate``: a finished run's metrics, on any split or other data, also beside those of the base model."""
 
 import json
+import math
+import os
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
@@ -15,7 +17,7 @@ from loralight.adapters.disabled import disabled
 from loralight.artifacts.export import load_adapter, no_larger_than_saved, read_recipe
 from loralight.artifacts.output import refuse_existing
 from loralight.artifacts.peft_format import is_of_peft, peft_adapter
-from loralight.artifacts.run_folder import read_config
+from loralight.artifacts.run_folder import FORGOTTEN, flat, read_config
 from loralight.commands.measuring import check_split, measure, measuring, read_data
 from loralight.commands.summary import metrics_table
 from loralight.config.build import adapter_node, build_probe, build_task, build_trainer, check_config
@@ -24,6 +26,7 @@ from loralight.config.sharding import check_sharding, shards
 from loralight.data import TaskData
 from loralight.errors import InputError
 from loralight.models.trust import trust_of, trusting
+from loralight.reports.runs import SUMMARY
 from loralight.training.forgetting.watch import Forgetting
 from loralight.training.launch import check_processes, launch, process_rank, world_size
 from loralight.training.task import AdapterTask
@@ -61,12 +64,34 @@ def work(config: dict[str, Any], _: Path) -> dict[str, float]:
     if config["base"]:
         _check_base(task)
     metrics = measure(config, task, data)
-    metrics |= {} if forgetting is None else forgetting.end(task)
+    if forgetting is not None:
+        forgotten = forgetting.end(task)
+        if rank == 0:
+            _keep(forgotten, config)
+        metrics |= forgotten
     base = _measure_base(config, task, data) if config["base"] else {}
     baseline = {f"{config['split']}/{name}": value for name, value in data.baseline(config["split"]).items()}
     if rank == 0:
         logs.show(metrics_table(metrics, {"base model": base, "trivial answer": baseline}))
     return metrics | {f"base/{name}": value for name, value in base.items()}
+
+
+def _keep(forgotten: dict[str, float], config: dict[str, Any]) -> None:
+    """Save what was forgotten in a finished run's folder, where reports look for it, if it can be written."""
+    folder = Path(config["run"])
+    if not (folder / SUMMARY).exists():
+        return
+    probe = dict(flat({"forgetting": config["forgetting"]}))
+    finite = {name: score for name, score in forgotten.items() if math.isfinite(score)}
+    text = json.dumps({"probe": probe, "metrics": finite}, indent=2) + "\n"
+    try:
+        building = folder / f".{FORGOTTEN}"
+        building.unlink(missing_ok=True)
+        with building.open("x", encoding="utf-8") as opened:  # the folder may be a stranger's: no link is followed
+            opened.write(text)
+        os.replace(building, folder / FORGOTTEN)
+    except OSError as error:
+        logs.logger.warning("forgetting: %s cannot be written, so that reports will not show it: %s", folder, error)
 
 
 def _check_base(task: AdapterTask) -> None:

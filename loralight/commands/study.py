@@ -21,7 +21,6 @@ from omegaconf import DictConfig
 
 from loralight import logs
 from loralight.artifacts.run_folder import FAILED
-from loralight.commands.beside_quality import markdown_beside, rows_beside, table_beside
 from loralight.commands.processes import Processes
 from loralight.commands.study_cost import seconds_of_study
 from loralight.commands.sweep import folder_name
@@ -34,7 +33,7 @@ from loralight.reports.comparison import Comparison
 from loralight.reports.runs import SUMMARY, FinishedRun, read_run
 from loralight.reports.sweeps import note_failure, write_report
 from loralight.stopping import Stopped
-from loralight.training.rate_grid import FACTOR, POWERS, best_power, is_at_end, next_power
+from loralight.training.rate_grid import FACTOR, best_power, is_at_end, next_power
 
 _WORDS = "study.words.json"
 
@@ -125,10 +124,7 @@ class Study:
         if runs := [run for method in self.methods for run in self.chosen.get(method, [])]:
             comparison = Comparison.of(runs, failures=self.failures)
             files = write_report(comparison, self.folder, f"study {self.folder.name}", "study")
-            beside = rows_beside(comparison.groups, comparison.metric.partition("/")[0])
-            with (self.folder / "study.md").open("a", encoding="utf-8") as file:
-                file.write(markdown_beside(beside))
-            logs.show("", *comparison.shown(f"study {self.folder}"), table_beside(beside), "", *map(str, files))
+            logs.show("", *comparison.shown(f"study {self.folder}"), "", *map(str, files))
         if self.failures:
             raise InputError(
                 "E-STUDY",
@@ -155,9 +151,23 @@ class Study:
         return int(self.seeds) + (2 if method.lr else 0)
 
     def _num_missing(self, method: Method) -> int:
-        powers = POWERS if method.lr else [0]
-        places = [self._place(_words(method, power, seed)) for power in powers for seed in range(self.seeds)]
-        return max(self._num_runs(method) - sum((place / SUMMARY).exists() for place in places), 0)
+        """The least number of runs that are still to be made, after those in the folder."""
+
+        def place(power: int, seed: int) -> Path:
+            return self._place(_words(method, power, seed))
+
+        def is_there(power: int, seed: int) -> bool:
+            return (place(power, seed) / SUMMARY).exists()
+
+        runs: dict[int, FinishedRun | None] = {}
+        power: int | None = 0
+        while power is not None:
+            runs[power] = read_run(place(power, 0)) if is_there(power, 0) else None  # taken for the worst
+            power = _next_power(method, runs)
+        if runs[0] is None and method.lr is not None:
+            runs |= {power: None for power in (-1, 1) if not is_there(power, 0)}
+        best = best_power(_scores(method, runs))
+        return list(runs.values()).count(None) + sum(not is_there(best, seed) for seed in range(1, self.seeds))
 
     def _place(self, words: Sequence[str]) -> Path:
         """The folder of a run."""
@@ -177,8 +187,8 @@ class Study:
         power: int | None = 0
         while power is not None:
             runs[power] = self._run(method, power, seed=0)
-            scores = {tried: _score(run, method) for tried, run in runs.items()}
-            power = next_power(scores) if method.lr is not None and _has_steps(runs[0]) else None
+            power = _next_power(method, runs)
+        scores = _scores(method, runs)
         if is_at_end(scores):
             logs.show(
                 f"{' '.join(method.words)}: its best rate is the farthest that is tried, and a better one may lie "
@@ -192,14 +202,15 @@ class Study:
         """A finished run, which is trained now if it is missing; None if it failed."""
         words = _words(method, power, seed)
         name, folder = " ".join(words), self._place(words)
+        is_new = not (folder / SUMMARY).exists()
         if (error := self.processes.finish([*self.words, *words], folder)) is not None:
             note_failure(folder, error)
             self.failures[name] = error
-            self._progress.tell(f"{name} failed: {error}")
+            self._progress.tell(f"{name} failed: {error}", is_new=is_new)
             return None
         (folder / FAILED).unlink(missing_ok=True)
         run = read_run(folder)
-        self._progress.tell(f"{name}: {run.monitored} {run.score(run.monitored)}")
+        self._progress.tell(f"{name}: {run.monitored} {run.score(run.monitored)}", is_new=is_new)
         return run
 
 
@@ -211,6 +222,15 @@ def _words(method: Method, power: int, seed: int) -> list[str]:
 
 def _name(word: str) -> str:
     return word.lstrip("+").partition("=")[0]
+
+
+def _scores(method: Method, runs: Mapping[int, FinishedRun | None]) -> dict[int, float | None]:
+    return {power: _score(run, method) for power, run in runs.items()}
+
+
+def _next_power(method: Method, runs: Mapping[int, FinishedRun | None]) -> int | None:
+    """The next rate to try, after at least that of power 0; None once the best is known."""
+    return next_power(_scores(method, runs)) if method.lr is not None and _has_steps(runs[0]) else None
 
 
 def _score(run: FinishedRun | None, method: Method) -> float | None:
@@ -233,12 +253,14 @@ class _Progress:
 
     expected: int
     done: int = 0
+    new: int = 0
     since: float = field(default_factory=monotonic)
     one_at_a_time: Lock = field(default_factory=Lock)  # runs end in several threads
 
-    def tell(self, what: str) -> None:
+    def tell(self, what: str, *, is_new: bool) -> None:
         with self.one_at_a_time:
-            self.done += 1
+            self.done, self.new = self.done + 1, self.new + is_new
             self.expected = max(self.expected, self.done)
-            minutes = (monotonic() - self.since) / self.done * (self.expected - self.done) / 60
-            logs.show(f"{self.done}/{self.expected}, {minutes:.0f} min to go or more: {what}")
+            minutes = (monotonic() - self.since) / max(self.new, 1) * (self.expected - self.done) / 60
+            to_go = f", {minutes:.0f} min to go or more" if self.new or self.done == self.expected else ""
+            logs.show(f"{self.done}/{self.expected}{to_go}: {what}")

@@ -15,12 +15,12 @@ from rich.table import Table
 from loralight.adapters.base import trainable
 from loralight.artifacts.export import WEIGHTS
 from loralight.data import TaskData
-from loralight.logs import cut, show
+from loralight.logs import cut, human, show
 from loralight.models.quantisation import as_before
 from loralight.models.shards import is_sharded
 from loralight.training.early_stopping import stopped_line
 from loralight.training.memory import peak_memory
-from loralight.training.preflight import human, num_bytes
+from loralight.training.preflight import num_bytes
 from loralight.training.settling import settled_line
 from loralight.training.task import AdapterTask
 

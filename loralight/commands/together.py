@@ -26,10 +26,11 @@ from loralight.config.overrides import folder_of
 from loralight.config.own_data import with_own_data
 from loralight.disk import telling_of_disk
 from loralight.errors import InputError
+from loralight.logs import human
 from loralight.stopping import Stopped
 from loralight.training.launch import num_processes
 from loralight.training.out_of_memory import telling_of_memory
-from loralight.training.preflight import human, num_bytes
+from loralight.training.preflight import num_bytes
 
 
 def main(config: DictConfig) -> None:

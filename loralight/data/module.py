@@ -139,6 +139,10 @@ class TaskData(lightning.LightningDataModule, ABC):
         """A row's input as people read it in a report: a text, or a list of words; None by default."""
         return None
 
+    def thumbnail(self, split: str, row: int) -> bytes | None:
+        """A row's input as a small JPEG of at most 6 kB, which a report shows; None by default."""
+        return None
+
     def baseline(self, split: str) -> dict[str, float]:
         """The scores of a trivial baseline on a split, by metric name."""
         return {}

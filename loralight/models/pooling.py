@@ -21,8 +21,9 @@ from transformers.utils.hub import cached_file
 from loralight.errors import InputError, did_you_mean
 from loralight.models.pretrained import labels_of, load_model
 from loralight.models.shapes import without_weights
+from loralight.models.untrusted_tensors import read_shapes
 from loralight.resources import resolve
-from loralight.untrusted import read_json, read_shapes
+from loralight.untrusted import read_json
 
 Pooling = Literal["mean", "first", "last", "max"]
 PoolingChoice = Pooling | Literal["auto", "model"]

@@ -1,17 +1,20 @@
 """The answers that a finished run has kept, read from its folder as data only."""
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from loralight.errors import InputError
 from loralight.reports.runs import FinishedRun
-from loralight.training.answers import FILE, MOST_BYTES
+from loralight.training.answers_file import FILE, MOST_BYTES, MOST_OF_THUMBNAIL
 from loralight.untrusted import read_json_lines
 
 Labels = frozenset[str]
 _MOST_LABELS = 10_000
+_JPEG = re.compile(r"/9j/[A-Za-z0-9+/]+={0,2}")  # the first three bytes of a JPEG, and further ones
+_MOST_OF_JPEG = 4 * MOST_OF_THUMBNAIL // 3 + 4
 
 
 class Entity(NamedTuple):
@@ -30,23 +33,36 @@ class Answer(NamedTuple):
         right: the right answer, likewise.
         confidence: the model's probability of its answer.
         input: a text, or a list of words.
+        thumbnail: the input as a JPEG in base64.
     """
 
     given: Any
     right: Any
     confidence: float | None
     input: str | list[str] | None
+    thumbnail: str | None = None
+
+    @property
+    def error(self) -> float | None:
+        """How far a number is from the right one; None of other answers, which are right or wrong."""
+        is_measured = isinstance(self.given, float) and isinstance(self.right, float)
+        return abs(self.given - self.right) if is_measured else None
 
     @property
     def counts(self) -> tuple[float, float]:
-        """The row's part of a score, which is the sum of the first numbers over that of the second: accuracy or F1."""
+        """The row's part of a score, which is the sum of the first numbers over that of the second.
+
+        It is an accuracy or F1; of numbers with a fraction the mean error, negative, so that a higher score is better.
+        """
+        if self.error is not None:
+            return -self.error, 1.0
         if not isinstance(self.right, tuple):
             return float(self.given == self.right), 1.0
         return 2.0 * len(set(self.given) & set(self.right)), float(len(self.given) + len(self.right))
 
     @property
     def score(self) -> float:
-        """How right the answer is, from 0 to 1."""
+        """How right the answer is, from 0 to 1; of numbers with a fraction the error, negative."""
         hits, of = self.counts
         return hits / of if of else 1.0
 
@@ -79,6 +95,8 @@ class RunAnswers:
     @property
     def measure(self) -> str:
         """The name of the score of `Answer.counts`."""
+        if any(answer.error is not None for answer in self.rows.values()):
+            return "mean error, negative"
         return "F1" if self.kind in ("labels", "entities") else "accuracy"
 
 
@@ -133,7 +151,10 @@ def answer_of(line: Mapping[str, Any], kind: str, labels: Labels) -> Answer:
         raise ValueError("a confidence is no probability")
     if not isinstance(shown, str | list | None) or not (isinstance(shown, str) or _are_texts(shown or [])):
         raise ValueError("an input is neither a text nor a list of words")
-    return Answer(read(line.get("given"), labels), read(line.get("right"), labels), confidence, shown)
+    small = line.get("thumbnail")
+    if small is not None and not (isinstance(small, str) and _JPEG.fullmatch(small) and len(small) <= _MOST_OF_JPEG):
+        raise ValueError("a thumbnail is no small JPEG in base64")
+    return Answer(read(line.get("given"), labels), read(line.get("right"), labels), confidence, shown, small)
 
 
 def _are_texts(values: Any) -> bool:

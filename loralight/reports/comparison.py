@@ -7,15 +7,26 @@ from pathlib import Path
 
 from rich.console import RenderableType
 
+from loralight.reports.beside_quality import rows_beside
 from loralight.reports.examples import examples
-from loralight.reports.groups import check_comparable, grouped, unknown_rows
+from loralight.reports.groups import check_comparable, direction, grouped, of_one_probe, unknown_rows
 from loralight.reports.mistakes import mistakes
 from loralight.reports.page import page
 from loralight.reports.pictures import pictures
+from loralight.reports.promises import PROMISES_CAPTION, promises
 from loralight.reports.row_by_row import RowByRow
 from loralight.reports.runs import FinishedRun
-from loralight.reports.tables import as_csv, as_markdown, as_records, best_of, markdown, rows_table, terminal_table
-from loralight.reports.verdict import verdict
+from loralight.reports.tables import (
+    as_csv,
+    as_markdown,
+    as_records,
+    best_of,
+    markdown,
+    rows_table,
+    terminal_table,
+    text_table,
+)
+from loralight.reports.verdict import margin_together, verdict
 
 
 class Comparison:
@@ -35,8 +46,9 @@ class Comparison:
         self, runs: Sequence[FinishedRun], *, metric: str, mode: str, failures: Mapping[str, str] | None = None
     ) -> None:
         check_comparable(runs, metric)
-        self.runs, self.metric, self.mode, self.failures = runs, metric, mode, dict(failures or {})
-        self.groups = grouped(runs)
+        self.runs, self._left_out = of_one_probe(runs)
+        self.metric, self.mode, self.failures = metric, mode, dict(failures or {})
+        self.groups = grouped(self.runs)
         self.best = best_of(self.groups, metric, mode=mode)
 
     @classmethod
@@ -48,8 +60,8 @@ class Comparison:
         mode = str(runs[0].settings.get("monitor.mode", "min"))
         of_test = monitored.replace("validation/", "test/")
         own = of_test if all(of_test in run.summary["metrics"] for run in runs) else monitored
-        lower = metric is not None and metric.rpartition("/")[2] in ("loss", "perplexity", "ece")
-        mode = mode if metric in (None, own, monitored) else "min" if lower else "max"
+        if metric is not None and metric not in (own, monitored):
+            mode = "max" if direction(metric) > 0 else "min"
         return cls(runs, metric=metric or own, mode=mode, failures=failures)
 
     @property
@@ -65,19 +77,31 @@ class Comparison:
         """The answers that the runs have kept."""
         return RowByRow.of(self.groups, self.best)
 
+    @cached_property
+    def promises(self) -> list[list[list[str]]]:
+        """LoRA's promises beside full fine-tuning, a table for each group of LoRA's runs."""
+        together = margin_together(self.groups, self.metric)
+        return promises(self.groups, self.metric, mode=self.mode, together=together)
+
+    @cached_property
+    def beside(self) -> list[list[str]]:
+        """What groups differ in beside their scores."""
+        return rows_beside(self.groups, self.metric.partition("/")[0])
+
     def verdict(self) -> list[str]:
         """Sentences on the numbers."""
         said = verdict(self.groups, self.best, self.metric, mode=self.mode, pairs=self.rows.pairs) if self.best else []
-        said += self.rows.left_out
+        said += [*self._left_out, *self.rows.left_out]
         for run in unknown_rows(self.runs, self.metric):
             said.append(f"{run.folder} does not say on which rows it was measured: it is of an earlier version.")
         return said
 
     def shown(self, title: str = "comparison") -> list[RenderableType]:
-        """The table and the sentences, for a terminal."""
+        """The tables and the sentences, for a terminal."""
         table = terminal_table(self.groups, self.metric, self.best, title=title)
         failed = [f"failed: {name}: {error}" for name, error in self.failures.items()]
-        return [table, *failed, "", *self.verdict()]
+        promised = [text_table(rows, title="LoRA's promises beside full fine-tuning") for rows in self.promises]
+        return [table, *failed, "", *self.verdict(), "", text_table(self.beside, title="beside quality"), *promised]
 
     def write(self, folder: Path, title: str, name: str = "report", *, is_drawn: bool = True) -> list[Path]:
         """Write the comparison as HTML, Markdown, CSV and JSON.
@@ -95,7 +119,8 @@ class Comparison:
         texts = {
             "md": f"{as_markdown(self.groups, self.metrics, self.best)}\n"
             + "".join(f"{line}\n" for line in self.verdict())
-            + (f"\n{markdown(rows_table(self.rows))}" if self.rows.pairs else ""),
+            + "".join(f"\n{markdown(table)}" for table in (rows_table(self.rows), self.beside, *self.promises) if table)
+            + (f"\n{PROMISES_CAPTION}\n" if self.promises else ""),
             "csv": as_csv(records),
             "json": json.dumps(
                 {"metric": self.metric, "mode": self.mode, "runs": records, "failed": self.failures}, indent=2
@@ -112,6 +137,8 @@ class Comparison:
                 pictures=pictures(self.groups, self.metric),
                 failures=self.failures,
                 by_rows=rows_table(self.rows),
+                beside=self.beside,
+                promises=self.promises,
                 mistakes=mistakes(self.rows),
                 examples=examples(self.rows),
                 examples_are_texts=bool(self.rows.groups) and self.rows.kept.kind == "text",

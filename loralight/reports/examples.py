@@ -16,12 +16,12 @@ class Given(NamedTuple):
 
     Args:
         text: the answer, for people.
-        is_right: whether it is the right one.
+        mark: whether it is the right one, or how far from it.
         by: the groups that gave it, with the share of their seeds, and their mean confidence.
     """
 
     text: str
-    is_right: bool
+    mark: str
     by: Sequence[str]
 
 
@@ -32,13 +32,15 @@ class Example(NamedTuple):
         name: such as ``test row 7``, counted from 0.
         input: the row's beginning and end, if it was kept.
         right: the right answer.
-        answers: the right ones first.
+        answers: the best ones first.
+        thumbnail: the input as a JPEG in base64, if it was kept.
     """
 
     name: str
     input: str
     right: str
     answers: Sequence[Given]
+    thumbnail: str | None = None
 
 
 def shown(words: str | list[str] | None) -> str:
@@ -73,13 +75,21 @@ def _example(found: RowByRow, row: int) -> Example:
     given: dict[str, list[tuple[OfGroup, Answer]]] = {}
     for one, answer in every:
         given.setdefault(said(answer.given, words), []).append((one, answer))
-    answers = [Given(text, by[0][1].given == by[0][1].right, _by(by)) for text, by in given.items()]
+    ordered = sorted(given.items(), key=lambda one: -one[1][0][1].score)
     return Example(
         name=f"{found.kept.split} row {row}",
         input=shown(words),
         right=said(every[0][1].right, words),
-        answers=sorted(answers, key=lambda one: not one.is_right),
+        thumbnail=next((answer.thumbnail for _, answer in every if answer.thumbnail is not None), None),
+        answers=[Given(text, marked(by[0][1]), _by(by)) for text, by in ordered],
     )
+
+
+def marked(answer: Answer) -> str:
+    """Whether an answer is right, or how far from it."""
+    if answer.error is not None:
+        return f"off by {answer.error:.3g}"
+    return "✓ right" if answer.given == answer.right else "✗ wrong"
 
 
 def _by(given: Sequence[tuple[OfGroup, Answer]]) -> list[str]:
@@ -101,6 +111,8 @@ def _name(name: str, num_runs: int, answers: Sequence[Answer]) -> str:
 
 def said(answer: object, words: str | list[str] | None) -> str:
     """An answer as people read it; entities with their words."""
+    if isinstance(answer, float):
+        return f"{answer:.4g}"
     if not isinstance(answer, tuple):
         return _cut(str(answer))
     return _cut("; ".join(_named(one, words) if isinstance(one, Entity) else str(one) for one in answer) or "none")

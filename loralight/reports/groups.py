@@ -1,7 +1,7 @@
 """Runs that differ only in their seed are one group: a row of a report, a point of a picture."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from statistics import median
 from typing import Any
@@ -9,11 +9,11 @@ from typing import Any
 from loralight.artifacts.run_folder import read_overrides
 from loralight.errors import InputError, did_you_mean
 from loralight.reports.intervals import Estimate, estimate
-from loralight.reports.runs import FinishedRun
+from loralight.reports.runs import FORGETTING, FinishedRun
 
 _NO_DIFFERENCE = (
-    *("seed", "*.seed", "resume", "auto_batch", "names.*", "page", "probe", "logger.*", "trainer.profiler*"),
-    *("callbacks.*.dirpath", "data.num_workers"),
+    *("seed", "*.seed", "resume", "auto_batch", "names.*", "page", "probe", "forgetting*", "logger.*"),
+    *("callbacks.*.dirpath", "data.num_workers", "trainer.profiler*"),
 )
 """Settings in which runs of one group may differ: seeds, places, output."""
 _NO_LABEL = ("seed", "logger", "resume", "adapter", "task")
@@ -45,13 +45,7 @@ class Group:
 
     def cost(self, *names: str) -> float | None:
         """The median over seeds of a number of the summary, such as ``bytes``, ``adapter``."""
-        found = []
-        for run in self.runs:
-            value: Any = run.summary
-            for name in names:
-                value = value.get(name) if isinstance(value, Mapping) else None
-            if isinstance(value, int | float):
-                found.append(value)
+        found = [number for run in self.runs if (number := run.number(*names)) is not None]
         return median(found) if found else None
 
     def by_seed(self, metric: str) -> dict[int | None, float]:
@@ -79,6 +73,11 @@ def grouped(runs: Sequence[FinishedRun]) -> list[Group]:
         for label, members in zip(labels, found.values(), strict=True)
     ]
     return [_told_apart(group, groups) for group in groups]
+
+
+def direction(metric: str) -> int:
+    """1 if a higher score is better, else -1."""
+    return -1 if metric.rpartition("/")[2] in ("loss", "perplexity", "ece") else 1
 
 
 def check_comparable(runs: Sequence[FinishedRun], metric: str) -> None:
@@ -115,6 +114,23 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return [name for name in differ if not _is_any(name, _NO_DIFFERENCE)]
 
 
+def of_one_probe(runs: Sequence[FinishedRun]) -> tuple[list[FinishedRun], list[str]]:
+    """The runs, with forgetting only of those that measured it as the first one did; and sentences on the others."""
+    first = next((run for run in runs if run.forgotten), None)
+    kept, left_out = [], []
+    for run in runs:
+        if first is not None and run.forgotten and run.probe != first.probe:
+            differ = (name for name in {**run.probe, **first.probe} if run.probe.get(name) != first.probe.get(name))
+            left_out.append(
+                f"Forgetting of {run.folder} is left out: it was measured by other {', '.join(differ)} than that of "
+                f"{first.folder}."
+            )
+            others = {name: one for name, one in run.summary["metrics"].items() if not name.startswith(FORGETTING)}
+            run = replace(run, summary={**run.summary, "metrics": others})
+        kept.append(run)
+    return kept, left_out
+
+
 def unknown_rows(runs: Iterable[FinishedRun], metric: str) -> list[FinishedRun]:
     """The runs whose summary does not say on which rows they were measured: those of an earlier version."""
     return [run for run in runs if not _digest(run, metric.partition("/")[0])]
@@ -138,7 +154,8 @@ def _is_any(name: str, patterns: Sequence[str]) -> bool:
 def _words(run: FinishedRun) -> list[str]:
     """The overrides on a run's command line, without those that set its folder, its seed or a column's value."""
     said = [word.lstrip("+") for word in read_overrides(run.folder)]
-    return [word for word in said if not word.startswith(("hydra.", "--")) and word.partition("=")[0] not in _NO_LABEL]
+    no_label = ("hydra.", "--", "forgetting", *(f"{name}=" for name in _NO_LABEL))
+    return [word for word in said if not word.startswith(no_label)]
 
 
 def _told_apart(group: Group, groups: Sequence[Group]) -> Group:

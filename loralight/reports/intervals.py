@@ -21,11 +21,6 @@ class Estimate:
     mean: float
     margin: float | None = None
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the interval excludes zero, so that a difference is significant."""
-        return self.margin is not None and abs(self.mean) > self.margin
-
     def __str__(self) -> str:
         return f"{self.mean:.4f}" if self.margin is None else f"{self.mean:.4f} ± {self.margin:.4f}"
 

@@ -20,17 +20,17 @@ from torch import Tensor
 
 from loralight.data import TaskData
 from loralight.errors import InputError
-from loralight.logs import logger
+from loralight.logs import human, logger
 from loralight.regular_file import read_regular
 from loralight.reports.answers import answer_of
-from loralight.reports.examples import Example, Given, said, shown
+from loralight.reports.examples import Example, Given, marked, said, shown
 from loralight.reports.page import render
 from loralight.reports.pictures import Picture, lines_by_step
 from loralight.reports.runs import read_curve
 from loralight.stopping import Stopped
+from loralight.training.answers import answers_of_rows
 from loralight.training.checkpoint import MANIFEST
 from loralight.training.memory import in_use, peak_memory
-from loralight.training.preflight import human
 from loralight.training.task import AdapterTask
 from loralight.untrusted import read_json_lines
 
@@ -277,17 +277,18 @@ def _answered(
     trainer: lightning.Trainer, task: AdapterTask, outputs: Mapping[str, Tensor], batch: Any
 ) -> list[Example]:
     """The first rows of a batch of validation, as the task answers them."""
-    found = task.answers(batch, outputs["predictions"], outputs["targets"])
     data = trainer.datamodule  # type: ignore[attr-defined]
-    if found is None or not isinstance(data, TaskData):
+    if not isinstance(data, TaskData):
         return []
-    rows = data.rows_of("validation", 0)[:_MOST_SAMPLES]
+    rows = data.rows_of("validation", 0)
+    if (found := answers_of_rows(task, batch, outputs, len(rows))) is None:
+        return []
     made = []
-    for row, given, right in zip(rows, found.given, found.right, strict=False):
+    for row, given, right in zip(rows[:_MOST_SAMPLES], found.given, found.right, strict=False):
         line = {"given": given, "right": right, "input": data.shown("validation", row)}
         answer = answer_of(line, found.kind, frozenset(found.labels))
         words = answer.input
-        one = Given(said(answer.given, words), answer.given == answer.right, ())
+        one = Given(said(answer.given, words), marked(answer), ())
         made.append(Example(f"validation row {row}", shown(words), said(answer.right, words), [one]))
     return made
 
@@ -299,7 +300,7 @@ def _written(folder: Path) -> list[Example]:
         return []
     samples: Sequence[Mapping[str, str]] = read_json_lines(file, _MOST_BYTES)[-1]["samples"]
     return [
-        Example("", shown(one["prompt"]), said(one["reference"], None), [Given(said(one["written"], None), False, ())])
+        Example("", shown(one["prompt"]), said(one["reference"], None), [Given(said(one["written"], None), "", ())])
         for one in samples[:_MOST_SAMPLES]
     ]
 

@@ -8,6 +8,7 @@ from loralight.reports.examples import Example
 from loralight.reports.groups import Group
 from loralight.reports.mistakes import Grid
 from loralight.reports.pictures import Picture
+from loralight.reports.promises import PROMISES_CAPTION
 from loralight.reports.tables import headings, rows_of
 
 CAPTION = "* the best mean. ± half of a 95 % interval over seeds. Costs are medians over seeds."
@@ -23,6 +24,8 @@ def page(
     pictures: Sequence[Picture],
     failures: Mapping[str, str],
     by_rows: Sequence[Sequence[str]] = (),
+    beside: Sequence[Sequence[str]] = (),
+    promises: Sequence[Sequence[Sequence[str]]] = (),
     mistakes: Sequence[Grid] = (),
     examples: Sequence[Example] = (),
     examples_are_texts: bool = False,
@@ -38,6 +41,8 @@ def page(
         pictures: from `pictures.pictures`.
         failures: error messages by the names of jobs that failed.
         by_rows: from `tables.rows_table`.
+        beside: from `beside_quality.rows_beside`.
+        promises: from `promises.promises`.
         mistakes: from `mistakes.mistakes`.
         examples: from `examples.examples`.
         examples_are_texts: whether they are texts without right and wrong.
@@ -56,6 +61,9 @@ def page(
         failures=failures,
         groups=groups,
         by_rows=by_rows,
+        beside=beside,
+        promises=promises,
+        promises_caption=PROMISES_CAPTION,
         mistakes=mistakes,
         examples=examples,
         examples_are_texts=examples_are_texts,

@@ -146,8 +146,12 @@ def _bars(axes: Any, groups: Sequence[Group], names: Sequence[str], scale: float
     axes.barh(places, numbers, color=_BLUE)
     axes.set_yticks(places, [_short(group.name) for group in groups], fontsize=8)
     axes.invert_yaxis()
-    axes.bar_label(axes.containers[0], fmt="%.3g", padding=3, fontsize=8)
+    axes.bar_label(axes.containers[0], fmt=_number, padding=3, fontsize=8)
     axes.margins(x=0.12)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _curves(axes: Any, groups: Sequence[Group], metric: str) -> None:

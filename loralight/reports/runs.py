@@ -2,19 +2,22 @@
 
 import csv
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from loralight.artifacts.run_folder import flat, read_config
+from loralight.artifacts.run_folder import FORGOTTEN, flat, read_config
 from loralight.errors import InputError
 from loralight.regular_file import read_regular
 from loralight.untrusted import read_json
 
 SUMMARY = "summary.json"
+FORGETTING = "forgetting/"
+"""What the names of metrics on forgetting begin with."""
 
 _MOST_BYTES = 16 * 2**20  # of a file that is read at once
 _DEEPEST = 3  # levels of folders below a named folder in which runs are looked for
@@ -29,12 +32,14 @@ class FinishedRun:
         settings: plain values by dotted names.
         summary: see ``summary.json`` in docs/design.md.
         curve: the rows of ``metrics.csv``, numbers by name.
+        probe: settings of what measured forgetting, by dotted names.
     """
 
     folder: Path
     settings: Mapping[str, Any]
     summary: Mapping[str, Any]
     curve: Sequence[Mapping[str, float]] = ()
+    probe: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def monitored(self) -> str:
@@ -45,6 +50,27 @@ class FinishedRun:
         """A metric of the summary, such as ``test/f1``; None if it was not measured or is not finite."""
         value = self.summary["metrics"].get(metric)
         return float(value) if isinstance(value, int | float) else None
+
+    def number(self, *names: str) -> float | None:
+        """A number of the summary, such as ``bytes``, ``adapter``."""
+        value: Any = self.summary
+        for name in names:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        return value if isinstance(value, int | float) else None
+
+    @property
+    def forgotten(self) -> list[str]:
+        """The metrics of what the base could do, as they are after training."""
+        names = (name for name in self.summary["metrics"] if name.startswith(FORGETTING))
+        return [name for name in names if not name.endswith(("_before", "_off"))]
+
+    @property
+    def generalisation_gap(self) -> float | None:
+        """The last validation loss less the mean training loss of the epoch that it ends; None if it has not both."""
+        trained = {row["step"]: row["train/epoch_loss"] for row in self.curve if {"step", "train/epoch_loss"} <= {*row}}
+        held_out = {row["step"]: row["validation/loss"] for row in self.curve if {"step", "validation/loss"} <= {*row}}
+        both = sorted(trained.keys() & held_out.keys())
+        return held_out[both[-1]] - trained[both[-1]] if both else None
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
@@ -85,16 +111,39 @@ def read_run(folder: Path) -> FinishedRun:
     Raises:
         InputError: the folder is not a finished run's, or its files are damaged (``E-RUN``).
     """
-    settings = read_config(folder)
+    settings = dict(flat(read_config(folder)))
     try:
         summary = read_json(folder / SUMMARY, _MOST_BYTES)
         _check(summary)
         curve = read_curve(folder / "metrics.csv")
+        metrics, probe = _with_forgetting(folder, summary["metrics"], settings)
     except (InputError, OSError, ValueError, csv.Error) as error:
         raise InputError(
             "E-RUN", f"{folder} is no finished run, or is damaged: {str(error).split(': ', 1)[-1]}"
         ) from error
-    return FinishedRun(folder=folder, settings=dict(flat(settings)), summary=summary, curve=curve)
+    return FinishedRun(
+        folder=folder, settings=settings, summary={**summary, "metrics": metrics}, curve=curve, probe=probe
+    )
+
+
+def _with_forgetting(
+    folder: Path, metrics: Mapping[str, Any], settings: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A run's metrics, with forgetting as it was measured last, and the settings of the probe that measured it.
+
+    Raises:
+        ValueError: the file that ``loralight evaluate`` has left is damaged.
+    """
+    if not os.path.lexists(folder / FORGOTTEN):
+        return dict(metrics), {name: value for name, value in settings.items() if name.startswith("forgetting.")}
+    found = read_json(folder / FORGOTTEN)
+    later, probe = (found.get(name) for name in ("metrics", "probe"))
+    if not isinstance(later, dict) or not isinstance(probe, dict):
+        raise ValueError(f"{FORGOTTEN} has no metrics and probe")
+    for name, value in later.items():
+        if not name.startswith(FORGETTING) or not isinstance(value, int | float):
+            raise ValueError(f"{FORGOTTEN} has a metric {name[:40]!r}")
+    return {name: value for name, value in metrics.items() if not name.startswith(FORGETTING)} | later, probe
 
 
 def _check(summary: Mapping[str, Any]) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from loralight.logs import human
 from loralight.reports.groups import Group
 from loralight.reports.row_by_row import Pair, RowByRow
 from loralight.reports.runs import FinishedRun
-from loralight.training.preflight import human
 
 _NAMES = ("", "adapter", "settings", "seeds")
 _COSTS = ("learns", "adapter file", "peak memory", "ms a step")
@@ -57,6 +57,16 @@ def terminal_table(groups: Sequence[Group], metric: str, best: Group | None, *, 
     return table
 
 
+def text_table(rows: Sequence[Sequence[str]], *, title: str) -> Table:
+    """Rows of text for a terminal; the first has the headings."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for number, name in enumerate(rows[0]):
+        table.add_column(_broken(name, "/"), justify="right" if number else "left", overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*row)
+    return table
+
+
 def rows_table(found: RowByRow) -> list[list[str]]:
     """Headings, and for each other group a line on the rows that it and the best group have answered; or nothing."""
     if found.best is None or not found.pairs:
@@ -72,8 +82,8 @@ def _of_pair(pair: Pair) -> list[str]:
     return [str(pair.num_rows), str(pair.better), str(pair.worse), *numbers]
 
 
-def _broken(heading: str) -> str:
-    return heading.replace(" ", "\n", 1)
+def _broken(heading: str, at: str = " ") -> str:
+    return heading.replace(at, "\n", 1)
 
 
 def as_markdown(groups: Sequence[Group], metrics: Sequence[str], best: Group | None) -> str:

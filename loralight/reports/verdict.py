@@ -30,7 +30,7 @@ def verdict(
     assert score is not None
     lines = [f"{best.name} has the best {metric}: {score}."]
     others = [other for other in groups if other is not best]
-    together, level = _margin(groups, metric), _LEVEL / max(1, math.comb(len(groups), 2))
+    together, level = margin_together(groups, metric), _LEVEL / max(1, math.comb(len(groups), 2))
     for other in others:
         told = _beside(best, other, metric, mode=mode, together=together)
         lines.append(f"{told}{_of_rows(pairs[id(other)], level) if id(other) in pairs else ''}.")
@@ -39,7 +39,7 @@ def verdict(
     return lines
 
 
-def _margin(groups: Sequence[Group], metric: str) -> float:
+def margin_together(groups: Sequence[Group], metric: str) -> float:
     """The margin of all differences between three or more groups, by the seeds that all have; 0 if it needs none."""
     scores = [group.by_seed(metric) for group in groups]
     common = sorted(set(scores[0]).intersection(*scores), key=str)

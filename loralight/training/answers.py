@@ -1,8 +1,7 @@
 """The answers of a model to the rows that it is measured on, beside the right ones; a run keeps them for reports."""
 
-import json
 import math
-import os
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,14 +12,14 @@ from torch import Tensor
 
 from loralight.data import TaskData
 from loralight.logs import logger
+from loralight.training.answers_file import FILE, MOST_OF_THUMBNAIL, write
 
-FILE = "predictions.jsonl"
 MOST_ROWS = 10_000
 """Rows of a split that are kept; of a longer split every second, third, ..."""
-MOST_BYTES = 4 * 2**20
-"""Of the file; inputs may take half of it."""
 _MOST_LETTERS = 2000
 _MOST_ITEMS = 500
+_MOST_THUMBNAILS = 500  # a millisecond and 3 kB each
+_MOST_CLASSES = 1000  # that are told apart by their numbers alone
 
 
 class Answers(NamedTuple):
@@ -59,6 +58,50 @@ def answers_of_labels(predictions: Tensor, targets: Tensor, labels: Sequence[str
     return Answers("labels", given, right, labels)
 
 
+def answers_of_rows(task: Any, batch: Any, outputs: Mapping[str, Any], num_rows: int) -> Answers | None:
+    """A task's answers to a batch; of a task that gives none, a number or a class for each row, if it has these.
+
+    Args:
+        task: an `AdapterTask`.
+        batch: as its `step` takes it.
+        outputs: with ``predictions`` and ``targets``, as its `step` gives them.
+        num_rows: the batch's.
+    """
+    predictions, targets = outputs["predictions"], outputs["targets"]
+    found: Answers | None = task.answers(batch, predictions, targets)
+    return answers_by_shape(predictions, targets, num_rows) if found is None else found
+
+
+def answers_by_shape(predictions: Any, targets: Any, num_rows: int) -> Answers | None:
+    """The answers that shapes tell.
+
+    Args:
+        predictions: as a task's `step` gives them: a number for each row, (rows,) or (rows, 1), or logits
+            (rows, classes), whose classes are named by their numbers.
+        targets: likewise: numbers of the same shape, or class numbers (rows,).
+        num_rows: the batch's.
+
+    Returns:
+        None for predictions of any other shape, such as those of tokens.
+    """
+    if not isinstance(predictions, Tensor) or not isinstance(targets, Tensor):
+        return None
+    if not len(predictions) == len(targets) == num_rows or not predictions.is_floating_point():
+        return None
+    if targets.is_floating_point() and targets.shape == predictions.shape and targets.numel() == num_rows:
+        given, right = ([_rounded(number) for number in one.flatten().tolist()] for one in (predictions, targets))
+        return Answers("other", given, right)
+    if targets.ndim == 1 and not targets.is_floating_point() and predictions.ndim == 2:
+        num_classes = predictions.shape[1]
+        if 1 < num_classes <= _MOST_CLASSES and int(targets.min()) >= 0 and int(targets.max()) < num_classes:
+            return answers_of_labels(predictions, targets, [str(number) for number in range(num_classes)])
+    return None
+
+
+def _rounded(number: float) -> float | None:
+    return float(f"{number:.6g}") if math.isfinite(number) else None
+
+
 def _chosen(row: Sequence[bool], labels: Sequence[str]) -> list[str]:
     return [label for label, is_chosen in zip(labels, row, strict=True) if is_chosen]
 
@@ -78,6 +121,7 @@ class KeepAnswers(lightning.Callback):
         self._folder, self._split = folder, split
         self._head: dict[str, Any] = {}
         self._lines: dict[int, dict[str, Any]] = {}
+        self._thumbnails = 0
 
     def on_validation_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *done: Any) -> None:
         self._add("validation", trainer, pl_module, *done)
@@ -96,11 +140,11 @@ class KeepAnswers(lightning.Callback):
     ) -> None:
         if split != self._split:
             return
-        found: Answers | None = task.answers(batch, outputs["predictions"], outputs["targets"])
-        if found is None:
-            return
         data = _data(trainer)
         rows, every = data.rows_of(split, number), -(-len(data.splits[split]) // MOST_ROWS)
+        found = answers_of_rows(task, batch, outputs, len(rows))
+        if found is None:
+            return
         if not len(rows) == len(found.given) == len(found.right):
             logger.info("%s.answers: %d for %d rows, not kept", type(task).__name__, len(found.given), len(rows))
             return
@@ -108,8 +152,16 @@ class KeepAnswers(lightning.Callback):
         self._head = {"split": split, "kind": found.kind, "labels": list(found.labels)}
         for row, given, right, confidence in zip(rows, found.given, found.right, sure, strict=True):
             if row % every == 0:
-                shown = data.shown(split, row) if given != right else None
-                self._lines[row] = _line(row, given, right, confidence, shown)
+                is_right = given == right
+                line = _line(row, given, right, confidence, None if is_right else data.shown(split, row))
+                self._lines[row] = line if is_right else line | self._thumbnail(split, row, data)
+
+    def _thumbnail(self, split: str, row: int, data: TaskData) -> dict[str, str]:
+        """The row's thumbnail as a part of its line, if it has one and there is room."""
+        self._thumbnails += 1
+        if self._thumbnails > _MOST_THUMBNAILS or (small := data.thumbnail(split, row)) is None:
+            return {}
+        return {"thumbnail": b64encode(small).decode()} if len(small) <= MOST_OF_THUMBNAIL else {}
 
     def _finish(self, split: str, trainer: lightning.Trainer) -> None:
         parts: list[Any] = [(self._head, self._lines)]
@@ -142,24 +194,6 @@ def _of_split(trainer: lightning.Trainer, split: str) -> dict[str, Any]:
     return {"rows": len(data.splits[split]), "digest": data.identity()["digests"][split]}
 
 
-def write(file: Path, head: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
-    """Write a file of answers as a whole; if it would be too large, inputs are left out, and then rows."""
-    written = [_json(head)]
-    size, of_inputs = len(written[0]), 0
-    for line in lines:
-        text = _json(line)
-        if "input" in line and of_inputs + len(text) > MOST_BYTES // 2:
-            line = {key: value for key, value in line.items() if key != "input"}
-            text = _json(line)
-        of_inputs += len(text) if "input" in line else 0
-        if size + len(text) <= MOST_BYTES:
-            written.append(text)
-            size += len(text)
-    building = file.with_name(f".{file.name}")
-    building.write_bytes(b"".join(written))
-    os.replace(building, file)
-
-
 def _line(row: int, given: Any, right: Any, confidence: float | None, shown: Any) -> dict[str, Any]:
     line = {"row": row, "given": _cut(given), "right": _cut(right)}
     if confidence is not None and math.isfinite(confidence):
@@ -172,10 +206,6 @@ def _cut(value: Any) -> Any:
     return (
         value[:_MOST_LETTERS] if isinstance(value, str) else value[:_MOST_ITEMS] if isinstance(value, list) else value
     )
-
-
-def _json(line: Mapping[str, Any]) -> bytes:
-    return (json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "replace")
 
 
 def _data(trainer: lightning.Trainer) -> TaskData:

@@ -112,7 +112,9 @@ class Contract(ABC):
         return {}
 
     def answers(self, batch: Any, predictions: Tensor, targets: Tensor) -> Answers | None:
-        """The answers to a batch's rows, in their order, which a run keeps for ``loralight compare``; None by default.
+        """The answers to a batch's rows, in their order, which a run keeps for ``loralight compare``.
+
+        By default, None: a run then keeps a number or a class for each row, if `step` gives these.
 
         For labels it is one line: ``return answers_of_labels(predictions, targets, self.labels)``. Inputs are shown as
         `TaskData.shown` gives them.

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from loralight.errors import InputError
+from loralight.logs import human
 from loralight.training.checkpoint import MANIFEST
 from loralight.training.memory import peak_memory
-from loralight.training.preflight import human
 
 _OF_A_CPU = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "bad_alloc")  # no class
 

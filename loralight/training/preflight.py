@@ -12,6 +12,7 @@ from loralight.acceleration.unpadding import is_unpadded
 from loralight.adapters.base import trainable
 from loralight.adapters.targets import passed_over
 from loralight.data import TaskData
+from loralight.logs import human
 from loralight.models.quantisation import as_before
 from loralight.training.heads import head_rate
 from loralight.training.task import AdapterTask
@@ -19,22 +20,12 @@ from loralight.training.task import AdapterTask
 Sizes = dict[str, int]
 """Bytes by kind of tensor."""
 
-_UNITS = ("B", "kB", "MB", "GB", "TB")
 _BATCHES = 20  # whose padding is measured
 
 
 def num_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes that tensors take in memory."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def human(count: float) -> str:
-    """A number of bytes in B, kB, MB, GB or TB (powers of 1000)."""
-    for unit in _UNITS:
-        if count < 1000 or unit == _UNITS[-1]:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError
 
 
 def targets_table(task: AdapterTask) -> Table:

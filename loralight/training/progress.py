@@ -10,9 +10,9 @@ import lightning
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from torch.nn.parallel import DistributedDataParallel
 
-from loralight.logs import logger
+from loralight.logs import human, logger
 from loralight.training.learning import Learning
-from loralight.training.preflight import human, num_bytes
+from loralight.training.preflight import num_bytes
 from loralight.training.task import AdapterTask
 
 _MOST_IN_A_LINE = 5  # scores

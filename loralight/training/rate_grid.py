@@ -7,8 +7,6 @@ FACTOR = 10**0.5
 
 _FIRST = (0, -1, 1)  # powers of the factor
 _FARTHEST = 4  # powers, to each side
-POWERS = range(-_FARTHEST, _FARTHEST + 1)
-"""The powers of the factor that may be tried."""
 
 
 def next_power(scores: Mapping[int, float | None]) -> int | None:

@@ -41,7 +41,7 @@ from loralight.data import (
 from loralight.errors import InputError
 
 from .backbone import find_backbone
-from .images import MODES, convert, list_images, open_image
+from .images import MODES, convert, list_images, open_image, small_jpeg
 from .metrics import image_metrics
 from .transforms import Transform, evaluation_transform, seeded, training_transform
 
@@ -225,6 +225,10 @@ class ImageClassificationData(TaskData):
 
     def shown(self, split: str, row: int) -> str:
         return _short(self.splits[split], row)
+
+    def thumbnail(self, split: str, row: int) -> bytes | None:
+        image, where = self.splits[split].opened(row)
+        return small_jpeg(convert(image, "RGB", where))
 
     def baseline(self, split: str) -> dict[str, float]:
         """The scores of always answering the most common training label, or labels."""

@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 from loralight.errors import InputError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_SMALL = 96  # pixels
 MODES = {1: "L", 3: "RGB"}
 """Pillow's mode of an image, by the number of channels that a model takes."""
 
@@ -58,6 +59,14 @@ def convert(image: Image.Image, mode: str, where: str) -> Image.Image:
         return image.convert(mode)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's, of broken files
         raise _unreadable(error, where) from error
+
+
+def small_jpeg(image: Image.Image) -> bytes:
+    """An image as a JPEG of at most 96 pixels a side, 2 to 4 kB."""
+    small, written = image.copy(), BytesIO()
+    small.thumbnail((_SMALL, _SMALL))
+    small.save(written, "JPEG", quality=75)
+    return written.getvalue()
 
 
 def list_images(folder: Path) -> list[Path]:

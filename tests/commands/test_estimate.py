@@ -23,9 +23,9 @@ from loralight.commands.estimate import Estimate, longest_batch
 from loralight.config.build import build_task, build_trainer
 from loralight.config.composition import compose, plain
 from loralight.errors import InputError
+from loralight.logs import human
 from loralight.training.footprint import footprint
 from loralight.training.memory import parse_memory
-from loralight.training.preflight import human
 
 InProcess = Callable[..., int]
 KINDS = ["text_classification", "ner", "text_generation", "image_classification"]

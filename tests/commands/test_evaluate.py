@@ -2,11 +2,14 @@
 
 import csv
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from loralight.commands import evaluate
 
 InProcess = Callable[..., int]
 
@@ -80,3 +83,15 @@ def test_an_output_file_that_exists_is_not_overwritten(
     assert in_process("evaluate", f"run={run.name}", "output=kept.json") == 2
     assert "E-OUTPUT" in capsys.readouterr().err
     assert (tmp_path / "kept.json").read_text() == "precious"
+
+
+def test_forgetting_is_kept_in_a_folder_whose_links_lead_out_and_nothing_outside_is_written(tmp_path: Path) -> None:
+    outside, folder = tmp_path / "precious", tmp_path / "run"
+    outside.write_text("precious")
+    folder.mkdir()
+    (folder / "summary.json").write_text("{}")
+    for name in ("forgetting.json", ".forgetting.json"):
+        (folder / name).symlink_to(outside)
+    evaluate._keep({"forgetting/loss": 1.5, "forgetting/loss_off": math.nan}, {"run": str(folder), "forgetting": {}})
+    assert outside.read_text() == "precious"
+    assert json.loads((folder / "forgetting.json").read_text())["metrics"] == {"forgetting/loss": 1.5}

@@ -3,11 +3,13 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -99,6 +101,43 @@ def test_each_method_is_compared_at_its_best_rate_and_a_rerun_does_what_is_missi
     assert sorted(words[-1] for words in trained) == ["seed=0", "seed=3", "seed=3", "seed=3"]
 
 
+def test_what_a_grown_grid_still_lacks_is_counted(
+    trained: list[list[str]],
+    in_process: InProcess,
+    tiny_run: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    counted: list[int] = []
+
+    def cost(_: Processes, __: object, runs: Sequence[tuple[object, int]]) -> float:
+        counted.extend(number for _, number in runs)
+        return 60.0
+
+    monkeypatch.setattr("loralight.commands.study.seconds_of_study", cost)
+    line = ["study", *tiny_run, "methods=lora, bitfit optimizer.lr=3e-4", "seeds=3", "hydra.run.dir=all"]
+
+    def missing_without(*names: str) -> list[int]:
+        for name in names:
+            (run,) = (tmp_path / "all").glob(f"*.lr.{name}-*/")
+            shutil.rmtree(run)
+        counted.clear()
+        trained.clear()
+        capsys.readouterr()
+        assert in_process(*line) == 0
+        assert len(trained) >= sum(counted)
+        return counted
+
+    assert missing_without() == [5, 3]
+    assert len(trained) == 7 + 3, "five rates"
+    assert missing_without("0.01_seed.1", "0.01_seed.2") == [2, 0] and len(trained) == 2
+    assert "8/8, 0 min to go or more" in capsys.readouterr().out
+    assert missing_without("0.0316_seed.0", "0.01_seed.2", "3e-4_seed.0") == [2, 1] and len(trained) == 3
+    assert missing_without("0.000316_seed.0") == [1, 0] and len(trained) == 1
+    assert missing_without() == [0, 0] and not trained
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -165,6 +204,55 @@ def test_a_study_that_is_stopped_ends_its_runs_and_goes_on(
     (run / "summary.json").write_text(json.dumps(SUMMARY | ended))
     assert in_process(*line) == 0
     assert "validation/accuracy 0.5" in capsys.readouterr().out and not trained
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_study_that_is_killed_twenty_times_has_the_same_scores_to_the_last_digit(
+    tiny_run: list[str], tmp_path: Path
+) -> None:
+    methods = "methods=[lora,'bitfit optimizer.lr=1e-3']"
+    words = [*tiny_run, methods, "seeds=3", "probe=false", "trainer.max_epochs=10", "data.num_workers=0"]
+    timing = "import loralight.commands.study as study; study.seconds_of_study = lambda *_: 60.0"
+    code = f"{timing}; import sys; from loralight.cli import main; main()"
+
+    def begun(folder: str) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-c", code, "study", *words, f"hydra.run.dir={folder}"]
+        with (tmp_path / f"{folder}.log").open("ab") as log:
+            return subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
+
+    def scores(folder: str) -> list[dict[str, Any]]:
+        runs = json.loads((tmp_path / folder / "study.json").read_text())["runs"]
+        measured = ("seed", "adapter", "settings", "trainable_parameters", "adapter_bytes", "steps")
+        return [{name: run[name] for name in run if "/" in name or name in measured} for run in runs]
+
+    def starts() -> int:
+        log = tmp_path / "cut.log"
+        return log.read_text(errors="replace").count("methods: ") if log.exists() else 0
+
+    assert begun("whole").wait() == 0
+    random, groups, killed = Random(0), list[int](), 0
+    try:
+        for killed in range(20):
+            before, study = starts(), begun("cut")
+            groups.append(study.pid)
+            while starts() == before and study.poll() is None:
+                time.sleep(0.1)
+            with suppress(subprocess.TimeoutExpired):
+                study.wait(random.uniform(0, 6))
+                break
+            study.kill()
+            if killed % 4:  # its run too; else that goes on by itself, and the next study finds it at work
+                os.killpg(study.pid, signal.SIGKILL)
+            study.wait()
+        groups.append((study := begun("cut")).pid)
+        assert study.wait() == 0
+    finally:
+        for group in groups:
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+    assert killed == 19, "none of twenty was done before its kill"
+    assert scores("cut") == scores("whole")
 
 
 def method(name: str, scores: Sequence[float]) -> Group:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from loralight.commands import train
 from loralight.commands.sweep import folder_name
 from loralight.training.task import AdapterTask
 
@@ -171,6 +172,51 @@ def test_a_sweep_that_is_killed_goes_on(
     assert not (tmp_path / "all" / "sweep.json").exists()
     assert loralight("sweep", *line).returncode == 0
     assert len(report(tmp_path / "all")["runs"]) == 2
+
+
+@pytest.mark.slow
+def test_of_twenty_jobs_three_fail_while_they_train_and_the_same_sweep_again_does_these_three(
+    in_process: InProcess,
+    tiny_run: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = ["sweep", *tiny_run, "adapter.rank=2,4", "seeds=10", "probe=false", "page=false", "hydra.sweep.dir=all"]
+    broken, main, step = {(2, 3), (4, 0), (4, 9)}, train.main, AdapterTask.training_step
+    ran: list[tuple[int, int]] = []
+
+    def told(config: Any) -> Any:
+        ran.append((config.adapter.rank, config.seed))
+        return main(config)
+
+    def failing(self: AdapterTask, *given: Any) -> Any:
+        if ran[-1] in broken:
+            raise RuntimeError("injected")
+        return step(self, *given)
+
+    monkeypatch.setattr(train, "main", told)
+    with monkeypatch.context() as patch:
+        patch.setattr(AdapterTask, "training_step", failing)
+        assert in_process(*line) == 2
+    assert "E-SWEEP: 3 jobs have failed" in capsys.readouterr().err
+    said = report(tmp_path / "all")
+    assert len(ran) == 20 and len(said["runs"]) == 17
+    assert said["failed"].keys() == {f"adapter.rank-{rank}_seed-{seed}" for rank, seed in broken}
+    assert all("injected" in error for error in said["failed"].values())
+    files = sorted(tmp_path.glob("all/*/summary.json"))
+    before, ran[:] = [file.stat().st_mtime_ns for file in files], []
+    steps: list[int] = []
+
+    def counted(self: AdapterTask, *given: Any) -> Any:
+        steps.append(1)
+        return step(self, *given)
+
+    monkeypatch.setattr(AdapterTask, "training_step", counted)
+    assert in_process(*line) == 0
+    assert len(steps) == 3 * 5, "three runs of 40 rows in batches of 8"
+    assert [file.stat().st_mtime_ns for file in files] == before
+    assert len(report(tmp_path / "all")["runs"]) == 20 and not report(tmp_path / "all")["failed"]
 
 
 SIDE_BY_SIDE = {

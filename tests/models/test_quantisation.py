@@ -24,11 +24,12 @@ from loralight.artifacts.export import save_adapter
 from loralight.config.build import adapter_classes, build_task
 from loralight.config.composition import compose, plain
 from loralight.errors import InputError
+from loralight.logs import human
 from loralight.models.quantisation import QuantisedLinear, as_before, quantised_
 from loralight.models.quantisers import QUANTISERS, Quantiser
 from loralight.tasks.text_classification import TextClassification
 from loralight.testing.adapters import TinyBert
-from loralight.training.preflight import before_activations, human, memory_table, num_bytes
+from loralight.training.preflight import before_activations, memory_table, num_bytes
 
 OPTIONAL = list(QUANTISERS)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from loralight.reports.comparison import Comparison
 from loralight.reports.runs import find_runs, read_run
-from loralight.training.answers import FILE, write
+from loralight.training.answers_file import FILE, write
 
 
 def make_run(

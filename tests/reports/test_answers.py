@@ -11,7 +11,7 @@ import pytest
 from loralight.errors import InputError
 from loralight.reports.answers import read_answers
 from loralight.reports.runs import read_run
-from loralight.training.answers import FILE, MOST_BYTES
+from loralight.training.answers_file import FILE, MOST_BYTES
 
 from .kept import compared, make_run, page_of
 
@@ -65,6 +65,9 @@ DAMAGED: dict[str, Callable[[Path], object]] = {
     "a confidence that is a text": other(HEAD, {**LINE, "confidence": "1"}),
     "an input that is a mapping": other(HEAD, {**LINE, "input": {"a": 1}}),
     "an input of numbers": other(HEAD, {**LINE, "input": [1]}),
+    "a thumbnail that is none": other(HEAD, {**LINE, "thumbnail": "/9j/'><script>"}),
+    "a thumbnail of another kind": other(HEAD, {**LINE, "thumbnail": "iVBORw0KGgo="}),
+    "a thumbnail that is large": other(HEAD, {**LINE, "thumbnail": f"/9j/{'A' * 9000}"}),
     "entities of no type": other({**HEAD, "kind": "entities"}, {**LINE, "given": [{"start": 0, "end": 1}]}),
     "entities that are texts": other({**HEAD, "kind": "entities"}, {**LINE, "given": ["bad"]}),
     "labels that are a text": other({**HEAD, "kind": "labels"}, LINE),

@@ -1,8 +1,12 @@
 """The rows on which groups differ: the most telling first, as people read them."""
 
+import json
 from pathlib import Path
 
+import pytest
+
 from loralight.reports.examples import examples
+from loralight.training.answers_file import FILE
 
 from .kept import compared, make_run, page_of
 
@@ -16,9 +20,9 @@ def test_the_row_on_which_sure_models_differ_comes_first_and_those_on_which_all_
     make_run(tmp_path / "b", given, right, inputs=inputs, confidences=[0.9, 0.6, 0.8, 0.9], adapter="full")
     found = examples(compared(tmp_path).rows)
     assert [(one.name, one.input) for one in found] == [("test row 2", "text 2"), ("test row 1", "text 1")]
-    assert [(one.text, one.is_right, one.by) for one in found[0].answers] == [
-        ("good", True, ["lora (90% sure)"]),
-        ("bad", False, ["full (80% sure)"]),
+    assert [(one.text, one.mark, one.by) for one in found[0].answers] == [
+        ("good", "✓ right", ["lora (90% sure)"]),
+        ("bad", "✗ wrong", ["full (80% sure)"]),
     ]
 
 
@@ -69,3 +73,28 @@ def test_many_groups_and_rows_make_a_short_page(tmp_path: Path) -> None:
     assert len(found) == 30
     assert all(len(answer.by) <= 13 for one in found for answer in one.answers)
     assert found[0].answers[0].by[-1] == "and 7 more"
+
+
+def test_numbers_are_compared_by_how_far_off_they_are(tmp_path: Path) -> None:
+    right = [1.0, 2.0, 3.0, 4.0]
+    make_run(tmp_path / "a", [1.1, 2.0, 3.25, 4.0], right, kind="other", labels=[], inputs=["x"] * 4, accuracy=0.9)
+    make_run(tmp_path / "b", [1.5, 2.0, 3.5, 3.9], right, kind="other", labels=[], inputs=["x"] * 4, adapter="full")
+    comparison = compared(tmp_path)
+    found = examples(comparison.rows)
+    assert [one.name for one in found] == ["test row 0", "test row 2", "test row 3"], "by the difference of errors"
+    assert [(one.text, one.mark) for one in found[0].answers] == [("1.1", "off by 0.1"), ("1.5", "off by 0.5")]
+    (pair,) = comparison.rows.pairs.values()
+    assert (pair.better, pair.worse) == (3, 0) and pair.difference == pytest.approx((0.4 + 0.25 + 0.1) / 4)
+    assert "off by 0.25: 3.25" in page_of(comparison, tmp_path / "report")
+
+
+def test_an_image_on_which_runs_differ_is_shown(tmp_path: Path) -> None:
+    small = "/9j/AAAA"
+    make_run(tmp_path / "a", ["good", "bad"], ["good", "bad"], accuracy=0.9)
+    make_run(tmp_path / "b", ["bad", "bad"], ["good", "bad"], adapter="full", inputs=["cat/1.jpg"] * 2)
+    file = tmp_path / "b" / FILE
+    head, *lines = file.read_text().splitlines()
+    lines = [json.dumps(json.loads(line) | {"thumbnail": small}) for line in lines]
+    file.write_text("\n".join([head, *lines]))
+    page = page_of(compared(tmp_path / "a", tmp_path / "b"), tmp_path / "report")
+    assert page.count(f'src="data:image/jpeg;base64,{small}" alt="cat/1.jpg"') == 1

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from loralight.training import answers_of_labels
-from loralight.training.answers import FILE, MOST_BYTES, write
+from loralight.tasks.text_classification import TextClassification
+from loralight.training import AdapterTask, answers_of_labels
+from loralight.training.answers import answers_by_shape
+from loralight.training.answers_file import FILE, MOST_BYTES, write
 
 InProcess = Callable[..., int]
 
@@ -75,3 +78,32 @@ def test_a_text_that_is_no_unicode_is_written_all_the_same(tmp_path: Path) -> No
 def test_several_labels_a_row_are_those_above_one_half() -> None:
     found = answers_of_labels(torch.tensor([[0.6, 0.5], [0.2, 0.9]]), torch.tensor([[1, 0], [1, 1]]), ["a", "b"])
     assert (found.kind, found.given, found.right) == ("labels", [["a"], ["b"]], [["a"], ["a", "b"]])
+
+
+@pytest.mark.parametrize(
+    ("predictions", "targets", "given"),
+    [
+        (torch.tensor([0.1234567, math.nan]), torch.tensor([0.5, 1.0]), [0.123457, None]),
+        (torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [2.5]]), [1.0, 2.0]),
+        (torch.tensor([[0.1, 0.9], [0.9, 0.1]]), torch.tensor([1, 1]), ["1", "0"]),
+        (torch.zeros(2, 3), torch.zeros(2, 3), None),  # vectors
+        (torch.zeros(2, 3, 4), torch.zeros(2, 3).long(), None),  # tokens
+        (torch.zeros(5, 3), torch.zeros(5).long(), None),  # not of rows
+        (torch.zeros(2, 3), torch.tensor([0, -100]), None),
+        ([torch.zeros(2)], torch.zeros(2), None),
+    ],
+)
+def test_of_a_task_without_answers_a_number_or_a_class_for_each_row_is_kept(
+    predictions: Any, targets: Any, given: list[Any] | None
+) -> None:
+    found = answers_by_shape(predictions, targets, 2)
+    assert (found and list(found.given)) == given
+
+
+def test_a_run_keeps_what_a_plugin_without_answers_predicts(
+    in_process: InProcess, tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TextClassification, "answers", AdapterTask.answers)
+    assert in_process("train", *tiny_run, "probe=false", "hydra.run.dir=run") == 0
+    head, lines = kept(tmp_path / "run")
+    assert (head["kind"], head["labels"], len(lines)) == ("label", ["0", "1"], 20)

@@ -65,6 +65,10 @@ class QuestionsData(TaskData):
     def lengths(self, split: str) -> Sequence[int]:
         return [len(ids) for ids in self.splits[split]["input_ids"]]
 
+    def shown(self, split: str, row: int) -> str:
+        question, context, _ = self.names
+        return f"{self.rows[split][row][question]}\n{self.rows[split][row][context]}"
+
     def report(self) -> list[str]:
         lines = super().report()
         for split, rows in self.splits.items():

@@ -12,6 +12,7 @@ from transformers import AutoModelForQuestionAnswering, PreTrainedModel
 from loralight import AdapterTask, Step
 from loralight.errors import InputError
 from loralight.models import load_model, load_tokenizer, new_head
+from loralight.training import Answers
 
 from .encoding import encode, padded
 from .metrics import ExactSpans, SpanF1
@@ -48,6 +49,14 @@ class QuestionAnswering(AdapterTask):
         first, last = self.log_probabilities(batch)
         loss = (F.nll_loss(first, batch["labels"][:, 0]) + F.nll_loss(last, batch["labels"][:, 1])) / 2
         return Step(loss, self.likeliest(first, last)[0], batch["labels"])
+
+    def answers(self, batch: Mapping[str, Tensor], predictions: Tensor, targets: Tensor) -> Answers:
+        def texts(spans: Tensor) -> list[str]:
+            rows = zip(batch["input_ids"].tolist(), spans.tolist(), strict=True)
+            found = [ids[first : last + 1] for ids, (first, last) in rows]
+            return self.tokenizer.batch_decode(found, skip_special_tokens=True)
+
+        return Answers("other", texts(predictions), texts(targets))
 
     def log_probabilities(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Log probabilities of each token as the first and as the last of the answer, (batch, tokens) each."""

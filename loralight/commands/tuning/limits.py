@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loralight.commands.estimate import Estimate
-from loralight.training.preflight import human
+from loralight.logs import human
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from PIL import Image
 from loralight.errors import InputError
 from loralight.tasks.image_classification import ImageClassificationData
 from loralight.tasks.image_classification import data as module
+from loralight.training.answers_file import MOST_OF_THUMBNAIL
 
 COLUMNS = {"image": "image", "label": "label"}
 
@@ -172,6 +173,19 @@ def test_examples_are_of_rows_that_training_does_not_see_with_their_labels(
     examples = make(tiny_resnet, path=str(image_folders)).examples(3)
     assert [truth for _, truth in examples] == ["blue", "green", "red"]
     assert [given["file"] for given, _ in examples] == ["blue/0.jpg", "green/0.jpg", "red/0.jpg"]
+
+
+def test_a_thumbnail_is_a_small_jpeg_of_the_whole_image(tiny_resnet: str, tmp_path: Path) -> None:
+    for split, colour in (("train", "red"), ("validation", "blue")):
+        for label in ("a", "b"):
+            (tmp_path / split / label).mkdir(parents=True)
+            for number in range(2):
+                Image.new("RGB", (400, 200), colour).save(tmp_path / split / label / f"{number}.png")
+    small = make(tiny_resnet, path=str(tmp_path)).thumbnail("validation", 0)
+    assert small is not None and len(small) <= MOST_OF_THUMBNAIL
+    shown = Image.open(BytesIO(small))
+    assert (shown.format, shown.size) == ("JPEG", (96, 48))
+    assert shown.getpixel((50, 20)) == pytest.approx((0, 0, 255), abs=3)
 
 
 def test_augmented_images_are_a_function_of_seed_epoch_and_row(tiny_resnet: str, image_folders: Path) -> None:

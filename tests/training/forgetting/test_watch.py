@@ -14,6 +14,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from loralight.config.sharding import check_sharding
 from loralight.errors import InputError
+from loralight.reports.runs import read_run
 from loralight.training import AdapterTask
 from loralight.training.memory import peak_memory, uncounted
 
@@ -71,6 +72,8 @@ def test_a_run_tells_what_it_forgot_and_trains_as_it_would_without_the_probe(
     assert in_process("evaluate", "run=without", *general, "output=later.json") == 0
     later = json.loads((tmp_path / "later.json").read_text())
     assert {name: later[f"forgetting/{name}"] for name in found} == pytest.approx(found, rel=1e-6)
+    assert read_run(tmp_path / "without").score("forgetting/loss") == pytest.approx(found["loss"], rel=1e-6)
+    assert read_run(tmp_path / "without").probe == read_run(tmp_path / "with").probe, "so that reports compare them"
     (tmp_path / "general.txt").unlink()
     assert in_process("evaluate", "run=with") == 0, "which needs no probe"
 
