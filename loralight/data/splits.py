@@ -165,15 +165,15 @@ def _numbers(rows: Dataset) -> Dataset:
     return Dataset.from_dict({"number": range(len(rows))})
 
 
-def check_columns(rows: Dataset, columns: Iterable[str], split: str) -> None:
-    """Raise ``E-COLUMN`` unless ``rows`` has all ``columns``."""
+def check_columns(rows: Dataset, columns: Iterable[str], split: str, *, setting: str = "data.columns.<role>") -> None:
+    """Raise ``E-COLUMN`` unless ``rows`` has all ``columns``; the message names the ``setting`` that gives them."""
     for column in columns:
         if column not in rows.column_names:
             has = ", ".join(repr(name) for name in rows.column_names)
             raise InputError(
                 "E-COLUMN",
                 f"the {split} split has no column {column!r}; it has {has}.{did_you_mean(column, rows.column_names)} "
-                f"Say which with data.columns.<role>=<name>.{csv_files.header_hint(rows)}",
+                f"Say which with {setting}=<name>.{csv_files.header_hint(rows)}",
             )
 
 
