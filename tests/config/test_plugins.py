@@ -303,7 +303,9 @@ def test_broken_yaml_in_a_plugin_is_one_message_with_file_and_line(
     assert not found("made_broken").fault, "it is read again once it has changed"
 
 
-def test_an_import_that_fails_in_a_plugin_is_told_with_its_file_and_line(tmp_path: Path) -> None:
+def test_an_import_that_fails_in_a_plugin_is_told_with_its_file_and_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     plugin = write_plugin(tmp_path / "made_hasty")
     (plugin / "module.py").write_text("import math\n\nimport no_such_thing\n\n\nclass Made: ...\n")
     add_folder(str(plugin))
@@ -311,3 +313,4 @@ def test_an_import_that_fails_in_a_plugin_is_told_with_its_file_and_line(tmp_pat
     message = rf"No module named 'no_such_thing' \({plugin}/module.py, line 3\)$"
     with pytest.raises(InputError, match=rf"cannot import 'made_hasty.module.Made': ModuleNotFoundError: {message}"):
         find_target("made_hasty.module.Made", "task", trusted_packages())
+    assert not caplog.records  # Hydra's own lines on it
