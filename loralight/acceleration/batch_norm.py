@@ -6,7 +6,7 @@ from torch import nn
 
 from loralight.acceleration.base import Acceleration, Facts
 from loralight.acceleration.batch_norm_folding import link_, unlink_
-from loralight.kernels.batch_norm import freeze_, thaw_
+from loralight.kernels.freezing import freeze_, thaw_
 
 
 class FrozenBatchNorms(Acceleration):

@@ -1,22 +1,49 @@
 """BatchNorm layers whose scale goes into the convolution before them: for good, or in each step of training."""
 
+import sys
 from collections import Counter
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from timm.layers.conv2d_same import Conv2dSame
-from timm.models import get_notrace_functions, get_notrace_modules
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from loralight.adapters.disabled import Switchable
 from loralight.adapters.layers.lora import LoraLayer
 from loralight.errors import InputError
-from loralight.kernels.batch_norm import FROZEN, Follower, Place
+from loralight.kernels.batch_norm import Follower, Place
+from loralight.kernels.freezing import frozen_kinds
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2dSame)
-_NORMS = (*FROZEN, *FROZEN.values())
-"""Exact classes: a subclass may compute something else, for example standardise its weight."""
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class _Kinds:
+    """What tracing must know; exact classes, as a subclass may compute something else.
+
+    Args:
+        convolutions, norms: classes that a pair may be of.
+        whole: modules that are not traced inside.
+        functions: functions that are not traced inside.
+    """
+
+    convolutions: Collection[type[nn.Module]]
+    norms: Collection[type[nn.Module]]
+    whole: Collection[type[nn.Module]] = ()
+    functions: Collection[Any] = ()
+
+
+def _kinds() -> _Kinds:
+    norms = (*frozen_kinds(), *frozen_kinds().values())
+    if "timm.models" not in sys.modules:  # it takes seconds to import, and then no layer is timm's
+        return _Kinds(_CONVOLUTIONS, norms)
+    from timm.layers.conv2d_same import Conv2dSame
+    from timm.models import get_notrace_functions, get_notrace_modules
+
+    whole, functions = get_notrace_modules(), get_notrace_functions()  # type: ignore[no-untyped-call]
+    return _Kinds((*_CONVOLUTIONS, Conv2dSame), norms, whole, functions)
 
 
 def refuse_without_batch_norm(model: nn.Module) -> None:
@@ -34,7 +61,7 @@ def fold_batch_norm_(model: nn.Module) -> int:
     Raises:
         InputError: no BatchNorm follows a convolution, or torch.fx cannot trace the model (``E-FOLD``).
     """
-    pairs = list(_pairs(model, _CONVOLUTIONS))
+    pairs = list(_pairs(model))
     if not pairs:
         raise InputError("E-FOLD", "no BatchNorm follows a convolution in this model; leave fold_batch_norm=false")
     for convolution, norm in pairs:
@@ -53,7 +80,7 @@ def link_(model: nn.Module) -> None:
     if not adapted:
         return
     try:
-        pairs = list(_pairs(model, (*_CONVOLUTIONS, *adapted)))
+        pairs = list(_pairs(model, adapted))
     except InputError:  # then each layer computes by itself, with the same result
         return
     for convolution, norm in (tuple(_place(model, name) for name in pair) for pair in pairs):
@@ -70,7 +97,7 @@ def _place(model: nn.Module, name: str) -> Place:
 def unlink_(model: nn.Module) -> None:
     """Undo `link_`."""
     for module in model.modules():
-        if _follows_norm(module) or isinstance(module, _NORMS):
+        if _follows_norm(module) or isinstance(module, nn.modules.batchnorm._BatchNorm):
             vars(module).pop("follower" if _follows_norm(module) else "source", None)
 
 
@@ -84,19 +111,24 @@ class _Tracer(fx.Tracer):
     Our layers look at their input before they compute.
     """
 
+    def __init__(self, kinds: _Kinds) -> None:
+        super().__init__(autowrap_functions=tuple(kinds.functions))
+        self._whole = {*kinds.convolutions, *kinds.norms, *kinds.whole}
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        whole = (*_CONVOLUTIONS, *_NORMS, *get_notrace_modules())  # type: ignore[no-untyped-call]
         return (
-            type(m) in whole
+            type(m) in self._whole
             or isinstance(m, Switchable | nn.Dropout)
             or super().is_leaf_module(m, module_qualified_name)
         )
 
 
-def _pairs(model: nn.Module, convolutions: Collection[type[nn.Module]]) -> Iterator[tuple[str, str]]:
-    """The names of each convolution of these classes and of the BatchNorm that is the only reader of its output."""
+def _pairs(model: nn.Module, adapted: Collection[type[nn.Module]] = ()) -> Iterator[tuple[str, str]]:
+    """The names of each convolution, also of ``adapted`` classes, and of the BatchNorm that alone reads its output."""
+    kinds = _kinds()
+    convolutions = {*kinds.convolutions, *adapted}
     try:
-        graph = _Tracer(autowrap_functions=tuple(get_notrace_functions())).trace(model)  # type: ignore[no-untyped-call]
+        graph = _Tracer(kinds).trace(model)
     except Exception as error:  # a model's own code may raise anything when it is given no real tensor
         reason = " ".join(str(error).split())[:200]
         raise InputError(
@@ -109,7 +141,7 @@ def _pairs(model: nn.Module, convolutions: Collection[type[nn.Module]]) -> Itera
         if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
             continue
         convolution, norm = (model.get_submodule(str(one.target)) for one in (before, node))
-        if type(convolution) not in convolutions or type(norm) not in _NORMS or times[id(convolution)] > 1:
+        if type(convolution) not in convolutions or type(norm) not in kinds.norms or times[id(convolution)] > 1:
             continue
         assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
         if times[id(norm)] == 1 and norm.affine and norm.running_mean is not None:

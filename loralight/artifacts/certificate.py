@@ -55,24 +55,38 @@ def outputs(task: AdapterTask, data: TaskData, rows: Sequence[int]) -> list[list
             found[-1].append(flat[:: max(1, -(-flat.numel() // _VALUES))].cpu())
         return tensor
 
-    def step(row: int) -> Step:
-        torch.manual_seed(row)
-        batch = data.collate([data.splits[PROBED][row]])
-        return task.step(task.transfer_batch_to_device(batch, task.device, 0))
-
     for row in rows[:1]:
-        step(row)  # in its first step a task may try the model out
+        _step(task, data, row)  # in its first step a task may try the model out
     hook = task.model.register_forward_hook(look)
     try:
         for row in rows:
             found.append([])
-            made = step(row)
+            made = _step(task, data, row)
             if not found[-1]:  # the task calls only parts of its model
                 keep(made.predictions)
                 keep(made.loss)
     finally:
         hook.remove()
     return found
+
+
+@torch.no_grad()
+def compares_with_base(task: AdapterTask, data: TaskData, row: int) -> bool:
+    """Whether a step calls the model also with the adapter `disabled`: then loss and metrics need the base."""
+    found: list[bool] = []
+    hook = task.model.register_forward_pre_hook(lambda model, _: found.append(is_off(model)))
+    try:
+        _step(task, data, row)
+    finally:
+        hook.remove()
+    return any(found)
+
+
+def _step(task: AdapterTask, data: TaskData, row: int) -> Step:
+    """A step on a row of the probed split alone, with a seed of its own."""
+    torch.manual_seed(row)
+    batch = data.collate([data.splits[PROBED][row]])
+    return task.step(task.transfer_batch_to_device(batch, task.device, 0))
 
 
 def difference(adapted: list[list[Tensor]], merged: list[list[Tensor]]) -> dict[str, float]:
@@ -152,6 +166,8 @@ def certificate_tables(certificate: dict[str, Any]) -> list[Table]:
         table.add_row("BatchNorm layers folded", str(certificate["folded_batch_norms"]))
     if certificate["settled"]:
         table.add_row("beside its plain logits", ", ".join(certificate["settled"]))
+    if certificate["compares_with_base"]:
+        table.add_row("metrics", "none: they need the base, which a merged model no longer has")
     if (metrics := certificate["metrics"]) is None:
         return [table]
     scores = Table(title="metrics", title_justify="left")

@@ -30,7 +30,10 @@ def main(config: DictConfig) -> None:
     path, made = find_recipe(
         settings["run"], base=settings["checkpoint"], task=settings["task"], arguments=settings["arguments"]
     )
-    check_keywords(task_class(made).predict_batch, settings["options"], "options")
+    kind = task_class(made)
+    if kind.stream is AdapterTask.stream:
+        raise InputError("E-STREAM", f"{kind.__name__} does not write text: loralight predict answers its inputs")
+    check_keywords(kind.predict_batch, settings["options"], "options")
     with trusting(**trust_of(settings)):
         task = build(path, made, settings["device"])
     if sys.stdin.isatty():

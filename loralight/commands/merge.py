@@ -15,6 +15,7 @@ from loralight.artifacts.certificate import (
     CERTIFICATE,
     PROBED,
     certificate_tables,
+    compares_with_base,
     difference,
     lost_in_short,
     merge_,
@@ -134,6 +135,8 @@ def _merge_and_measure(
     if data is not None:
         data.suit_(task.model)
     device, rows = task.device, [] if data is None else probe_rows(data)
+    needs_base = bool(rows) and data is not None and compares_with_base(task, data, rows[0])
+    is_measured = config["split"] is not None and not needs_base
     found: dict[str, Any] = {}
     for state in ("adapted", "merged"):
         if state == "merged":
@@ -144,10 +147,10 @@ def _merge_and_measure(
             continue
         with computing_in(task.model, next(task.model.parameters()).dtype):
             given = outputs(task, data, rows)
-            scores = measure(config, task, data) if config["split"] is not None else None
+            scores = measure(config, task, data) if is_measured else None
         task.to(device)  # the trainer leaves it on the CPU
         found[state] = given, scores
-    measured: dict[str, Any] = {"probe": None, "outputs": None, "metrics": None}
+    measured: dict[str, Any] = {"probe": None, "outputs": None, "metrics": None, "compares_with_base": needs_base}
     if found:
         (before, scored_before), (after, scored_after) = found["adapted"], found["merged"]
         measured["probe"] = {"split": PROBED, "rows": rows}

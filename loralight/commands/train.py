@@ -202,6 +202,7 @@ class Run:
                 self.forgetting.begin(task)
         if self.start:
             task.load_trainable(self.start, self.config["init"])
+            logs.logger.info("init: begins at the adapter and head of %s", self.config["init"])
         elif not self.resumed:
             initialise_(task, data, trainer, self.output_dir, self.config["names"]["adapter"])
         if self.forgetting is not None and (self.start or not task.adapter.starts_at_base):

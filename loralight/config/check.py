@@ -1,6 +1,7 @@
 """Checks a config against the constructors that it names; their signatures are the schema."""
 
 import inspect
+import logging
 import os
 import re
 import traceback
@@ -29,6 +30,7 @@ def find_target(path: str, where: str, trusted: Sequence[str]) -> Any:
             f"{where}._target_: {path!r} is not in {', '.join(trusted)}; a config may only name what is in these "
             "packages and in task plugins (--plugin-dir)",
         )
+    logging.getLogger("hydra.utils").disabled = True  # it logs three lines on what is raised here as one message
     try:
         target = get_object(path)
     except (Exception, SystemExit) as error:  # importing a plugin may raise anything
@@ -38,6 +40,8 @@ def find_target(path: str, where: str, trusted: Sequence[str]) -> Any:
         raise InputError(
             "E-TARGET", f"{where}._target_: cannot import {path!r}: {type(root).__name__}: {root}{_place(root, path)}"
         ) from error
+    finally:
+        logging.getLogger("hydra.utils").disabled = False
     if not callable(target) or not _is_in(getattr(target, "__module__", None), trusted):
         raise InputError("E-TARGET", f"{where}._target_: {path!r} is not a class or function of that package itself")
     if not (inspect.isclass(target) or _is_meant(target, path, trusted)):

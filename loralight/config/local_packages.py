@@ -17,7 +17,8 @@ VARIABLE = "LORALIGHT_PLUGINS"  # folders, in the environment so that child proc
 
 def folders() -> list[Path]:
     """The folders that the environment names."""
-    return [Path(path).expanduser().resolve() for path in os.environ.get(VARIABLE, "").split(os.pathsep) if path]
+    paths = (Path(path).expanduser().resolve() for path in os.environ.get(VARIABLE, "").split(os.pathsep) if path)
+    return list(dict.fromkeys(paths))  # one folder may be named twice, relative and absolute
 
 
 def usable() -> dict[str, Path]:

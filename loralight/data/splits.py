@@ -30,6 +30,7 @@ FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".pa
 _SAID_OF_NO_ROWS = ("No columns to parse from file", "corresponds to no data")  # by pandas and datasets
 _SAID_OF_RAGGED_ROWS = ("Error tokenizing data", "Length of header or names")
 _OTHER_DELIMITER = ". If something else stands between its columns, say data.delimiter=tab, or what it is"
+ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 _ALIASES = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
@@ -96,8 +97,9 @@ def load_splits(
     sources = {split: resolve(name) for split, name in given.items() if name and _kind(resolve(name)) in reading}
     splits = {split: reading[_kind(file)](file) for split, file in sources.items()}
     odd = {split: value for split, value in given.items() if value and split not in sources}
-    if no_file := [f"data.{split}={value}" for split, value in odd.items() if path is None or Path(value).is_file()]:
-        raise InputError("E-DATA", f"{', '.join(no_file)}: {_expected(reading)}")
+    for split, value in odd.items():
+        if path is None or Path(value).is_file():
+            raise InputError("E-DATA", f"data.{split}={value}: {_expected(value, reading)}")
     if path is not None and "train" not in sources:
         found = _read_path(resolve(path), name, reading)
         keys = {split: _split_key(split, given[split], found, path) for split in given if split not in sources}
@@ -165,16 +167,23 @@ def _numbers(rows: Dataset) -> Dataset:
     return Dataset.from_dict({"number": range(len(rows))})
 
 
-def check_columns(rows: Dataset, columns: Iterable[str], split: str) -> None:
-    """Raise ``E-COLUMN`` unless ``rows`` has all ``columns``."""
+def check_columns(rows: Dataset, columns: Iterable[str], split: str, *, setting: str = "data.columns.<role>") -> None:
+    """Raise ``E-COLUMN`` unless ``rows`` has all ``columns``; the message names the ``setting`` that gives them."""
     for column in columns:
         if column not in rows.column_names:
             has = ", ".join(repr(name) for name in rows.column_names)
             raise InputError(
                 "E-COLUMN",
                 f"the {split} split has no column {column!r}; it has {has}.{did_you_mean(column, rows.column_names)} "
-                f"Say which with data.columns.<role>=<name>.{csv_files.header_hint(rows)}",
+                f"Say which with {setting}=<name>.{csv_files.header_hint(rows)}{_inner_hint(rows, column)}",
             )
+
+
+def _inner_hint(rows: Dataset, wanted: str) -> str:
+    """A hint for a missing column: it may be a field of records in another column, as in nested JSON."""
+    field = wanted.rpartition(".")[2]
+    holds = [name for name, kind in rows.features.items() if isinstance(kind, dict) and field in kind]
+    return f" {holds[0]!r} holds records with a field {field!r}: make that field a column." if holds else ""
 
 
 def column_name(given: Any, role: str, *, header: bool | None = None) -> str:
@@ -216,7 +225,7 @@ def read_file(
     """
     suffix, delimiter = Path(file).suffix.lower(), csv_files.check_delimiter(delimiter)
     if suffix not in FORMATS and delimiter is None:
-        raise InputError("E-DATA", f"{file}: data files end in {', '.join(FORMATS)}")
+        raise InputError("E-DATA", f"{file}: {_expected(file, FORMATS)}")
     if not Path(file).is_file():
         raise no_such_file(file, FORMATS)
     kind = FORMATS.get(suffix, "csv")
@@ -239,10 +248,13 @@ def _kind(source: str) -> str:
     return "/" if Path(source).is_dir() else Path(source).suffix.lower()
 
 
-def _expected(reading: Readers) -> str:
-    suffixes = ", ".join(kind for kind in reading if kind != "/")
-    folder = ", nor a folder" if "/" in reading else ""
-    other = "A table of another ending needs its delimiter, such as data.delimiter=tab"
+def _expected(file: str, kinds: Iterable[str]) -> str:
+    """What is said of a file that no reader takes."""
+    if Path(file).suffix.lower() in ARCHIVES:
+        return "an archive; unpack it, and give the file or folder"
+    suffixes = ", ".join(kind for kind in kinds if kind != "/")
+    folder = ", nor a folder" if "/" in kinds else ""
+    other = "A table of another ending needs its delimiter, such as data.delimiter=tab; rename any other file"
     return f"not a file that ends in {suffixes}{folder}. {other}"
 
 
@@ -250,6 +262,8 @@ def _read_path(path: str, name: str | None, reading: Readers) -> Mapping[str, _F
     """The splits in ``path``, by their names there."""
     folder = Path(path).expanduser()
     if folder.is_file():
+        if folder.suffix.lower() in ARCHIVES:
+            raise InputError("E-DATA", f"data.path={path}: an archive; unpack it, and give the folder")
         raise InputError(
             "E-DATA", f"data.path={path} is a file; data.path takes a hub name or a folder, give a file as data.train="
         )
@@ -259,8 +273,13 @@ def _read_path(path: str, name: str | None, reading: Readers) -> Mapping[str, _F
         if "/" in reading and not any(file.stem in chain(*_ALIASES.values()) for file in files):
             return {"train": _Found(path, partial(reading["/"], str(folder)))}  # no splits inside: the folder is one
         if not files:
-            suffixes = ", ".join(kind for kind in reading if kind != "/")
-            raise InputError("E-DATA", f"data.path={path}: no file in this folder ends in {suffixes}")
+            endings = ", ".join(kind for kind in reading if kind != "/")
+            has = f"it has {', '.join(file.name for file in visible[:8])}" if visible else "it is empty"
+            raise InputError(
+                "E-DATA",
+                f"data.path={path}: no file in this folder ends in {endings}; {has}. "
+                "Rename the file of each split to train, validation or test, with one of these endings",
+            )
         found = {file.stem: _Found(str(file), partial(reading[_kind(str(file))], str(file))) for file in files}
         if len(found) < len(files):
             raise InputError(

@@ -4,12 +4,11 @@ PyTorch's own keeps its input for a gradient that nobody needs: half of the memo
 The frozen form rounds differently, by a last bit, so it is used only in training.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._pytree import tree_map_only
@@ -153,37 +152,6 @@ class FrozenBatchNorm2d(FrozenNorm, nn.BatchNorm2d):
 
 class FrozenBatchNorm3d(FrozenNorm, nn.BatchNorm3d):
     """See `FrozenNorm`."""
-
-
-class FrozenBatchNormAct2d(FrozenNorm, BatchNormAct2d):
-    """timm's BatchNorm, which includes an activation; see `FrozenNorm`."""
-
-    def after(self, x: Tensor) -> Tensor:
-        y: Tensor = self.act(self.drop(x))
-        return y
-
-
-FROZEN: dict[type[nn.Module], type[FrozenNorm]] = {
-    nn.BatchNorm1d: FrozenBatchNorm1d,
-    nn.BatchNorm2d: FrozenBatchNorm2d,
-    nn.BatchNorm3d: FrozenBatchNorm3d,
-    BatchNormAct2d: FrozenBatchNormAct2d,
-}
-"""The replacement of each class; exact classes, as a subclass may compute something else."""
-
-_PLAIN: dict[type[nn.Module], type[nn.Module]] = {frozen: plain for plain, frozen in FROZEN.items()}
-
-
-def freeze_(norms: Iterable[nn.Module]) -> None:
-    """Turn the layers that have a `FrozenNorm` counterpart into it, in place."""
-    for norm in norms:
-        norm.__class__ = FROZEN.get(type(norm), type(norm))
-
-
-def thaw_(norms: Iterable[nn.Module]) -> None:
-    """Undo `freeze_`."""
-    for norm in norms:
-        norm.__class__ = _PLAIN.get(type(norm), type(norm))
 
 
 @dataclass(frozen=True, eq=False)

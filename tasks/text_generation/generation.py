@@ -195,10 +195,15 @@ class Writer:
     def _next_logits(self, prompts: Sequence[list[int]]) -> Tensor:
         """The logits of the first generated token, (prompts, vocabulary)."""
         given = self._padded(prompts)
-        settings = GenerationConfig(max_new_tokens=1, do_sample=False, num_beams=1, pad_token_id=self.ends[0])  # type: ignore[no-untyped-call]
-        written = self.model.generate(  # type: ignore[operator]
-            **given, generation_config=settings, output_logits=True, return_dict_in_generate=True
+        settings = GenerationConfig(  # type: ignore[no-untyped-call]
+            max_new_tokens=1,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=self.ends[0],
+            output_logits=True,
+            return_dict_in_generate=True,
         )
+        written = self.model.generate(**given, generation_config=settings)  # type: ignore[operator]
         logits: Tensor = written.logits[0]
         return logits
 

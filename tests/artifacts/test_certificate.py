@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from loralight.adapters import Lora, disabled, merge, trainable
-from loralight.artifacts.certificate import difference, outputs
+from loralight.artifacts.certificate import certificate_tables, compares_with_base, difference, outputs
 from loralight.testing import TaskContract
 from loralight.training import AdapterTask, Step
 
@@ -59,6 +59,7 @@ def test_a_step_of_two_passes_is_compared_by_those_that_a_merged_model_has(kind:
     rows = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
     data: Any = SimpleNamespace(splits={"validation": rows}, collate=torch.stack)
     TaskContract().test_a_merged_model_computes_what_the_adapted_one_does(SimpleNamespace(task=task, data=data))  # type: ignore[arg-type]
+    assert compares_with_base(task, data, 0) == (kind is Preferences)
     adapted, merged = copy.deepcopy(task).eval(), copy.deepcopy(task).eval()
     merge(merged.model)
     found = difference(outputs(adapted, data, range(4)), outputs(merged, data, range(4)))
@@ -68,3 +69,9 @@ def test_a_step_of_two_passes_is_compared_by_those_that_a_merged_model_has(kind:
     for name, parameter in trainable(unmerged.model).items():
         parameter.data.mul_(name.endswith("lora_A"))
     assert difference(outputs(adapted, data, range(4)), outputs(unmerged, data, range(4)))["relative_error"] > 0.1
+
+
+def test_metrics_that_need_the_base_are_told_and_not_shown() -> None:
+    empty = dict.fromkeys(("outputs", "update_lost", "folded_batch_norms", "settled", "metrics"))
+    (table,) = certificate_tables({**empty, "dtype": "float32", "compares_with_base": True})
+    assert list(table.columns[1].cells)[-1].startswith("none: they need the base")

@@ -30,6 +30,7 @@ def test_it_begins_at_the_other_run_s_weights_with_settings_of_its_own(
     line = ["train", *tiny_run, f"init={place}", "hydra.run.dir=second", "adapter.dropout=0.1", "seed=7"]
     # too small to move a float32, and not so small that nothing could learn
     assert in_process(*line, "optimizer.lr=1e-12", "task.head_lr=1e-12", "optimizer.weight_decay=0") == 0
+    assert f"init: begins at the adapter and head of {place}" in Path("second/train.log").read_text()
     before, after = weights(first), weights("second")
     assert before.keys() == after.keys()
     assert any(tensor.any() for name, tensor in before.items() if "lora_B" in name)

@@ -1,6 +1,8 @@
 """What is plainly wrong is told before anything heavy is imported; what may be right is left to what knows more."""
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +70,48 @@ def test_a_logger_whose_package_is_missing_is_told_with_what_to_install(monkeypa
         first_look({"data": {}, "logger": {"wandb": node, "csv": None}})
     monkeypatch.setattr(module, "find_spec", lambda name: importlib.util.find_spec("json"))
     first_look({"data": {}, "logger": {"wandb": node}})
+
+
+OWN = {"_target_": "loralight.tasks.text_classification.TextClassificationData"}
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "data", "message"),
+    [
+        ('{"text": "a", "labels": 1}\n', "rows.jsonl", {}, "E-COLUMN: .* no column 'label'.*'labels'.*columns.label="),
+        ('{"post": {"text": "a"}}\n', "rows.jsonl", {}, "E-COLUMN: .* 'post' holds records with a field 'text'"),
+        ("Class Index,text\n1,a\n", "rows.csv", {}, "E-COLUMN: .* no column 'label'; it has 'Class Index', 'text'"),
+        ("ham\tcold soup\n", "rows", {}, r"E-DATA: .*rows: not a file that ends in .*data\.delimiter=tab"),
+        ("a;b\n", "rows.zip", {}, r"E-DATA: .*rows\.zip: an archive; unpack it"),
+        ("text,label\ngr\xfcn,1\n", "rows.csv", {"encoding": "ascii"}, "E-DATA: .* cannot be read as text in ascii"),
+        ("nice,a fine film this is\nnice,b\n", "rows.csv", {}, "E-HEADER: "),
+    ],
+)  # fmt: skip
+def test_a_table_of_our_own_data_is_read(
+    tmp_path: Path, table: str, name: str, data: dict[str, Any], message: str
+) -> None:
+    given = settings(tmp_path, table, name, **data)
+    with pytest.raises(InputError, match=f"^{message}"):
+        first_look({"data": {**given["data"], **OWN}})
+    first_look({"data": {**given["data"], "_target_": "theirs.Data"}})  # which may read it in a way of its own
+
+
+def test_a_file_or_an_archive_in_place_of_a_folder_is_told(tmp_path: Path) -> None:
+    for name, message in (("rows.csv", "is a file; data.path takes"), ("rows.zip", "an archive; unpack it")):
+        (tmp_path / name).write_text("text,label\na,1\n")
+        with pytest.raises(InputError, match=rf"^E-DATA: data\.path=.*{name}:? {message}"):
+            first_look({"data": {"path": str(tmp_path / name), **OWN}})
+
+
+def test_tables_that_can_be_read_with_their_settings_pass(tmp_path: Path) -> None:
+    given = settings(tmp_path, "1;gr\xfcn\n2;rot\n", "rows.txt", delimiter=";", header=False)
+    first_look({"data": {**given["data"], "columns": {"text": 1, "pair": None, "label": [0]}, **OWN}})
+    first_look({"data": {**settings(tmp_path)["data"], "path": str(tmp_path / "rows.csv"), **OWN}})
+    first_look({"data": {"path": "pkg://loralight.tasks.text_classification/demo", "columns": COLUMNS, **OWN}})
+
+
+def test_a_table_is_read_without_what_trains(tmp_path: Path) -> None:
+    given = {"data": {**settings(tmp_path)["data"], **OWN}}
+    code = f"import sys; from loralight.config.first_look import first_look; first_look({given!r}); "
+    code += "sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,7 +13,7 @@ from loralight.commands.new_task import write
 from loralight.config.build import check_config
 from loralight.config.check import find_target
 from loralight.config.composition import compose, explain, plain, trusted_packages
-from loralight.config.plugins import VARIABLE, Plugin, add_folder, conf_folders, discover, task_file
+from loralight.config.plugins import VARIABLE, Plugin, add_folder, check_folders, conf_folders, discover, task_file
 from loralight.errors import InputError
 
 InProcess = Callable[..., int]
@@ -105,6 +105,14 @@ def test_folders_add_up_without_repeating(tmp_path: Path) -> None:
         add_folder(str(tmp_path / name))
     assert os.environ[VARIABLE].split(os.pathsep) == [str(tmp_path / "made_one"), str(tmp_path / "made_two")]
     assert {"made_one", "made_two"} <= {plugin.name for plugin in discover()}
+
+
+def test_a_folder_that_is_named_twice_is_one_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(VARIABLE, "made_twice")  # as a user writes it
+    add_folder(str(write_plugin(tmp_path / "made_twice")))  # as the contract does
+    check_folders()
+    assert [plugin.fault for plugin in discover() if plugin.name == "made_twice"] == [""]
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
@@ -295,7 +303,9 @@ def test_broken_yaml_in_a_plugin_is_one_message_with_file_and_line(
     assert not found("made_broken").fault, "it is read again once it has changed"
 
 
-def test_an_import_that_fails_in_a_plugin_is_told_with_its_file_and_line(tmp_path: Path) -> None:
+def test_an_import_that_fails_in_a_plugin_is_told_with_its_file_and_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     plugin = write_plugin(tmp_path / "made_hasty")
     (plugin / "module.py").write_text("import math\n\nimport no_such_thing\n\n\nclass Made: ...\n")
     add_folder(str(plugin))
@@ -303,3 +313,4 @@ def test_an_import_that_fails_in_a_plugin_is_told_with_its_file_and_line(tmp_pat
     message = rf"No module named 'no_such_thing' \({plugin}/module.py, line 3\)$"
     with pytest.raises(InputError, match=rf"cannot import 'made_hasty.module.Made': ModuleNotFoundError: {message}"):
         find_target("made_hasty.module.Made", "task", trusted_packages())
+    assert not caplog.records  # Hydra's own lines on it

@@ -109,9 +109,9 @@ def test_two_columns_of_one_name_are_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [None, "."])
-def test_a_packed_file_is_an_error_that_says_what_is_read(tmp_path: Path, path: str | None) -> None:
+def test_a_packed_file_is_an_error_that_says_what_to_do(tmp_path: Path, path: str | None) -> None:
     (tmp_path / "rows.csv.gz").touch()
-    with pytest.raises(InputError, match=r"^E-DATA: data\.train=\S*rows\.csv\.gz: not a file that ends in \.csv"):
+    with pytest.raises(InputError, match=r"^E-DATA: data\.train=\S*rows\.csv\.gz: an archive; unpack it"):
         load_splits(path=path, train=str(tmp_path / "rows.csv.gz"))
 
 

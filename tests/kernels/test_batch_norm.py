@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from loralight.acceleration.batch_norm_folding import link_
 from loralight.adapters import Lora, inject, merge
 from loralight.adapters.base import trainable
-from loralight.kernels.batch_norm import FROZEN, freeze_, thaw_
+from loralight.kernels.freezing import freeze_, frozen_kinds, thaw_
 
 CONVOLUTIONS: list[tuple[nn.Module, nn.Module, tuple[int, ...]]] = [
     (nn.Conv2d(6, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), (2, 6, 9, 8)),
@@ -159,7 +159,7 @@ def test_a_whole_model_computes_the_same_and_is_the_same_again_after_training(na
     copied = copy.deepcopy(fixed(model))
     assert_same(results(copied, x), wanted)
     assert kept(copied, x) < 0.7 * plain
-    assert not [norm for norm in norms(model) if type(norm) in FROZEN]
+    assert not [norm for norm in norms(model) if type(norm) in frozen_kinds()]
     thaw_(norms(model))
     assert {n: type(module) for n, module in model.named_modules()} == kinds
     again = results(model, x)

@@ -86,15 +86,21 @@ OWN: dict[str, dict[str, Any]] = {
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "layoutlmv3": {"coordinate_size": 5, "shape_size": 6, "visual_embed": False},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
-    "lilt": {"channel_shrink_ratio": 4},
+    "lilt": {"channel_shrink_ratio": 4, "hidden_size": 48},
     "mamba2": {"num_heads": 8, "head_dim": 8},
     "ministral": {"head_dim": 8},
+    "mistral4": {"head_dim": 16},
+    "mobilebert": {"initializer_range": 0.02},  # nothing in it normalises: larger weights saturate the loss
     "nemotron": {"num_key_value_heads": 2, "head_dim": 8},
     "nemotron_h": {"n_groups": 2},
     "qwen4_exp_text": {
         **{"ngram_vocab_size_base": 64, "make_ngram_vocab_size_divisible_by": 8, "split_ngram_parts": 2},
         **{"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8},
         **{"indexer_budget": 8, "indexer_compress_ratio": 4},
+    },
+    "perceiver": {
+        **{"num_latents": 8, "d_latents": 32, "num_self_attends_per_block": 2},
+        **{"num_self_attention_heads": 4, "num_cross_attention_heads": 4, "qk_channels": 32, "v_channels": 32},
     },
     "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [4, 16], "attn_layers": ["local", "local"]},
     "t5": {"decoder_start_token_id": 0},
@@ -133,6 +139,9 @@ FEWER: list[dict[str, Any]] = [
     {},
 ]
 """Settings of smaller models, each of which some families have."""
+IMAGE_SETTINGS: dict[str, dict[str, Any]] = {
+    "nest": {"drop_path_rate": 0.0},  # 0.5 by default: of two rows often both, in both steps
+}
 IMAGE_SIZES = {"efficientvit_msra": (224,)}
 """Sizes at which an attention has more than one place to look at."""
 MAPPINGS: dict[str, Mapping[str, Any]] = {
@@ -151,7 +160,7 @@ class NotRunError(Exception):
 
 # Random weights give these gradients of millions, or of millionths, which single precision rounds by up to 10 %,
 # on some processors; in double precision they agree to a millionth.
-IN_DOUBLE = {"hieradet_sam2", "hrnet", "iformer", "inception_v3", "pnasnet"}
+IN_DOUBLE = {"hieradet_sam2", "hrnet", "iformer", "inception_v3", "pnasnet", "repvit"}
 
 
 def found() -> Iterator[tuple[str, str]]:
@@ -274,8 +283,9 @@ def write_image_model(family: str, folder: Path) -> int:
     own_size = 224 if usual is None else usual.input_size[-1]
     for less, size in itertools.product(FEWER, IMAGE_SIZES.get(family, (64, 96, 224, 256, own_size))):
         is_fixed = usual is not None and usual.fixed_input_size
+        settings = {**IMAGE_SETTINGS.get(family, {}), **less}
         try:
-            _write_image_model(order[0], folder, size, less, {"img_size": size} if is_fixed else {})
+            _write_image_model(order[0], folder, size, settings, {"img_size": size} if is_fixed else {})
             return size
         except TypeError as error:  # it has no such setting
             first = first or error

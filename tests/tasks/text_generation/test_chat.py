@@ -10,6 +10,7 @@ import pytest
 import loralight
 from loralight.adapters import Lora
 from loralight.commands.typed import typed
+from loralight.tasks.text_classification import TextClassification
 from loralight.tasks.text_generation import TextGeneration
 
 Chat = Callable[..., list[str]]
@@ -99,3 +100,13 @@ def test_a_terminal_shows_a_prompt_and_ends_by_ctrl_d(monkeypatch: pytest.Monkey
     monkeypatch.setattr("sys.stdin", terminal)
     monkeypatch.setattr("builtins.input", ask)
     assert [*typed("> ")] == ["one", "two"] and shown == ["> "] * 4
+
+
+def test_a_task_that_writes_no_text_is_refused_before_the_first_turn(
+    tiny_bert: str, tmp_path: Path, in_process: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = TextClassification(checkpoint=tiny_bert, labels=["a", "b"], adapter=Lora(targets="all-linear"))
+    task.configure_model()
+    task.save(tmp_path / "adapter")
+    assert in_process("chat", f"run={tmp_path / 'adapter'}", *OPTIONS) == 2
+    assert "E-STREAM: TextClassification does not write text: loralight predict answers" in capsys.readouterr().err
