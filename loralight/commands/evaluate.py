@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -43,7 +44,8 @@ def main(config: DictConfig) -> dict[str, float]:
     check_sharding(settings)
     if shards(settings["trainer"]) and settings["base"]:
         raise InputError("E-FSDP", "base=true measures by whole weights in each process; take trainer=ddp, or leave it")
-    with TemporaryDirectory() as logs_of_processes:
+    several = world_size(settings["trainer"]) > 1
+    with TemporaryDirectory() if several else nullcontext(settings["run"]) as logs_of_processes:
         metrics: dict[str, float] = launch(work, settings, Path(logs_of_processes))
     if output and process_rank() in (None, 0):
         Path(output).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from loralight.kernels import trial
 
@@ -55,6 +57,19 @@ def test_a_way_is_faster_if_it_takes_clearly_less_time(seconds: tuple[float, flo
 def test_the_first_time_and_what_other_programs_add_do_not_count() -> None:
     slow = iter([9.0, 0.8, 5.0, *[0.9] * 20])
     assert trial.is_faster("a way", ways=lambda: (lambda: CLOCK.advance(next(slow)), lambda: CLOCK.advance(1.0)))
+
+
+def test_what_watches_a_step_s_operations_does_not_see_a_trial() -> None:
+    class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            raise AssertionError(f"{func} was seen")
+
+    def made() -> tuple[Any, Any]:
+        numbers = torch.ones(3)
+        return numbers.sum, numbers.sum
+
+    with Watch():
+        trial.is_faster("a way", ways=made)
 
 
 def test_an_answer_is_kept_for_later_processes_on_this_processor(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
