@@ -1,6 +1,6 @@
 """The time of a training step on two processes beside one, with the same rows in a step.
 
-    python benchmarks/processes.py --rounds 3 -- data.path=FOLDER data.columns.label=label
+    python benchmarks/processes.py --rounds 3
 
 Each side is a run of `loralight train` on the processor, one thread in each process, in turns. A machine needs as many
 free cores as there are processes.
