@@ -181,11 +181,10 @@ def test_an_estimate_counts_the_part_of_a_process(
     assert four["weights gathered at a time"] == pytest.approx(one["weights"], rel=0.01)  # there are only two blocks
 
 
-@pytest.mark.usefixtures("warm_ranks")
-def test_a_run_is_that_of_one_process_and_resumes_to_the_same_bits(
-    in_process: InProcess, tiny_bert: str, tiny_run: list[str], tmp_path: Path
-) -> None:
-    still = tmp_path / "still"  # without dropout, whose masks differ by process
+@pytest.fixture
+def run(tiny_bert: str, tiny_run: list[str], tmp_path: Path) -> list[str]:
+    """Settings of a short run without dropout, whose masks differ by process, and without the size of a batch."""
+    still = tmp_path / "still"
     still.mkdir()
     for file in Path(tiny_bert).iterdir():
         (still / file.name).write_bytes(file.read_bytes())
@@ -193,8 +192,31 @@ def test_a_run_is_that_of_one_process_and_resumes_to_the_same_bits(
     config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
     (still / "config.json").write_text(json.dumps(config))
     taken = ("trainer=", "model.checkpoint", "data.batch_size")
-    run = [given for given in tiny_run if not given.startswith(taken)]
-    run += [f"model.checkpoint='{still}'", "data.length_grouped=false", "scheduler=constant", "data.limit_eval_rows=17"]
+    kept = [given for given in tiny_run if not given.startswith(taken)]
+    plain = ["data.length_grouped=false", "scheduler=constant", "data.limit_eval_rows=17"]
+    return [*kept, f"model.checkpoint='{still}'", *plain]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("later", [3, 4])
+@pytest.mark.usefixtures("warm_ranks")
+def test_a_run_resumes_on_another_number_of_processes(
+    later: int, in_process: InProcess, run: list[str], tmp_path: Path
+) -> None:
+    fsdp = [*run, *FSDP, "data.global_batch_size=12"]
+    assert in_process("train", *fsdp, "hydra.run.dir=two") == 0
+    assert in_process("train", *fsdp, "trainer.max_steps=2", "hydra.run.dir=begun") == 0
+    assert in_process("train", "resume=begun", "trainer.max_steps=-1", f"trainer.devices={later}") == 0
+    two, resumed = (load_file(tmp_path / name / "adapter/adapter_model.safetensors") for name in ("two", "begun"))
+    torch.testing.assert_close(resumed, two, rtol=0, atol=1e-5)
+    summary = json.loads((tmp_path / "begun" / "summary.json").read_text())
+    assert (summary["processes"], summary["steps"]) == (later, 4)
+
+
+@pytest.mark.usefixtures("warm_ranks")
+def test_a_run_is_that_of_one_process_and_resumes_to_the_same_bits(
+    in_process: InProcess, run: list[str], tmp_path: Path
+) -> None:
     fsdp = [*run, *FSDP, "data.batch_size=4"]
     assert in_process("train", *run, "trainer=cpu", "data.batch_size=8", "probe=false", "hydra.run.dir=one") == 0
     assert in_process("train", *fsdp, "hydra.run.dir=two") == 0
