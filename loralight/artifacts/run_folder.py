@@ -87,10 +87,12 @@ def is_finished(folder: Path, config: dict[str, Any]) -> bool:
 
 
 def _as_begun(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
-    """The config with the batch size that the folder's run found when it began; None if its settings differ."""
+    """The config with what the folder's run found for ``auto`` when it began; None if its settings differ."""
     before, now = read_config(folder), config
     if config["auto_batch"]:
         now = {**config, "auto_batch": False, "data": {**config["data"], "batch_size": before["data"]["batch_size"]}}
+    if config.get("task", {}).get("batch_norm") == "auto":
+        now = {**now, "task": {**config["task"], "batch_norm": before["task"].get("batch_norm")}}
     differ = {name for name in {*before, *now} if before.get(name) != now.get(name)}
     return (
         None if differ - {"resume", "names", "page"} else now
@@ -110,9 +112,9 @@ def take(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
         _check_nothing_leads_out(folder)  # before the lock is written
     if (folder / LOCK).exists():
         hold(folder)  # first, so that the error for a run that is going on says so
-    _check_free(folder, config)
+    check_free(folder, config)
     hold(folder)
-    _check_free(folder, config)  # another run may have begun and ended since
+    check_free(folder, config)  # another run may have begun and ended since
     if config["resume"] is not None:
         _set_aside(folder / "metrics.csv")
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
@@ -201,7 +203,8 @@ def _check_nothing_leads_out(folder: Path) -> None:
                 raise InputError("E-RUN", f"{path} leads out of the run's folder, or is no file; remove it")
 
 
-def _check_free(folder: Path, config: dict[str, Any]) -> None:
+def check_free(folder: Path, config: dict[str, Any]) -> None:
+    """Raise ``E-OUTPUT`` if ``folder`` holds another run, or ``E-RESUME`` if a resumed run has other settings."""
     if config["resume"] is not None:
         _check_same(folder, config)
     elif found := [name for name, files in _RESULTS.items() if any(folder.glob(files))]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import lightning
@@ -18,8 +19,9 @@ from torchmetrics import MetricCollection
 from loralight import logs, stopping
 from loralight.artifacts.export import save_adapter
 from loralight.artifacts.lock import release
-from loralight.artifacts.run_folder import FAILED, going_on, is_finished, take
+from loralight.artifacts.run_folder import FAILED, check_free, going_on, is_finished, take
 from loralight.commands.auto_batch import with_largest_batch
+from loralight.commands.batch_norm import with_batch_norm
 from loralight.commands.initialising import initialise_, with_initialised
 from loralight.commands.next_commands import how_to_go_on, next_commands
 from loralight.commands.summary import final_report, summarise
@@ -104,16 +106,22 @@ def main(config: DictConfig) -> float | None:
     check_processes(settings["trainer"])
     check_trainer(settings, output_dir)
     settings, was_told = going_on(output_dir, settings), settings["resume"] is not None
-    if settings["auto_batch"]:
-        settings, overrides = with_largest_batch(settings, overrides)
+    started = perf_counter()
     try:
+        if first and settings["resume"] is None:
+            check_free(output_dir, settings)  # before minutes of trials
+        with telling_of_memory(settings, output_dir):
+            settings, overrides = with_batch_norm(settings, overrides)
+        if settings["auto_batch"]:
+            settings, overrides = with_largest_batch(settings, overrides)
+        stopping.check()
         if first:
             with stopping.held(), telling_of_disk(output_dir):
                 take(output_dir, settings, overrides)
             if settings["resume"] and not was_told:
                 print(f"loralight: {output_dir} holds an unfinished run of these settings: goes on", file=sys.stderr)
         with telling_of_disk(output_dir), telling_of_memory(settings, output_dir):
-            try_out(settings, output_dir)
+            try_out(settings, output_dir, spent=perf_counter() - started)
         stopping.check()
         best: float | None = launch(work, settings, output_dir)
     except Stopped as stopped:

@@ -122,14 +122,19 @@ def check_trial(config: dict[str, Any], *, alone: bool) -> None:
         )
 
 
-def try_out(config: dict[str, Any], folder: Path) -> None:
+def try_out(config: dict[str, Any], folder: Path, *, spent: float = 0.0) -> None:
     """Make the trials that the settings ask for, and save their result in the run's folder; not for a resumed run.
+
+    Args:
+        config: of ``loralight train``, in plain values.
+        folder: the run's.
+        spent: seconds of the budget that are gone already.
 
     Raises:
         InputError: not one step fits the budget (``E-BUDGET``).
     """
     if config["resume"] is None and _asked(config):
-        (folder / _FILE).write_text(json.dumps(asdict(_try(config))) + "\n", encoding="utf-8")
+        (folder / _FILE).write_text(json.dumps(asdict(_try(config, spent))) + "\n", encoding="utf-8")
         free_device()
 
 
@@ -155,7 +160,7 @@ def _asked(config: dict[str, Any]) -> list[str]:
     return [name for name, is_so in is_asked.items() if is_so]
 
 
-def _try(config: dict[str, Any]) -> Tried:
+def _try(config: dict[str, Any], spent: float) -> Tried:
     started = perf_counter()
     trial = Trial(config)
     around = perf_counter() - started  # the run builds the model again
@@ -166,7 +171,7 @@ def _try(config: dict[str, Any]) -> Tried:
     if config["budget"] is not None:
         budget = parse_time(config["budget"])
         pace = _pace(trial, ranks, most_seconds=_SHARE * budget).beside(around + _of_forgetting(trial))
-        left = budget - (perf_counter() - started)
+        left = budget - spent - (perf_counter() - started)
         most = pace.steps(left, of_epoch=of_epoch, validated_every=planned.validated_every)
     if config["optimizer"].get("lr") != AUTO:
         return Tried(most_steps=most)

@@ -57,7 +57,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     clip = config["trainer"].get("gradient_clip_val")
     if clip is not None and not 0 <= clip < math.inf:  # nan would make every gradient nan
         raise InputError("E-TRAINER", f"trainer.gradient_clip_val is {clip}; give at least 0, which clips nothing")
-    check(config.get("task"), "task", trusted, complete=False, base=AdapterTask)  # the data supplies the rest
+    check(task_node(config), "task", trusted, complete=False, base=AdapterTask)  # the data supplies the rest
     if (method := (config.get("task") or {}).get("quantize")) is not None:
         find_quantiser(method)
     if config.get("scheduler") is not None:
@@ -129,7 +129,7 @@ def build_task(config: Mapping[str, Any], data_arguments: Mapping[str, Any]) -> 
     nodes = {"optimizer": optimizer_node(config), "scheduler": config.get("scheduler")}
     training = {part: make(node) for part, node in nodes.items() if node is not None}
     accelerations = {name: make(node) for name, node in (config.get("acceleration") or {}).items() if node is not None}
-    given = {**config["task"], **data_arguments}
+    given = {**task_node(config), **data_arguments}
     with trusting(**trust_of(config)):
         task = make(given, adapter=make(config["adapter"]), accelerations=accelerations, **training)
         if not isinstance(task, AdapterTask):
@@ -143,6 +143,12 @@ def optimizer_node(config: Mapping[str, Any]) -> Any:
     """The optimizer's settings, at the method's own rate if a rate is still to be found (``lr=auto``)."""
     node = config.get("optimizer")
     return {**node, "lr": config["adapter"]["lr"]} if isinstance(node, Mapping) and node.get("lr") == AUTO else node
+
+
+def task_node(config: Mapping[str, Any]) -> Any:
+    """The task's settings, with frozen BatchNorm where that is still to be decided (``batch_norm=auto``)."""
+    node = config.get("task")
+    return {**node, "batch_norm": "frozen"} if isinstance(node, Mapping) and node.get("batch_norm") == AUTO else node
 
 
 def trainer_node(config: Mapping[str, Any]) -> Any:

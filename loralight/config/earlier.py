@@ -7,7 +7,12 @@ ARGUMENTS_OF_TASKS = {"gradient_checkpointing", "prepack", "selective_recompute"
 """Settings that have become accelerations; these change no result, so a folder is loaded without them."""
 
 VALUES_BEFORE: MappingProxyType[str, Any] = MappingProxyType(
-    {"task.pooling": "model", "adapter.lr_rank": None, "data.global_batch_size": None}
+    {
+        "task.pooling": "model",
+        "task.batch_norm": "frozen",
+        "adapter.lr_rank": None,
+        "data.global_batch_size": None,
+    }
 )
 """Settings that earlier versions lacked, with the values by which these computed, where the default differs."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import nn
 
@@ -46,13 +46,16 @@ def choose_modes_(
         batch_norm: see `AdapterTask`.
 
     Raises:
-        InputError: BatchNorm is to change, but the model has none (``E-BATCH-NORM``).
+        InputError: there is no such mode, or BatchNorm is to change, but the model has none (``E-BATCH-NORM``).
     """
     learns = {name.rpartition(".")[0] for name in trainable(model)}
     in_head = {id(module) for part in head for module in part.modules()}
     base = {name: module for name, module in model.named_modules() if id(module) not in in_head}
     frozen = {name: module for name, module in base.items() if name not in learns}
     norms = {name: module for name, module in frozen.items() if isinstance(module, _BATCH_NORM)}
+    if batch_norm not in get_args(BatchNormMode):
+        modes = ", ".join(get_args(BatchNormMode))
+        raise InputError("E-BATCH-NORM", f"batch_norm={batch_norm}: give one of {modes}; auto is for loralight train")
     if batch_norm != "frozen" and not any(isinstance(module, _BATCH_NORM) for module in base.values()):
         raise InputError("E-BATCH-NORM", f"task.batch_norm={batch_norm}: the model has no BatchNorm; leave it frozen")
     if batch_norm == "affine":

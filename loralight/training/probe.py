@@ -81,18 +81,38 @@ def fit_probe(task: AdapterTask, data: TaskData, trainer: lightning.Trainer) -> 
     layer, device = linear_head(task), trainer.strategy.root_device
     task.to(device).eval()
     try:
-        train = _collect(task, layer, _some(data.train_dataloader(), trainer.limit_train_batches), device)
         splits = {"validation": _some(data.val_dataloader(), trainer.limit_val_batches)}
         if "test" in data.splits and trainer.limit_test_batches:
             splits["test"] = _some(data.test_dataloader(), trainer.limit_test_batches)
-        held_out = _collect(task, layer, splits["validation"], device)
-        _refuse_useless(*train, *held_out, num_labels=layer.out_features)
-        best = _best(fit(*train, num_labels=layer.out_features), *held_out)
+        train = _some(data.train_dataloader(), trainer.limit_train_batches)
+        best, _ = fitted(task, layer, train, splits["validation"], device)
         with _in_place(layer, best), settled(task, task.settle(lambda: _outputs(task, splits["validation"], device))):
             scores = {name: score for split in splits for name, score in _score(task, split, splits[split], device)}
     finally:
         task.train()
     return Probe(best, scores)
+
+
+def fitted(
+    task: AdapterTask, layer: nn.Linear, train: Iterable[Any], held_out: Iterable[Any], device: torch.device
+) -> tuple[Classifier, Tensor]:
+    """The best linear classifier of the inputs of a head, and its loss on each held-out item, (items,).
+
+    Args:
+        task: in evaluation mode, on the device.
+        layer: the head, see `linear_head`.
+        train: batches to fit.
+        held_out: batches that choose the weight decay.
+        device: for the features; the classifier is on the CPU.
+
+    Raises:
+        NoProbe: the targets are not classes, or the rows are too few or too alike.
+    """
+    of_train, of_held_out = _collect(task, layer, train, device), _collect(task, layer, held_out, device)
+    _refuse_useless(*of_train, *of_held_out, num_labels=layer.out_features)
+    best = _best(fit(*of_train, num_labels=layer.out_features), *of_held_out)
+    features, targets = of_held_out
+    return best, _losses(best.logits(features), targets)
 
 
 def fit_probe_once(task: AdapterTask, data: TaskData, trainer: lightning.Trainer) -> Probe:
@@ -186,7 +206,10 @@ def fit(features: Tensor, targets: Tensor, *, num_labels: int) -> Iterator[Class
 
         def closure(decay: float = decay, optimizer: torch.optim.LBFGS = optimizer) -> Tensor:
             optimizer.zero_grad()
-            loss = _loss(F.linear(standard, weight, bias), targets) + decay / 2 * weight.square().sum() / num_labels
+            loss = (
+                _losses(F.linear(standard, weight, bias), targets).mean()
+                + decay / 2 * weight.square().sum() / num_labels
+            )
             loss.backward()  # type: ignore[no-untyped-call]
             return loss
 
@@ -200,7 +223,7 @@ def _best(candidates: Iterable[Classifier], features: Tensor, targets: Tensor) -
     """The last classifier before the loss on held-out rows rises, where weaker decay begins to overfit."""
     best, least = None, float("inf")
     for candidate in candidates:
-        loss = float(_loss(candidate.logits(features), targets))
+        loss = float(_losses(candidate.logits(features), targets).mean())
         if best is not None and not loss < least:
             break
         best, least = candidate, loss
@@ -208,11 +231,11 @@ def _best(candidates: Iterable[Classifier], features: Tensor, targets: Tensor) -
     return best
 
 
-def _loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of one class for each item, or binary cross-entropy of each label."""
+def _losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Of each item the cross-entropy of its class, or the mean binary cross-entropy of its labels; (items,)."""
     if targets.ndim == 1:
-        return F.cross_entropy(logits, targets)
-    return F.binary_cross_entropy_with_logits(logits, targets)
+        return F.cross_entropy(logits, targets, reduction="none")
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)
 
 
 @torch.no_grad()

@@ -312,6 +312,11 @@ class AdapterTask(lightning.LightningModule, Contract):
             self.adapted[f"(BatchNorm {self.batch_norm})"] = self.adapted_norms
 
     @property
+    def frozen_norms(self) -> list[nn.Module]:
+        """The BatchNorm layers in which nothing changes."""
+        return list(self._modes.fixed)
+
+    @property
     def adapted_norms(self) -> list[str]:
         """Names of the BatchNorm layers that `batch_norm` lets change."""
         return list(self._modes.adapted_norms)
