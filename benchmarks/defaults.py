@@ -131,9 +131,12 @@ def image_features(checkpoint: str) -> Callable[[list[Any]], Any]:
     import timm
     import torch
 
-    model = timm.create_model(f"local-dir:{checkpoint}", pretrained=True, num_classes=0).eval()
-    settings = timm.data.resolve_data_config({"input_size": (3, 64, 64), "crop_pct": 1.0}, model=model)
-    transform = timm.data.create_transform(**settings)
+    from loralight.tasks.image_classification.backbone import find_backbone, load_backbone
+
+    backbone = find_backbone(checkpoint)
+    model: Any = load_backbone(backbone, num_labels=1).eval()
+    model.reset_classifier(0)
+    transform = timm.data.create_transform(**backbone.preparation(image_size=64, crop_pct=1.0))
 
     @torch.inference_mode()
     def features(images: list[Any]) -> Any:

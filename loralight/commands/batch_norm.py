@@ -23,7 +23,6 @@ from loralight.training.probe import NoProbe, fitted, linear_head
 
 _ROWS = 600  # of each split: fewer decide by chance, more take longer than a tenth of a short run
 _BATCH = 64  # rows at most, of which a norm takes mean and variance
-_LEAST_GAIN = 0.01  # of the loss: frozen norms take less time and memory
 
 
 def with_batch_norm(config: dict[str, Any], overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -61,9 +60,9 @@ def _decide(config: dict[str, Any]) -> tuple[str, str | None]:
     losses = (
         f"the loss of a linear probe is {new.mean():.3f} with the data's statistics, {base.mean():.3f} with the base's"
     )
-    gain = base - new
-    least = max(float(gain.std()) / math.sqrt(len(gain)), _LEAST_GAIN * float(base.mean()))
-    return ("statistics" if float(gain.mean()) > least else "frozen"), losses
+    lost = new - base
+    is_worse = float(lost.mean()) > float(lost.std()) / math.sqrt(len(lost))
+    return ("frozen" if is_worse else "statistics"), losses
 
 
 def _losses(trial: Trial) -> tuple[Tensor, Tensor]:
