@@ -93,6 +93,8 @@ class Study:
             raise InputError(
                 "E-STUDY", f"{taken[0]}: a study chooses rates and seeds. A method's own words may give its rate"
             )
+        probe = [] if "probe" in map(_name, self.words) else ["probe=false"]  # `linear_probe` is a method of its own
+        self._of_runs = [*self.words, *probe]
         self.methods = [self._method(shlex.split(str(one))) for one in settings["methods"]]
         if len({method.words for method in self.methods}) != len(self.methods) or not self.methods:
             raise InputError("E-STUDY", "methods= has one twice, or none: give methods=lora,dora,full, say")
@@ -104,7 +106,7 @@ class Study:
 
     def run(self) -> None:
         """Do all missing runs."""
-        first = [*self.words, *self.methods[0].words]
+        first = [*self._of_runs, *self.methods[0].words]
         missing = [(method.settings, self._num_missing(method)) for method in self.methods]
         minutes = seconds_of_study(self.processes, first, missing) / 60
         logs.show(
@@ -135,7 +137,7 @@ class Study:
     def _method(self, words: list[str]) -> Method:
         """A method, after checking its settings; a word without ``=`` is the name of an adapter."""
         words = [word if "=" in word else f"adapter={word}" for word in words]
-        of_run = settings_of("train", with_own_data([*self.words, *words]), self.folder)
+        of_run = settings_of("train", with_own_data([*self._of_runs, *words]), self.folder)
         first_look(of_run)
         check_config(of_run)
         is_given = any(_name(word) in ("optimizer.lr", "adapter.lr") for word in words)
@@ -203,7 +205,7 @@ class Study:
         words = _words(method, power, seed)
         name, folder = " ".join(words), self._place(words)
         is_new = not (folder / SUMMARY).exists()
-        if (error := self.processes.finish([*self.words, *words], folder)) is not None:
+        if (error := self.processes.finish([*self._of_runs, *words], folder)) is not None:
             note_failure(folder, error)
             self.failures[name] = error
             self._progress.tell(f"{name} failed: {error}", is_new=is_new)

@@ -81,6 +81,7 @@ def test_each_method_is_compared_at_its_best_rate_and_a_rerun_does_what_is_missi
     rates = {(run["adapter"], read_run(Path(run["run"])).settings["optimizer.lr"]) for run in report["runs"]}
     assert rates == {("lora", 0.01), ("bitfit", 3e-4), ("full", 5e-5)}
     assert len(report["runs"]) == 9
+    assert not any(read_run(Path(run["run"])).settings["probe"] for run in report["runs"]), "it has a method of its own"
     assert sum("seed=0" in words and "adapter=lora" in words for words in trained) == 5  # 1, 0.3, 3, 10 and 30 times
     assert sum("adapter=bitfit" in words for words in trained) == 3
     assert report["failed"].keys() == {"adapter=full optimizer.lr=0.000158 seed=0"}
