@@ -60,7 +60,7 @@ def words(noises: Path, model: str, *more: str, run: str = "run") -> list[str]:
     return ["train", *of_task, f"model.checkpoint='{model}'", *plain, *quick, f"hydra.run.dir={run}", *more]
 
 
-@pytest.mark.parametrize(("off_by", "chosen"), [(0.0, "frozen"), (-3.0, "statistics")])
+@pytest.mark.parametrize(("off_by", "chosen"), [(0.8, "frozen"), (-3.0, "statistics")])
 def test_the_statistics_that_suit_the_data_are_taken_and_saved(
     noises: Path, tiny_resnet: str, in_process: Callable[..., int], tmp_path: Path, off_by: float, chosen: str
 ) -> None:
@@ -107,6 +107,13 @@ def test_a_run_s_folder_is_refused_before_the_trial(
     said = capsys.readouterr()
     assert "run holds another run (summary.json)" in said.err
     assert "task.batch_norm=auto" not in said.out
+
+
+def test_a_batch_of_few_rows_keeps_the_base_s_statistics(
+    image_folders: Path, tiny_resnet: str, in_process: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert in_process(*words(image_folders, tiny_resnet, "data.batch_size=8", "trainer.max_steps=1")) == 0
+    assert "task.batch_norm=auto: frozen, as 8 rows are too few for" in capsys.readouterr().out
 
 
 def test_processes_that_another_program_started_keep_the_base_s_statistics(
