@@ -17,6 +17,7 @@ from loralight.adapters.multi.sharing import share_
 from loralight.artifacts.lock import release
 from loralight.artifacts.run_folder import going_on, take
 from loralight.artifacts.run_settings import with_those_of_a_run
+from loralight.commands.batch_norm import with_batch_norm
 from loralight.commands.next_commands import how_to_go_on
 from loralight.commands.train import Run
 from loralight.commands.trial import check_trial
@@ -52,10 +53,12 @@ def main(config: DictConfig) -> None:
         if of_run["auto_batch"]:
             raise InputError("E-AUTO-BATCH", f"{name}: what fits depends on the other runs; give data.batch_size")
     settings = {name: going_on(folders[name], of_run) for name, of_run in settings.items()}
+    decided = {name: with_batch_norm(of_run, overrides[name]) for name, of_run in settings.items()}
+    settings = {name: of_run for name, (of_run, _) in decided.items()}
     try:
         with stopping.held():
-            for name, of_run in settings.items():
-                take(folders[name], of_run, overrides[name])
+            for name in settings:
+                take(folders[name], *decided[name])
         stopping.check()
         logs.configure(folder / "train.log", line="%(threadName)s: %(message)s")
         turns, runs = Turns(settings), {}

@@ -236,7 +236,7 @@ def recipe(config: Mapping[str, Any], data_arguments: Mapping[str, Any], task: A
         data_arguments: arguments of the task that the data knows.
         task: with its adapter in the form that is saved, see `Adapter.finish_`.
     """
-    arguments = {**config["task"], **data_arguments, **task.found_arguments()}
+    arguments = {**task_node(config), **data_arguments, **task.found_arguments()}
     del arguments["_target_"]
     names = config["names"]
     return {

@@ -21,7 +21,15 @@ from loralight.adapters.base import trainable
 from loralight.artifacts.certificate import difference, outputs
 from loralight.artifacts.export import save_adapter
 from loralight.artifacts.loading import load
-from loralight.config.build import build_data, build_task, build_trainer, check_config, monitored, recipe
+from loralight.config.build import (
+    build_data,
+    build_task,
+    build_trainer,
+    check_config,
+    monitored,
+    recipe,
+    task_node,
+)
 from loralight.config.composition import compose, plain
 from loralight.config.plugins import use_folder
 from loralight.data import TaskData
@@ -238,7 +246,7 @@ class TaskContract:
             assert torch.equal(tensor, uninterrupted[name]), name
 
     def test_a_checkpoint_loads_into_a_task_of_the_same_arguments(self, trained: "Trained") -> None:
-        arguments = {key: value for key, value in trained.config["task"].items() if key != "_target_"}
+        arguments = {key: value for key, value in task_node(trained.config).items() if key != "_target_"}
         arguments |= {**trained.data.model_arguments(), "adapter": trained.task.adapter}
         loaded = type(trained.task).load_from_checkpoint(trained.checkpoint, **arguments)
         _assert_same(loaded.trainable_tensors(), read_checkpoint(trained.checkpoint)["state_dict"])
