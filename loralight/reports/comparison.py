@@ -14,6 +14,7 @@ from loralight.reports.mistakes import mistakes
 from loralight.reports.page import page
 from loralight.reports.pictures import pictures
 from loralight.reports.promises import PROMISES_CAPTION, promises
+from loralight.reports.reliability import reliability
 from loralight.reports.row_by_row import RowByRow
 from loralight.reports.runs import FinishedRun
 from loralight.reports.tables import (
@@ -134,7 +135,7 @@ class Comparison:
                 self.best,
                 title=title,
                 verdict=self.verdict(),
-                pictures=pictures(self.groups, self.metric),
+                pictures=[*pictures(self.groups, self.metric), *reliability(self.rows.groups)],
                 failures=self.failures,
                 by_rows=rows_table(self.rows),
                 beside=self.beside,

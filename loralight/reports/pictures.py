@@ -60,6 +60,25 @@ def lines_by_step(title: str, lines: Sequence[tuple[str, Sequence[tuple[float, f
     return _drawn(title, lambda axes: _lines(axes, lines))
 
 
+def reliability_diagram(lines: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> Picture:
+    """A picture of how often answers are right by their probability; a calibrated model's line is the diagonal.
+
+    Args:
+        lines: names, with (mean probability, share of right answers) pairs.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+
+    def draw(axes: Any) -> None:
+        axes.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle="--", label="calibrated")
+        _lines(axes, [(_short(name), points) for name, points in lines[:_MOST_CURVES]])
+        axes.set_xlabel("probability of an answer")
+        axes.set_ylabel("share that is right")
+
+    return _drawn("How often answers of a probability are right", draw, height=4.2)
+
+
 def numeric_setting(groups: Sequence[Group]) -> tuple[str, list[float]] | None:
     """The only setting in which groups of one adapter differ, such as ``adapter.rank``, and its values, if numbers."""
     labels = [re.fullmatch(r"([\w.]+)=([-+.\de]+)", group.label) for group in groups]
