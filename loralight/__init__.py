@@ -4,8 +4,9 @@ import os
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from loralight.first_use import on_first_use
 from loralight.version import __version__
 
 if TYPE_CHECKING:
@@ -31,26 +32,17 @@ __all__ = [
     "save_task",
 ]
 
-_HOMES = {
-    "AdapterTask": "loralight.training.task",
-    "Step": "loralight.training.task",
-    "TaskData": "loralight.data",
-    "inject": "loralight.adapters",
-    "load": "loralight.artifacts.loading",  # a module named `load` would take the function's place here once imported
-    "load_adapter": "loralight.artifacts.from_python",
-    "load_many": "loralight.artifacts.bank",
-    "load_task": "loralight.artifacts.from_python",
-    "merge": "loralight.adapters",
-    "save_adapter": "loralight.artifacts.from_python",
-    "save_task": "loralight.artifacts.from_python",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import public names on first use, so that the command line need not wait seconds for torch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'loralight' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__ = on_first_use(
+    __name__,
+    {
+        "adapters": "inject merge",
+        "artifacts.bank": "load_many",
+        "artifacts.from_python": "load_adapter load_task save_adapter save_task",
+        "artifacts.loading": "load",  # a module named `load` would take the function's place here once imported
+        "data": "TaskData",
+        "training.task": "AdapterTask Step",
+    },
+)
 
 
 def _find_conf_and_tasks_of_a_clone() -> None:

@@ -1,7 +1,8 @@
 """From rows to batches: reading splits, labels, encoding, and the data module that plugins build on."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from loralight.first_use import on_first_use
 
 if TYPE_CHECKING:
     from loralight.data.bars import hiding_bars
@@ -76,9 +77,9 @@ __all__ = [
     "weights_of_labels",
 ]
 
-_HOMES = {
-    name: f"{__name__}.{home}"
-    for home, names in {
+__getattr__ = on_first_use(
+    __name__,
+    {
         "bars": "hiding_bars",
         "cautions": "cut_rows few_rows left_out_rows odd_names repeated_rows uneven_rows",
         "class_counts": "always_the_commonest always_the_same count_classes counts_line",
@@ -96,13 +97,5 @@ _HOMES = {
         "packing": "PackedRows pack",
         "seeds": "seed_of",
         "splits": "FORMATS Readers Splits check_columns column_name read_file",
-    }.items()
-    for name in names.split()
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import names on first use: users who train on their own rows need not wait for the library of data sets."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    },
+)

@@ -1,7 +1,8 @@
 """The base class of tasks, and the parts of a training run: optimizer, checkpoints, processes, memory."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from loralight.first_use import on_first_use
 
 if TYPE_CHECKING:
     from loralight.training.answers import Answers, answers_of_labels, keep_texts
@@ -39,9 +40,9 @@ __all__ = [
     "write_folder",
 ]
 
-_HOMES = {
-    name: f"{__name__}.{home}"
-    for home, names in {
+__getattr__ = on_first_use(
+    __name__,
+    {
         "answers": "Answers answers_of_labels keep_texts",
         "calibration": "CalibrationError check_temperature fit_temperature",
         "checkpoint": "verify write_folder",
@@ -53,13 +54,5 @@ _HOMES = {
         "step": "Step",
         "task": "AdapterTask",
         "thresholds": "check_thresholds choose_thresholds",
-    }.items()
-    for name in names.split()
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import names on first use: reports, which read what a run has left, need not wait for torch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    },
+)
