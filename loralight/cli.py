@@ -56,7 +56,7 @@ HELP = """loralight: fine-tune pretrained models with adapters.
 _SEPARATES = re.compile(r"\+*[\w.]+=[,;:|\t ]")  # a value that Hydra reads only in quotes, which the shell has removed
 _COMMA = re.compile(r",(?![^\[{]*[\]}])")  # outside of lists
 _OWN = {
-    "study": ("methods", "seeds", "jobs"),
+    "study": ("methods", "seeds", "budget", "jobs"),
     "tune": ("earlier", "trials", "budget", "jobs", "most_parameters", "most_memory"),
 }
 """Settings of verbs that pass all other words on to their runs; the first of them is a list."""

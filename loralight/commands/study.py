@@ -10,7 +10,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from concurrent.futures import as_completed
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from threading import Lock
 from time import monotonic
@@ -22,9 +22,9 @@ from omegaconf import DictConfig
 from loralight import logs
 from loralight.artifacts.run_folder import FAILED
 from loralight.commands.processes import Processes
-from loralight.commands.study_cost import seconds_of_study
+from loralight.commands.study_cost import Cost, cost_of_study
 from loralight.commands.sweep import folder_name
-from loralight.config.build import check_config
+from loralight.config.build import check_config, make
 from loralight.config.composition import plain, settings_of
 from loralight.config.first_look import first_look
 from loralight.config.own_data import with_own_data
@@ -33,9 +33,11 @@ from loralight.reports.comparison import Comparison
 from loralight.reports.runs import SUMMARY, FinishedRun, read_run
 from loralight.reports.sweeps import note_failure, write_report
 from loralight.stopping import Stopped
+from loralight.training.epochs import Epochs
 from loralight.training.rate_grid import FACTOR, best_power, is_at_end, next_power
+from loralight.training.time_budget import parse_time
 
-_WORDS = "study.words.json"
+_WORDS, _LENGTH = "study.words.json", "study.length.json"
 
 
 def main(config: DictConfig) -> None:
@@ -95,10 +97,16 @@ class Study:
             )
         probe = [] if "probe" in map(_name, self.words) else ["probe=false"]  # `linear_probe` is a method of its own
         self._of_runs = [*self.words, *probe]
+        self.budget: float | None = None
+        self.length: Epochs | None = None
+        if settings["budget"] is not None:
+            self.budget = parse_time(settings["budget"])
+            if taken := [word for word in self.words if _name(word) in ("trainer.max_epochs", "trainer.max_steps")]:
+                raise InputError("E-BUDGET", f"{taken[0]}: budget= decides how long runs are; leave out one of the two")
         self.methods = [self._method(shlex.split(str(one))) for one in settings["methods"]]
         if len({method.words for method in self.methods}) != len(self.methods) or not self.methods:
             raise InputError("E-STUDY", "methods= has one twice, or none: give methods=lora,dora,full, say")
-        self._keep_words()
+        self._keep_words([*self.words, *([] if self.budget is None else [f"budget={self.budget:g}"])])
         self.processes = Processes(settings["jobs"], flags)
         self.chosen: dict[Method, list[FinishedRun]] = {}
         self.failures: dict[str, str] = {}
@@ -108,9 +116,13 @@ class Study:
         """Do all missing runs."""
         first = [*self._of_runs, *self.methods[0].words]
         missing = [(method.settings, self._num_missing(method)) for method in self.methods]
-        minutes = seconds_of_study(self.processes, first, missing) / 60
+        cost = cost_of_study(self.processes, first, missing)
+        if self.budget is not None:
+            self.length = self._length(cost, self.budget)
+        minutes = cost.seconds(self.length.number if self.length else None) / 60
+        cut = f" of {self.length.number} epochs each" if self.length else ""
         logs.show(
-            f"methods: {len(self.methods)}; seeds of each: {self.seeds}; runs: {self._progress.expected} or more, "
+            f"methods: {len(self.methods)}; seeds of each: {self.seeds}; runs: {self._progress.expected} or more{cut}, "
             f"{self.processes.jobs} at a time, about {minutes:.0f} min or more, in {self.folder}"
         )
         with self.processes.ending() as pool:
@@ -175,13 +187,30 @@ class Study:
         """The folder of a run."""
         return self.folder / folder_name("_".join(words))
 
-    def _keep_words(self) -> None:
+    def _length(self, cost: Cost, budget: float) -> Epochs | None:
+        """The length of all runs for a budget, which a study that goes on has from its beginning; None: their own."""
+        file = self.folder / _LENGTH
+        if not file.exists():
+            found = cost.epochs_for(budget)
+            file.write_text(json.dumps(found and astuple(found)) + "\n", encoding="utf-8")
+            return found
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        return None if kept is None else Epochs(*map(int, kept))
+
+    def _words_of_length(self, method: Method) -> list[str]:
+        """The overrides for the length of a run, if it takes steps and a budget cuts it short."""
+        if self.length is None or make(method.settings["adapter"]).is_probe:
+            return []
+        every = f"++trainer.check_val_every_n_epoch={self.length.validated_every}"
+        return [f"trainer.max_epochs={self.length.number}", every]
+
+    def _keep_words(self, words: list[str]) -> None:
         """Save the overrides of all runs; raise if the folder has a study with other overrides."""
         file = self.folder / _WORDS
-        if file.exists() and json.loads(file.read_text(encoding="utf-8")) != self.words:
+        if file.exists() and json.loads(file.read_text(encoding="utf-8")) != words:
             raise InputError("E-STUDY", f"{self.folder} has a study with other settings; choose another hydra.run.dir=")
         self.folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(self.words) + "\n", encoding="utf-8")
+        file.write_text(json.dumps(words) + "\n", encoding="utf-8")
 
     def _run_method(self, method: Method) -> None:
         """Find a method's rate with the first seed, then run it with the other seeds."""
@@ -205,7 +234,8 @@ class Study:
         words = _words(method, power, seed)
         name, folder = " ".join(words), self._place(words)
         is_new = not (folder / SUMMARY).exists()
-        if (error := self.processes.finish([*self._of_runs, *words], folder)) is not None:
+        line = [*self._of_runs, *self._words_of_length(method), *words]
+        if (error := self.processes.finish(line, folder)) is not None:
             note_failure(folder, error)
             self.failures[name] = error
             self._progress.tell(f"{name} failed: {error}", is_new=is_new)

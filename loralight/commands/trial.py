@@ -27,7 +27,7 @@ from loralight.data import TaskData
 from loralight.errors import InputError
 from loralight.logs import show
 from loralight.models.trust import trust_of, trusting
-from loralight.training.epochs import num_batches, planned_epochs, steps_of_epoch
+from loralight.training.epochs import Epochs, num_batches, planned_epochs, steps_of_epoch
 from loralight.training.footprint import train_step
 from loralight.training.launch import num_nodes, num_processes
 from loralight.training.rate_range import find_rate, num_steps
@@ -181,8 +181,33 @@ def _try(config: dict[str, Any], spent: float) -> Tried:
     return Tried(lr=_rate(trial, count), most_steps=None if most is None else max(most - count, 1))
 
 
-def expected_seconds(trial: Trial, *, built: float) -> float:
-    """Seconds that a run takes, without the start of its process, from timing some of its batches.
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What a run will take.
+
+    Args:
+        pace: of its parts.
+        epochs: its length; None if it takes no steps.
+        of_epoch: optimizer steps of an epoch.
+        most: optimizer steps at most, if above 0.
+    """
+
+    pace: Pace
+    epochs: Epochs | None
+    of_epoch: int = 1
+    most: int = -1
+
+    def seconds(self, most_epochs: int | None = None) -> float:
+        """Seconds that the run takes, without the start of its process, in at most so many epochs."""
+        if self.epochs is None:
+            return self.pace.around
+        epochs = self.epochs if most_epochs is None else self.epochs.at_most(most_epochs)
+        steps = epochs.steps(self.of_epoch, most=self.most)
+        return self.pace.seconds(steps, validations=math.ceil(steps / (self.of_epoch * epochs.validated_every)))
+
+
+def expected(trial: Trial, *, built: float) -> Expected:
+    """What a run will take, from timing some of its batches.
 
     Args:
         trial: of the run's settings.
@@ -190,12 +215,11 @@ def expected_seconds(trial: Trial, *, built: float) -> float:
     """
     ranks = num_processes(trial.config["trainer"]) * num_nodes(trial.config["trainer"])
     of_epoch = steps_of_epoch(trial.trainer, trial.data, num_ranks=ranks)
-    planned = planned_epochs(trial.trainer, trial.task, of_epoch)
-    steps = planned.steps(of_epoch, most=trial.config["trainer"]["max_steps"])
     pace = _pace(trial, ranks, most_seconds=_TIMED_SECONDS).beside(built + _of_forgetting(trial))
     if trial.task.adapter.is_probe and trial.config["trainer"]["max_epochs"] == AUTO:
-        return pace.around  # it is solved for, without steps
-    return pace.seconds(steps, validations=math.ceil(steps / (of_epoch * planned.validated_every)))
+        return Expected(pace=pace, epochs=None)  # it is solved for
+    planned = planned_epochs(trial.trainer, trial.task, of_epoch)
+    return Expected(pace=pace, epochs=planned, of_epoch=of_epoch, most=trial.config["trainer"]["max_steps"])
 
 
 def _rate(trial: Trial, count: int) -> float:

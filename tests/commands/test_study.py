@@ -17,23 +17,39 @@ from typing import Any
 import pytest
 
 from loralight.commands.processes import Processes
+from loralight.commands.study_cost import Cost
+from loralight.commands.trial import Expected
 from loralight.reports.groups import Group
-from loralight.reports.runs import FinishedRun, read_run
+from loralight.reports.runs import FinishedRun, find_runs, read_run
 from loralight.reports.tables import best_of
 from loralight.reports.verdict import verdict
+from loralight.training.epochs import Epochs
+from loralight.training.time_budget import Pace
 
 from .stand_in import SUMMARY, leave_run, settings_of_run
 
 InProcess = Callable[..., int]
 
-OPTIMA = {"lora": 1e-3 * 10, "bitfit": None, "full": 5e-5}
+OPTIMA = {"lora": 1e-3 * 10, "bitfit": None, "full": 5e-5, "linear_probe": None}
 """The rate at which each is best here; of one, no rate matters."""
 BESIDE: dict[str, dict[str, float]] = {
     "lora": {"test/ece": 0.05, "forgetting/loss": 3.25, "forgetting/loss_before": 3.0, "forgetting/loss_off": 3.0},
     "bitfit": {"forgetting/loss": 3.5},
     "full": {},
+    "linear_probe": {},
 }
 """What runs have measured beside their scores."""
+
+
+UNTIMED = "study.cost_of_study = lambda *_: type('Cost', (), {'seconds': lambda *_: 60.0})()"
+"""Code for another process."""
+
+
+def taking(seconds: float, *, epochs: int = 20, runs: int = 1) -> Cost:
+    """The cost of runs of so many epochs, whose steps take all of the time."""
+    of_step = Pace(step=seconds / runs / epochs, validation=0.0, around=0.0)
+    run = Expected(pace=of_step, epochs=Epochs(number=epochs, validated_every=math.ceil(epochs / 5)))
+    return Cost(start=0.0, runs=[(run, runs)], jobs=1)
 
 
 @pytest.fixture
@@ -50,13 +66,17 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             return "exit code 2: loralight: E-NAN: diverged"
         best = OPTIMA[name]
         distance = 0 if best is None else abs(math.log10(rate / best))
-        accuracy = {"lora": 0.9, "bitfit": 0.8, "full": 0.92}[name] - 0.1 * distance + 0.002 * settings["seed"]
+        accuracy = (
+            {"lora": 0.9, "bitfit": 0.8, "full": 0.92, "linear_probe": 0.7}[name]
+            - 0.1 * distance
+            + 0.002 * settings["seed"]
+        )
         scores = {"validation/accuracy": accuracy, "test/accuracy": accuracy - 0.01}
         leave_run(folder, words, settings, scores | BESIDE[name])
         return None
 
     monkeypatch.setattr(Processes, "train", train)
-    monkeypatch.setattr("loralight.commands.study.seconds_of_study", lambda *_: 240.0)
+    monkeypatch.setattr("loralight.commands.study.cost_of_study", lambda *_: taking(240.0))
     monkeypatch.setattr("loralight.commands.study.settings_of", settings_of_run)
     return ran
 
@@ -112,11 +132,11 @@ def test_what_a_grown_grid_still_lacks_is_counted(
 ) -> None:
     counted: list[int] = []
 
-    def cost(_: Processes, __: object, runs: Sequence[tuple[object, int]]) -> float:
+    def cost(_: Processes, __: object, runs: Sequence[tuple[object, int]]) -> Cost:
         counted.extend(number for _, number in runs)
-        return 60.0
+        return taking(60.0)
 
-    monkeypatch.setattr("loralight.commands.study.seconds_of_study", cost)
+    monkeypatch.setattr("loralight.commands.study.cost_of_study", cost)
     line = ["study", *tiny_run, "methods=lora, bitfit optimizer.lr=3e-4", "seeds=3", "hydra.run.dir=all"]
 
     def missing_without(*names: str) -> list[int]:
@@ -137,6 +157,66 @@ def test_what_a_grown_grid_still_lacks_is_counted(
     assert missing_without("0.0316_seed.0", "0.01_seed.2", "3e-4_seed.0") == [2, 1] and len(trained) == 3
     assert missing_without("0.000316_seed.0") == [1, 0] and len(trained) == 1
     assert missing_without() == [0, 0] and not trained
+
+
+def test_a_budget_cuts_all_runs_to_as_many_epochs_also_when_the_study_goes_on(
+    trained: list[list[str]],
+    in_process: InProcess,
+    tiny_run: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("loralight.commands.study.cost_of_study", lambda *_: taking(12_000.0))
+    own = [word for word in tiny_run if not word.startswith("trainer.max_epochs")]
+    line = [
+        "study",
+        *own,
+        "methods=['bitfit optimizer.lr=3e-4','linear_probe optimizer.lr=1']",
+        "seeds=2",
+        "hydra.run.dir=all",
+    ]
+    assert in_process(*line, "budget=2h") == 0  # 9.6 of 20 epochs take four fifths of it
+    assert "4 or more of 8 epochs each, 1 at a time, about 80 min or more" in capsys.readouterr().out
+
+    def lengths() -> dict[str, set[tuple[object, object]]]:
+        found: dict[str, set[tuple[object, object]]] = {}
+        for run in map(read_run, find_runs([tmp_path / "all"])):
+            settings = run.settings
+            length = settings["trainer.max_epochs"], settings.get("trainer.check_val_every_n_epoch")
+            found.setdefault(run.summary["adapter"], set()).add(length)
+        return found
+
+    assert lengths() == {"bitfit": {(8, 4)}, "linear_probe": {("auto", None)}}, "a probe is solved for"
+    shutil.rmtree(next((tmp_path / "all").glob("*bitfit*seed.1*/")))
+    monkeypatch.setattr("loralight.commands.study.cost_of_study", lambda *_: taking(100.0))  # on a quicker machine
+    assert in_process(*line, "budget=2h") == 0
+    assert lengths()["bitfit"] == {(8, 4)}
+    assert in_process(*line, "budget=3h") == 2
+    assert "has a study with other settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["budget=soon"], "E-BUDGET: budget=soon: give a time"),
+        (["budget=1h", "trainer.max_epochs=3"], "E-BUDGET: trainer.max_epochs=3: budget= decides how long runs are"),
+        (["budget=10min"], "E-BUDGET: budget: the runs take 12 min with one epoch each. Give more time, fewer"),
+    ],
+)
+def test_a_budget_that_does_not_fit_is_refused_before_anything_runs(
+    given: list[str],
+    message: str,
+    trained: list[list[str]],
+    in_process: InProcess,
+    tiny_run: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("loralight.commands.study.cost_of_study", lambda *_: taking(12_000.0))
+    own = [word for word in tiny_run if not word.startswith("trainer.max_epochs")]
+    assert in_process("study", *own, "methods=lora", *given, "hydra.run.dir=all") == 2
+    assert message in capsys.readouterr().err and not trained
 
 
 @pytest.mark.parametrize(
@@ -186,7 +266,7 @@ def test_a_study_that_is_stopped_ends_its_runs_and_goes_on(
     line = ["study", *tiny_run, *words]
     code = (
         "from loralight.cli import main; import loralight.commands.study as study\n"
-        f"study.seconds_of_study = lambda *_: 60.0; import sys; sys.argv = ['loralight', *{line!r}]; main()"
+        f"{UNTIMED}; import sys; sys.argv = ['loralight', *{line!r}]; main()"
     )
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, **pipes) as study:
@@ -214,7 +294,7 @@ def test_a_study_that_is_killed_twenty_times_has_the_same_scores_to_the_last_dig
 ) -> None:
     methods = "methods=[lora,'bitfit optimizer.lr=1e-3']"
     words = [*tiny_run, methods, "seeds=3", "probe=false", "trainer.max_epochs=10", "data.num_workers=0"]
-    timing = "import loralight.commands.study as study; study.seconds_of_study = lambda *_: 60.0"
+    timing = f"import loralight.commands.study as study; {UNTIMED}"
     code = f"{timing}; import sys; from loralight.cli import main; main()"
 
     def begun(folder: str) -> "subprocess.Popen[bytes]":

@@ -10,7 +10,7 @@ from typing import Any
 from loralight.artifacts.run_folder import flat
 from loralight.commands.measuring import measuring
 from loralight.commands.processes import Processes
-from loralight.commands.trial import Trial, expected_seconds, free_device
+from loralight.commands.trial import Trial, expected, free_device
 from loralight.commands.tuning.limits import Limits
 from loralight.commands.tuning.space import Space
 from loralight.config.build import build_data, check_config, monitored
@@ -91,7 +91,7 @@ class Plan:
             hint, possible = did_you_mean(self.metric, measured), ", ".join(measured)
             raise InputError("E-MONITOR", f"monitor.metric: {self.metric} is not measured.{hint} Possible: {possible}")
         built = perf_counter() - started
-        seconds = Processes.seconds_to_start() + expected_seconds(trial, built=built)
+        seconds = Processes.seconds_to_start() + expected(trial, built=built).seconds()
         del trial
         free_device()
         if self.budget is not None and seconds > self.budget:
