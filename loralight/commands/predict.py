@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from io import StringIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TextIO
 
 import torch.distributed as dist
@@ -18,6 +17,7 @@ from loralight import logs
 from loralight.artifacts.bank import load_many
 from loralight.artifacts.loading import build, find_recipe
 from loralight.artifacts.output import refuse_existing
+from loralight.commands.measuring import refuse_another_device
 from loralight.commands.typed import typed
 from loralight.config.build import build_trainer, task_class
 from loralight.config.check import check_keywords
@@ -26,7 +26,7 @@ from loralight.config.sharding import shards
 from loralight.data.dealing import evenly
 from loralight.errors import InputError
 from loralight.models.trust import trust_of, trusting
-from loralight.training.launch import check_processes, launch, process_rank, world_size
+from loralight.training.launch import check_processes, launch_without_folder, process_rank, world_size
 from loralight.training.task import AdapterTask
 
 
@@ -53,8 +53,7 @@ def main(config: DictConfig) -> None:
         kinds = [task_class(find_recipe(folder, base=settings["checkpoint"])[1]) for folder in folders]
     inputs = _read(kinds, settings, asks=asks)
     if several:
-        with TemporaryDirectory() as logs_of_processes:
-            launch(work, {**settings, "inputs": inputs}, Path(logs_of_processes))
+        launch_without_folder(work, {**settings, "inputs": inputs})
         return
     tasks = _load(settings, settings["device"])
     with _opened(output) as opened:
@@ -102,12 +101,7 @@ def _refuse_several(settings: Mapping[str, Any], *, asks: bool) -> None:
         raise InputError("E-DEVICES", f"{what} answered by one process; give trainer.devices=1, or input=FILE")
     if settings["input"] == "-" and process_rank() is not None:
         raise InputError("E-DEVICES", "torchrun and srun start processes without a common standard input: input=FILE")
-    if settings["device"] != "auto":
-        raise InputError(
-            "E-DEVICES",
-            f"device={settings['device']} is of one process, and here are several: choose by trainer=ddp (GPUs) or "
-            "trainer=ddp_cpu, and leave out device",
-        )
+    refuse_another_device(settings)
     if shards(trainer):
         raise InputError("E-FSDP", "predict needs whole weights in each process; take trainer=ddp, or trainer=ddp_cpu")
 
