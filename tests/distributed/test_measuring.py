@@ -8,13 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from loralight.adapters import Lora
 from loralight.commands import evaluate
+from loralight.tasks.text_generation.module import TextGeneration
 
 pytestmark = pytest.mark.usefixtures("warm_ranks")
 
 InProcess = Callable[..., int]
 FSDP = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
+
+
+def several(number: int) -> list[str]:
+    return ["trainer=ddp_cpu", f"trainer.devices={number}"]
+
+
 FAILING = """
 import os
 from loralight.tasks.text_classification.module import TextClassification
@@ -48,10 +57,6 @@ def run(run_of_two: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def several(number: int) -> list[str]:
-    return ["trainer=ddp_cpu", f"trainer.devices={number}"]
-
-
 def read(file: Path) -> Any:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
@@ -75,13 +80,15 @@ def test_sharded_weights_measure_the_same(run: Path, in_process: InProcess, tmp_
     assert two == pytest.approx(one, rel=1e-5)
 
 
-@pytest.mark.parametrize(("file", "number"), [("seven", 2), ("one", 2), ("seven", 3)])
+@pytest.mark.parametrize(
+    ("file", "given"), [("seven", several(2)), ("one", several(2)), ("seven", several(3)), ("seven", FSDP)], ids=str
+)
 def test_predictions_are_in_the_order_of_the_inputs(
-    file: str, number: int, run: Path, in_process: InProcess, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    file: str, given: list[str], run: Path, in_process: InProcess, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     line = ["predict", "run=run", f"input={file}.csv", "batch_size=2"]
     assert in_process(*line, "device=cpu", "output=one.jsonl") == 0
-    assert in_process(*line, *several(number), "output=several.jsonl") == 0
+    assert in_process(*line, *given, "output=several.jsonl") == 0
     assert capfd.readouterr() == ("", "")
     one, several_ = (read(tmp_path / f"{name}.jsonl") for name in ("one", "several"))
     assert [answer["text"] for answer in several_] == [answer["text"] for answer in one]
@@ -121,6 +128,24 @@ def test_above_the_tolerance_several_processes_refuse_once_and_write_nothing(
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_sharded_weights_write_the_same_texts(tiny_bert: str, in_process: InProcess, tmp_path: Path) -> None:
+    (tmp_path / "inputs.txt").write_text("".join(f"a fine film {n}\n" for n in range(7)))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert, eos_token="[SEP]")
+    ends = {f"{kind}_token_id": tokenizer.sep_token_id for kind in ("bos", "eos", "pad")}
+    size = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), initializer_range=0.3, **size, **ends)).save_pretrained("gpt")
+    tokenizer.save_pretrained("gpt")
+    task = TextGeneration(checkpoint="gpt", adapter=Lora(targets="all-linear"), columns={"text": "text"})
+    task.configure_model()
+    task.save("adapter")
+    line = ["predict", "run=adapter", "input=inputs.txt", "batch_size=3", "options.max_new_tokens=12"]
+    line += ["options.temperature=1.0", "options.stop=[e]"]  # so that texts have other lengths
+    assert in_process(*line, "device=cpu", "output=one.jsonl") == 0
+    assert in_process(*line, *FSDP, "output=two.jsonl") == 0
+    one, two = (read(tmp_path / f"{name}.jsonl") for name in ("one", "two"))
+    assert two == one and len({len(answer["completion"]) for answer in one}) > 2
+
+
 def test_an_input_that_one_process_refuses_is_told_once(
     run: Path, in_process: InProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,6 +179,7 @@ def test_a_failing_process_ends_all_with_its_traceback(
     [
         (["merge", "output=model", "device=cuda"], "E-DEVICES: device=cuda is of one process"),
         (["merge", "output=model", *FSDP], "E-FSDP: merge writes whole weights"),
+        (["predict", "run=[run]", "input=one.csv", *FSDP], "E-FSDP: trainer=fsdp predicts with one adapter's weights"),
         (["ranks"], "E-DEVICES: loralight ranks runs in one process, and here are 2"),
         (["predict", "input=one.csv", "stream=true"], "E-DEVICES: stream=true is answered by one process"),
         (["predict", "input=one.csv", "device=cuda"], "E-DEVICES: device=cuda is of one process"),
