@@ -87,7 +87,10 @@ class RunSettings:
         changed = [as_override(name, value) for name, value in self._differences(saved, base, "")]
         changed += [as_override(name, value) for name, value in self._newer(base)]
         if not self._trains and "trainer" not in self._chosen_anew:
-            changed += [as_override(name, value) for name, value in _ALONE.items() if not self._is_named(name)]
+            # a GPU of training may not be here
+            on_gpu = saved.get("trainer", base["trainer"]).get("accelerator") in ("gpu", "cuda")
+            alone = _ALONE | ({"trainer.accelerator": "auto"} if on_gpu else {})
+            changed += [as_override(name, value) for name, value in alone.items() if not self._is_named(name)]
         kept = [o for o in (*choices, *gone) if o.lstrip("+~").partition("=")[0] not in self._chosen_anew]
         return [*kept, *changed]
 

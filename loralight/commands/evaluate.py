@@ -4,11 +4,9 @@ import json
 import math
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from omegaconf import DictConfig
@@ -29,7 +27,7 @@ from loralight.errors import InputError
 from loralight.models.trust import trust_of, trusting
 from loralight.reports.runs import SUMMARY
 from loralight.training.forgetting.watch import Forgetting
-from loralight.training.launch import check_processes, launch, process_rank, world_size
+from loralight.training.launch import check_processes, launch_without_folder, process_rank, world_size
 from loralight.training.task import AdapterTask
 
 
@@ -44,9 +42,7 @@ def main(config: DictConfig) -> dict[str, float]:
     check_sharding(settings)
     if shards(settings["trainer"]) and settings["base"]:
         raise InputError("E-FSDP", "base=true measures by whole weights in each process; take trainer=ddp, or leave it")
-    several = world_size(settings["trainer"]) > 1
-    with TemporaryDirectory() if several else nullcontext(settings["run"]) as logs_of_processes:
-        metrics: dict[str, float] = launch(work, settings, Path(logs_of_processes))
+    metrics: dict[str, float] = launch_without_folder(work, settings)
     if output and process_rank() in (None, 0):
         Path(output).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     return metrics

@@ -30,17 +30,14 @@ def measuring(config: dict[str, Any], *, alone: bool = True) -> dict[str, Any]:
     return {**config, "callbacks": {}, "logger": {}, "trainer": trainer}
 
 
-def refuse_several(verb: str, why: str, trainer: Mapping[str, Any]) -> None:
-    """Raise ``E-DEVICES`` if a trainer's settings, or torchrun or srun, ask for several processes.
-
-    Args:
-        verb: the command.
-        why: the reason why it runs in one process.
-        trainer: its settings.
-    """
-    if (several := world_size(trainer)) > 1:
+def refuse_another_device(settings: Mapping[str, Any]) -> None:
+    """Raise ``E-DEVICES`` if ``device=`` says another than the trainer, by which several processes take theirs."""
+    device, trainer = settings["device"], settings["trainer"]
+    if world_size(trainer) > 1 and device not in ("auto", trainer.get("accelerator")):
         raise InputError(
-            "E-DEVICES", f"loralight {verb} runs in one process, and here are {several}: {why}. Give trainer.devices=1"
+            "E-DEVICES",
+            f"device={device} is of one process, and here are several: choose by trainer=ddp (GPUs) or "
+            "trainer=ddp_cpu, and leave out device",
         )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import Strategy
 from omegaconf import DictConfig
 
 from loralight import logs
@@ -23,37 +24,51 @@ from loralight.artifacts.certificate import (
     probe_rows,
 )
 from loralight.artifacts.export import adapter_folder, read_recipe
-from loralight.artifacts.loading import load
+from loralight.artifacts.loading import find_device, load
 from loralight.artifacts.output import refuse_existing
-from loralight.commands.measuring import check_split, measure, measuring, read_data, refuse_several
-from loralight.config.build import check_config
+from loralight.commands.measuring import check_split, measure, measuring, read_data, refuse_another_device
+from loralight.config.build import build_trainer, check_config
 from loralight.config.composition import plain
+from loralight.config.sharding import check_sharding, shards
 from loralight.data import TaskData
 from loralight.errors import InputError
 from loralight.models.dtypes import TOLERANCES, cast_, computing_in, find_dtype
 from loralight.models.trust import trust_of
 from loralight.training.checkpoint import write_folder
+from loralight.training.launch import check_processes, launch_without_folder, process_rank, world_size
 from loralight.training.task import AdapterTask
 from loralight.version import __version__
 
 
 def main(config: DictConfig) -> dict[str, Any]:
-    """The job that Hydra runs. Returns the certificate."""
-    logs.configure()
-    return work(plain(config))
+    """The job that Hydra runs: merge in as many processes as asked for. Returns the certificate."""
+    logs.configure(rank=process_rank() or 0)
+    settings = plain(config)
+    _checked(settings)
+    check_processes(settings["trainer"])
+    refuse_another_device(settings)
+    if shards(settings["trainer"]):
+        raise InputError("E-FSDP", "merge writes whole weights, which each process has; take trainer=ddp, or leave it")
+    check_sharding(settings)
+    certificate: dict[str, Any] = launch_without_folder(work, settings)
+    return certificate
 
 
-def work(config: dict[str, Any]) -> dict[str, Any]:
-    """Merge, measure, and write the model if it is within the tolerance."""
-    refuse_several("merge", "it reads each weight once, changes it and writes it", config["trainer"])
+def work(config: dict[str, Any], _: Path) -> dict[str, Any]:
+    """Merge, measure, and write the model if it is within the tolerance.
+
+    Of several processes each merges the whole model and measures its part of the split; the first one decides for all,
+    and writes.
+    """
+    logs.configure(rank=process_rank() or 0)
     dtype, tolerance, output = _checked(config)
-    config = measuring(config)
+    config = measuring(config, alone=world_size(config["trainer"]) == 1)
     check_config(config)
     made = read_recipe(adapter_folder(config["run"]))
-    task = load(config["run"], base=config["checkpoint"], device=config["device"], **trust_of(config))
+    strategy = _strategy(config)
+    task = load(config["run"], base=config["checkpoint"], device=str(strategy.root_device), **trust_of(config))
     _refuse_early(task, config)
     task.accelerations.detach_(task.model)  # the two models themselves are compared
-    config["trainer"] |= _trainer(task.device)
     cast_(task.model, torch.float32)
     data = _data(config, made)
     measured = _merge_and_measure(config, task, data, dtype)
@@ -67,8 +82,10 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
         "tolerance": tolerance,
         **measured,
     }
-    logs.show(*certificate_tables(certificate))
-    error = math.nan if measured["outputs"] is None else measured["outputs"]["relative_error"]
+    certificate = strategy.broadcast(certificate)  # on other devices outputs may differ in a bit
+    if strategy.is_global_zero:
+        logs.show(*certificate_tables(certificate))
+    error = math.nan if certificate["outputs"] is None else certificate["outputs"]["relative_error"]
     certificate["within_tolerance"] = error <= tolerance
     if not certificate["within_tolerance"] and not config["force"]:
         # float32 rounds away only about a millionth
@@ -79,9 +96,25 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
             f"in {config['dtype']} the merged model's outputs are off by a relative {error:.1e}, more than the "
             f"tolerance of {tolerance:.1e}: nothing was written. {why} Or give another tolerance, or force=true",
         )
-    _write(task, output, certificate)
-    logs.show(f"\nmodel: {output}")
+    if strategy.is_global_zero:
+        _write(task, output, certificate)
+        logs.show(f"\nmodel: {output}")
     return certificate
+
+
+def _strategy(config: dict[str, Any]) -> Strategy:
+    """This process's place among the others, and its device; the settings then are those to measure there.
+
+    The model is measured in float32 except for its own casts.
+    """
+    config["trainer"] |= {"precision": "32-true"}
+    if world_size(config["trainer"]) == 1:
+        device = find_device(config["device"])
+        devices = 1 if device.index is None else [device.index]
+        config["trainer"] |= {"accelerator": device.type, "devices": devices}
+    strategy = build_trainer(config, Path(config["run"]), []).strategy
+    strategy.setup_environment()
+    return strategy
 
 
 def _checked(config: dict[str, Any]) -> tuple[torch.dtype, float, Path]:
@@ -104,12 +137,6 @@ def _refuse_early(task: AdapterTask, config: dict[str, Any]) -> None:
     mergeable(task.model)
     if config["fold_batch_norm"]:
         refuse_without_batch_norm(task.model)
-
-
-def _trainer(device: torch.device) -> dict[str, Any]:
-    """The trainer's settings to measure on the model's device, in float32 except for the model's own casts."""
-    devices = 1 if device.index is None else [device.index]
-    return {"accelerator": device.type, "devices": devices, "precision": "32-true"}
 
 
 def _data(config: dict[str, Any], made: dict[str, Any]) -> TaskData | None:

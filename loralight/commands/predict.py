@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from io import StringIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TextIO
 
 import torch.distributed as dist
@@ -18,6 +17,7 @@ from loralight import logs
 from loralight.artifacts.bank import load_many
 from loralight.artifacts.loading import build, find_recipe
 from loralight.artifacts.output import refuse_existing
+from loralight.commands.measuring import refuse_another_device
 from loralight.commands.typed import typed
 from loralight.config.build import build_trainer, task_class
 from loralight.config.check import check_keywords
@@ -26,7 +26,8 @@ from loralight.config.sharding import shards
 from loralight.data.dealing import evenly
 from loralight.errors import InputError
 from loralight.models.trust import trust_of, trusting
-from loralight.training.launch import check_processes, launch, process_rank, world_size
+from loralight.training.fully_shard import FullyShard
+from loralight.training.launch import check_processes, launch_without_folder, process_rank, world_size
 from loralight.training.task import AdapterTask
 
 
@@ -53,8 +54,7 @@ def main(config: DictConfig) -> None:
         kinds = [task_class(find_recipe(folder, base=settings["checkpoint"])[1]) for folder in folders]
     inputs = _read(kinds, settings, asks=asks)
     if several:
-        with TemporaryDirectory() as logs_of_processes:
-            launch(work, {**settings, "inputs": inputs}, Path(logs_of_processes))
+        launch_without_folder(work, {**settings, "inputs": inputs})
         return
     tasks = _load(settings, settings["device"])
     with _opened(output) as opened:
@@ -73,24 +73,30 @@ def work(settings: dict[str, Any], folder: Path) -> None:
     """The work of each of several processes: predictions for its part of the inputs, which the first one writes.
 
     A batch of all processes is cut into a part for each, in the inputs' order. So lines are written as in one process,
-    and memory holds the predictions of one batch.
+    and memory holds the predictions of one batch. Where each process has only a part of the weights, all of them
+    predict each input: texts that end after other numbers of tokens would leave some waiting for the others' parts.
     """
     logs.configure(rank=process_rank() or 0)
     strategy = build_trainer({"trainer": settings["trainer"]}, folder, []).strategy
-    strategy.setup_environment()
+    if isinstance(strategy, FullyShard):
+        tasks = _load(settings, "cpu")
+        strategy.shard_to_predict_(*tasks.values())
+    else:
+        strategy.setup_environment()
+        tasks = _load(settings, str(strategy.root_device))
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
-    inputs, size = settings["inputs"], settings["batch_size"] * num_ranks
-    tasks = _load(settings, str(strategy.root_device))
+    num_parts = 1 if isinstance(strategy, FullyShard) else num_ranks
+    inputs, size = settings["inputs"], settings["batch_size"] * num_parts
     starts = range(0, len(inputs), size)
     with _opened(settings["output"]) if rank == 0 else nullcontext() as opened:
         for start in _shown(starts, settings) if rank == 0 else starts:
             lines = StringIO()
-            if own := evenly(inputs[start : start + size], rank, num_ranks):
+            if own := evenly(inputs[start : start + size], rank % num_parts, num_parts):
                 _answer(own, tasks, settings, lines)
             parts: list[str] | None = [""] * num_ranks if rank == 0 else None
             dist.gather_object(lines.getvalue(), parts)
             if opened is not None:
-                opened.write("".join(parts or ()))
+                opened.write("".join((parts or ())[:num_parts]))
                 opened.flush()
 
 
@@ -102,14 +108,9 @@ def _refuse_several(settings: Mapping[str, Any], *, asks: bool) -> None:
         raise InputError("E-DEVICES", f"{what} answered by one process; give trainer.devices=1, or input=FILE")
     if settings["input"] == "-" and process_rank() is not None:
         raise InputError("E-DEVICES", "torchrun and srun start processes without a common standard input: input=FILE")
-    if settings["device"] != "auto":
-        raise InputError(
-            "E-DEVICES",
-            f"device={settings['device']} is of one process, and here are several: choose by trainer=ddp (GPUs) or "
-            "trainer=ddp_cpu, and leave out device",
-        )
-    if shards(trainer):
-        raise InputError("E-FSDP", "predict needs whole weights in each process; take trainer=ddp, or trainer=ddp_cpu")
+    refuse_another_device(settings)
+    if shards(trainer) and not isinstance(settings["run"], str):
+        raise InputError("E-FSDP", "trainer=fsdp predicts with one adapter's weights in parts: name one run")
 
 
 def _recipe(settings: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:

@@ -18,13 +18,13 @@ from loralight.adapters.spectrum import LayerSpectrum, spectrum
 from loralight.artifacts.bank import load_many
 from loralight.artifacts.output import refuse_existing
 from loralight.commands.evaluate import read_trained
-from loralight.commands.measuring import refuse_several
 from loralight.config.build import build_trainer, monitored
 from loralight.config.composition import plain
 from loralight.errors import InputError
 from loralight.models.trust import trust_of
 from loralight.reports.intervals import Estimate, estimate
 from loralight.training.jackknife import pseudo_values, scores_of
+from loralight.training.launch import world_size
 
 _WAYS: Mapping[str, Callable[[Sequence[LayerSpectrum], int], dict[str, int]]] = {"alike": alike, "by energy": by_energy}
 _PACKAGE = 'a picture needs matplotlib: pip install "loralight[report]"; leave out picture= for the table alone'
@@ -64,7 +64,12 @@ def main(config: DictConfig) -> list[Point]:
     """
     logs.configure()
     settings = plain(config)
-    refuse_several("ranks", "it cuts one model's update again and again", settings["trainer"])
+    if (several := world_size(settings["trainer"])) > 1:
+        raise InputError(
+            "E-DEVICES",
+            f"loralight ranks runs in one process, and here are {several}: it cuts one model's update again and again. "
+            "Give trainer.devices=1",
+        )
     run, output, picture = settings["run"], settings["output"], settings["picture"]
     refuse_existing(output)
     refuse_existing(picture)

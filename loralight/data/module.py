@@ -244,7 +244,8 @@ class TaskData(lightning.LightningDataModule, ABC):
         rank, num_ranks, _ = self._place()
         if len(self.splits[split]) < num_ranks:
             raise InputError(
-                "E-DATA-EMPTY", f"the {split} split has {len(self.splits[split])} rows for {num_ranks} processes"
+                "E-DATA-EMPTY",
+                f"the {split} split has {len(self.splits[split])} rows for {num_ranks} processes; take fewer of these",
             )
         return BatchSampler(
             self.lengths(split),

@@ -64,6 +64,20 @@ class FullyShard(ModelParallelStrategy):
             self.setup_optimizers(trainer)
         self.setup_precision_plugin()
 
+    def shard_to_predict_(self, task: AdapterTask) -> None:
+        """Join the other processes and shard a task, without a trainer.
+
+        All processes then predict the same inputs, so that they take the same steps.
+
+        Raises:
+            InputError: see `check_can_be_sharded`.
+        """
+        self.connect(task)
+        self.setup_environment()
+        self.suit_(task)
+        self._shard_(task)
+        self.model_to_device()
+
     def suit_(self, task: AdapterTask) -> None:
         """Check that a task can be sharded, and leave out accelerations that cannot be used then.
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -148,6 +149,17 @@ def launch(job: Job, config: dict[str, Any], output_dir: Path) -> Any:
     (output_dir / "ranks").mkdir(parents=True, exist_ok=True)
     ranks = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(wanted)]
     return Ranks(_worker, [(environment, job, config, output_dir) for environment in ranks]).run()
+
+
+def launch_without_folder(job: Job, config: dict[str, Any]) -> Any:
+    """As `launch` for a job that has no folder, such as an evaluation; alone it runs here, and nothing is written.
+
+    Of several processes all but the first print into a temporary folder, which the job gets too.
+    """
+    if world_size(config["trainer"]) == 1:
+        return job(config, Path())
+    with TemporaryDirectory() as folder:
+        return launch(job, config, Path(folder))
 
 
 def _recorded(job: Job, config: dict[str, Any], output_dir: Path) -> Any:

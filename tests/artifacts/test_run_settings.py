@@ -136,6 +136,26 @@ def test_what_the_environment_says_is_not_a_runs_to_say(made: MAKE, monkeypatch:
     assert again(folder)["data"]["folder"] == again(folder)["model"]["checkpoint"] == "/b/loralight/digits"
 
 
+@pytest.mark.parametrize(
+    ("words", "said", "expected"),
+    [
+        (["trainer=ddp", "trainer.devices=4"], [], ("auto", 1)),
+        (["trainer.accelerator=gpu"], [], ("auto", 1)),
+        (["trainer=cpu"], [], ("cpu", 1)),
+        (["trainer=fsdp", "trainer.accelerator=cpu"], [], ("cpu", 1)),
+        (["trainer=ddp"], ["trainer=ddp_cpu"], ("cpu", 2)),
+        (["trainer=cpu"], ["trainer.accelerator=gpu"], ("gpu", 1)),
+    ],
+    ids=str,
+)
+def test_a_run_of_gpus_is_measured_where_there_are_none(
+    words: list[str], said: list[str], expected: tuple[str, int], made: MAKE
+) -> None:
+    folder = made(words)
+    trainer = settings_of("evaluate", with_those_of_a_run("evaluate", [f"run={folder}", *said]), folder)["trainer"]
+    assert (trainer["accelerator"], trainer["devices"]) == expected
+
+
 def test_measuring_takes_nothing_that_only_training_needs(made: MAKE) -> None:
     folder = made(["optimizer._target_=torch.optim.SGD", "+callbacks.x={_target_: a.B}", "adapter.rank=3"])
     config = yaml.safe_load((folder / CONFIG).read_text())
