@@ -939,6 +939,12 @@ def test_an_optimizer_that_is_no_partial_with_a_rate_is_refused_at_once(optimize
         Toy(adapter=Lora(targets="0"), optimizer=optimizer)
 
 
+@pytest.mark.parametrize("adapter", [Lora, "lora", None])
+def test_what_is_no_adapter_is_refused_at_once(adapter: Any) -> None:
+    with pytest.raises(InputError, match=r"^E-ADAPTER: adapter is "):
+        Toy(adapter=adapter)
+
+
 class Numbers(Toy):
     """Tells the split of each step, and a number; its metrics want weights too."""
 
