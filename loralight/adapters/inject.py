@@ -27,6 +27,9 @@ def inject(
 ) -> dict[str, list[str]]:
     """Freeze ``model``, let ``adapter`` add its trainable parameters, and train ``head`` in full; in place.
 
+    Modes stay as they are: keep frozen BatchNorm in evaluation mode while you train, as ``model.train()`` would let it
+    change the base's statistics. A task does so by itself.
+
     Args:
         model: a model whose pretrained weights are already loaded.
         adapter: the method.
