@@ -438,7 +438,8 @@ class AdapterTask(lightning.LightningModule, Contract):
         """A task with the trainable tensors of a checkpoint.
 
         Args:
-            checkpoint_path: a folder that ``loralight train`` wrote, or a file that Lightning wrote.
+            checkpoint_path: a folder that ``loralight train`` wrote (``checkpoints/best`` in a run's), or a file that
+                Lightning wrote.
             map_location: the device of the task.
             arguments: the constructor's, as in training; saved hyperparameters need not be given.
 

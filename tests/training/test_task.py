@@ -764,8 +764,12 @@ def test_a_task_whose_argument_is_called_checkpoint_loads_from_the_files_of_ligh
         loaded = FromFolder.load_from_checkpoint(tmp_path / name, **arguments)
         assert equal(loaded.trainable_tensors(), task.trainable_tensors())
         assert torch.equal(loaded.eval().model(torch.ones(2, 4)), task.eval().model(torch.ones(2, 4)))
+    (tmp_path / "best").mkdir()
+    (tmp_path / "folder").rename(tmp_path / "best" / "epoch=0.ckpt")
+    best = FromFolder.load_from_checkpoint(tmp_path / "best", **arguments)
+    assert equal(best.trainable_tensors(), task.trainable_tensors())
     with pytest.raises(InputError, match=r"^E-ADAPTER-KEYS: the checkpoint does not fit"):
-        FromFolder.load_from_checkpoint(tmp_path / "folder", **{**arguments, "adapter": Lora(targets="body.3")})
+        FromFolder.load_from_checkpoint(tmp_path / "best", **{**arguments, "adapter": Lora(targets="body.3")})
     (tmp_path / "other").write_text("no checkpoint")
     for path in ("other", "net.pth"):
         with pytest.raises(InputError, match=r"^E-CKPT-STATE: .* cannot be read as a checkpoint"):
