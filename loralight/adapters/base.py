@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from loralight.errors import InputError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter(ABC):
@@ -138,3 +140,9 @@ class Added(nn.Module):
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """The trainable parameters by name: the single definition for optimizer, checkpoint and reports."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def check_adapter(adapter: Any) -> None:
+    """Raise ``E-ADAPTER`` unless this is an adapter, such as for its class or its name in the configs."""
+    if not isinstance(adapter, Adapter):
+        raise InputError("E-ADAPTER", f"adapter is {adapter!r:.80}; give one such as Lora(targets='attention')")

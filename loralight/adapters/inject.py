@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
-from loralight.adapters.base import Adapter, Added
+from loralight.adapters.base import Adapter, Added, check_adapter
 from loralight.adapters.disabled import forget_, trained_by, trains_
 from loralight.adapters.layers.torch_encoder import call_parts_, may_fuse_
 from loralight.adapters.targets import passed_over
@@ -22,13 +22,20 @@ class Mergeable(Protocol):
     def merge_(self) -> None: ...
 
 
-def inject(model: nn.Module, adapter: Adapter, *, head: Sequence[nn.Module] = ()) -> dict[str, list[str]]:
+def inject(
+    model: nn.Module, adapter: Adapter, *, head: Sequence[nn.Module] = (), will_train: bool = True
+) -> dict[str, list[str]]:
     """Freeze ``model``, let ``adapter`` add its trainable parameters, and train ``head`` in full; in place.
+
+    Modes stay as they are: keep frozen BatchNorm in evaluation mode while you train, as ``model.train()`` would let it
+    change the base's statistics. A task does so by itself.
 
     Args:
         model: a model whose pretrained weights are already loaded.
         adapter: the method.
         head: parts of ``model`` that are new, such as a classifier: trained in full, never adapted.
+        will_train: whether settings that a training by command refuses, such as a rank above that of every layer
+            (`Adapter.check_training`), are told in the log; a saved sum of several adapters has such a rank.
 
     Returns:
         The adapted layers' names by the target pattern that chose them. Layers that a pattern matches but whose class
@@ -36,14 +43,21 @@ def inject(model: nn.Module, adapter: Adapter, *, head: Sequence[nn.Module] = ()
 
     Raises:
         InputError: a target matches nothing (``E-TARGET-NONE``), there would be no trainable parameter
-            (``E-NO-TRAINABLE``), or the model already has an adapter (``E-ADAPTED``).
+            (``E-NO-TRAINABLE``), the model already has an adapter (``E-ADAPTED``), or ``adapter`` is not one
+            (``E-ADAPTER``).
     """
+    check_adapter(adapter)
     if has := next(filter(None, map(trained_by, model.modules())), None):
         raise InputError(
             "E-ADAPTED",
             f"this {type(model).__name__} has an adapter already ({has}): merge(model) puts it into the weights first, "
             "or begin with a model anew; several adapters on one base are loralight.load_many",
         )
+    if will_train:
+        try:
+            adapter.check_training(model)
+        except InputError as error:  # it computes rightly, and small models in tests have such layers
+            logger.warning("caution: %s", error)
     model.requires_grad_(False)
     in_head = {id(module) for part in head for module in part.modules()}
     candidates = {name: module for name, module in model.named_modules() if id(module) not in in_head}

@@ -168,9 +168,12 @@ def adapter_tensors(task: Exported, folder: Path, recipe: dict[str, Any]) -> dic
     """
     found = fingerprint(task)
     if (trained_on := recipe["base"].get("fingerprint")) and found != trained_on:
+        still = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in task.model.modules())
+        hint = "; BatchNorm trained in train() has statistics unlike the base's: keep it in eval()" if still else ""
         raise InputError(
             "E-BASE",
-            f"{folder} was trained on other weights than this base model has (fingerprints {trained_on} and {found})",
+            f"{folder} was trained on other weights than this base model has (fingerprints {trained_on} and {found})"
+            f"{hint}",
         )
     ours = {theirs: name for name, theirs in _peft_names(task).items()}
     shapes = {ours.get(name, name): shape for name, shape in read_shapes(folder / WEIGHTS).items()}

@@ -82,7 +82,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> Adapter:
     adapter = checked_adapter(made) if is_ours else peft_adapter(path)[1]
     parts = _parts(model, made["head"] if "head" in made else modules_to_save(path, model), path)
     with export.no_larger_than_saved(path):
-        inject(model, adapter, head=parts)
+        inject(model, adapter, head=parts, will_train=False)
     export.load_adapter(_WithoutTask.of(model, adapter, parts), path, made)
     return adapter
 

@@ -1,5 +1,7 @@
 """``init=RUN``: a new run that starts from the adapter and head of another run."""
 
+import json
+from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
@@ -35,10 +37,23 @@ def read_start(task: AdapterTask, folder: str, from_data: dict[str, Any]) -> dic
         if before != value:
             raise InputError(
                 "E-INIT",
-                f"init={folder}: its task was given {name}={before!r:.200}, and this data gives {value!r:.200}; give "
+                f"init={folder}: its task, {made['task'].get('name') or made['task'].get('class')}, was given "
+                f"{name}={before!r:.200}, and this data gives {value!r:.200}; give "
                 "the same in the same order (data.labels, for example), or begin anew",
             )
-    return adapter_tensors(task, path, made)
+    try:
+        return adapter_tensors(task, path, made)
+    except InputError as error:
+        code, _, message = str(error).partition(": ")
+        raise InputError(code, f"init={folder}: {_other_settings(made, task, code)}{message}") from error
+
+
+def _other_settings(made: dict[str, Any], task: AdapterTask, code: str) -> str:
+    """The adapter's settings that differ from the folder's, where its tensors do not fit."""
+    here, there = json.loads(json.dumps(asdict(task.adapter))), made["adapter"]["arguments"]
+    others = [name for name in here if name in there and name != "lr" and here[name] != there[name]]
+    told = [f"adapter.{name} is {here[name]!r:.80} here, and {there[name]!r:.80} there; " for name in others]
+    return "".join(told) if code == "E-ADAPTER-KEYS" else ""
 
 
 def _gives_meaning(name: str, value: Any) -> bool:

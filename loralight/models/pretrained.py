@@ -172,7 +172,7 @@ def longest_input(checkpoint: str, tokenizer: PreTrainedTokenizerBase, wanted: i
     Args:
         checkpoint: the model.
         tokenizer: its tokenizer.
-        wanted: a number of tokens; the model itself is inspected only if this is near the end of a table of positions.
+        wanted: a number of tokens; the model itself is inspected only if this may be beyond its table of positions.
 
     Raises:
         InputError: the model has no config (``E-MODEL``).
@@ -184,7 +184,7 @@ def longest_input(checkpoint: str, tokenizer: PreTrainedTokenizerBase, wanted: i
     if positions < 1:  # XLNet has no end, and says -1
         return said
     padding = getattr(text, "pad_token_id", None) or 0
-    is_near = positions - padding - 1 < wanted <= min(said, positions)
+    is_near = positions - padding - 1 < min(wanted, said)
     return min(said, positions - (_places_before_the_first(checkpoint, config, positions) if is_near else 0))
 
 

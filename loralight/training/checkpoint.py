@@ -99,12 +99,15 @@ class FolderCheckpointIO(CheckpointIO):
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint's dictionary, with its tensors on the CPU, from a folder of ours or a file that Lightning wrote.
 
+    A folder with one checkpoint in it, such as a run's ``checkpoints/best``, stands for that.
+
     Raises:
         InputError: the folder is not whole (``E-CKPT-HASH``), or the file holds anything besides tensors and plain data
             (``E-CKPT-STATE``).
     """
     if not path.is_file():
-        return FolderCheckpointIO().load_checkpoint(path)
+        inside = [] if (path / MANIFEST).exists() else [found.parent for found in path.glob(f"*/{MANIFEST}")]
+        return FolderCheckpointIO().load_checkpoint(inside[0] if len(inside) == 1 else path)
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, UnpicklingError) as error:

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 import loralight  # imports functions of higher packages on first use
 from loralight.acceleration.base import Acceleration, Accelerations, Facts
-from loralight.adapters.base import Adapter
+from loralight.adapters.base import Adapter, check_adapter
 from loralight.adapters.inject import inject
 from loralight.data import TaskData
 from loralight.errors import InputError
@@ -102,6 +102,7 @@ class AdapterTask(lightning.LightningModule, Contract):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_adapter(adapter)
         check_partial(optimizer)
         self.head_settings = HeadSettings(start=head_start, lr=head_lr, weight_decay=head_weight_decay)
         self.adapter, self.optimizer, self.scheduler = adapter, optimizer, scheduler
@@ -201,7 +202,7 @@ class AdapterTask(lightning.LightningModule, Contract):
     def _build_(self) -> None:
         with self._base() as (self.model, head):
             base = {id(tensor) for tensor in tensors_of(self.model).values()}
-            self.adapted = inject(self.model, self.adapter, head=head)
+            self.adapted = inject(self.model, self.adapter, head=head, will_train=False)  # checked by _base
         added = {name for name, tensor in tensors_of(self.model).items() if id(tensor) not in base}
         layers = [name for names in self.adapted.values() for name in names]
         self.choose_modes_()
@@ -442,7 +443,8 @@ class AdapterTask(lightning.LightningModule, Contract):
         """A task with the trainable tensors of a checkpoint.
 
         Args:
-            checkpoint_path: a folder that ``loralight train`` wrote, or a file that Lightning wrote.
+            checkpoint_path: a folder that ``loralight train`` wrote (``checkpoints/best`` in a run's), or a file that
+                Lightning wrote.
             map_location: the device of the task.
             arguments: the constructor's, as in training; saved hyperparameters need not be given.
 

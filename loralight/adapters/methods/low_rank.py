@@ -201,7 +201,7 @@ def refuse_excess(ranks: Mapping[str, int], model: nn.Module, types: tuple[type[
             raise InputError(
                 "E-RANK",
                 f"adapter.{where} is {rank}, but no layer of the model has a rank above {widths[widest]}, which "
-                f"{widest} has; give less, such as 8",
+                f"{widest} has; give at most that",
             )
 
 

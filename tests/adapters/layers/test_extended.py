@@ -153,7 +153,7 @@ def test_layers_of_other_classes_are_counted_by_class_and_refused_by_name(caplog
         return nn.Sequential(nn.Linear(4, 4), Halved(4, 4), Halved(4, 4), nn.MultiheadAttention(4, 1))
 
     with caplog.at_level(logging.INFO, logger="loralight"):
-        assert inject(model(), Lora(targets="all-linear")) == {"all-linear": ["0"]}
+        assert inject(model(), Lora(targets="all-linear", rank=2)) == {"all-linear": ["0"]}
     assert [record.getMessage() for record in caplog.records] == [
         "passed over: 2 Halved, such as 1, which may compute more than a plain layer"
     ]
