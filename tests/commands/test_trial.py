@@ -61,7 +61,7 @@ def test_a_budget_ends_the_run_early_and_as_one_that_was_told_its_epochs(
     ):
         pace = {"most_steps": steps}
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("loralight.commands.trial._try", lambda _, pace=pace: Tried(**pace))
+            patched.setattr("loralight.commands.trial._try", lambda *_, pace=pace: Tried(**pace))
             assert in_process("train", *words, "budget=1h", f"hydra.run.dir={name}") == 0
         assert told in capsys.readouterr().err
         assert in_process("train", *words, *same, f"hydra.run.dir={name}_same") == 0
