@@ -101,6 +101,19 @@ def test_an_experiment_sets_a_method_s_settings_for_that_method_alone(experiment
 
 
 @pytest.mark.parametrize(
+    "own", [file for folder in FOLDERS for file in folder.glob("task/adapter/*.yaml")], ids=lambda file: file.stem
+)
+def test_a_task_s_settings_for_a_method_are_of_that_method_alone(own: Path, tmp_path: Path) -> None:
+    task, _, method = own.stem.rpartition("_")
+    given = composed([f"task={task}", f"adapter={method}"], tmp_path)["adapter"]
+    assert given.items() >= OmegaConf.to_container(OmegaConf.load(own)).items()  # type: ignore[union-attr]
+    assert (
+        composed([f"task={task}", "adapter=full"], tmp_path)["adapter"]
+        == composed(["adapter=full"], tmp_path)["adapter"]
+    )
+
+
+@pytest.mark.parametrize(
     "data", [file for folder in FOLDERS for file in folder.glob("data/*.yaml")], ids=lambda f: f.stem
 )
 def test_all_data_goes_with_the_task_it_comes_with(data: Path, tmp_path: Path) -> None:
