@@ -35,7 +35,7 @@ def with_batch_norm(config: dict[str, Any], overrides: list[str]) -> tuple[dict[
     if config["task"].get("batch_norm") != AUTO:
         return config, overrides
     chosen, why = _decide(config)
-    if why:
+    if why and process_rank() in (None, 0):
         show(f"task.batch_norm=auto: {chosen}, {why}")
     kept = [override for override in overrides if override.lstrip("+").partition("=")[0] != "task.batch_norm"]
     return {**config, "task": {**config["task"], "batch_norm": chosen}}, [*kept, f"task.batch_norm={chosen}"]

@@ -12,7 +12,7 @@ import yaml
 from loralight.config.plugins import conf_folders
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_RECIPES = ("experiment", "debug")
+_RECIPES = ("experiment/", "debug/", "task/adapter/")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ConfFile:
     @property
     def is_recipe(self) -> bool:
         """Whether it only sets settings that other files describe."""
-        return self.group.partition("/")[0] in _RECIPES
+        return f"{self.group}/".startswith(_RECIPES)
 
     @property
     def description(self) -> str:

@@ -119,7 +119,7 @@ def test_a_batch_of_few_rows_keeps_the_base_s_statistics(
 def test_processes_that_another_program_started_keep_the_base_s_statistics(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(batch_norm, "process_rank", lambda: 1)
+    monkeypatch.setattr(batch_norm, "process_rank", lambda: 0)
     config = {"task": {"batch_norm": "auto"}, "init": None}
     assert with_batch_norm(config, ["task.batch_norm=auto"]) == (
         {"task": {"batch_norm": "frozen"}, "init": None},
