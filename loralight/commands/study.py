@@ -106,7 +106,8 @@ class Study:
         self.methods = [self._method(shlex.split(str(one))) for one in settings["methods"]]
         if len({method.words for method in self.methods}) != len(self.methods) or not self.methods:
             raise InputError("E-STUDY", "methods= has one twice, or none: give methods=lora,dora,full, say")
-        self._keep_words([*self.words, *([] if self.budget is None else [f"budget={self.budget:g}"])])
+        self._kept_words = [*self.words, *([] if self.budget is None else [f"budget={self.budget:g}"])]
+        self._check_words()
         self.processes = Processes(settings["jobs"], flags)
         self.chosen: dict[Method, list[FinishedRun]] = {}
         self.failures: dict[str, str] = {}
@@ -119,6 +120,7 @@ class Study:
         cost = cost_of_study(self.processes, first, missing)
         if self.budget is not None:
             self.length = self._length(cost, self.budget)
+        (self.folder / _WORDS).write_text(json.dumps(self._kept_words) + "\n", encoding="utf-8")
         minutes = cost.seconds(self.length.number if self.length else None) / 60
         cut = f" of {self.length.number} epochs each" if self.length else ""
         logs.show(
@@ -204,13 +206,12 @@ class Study:
         every = f"++trainer.check_val_every_n_epoch={self.length.validated_every}"
         return [f"trainer.max_epochs={self.length.number}", every]
 
-    def _keep_words(self, words: list[str]) -> None:
-        """Save the overrides of all runs; raise if the folder has a study with other overrides."""
+    def _check_words(self) -> None:
+        """Raise if the folder has a study with other overrides."""
         file = self.folder / _WORDS
-        if file.exists() and json.loads(file.read_text(encoding="utf-8")) != words:
+        if file.exists() and json.loads(file.read_text(encoding="utf-8")) != self._kept_words:
             raise InputError("E-STUDY", f"{self.folder} has a study with other settings; choose another hydra.run.dir=")
         self.folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(words) + "\n", encoding="utf-8")
 
     def _run_method(self, method: Method) -> None:
         """Find a method's rate with the first seed, then run it with the other seeds."""

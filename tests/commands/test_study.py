@@ -217,6 +217,7 @@ def test_a_budget_that_does_not_fit_is_refused_before_anything_runs(
     own = [word for word in tiny_run if not word.startswith("trainer.max_epochs")]
     assert in_process("study", *own, "methods=lora", *given, "hydra.run.dir=all") == 2
     assert message in capsys.readouterr().err and not trained
+    assert in_process("study", *own, "methods=lora", "budget=9h", "hydra.run.dir=all") == 0, "the folder is still free"
 
 
 @pytest.mark.parametrize(
