@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from loralight.data.forms.choosing import columns_of_form, form_of
     from loralight.data.forms.form import Form
     from loralight.data.forms.texts import PlainText, PromptCompletion
-    from loralight.data.label_ids import LabelNames, name_label_ids
+    from loralight.data.label_ids import LabelNames, name_label_ids, name_labels, names_beside
     from loralight.data.labels import (
         are_lists,
         check_smoothing,
@@ -63,6 +63,8 @@ __all__ = [
     "label_name",
     "left_out_rows",
     "name_label_ids",
+    "name_labels",
+    "names_beside",
     "odd_names",
     "pack",
     "read_classes",
@@ -90,7 +92,7 @@ __getattr__ = on_first_use(
         "forms.choosing": "columns_of_form form_of",
         "forms.form": "Form",
         "forms.texts": "PlainText PromptCompletion",
-        "label_ids": "LabelNames name_label_ids",
+        "label_ids": "LabelNames name_label_ids name_labels names_beside",
         "labels": "are_lists check_smoothing check_splits label_name split_labels weights_of_labels",
         "module": "TaskData",
         "origin": "Origin",

@@ -1,11 +1,11 @@
 """Names for the numbers in a label column, which data sets often bring in a separate file."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import List, Value
+from datasets import ClassLabel, Dataset, List, Value
 
 from loralight.data.charsets import read_text_file
 from loralight.data.labels import are_lists, label_name
@@ -15,6 +15,33 @@ from loralight.errors import InputError
 
 LabelNames = str | Sequence[str | float] | Mapping[Any, str | float]
 """A file with one name a line or with JSON, a list of names in the order of their numbers, or names by number."""
+
+
+def name_labels(
+    rows: Splits, columns: Sequence[str], names: LabelNames | None, labels: Sequence[str] | None
+) -> tuple[list[str] | None, list[str]]:
+    """Replace numbers in a column of labels by the user's names, else by those that the data set has elsewhere.
+
+    Args:
+        rows: the splits, whose column is replaced.
+        columns: the columns of labels.
+        names: names of numbers; if None, see `names_beside`.
+        labels: the user's labels in order; names found beside the data that are not among them are left alone.
+
+    Returns:
+        All labels in order, None if the rows tell; and lines on where the names were found.
+
+    Raises:
+        InputError: see `name_label_ids`.
+    """
+    given: LabelNames | None = names
+    told: list[str] = []
+    if names is None:
+        beside, lines = names_beside(rows, columns)
+        if beside is not None and (labels is None or set(beside.values()) <= set(labels)):
+            given, told = beside, lines
+    found = None if given is None else name_label_ids(rows, columns, given)
+    return found if labels is None else list(labels), told
 
 
 def name_label_ids(rows: Splits, columns: Sequence[str], given: LabelNames) -> list[str]:
@@ -44,6 +71,70 @@ def name_label_ids(rows: Splits, columns: Sequence[str], given: LabelNames) -> l
             feature = List(text) if several else text
             rows[split] = part.remove_columns(column).add_column(column, named, feature=feature)
     return list(by_id.values())
+
+
+def names_beside(
+    rows: Splits, columns: Sequence[str], *, is_name: Callable[[str], bool] = bool
+) -> tuple[dict[str, str] | None, list[str]]:
+    """Names that the data set gives for the numbers in a column of labels, and a line that tells where they are.
+
+    They are in a file ``labels.json`` in the folder of the rows, or in a column of texts in which each number always
+    has the same text, and no other number has it. Without names for all numbers, the results are None and no line.
+
+    Args:
+        rows: the splits.
+        columns: one column, with a label or a list of labels in each row; others have no numbers to be named.
+        is_name: whether a text can be a label's name.
+    """
+    if len(columns) > 1 or not _kind(rows["train"], columns[0]).startswith(("int", "uint")):
+        return None, []
+    found = {label_name(value) for part in rows.values() for cell in part[columns[0]] for value in _values(cell)}
+    for place, names in _places(rows, columns[0], found):
+        if found <= names.keys() and all(is_name(name) and not name.isdecimal() for name in names.values()):
+            return names, [f"the numbers in column {columns[0]!r} have their names from {place}"]
+    return None, []
+
+
+def _places(rows: Splits, column: str, found: set[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Places that may name the numbers in a column, each with the names by number."""
+    train, source = rows["train"], Path(rows.origins["train"].source)
+    file = (source if source.is_dir() else source.parent) / "labels.json"
+    if source.exists() and file.is_file():  # the source of rows from the hub is a name
+        yield str(file), _names_in(str(file), found)
+    for other in train.column_names:
+        if _kind(train, other) == "string" and are_lists(train, [other]) == are_lists(train, [column]):
+            yield f"column {other!r}", _one_to_one(rows, column, other)
+
+
+def _kind(rows: Dataset, column: str) -> str:
+    """The type of a column's values, or of those in its lists; a `ClassLabel` has names and is none of these."""
+    feature: Any = rows.features[column]
+    inner = feature.feature if are_lists(rows, [column]) else feature
+    return "named" if isinstance(inner, ClassLabel) else str(getattr(inner, "dtype", ""))
+
+
+def _names_in(file: str, found: set[str]) -> dict[str, str]:
+    try:
+        names = _read(file)
+        by_id = names if isinstance(names, dict) else _numbered(names, found)
+        return by_id if all(map(str.isdecimal, by_id)) else {}
+    except InputError:  # a file of this name about something else
+        return {}
+
+
+def _one_to_one(rows: Splits, column: str, other: str) -> dict[str, str]:
+    """The text that goes with each number; none if two go with one, or if most numbers come once, as texts do."""
+    names: dict[str, str] = {}
+    count = 0
+    for part in rows.values():
+        if {column, other} <= set(part.column_names):
+            for cell, texts in zip(part[column], part[other], strict=True):
+                numbers, called = map(list, map(_values, (cell, texts)))
+                pairs = [(label_name(number), label_name(text)) for number, text in zip(numbers, called, strict=False)]
+                if len(numbers) != len(called) or any(names.setdefault(*pair) != pair[1] for pair in pairs):
+                    return {}
+                count += len(pairs)
+    return names if len(set(names.values())) == len(names) and count >= 2 * len(names) else {}
 
 
 def _read(given: LabelNames) -> list[str] | dict[str, str]:

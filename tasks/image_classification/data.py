@@ -30,7 +30,7 @@ from loralight.data import (
     few_rows,
     has_no_names,
     label_name,
-    name_label_ids,
+    name_labels,
     odd_names,
     read_classes,
     read_file,
@@ -112,7 +112,8 @@ class ImageClassificationData(TaskData):
         image_size: pixels, if not the model's own.
         crop_pct: share of the side of an image that is kept in evaluation, if not the model's own.
         labels: label names in order; else the data set's own, or those found in the rows, sorted.
-        label_names: names of the numbers in the label column, or a file with them, see `name_label_ids`.
+        label_names: names of the numbers in the label column, or a file with them, see `name_label_ids`; else
+            names that lie beside the data, see `names_beside`.
         crop_scale: see `training_transform`, as the next five.
         horizontal_flip: likewise.
         vertical_flip: likewise.
@@ -184,9 +185,8 @@ class ImageClassificationData(TaskData):
         column = [self.label_column]
         if are_lists(rows["train"], column):
             raise InputError("E-LABELS", f"column {self.label_column!r} holds lists; an image has one label")
-        if self.label_names is not None:
-            names = name_label_ids(rows, column, self.label_names)
-            self.given_labels = self.given_labels or names
+        self.given_labels, told = name_labels(rows, column, self.label_names, self.given_labels)
+        self.notes += told
         limited, several = self.limit_rows is not None, "An image has one label"
         self.are_found = self.given_labels is None and has_no_names(rows["train"], column)
         self.names, numbers = read_classes(rows, column, given=self.given_labels, limited=limited, several=several)

@@ -1,10 +1,8 @@
 """Sentences with their entities, as windows of tokens."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,16 +18,16 @@ from loralight.data import (
     count_classes,
     counts_line,
     few_rows,
+    names_beside,
     repeated_rows,
     strangers,
 )
 from loralight.errors import InputError, did_you_mean
-from loralight.resources import resolve
 
 from .conll import read_conll
 from .metrics import entity_metrics
 from .sentences import Sentences, read_spans, read_tagged, tags_in_order
-from .tags import OUTSIDE, Span, spans_of, tag_names, tags_of
+from .tags import OUTSIDE, Span, is_tag, spans_of, tag_names, tags_of
 from .windows import Encoder, join
 
 _NUMBERS = List(Value("int32"))
@@ -51,8 +49,8 @@ class NerData(TaskData):
         columns: names of the columns: ``words`` and ``tags``, or else ``text`` and ``entities``, a list of objects
             with ``start``, ``end`` (in characters) and ``label``.
         labels: entity types in order; else the types of the data set's tag names, or those found in training, sorted.
-        tag_names: names of integer tags, in order; else the data set's own names, those in ``labels.json`` in the
-            folder ``path``, or O, B-a, I-a, B-b, ... of ``labels``.
+        tag_names: names of integer tags, in order; else the data set's own names, see `names_beside`, or O, B-a, I-a,
+            B-b, ... of ``labels``.
         loading: where the rows are, batch size, workers, seed, see `TaskData`.
     """
 
@@ -85,9 +83,10 @@ class NerData(TaskData):
         self._as_text = self._is_text(self.rows["train"])
         columns = self._used_columns()
         left_out = check_splits(self.rows, columns, labels=columns[1:])
+        self._beside, told = self._find_names()
         sentences = {split: self._read(rows, self.rows.origins[split]) for split, rows in self.rows.items()}
         self.spans = {split: read.spans for split, read in sentences.items()}
-        self.notes = [*left_out, *(note for read in sentences.values() for note in read.notes)]
+        self.notes = [*left_out, *told, *(note for read in sentences.values() for note in read.notes)]
         self.cautions = repeated_rows({split: map(tuple, read.words) for split, read in sentences.items()})
         self.types = self._find_types()
         encoder = Encoder(checkpoint=self.checkpoint, max_length=self.max_length, stride=self.stride)
@@ -118,13 +117,18 @@ class NerData(TaskData):
             return read_spans(rows, first, second, origin)
         return read_tagged(rows, first, second, origin, self._tag_names())
 
+    def _find_names(self) -> tuple[dict[str, str] | None, list[str]]:
+        """The names of integer tags that are in another file or column, and a line that tells where."""
+        if self._as_text or self.given_names is not None:
+            return None, []
+        return names_beside(self.rows, self._used_columns()[1:], is_name=is_tag)
+
     def _tag_names(self) -> list[str] | None:
         """The names of integer tags, for a column that does not name them."""
         if self.given_names is not None:
             return self.given_names
-        path = self.read_splits.keywords["path"]
-        if path and (beside := Path(resolve(path)) / "labels.json").is_file():
-            return [str(name) for name in json.loads(beside.read_text(encoding="utf-8"))]
+        if self._beside:
+            return [self._beside.get(str(number), OUTSIDE) for number in range(1 + max(map(int, self._beside)))]
         return tag_names(self.given_types) if self.given_types else None
 
     def _find_types(self) -> list[str]:

@@ -83,7 +83,12 @@ def _tag(value: Any, names: Sequence[str] | None, where: str, word: int) -> str:
     if type(value) is int and names is not None and 0 <= value < len(names):
         value = names[value]
     elif type(value) is int:
-        known = f"there are 0..{len(names) - 1} ({', '.join(names)})" if names else "give their names as data.tag_names"
+        known = (
+            f"there are 0..{len(names) - 1} ({', '.join(names)})"
+            if names
+            else "give the names of all in order, as data.tag_names='[O, B-person, ...]' or in a file labels.json "
+            "beside the data; or a column of tags as text, as data.columns.tags"
+        )
         raise InputError("E-NER-TAG", f"{where}: the tag of word {word} is the number {value}; {known}")
     return check_tag(value, where, word)
 

@@ -25,7 +25,7 @@ from loralight.data import (
     few_rows,
     has_no_names,
     label_name,
-    name_label_ids,
+    name_labels,
     odd_names,
     read_classes,
     repeated_rows,
@@ -55,7 +55,8 @@ class TextClassificationData(TaskData):
         columns: names of the columns: ``text``, ``pair`` (None for single texts) and ``label`` (a name, or a list
             of names of 0/1 columns). In a CSV file without a header line, their places from 0.
         labels: label names in order; else the data set's own, or those found in the rows, sorted.
-        label_names: names of the numbers in the label column, or a file with them, see `name_label_ids`.
+        label_names: names of the numbers in the label column, or a file with them, see `name_label_ids`; else
+            names that lie beside the data, see `names_beside`.
         label_separator: the text between several labels in one cell, such as a comma.
         loading: where the rows are, batch size, workers, seed, see `TaskData`.
     """
@@ -93,9 +94,8 @@ class TextClassificationData(TaskData):
         if self.label_separator is not None:
             for split, part in rows.items():
                 rows[split] = split_labels(part, self.label_columns[0], self.label_separator)
-        if self.label_names is not None:
-            names = name_label_ids(rows, self.label_columns, self.label_names)
-            self.given_labels = self.given_labels or names
+        self.given_labels, told = name_labels(rows, self.label_columns, self.label_names, self.given_labels)
+        self.notes += told
         self.multi_label = are_lists(rows["train"], self.label_columns)
         self.are_found = self.given_labels is None and has_no_names(rows["train"], self.label_columns)
         limited = self.limit_rows is not None

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, Value
 
-from loralight.data.label_ids import LabelNames, name_label_ids
+from loralight.data.label_ids import LabelNames, name_label_ids, name_labels, names_beside
 from loralight.data.origin import Origin
 from loralight.data.splits import Splits
 from loralight.errors import InputError
@@ -82,3 +82,60 @@ def test_a_broken_json_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "names.json").write_text("[bad")
     with pytest.raises(InputError, match=r"^E-LABELS: data\.label_names=\S*names\.json: no JSON"):
         name_label_ids(splits([0, 1]), ["label"], str(tmp_path / "names.json"))
+
+
+def beside(folder: Path, **columns: Any) -> Splits:
+    rows = Dataset.from_dict({"label": [0, 1, 1, 0], "text": ["a", "b", "c", "d"], **columns})
+    (folder / "train.csv").touch()
+    return Splits({"train": rows}, {"train": Origin(split="train", source=str(folder / "train.csv"))})
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ('["bad", "good"]', ["bad", "good"]),
+        ('{"good": 1, "bad": 0}', ["bad", "good"]),
+        ('["bad"]', None),
+        ('{"train.csv": "about something else"}', None),
+        ("no JSON", None),
+    ],
+)
+def test_a_file_beside_the_data_names_numbers_if_it_names_all(
+    tmp_path: Path, text: str, names: list[str] | None
+) -> None:
+    (tmp_path / "labels.json").write_text(text)
+    rows = beside(tmp_path)
+    told = [f"the numbers in column 'label' have their names from {tmp_path / 'labels.json'}"]
+    assert name_labels(rows, ["label"], None, None) == (names, told if names else [])
+    assert rows["train"]["label"][:] == (["bad", "good", "good", "bad"] if names else [0, 1, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("columns", "is_named"),
+    [
+        ({"label_text": ["bad", "good", "good", "bad"]}, True),
+        ({"label_text": ["bad", "good", "good", "awful"]}, False),
+        ({"label_text": ["same"] * 4}, False),
+        ({"stars": ["4", "5", "5", "4"]}, False),
+        ({"label": [0, 1, 2, 3], "label_text": ["a", "b", "c", "d"]}, False),
+        ({"label": [[0], [1, 0], [], [1]], "label_text": [["bad"], ["good", "bad"], [], ["good"]]}, True),
+        ({"label": [[0], [1, 0], [], [1]], "label_text": [["bad"], ["good"], [], ["good"]]}, False),
+    ],
+)
+def test_a_column_of_texts_names_numbers_if_they_go_one_to_one(
+    tmp_path: Path, columns: dict[str, Any], is_named: bool
+) -> None:
+    names, told = names_beside(beside(tmp_path, **columns), ["label"])
+    assert names == ({"0": "bad", "1": "good"} if is_named else None)
+    assert told == (["the numbers in column 'label' have their names from column 'label_text'"] if is_named else [])
+
+
+def test_names_given_by_the_user_or_by_the_label_column_come_first(tmp_path: Path) -> None:
+    (tmp_path / "labels.json").write_text('["bad", "good"]')
+    assert name_labels(beside(tmp_path), ["label"], ["no", "yes"], None) == (["no", "yes"], [])
+    assert name_labels(beside(tmp_path), ["label"], None, ["no", "yes"]) == (["no", "yes"], [])
+    found, told = name_labels(beside(tmp_path), ["label"], None, ["good", "bad"])
+    assert (found, len(told)) == (["good", "bad"], 1)
+    rows = beside(tmp_path)
+    rows["train"] = rows["train"].cast(Features({"label": ClassLabel(names=["no", "yes"]), "text": Value("string")}))
+    assert name_labels(rows, ["label"], None, None) == (None, [])

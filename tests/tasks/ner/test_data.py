@@ -165,7 +165,7 @@ def test_numbers_are_named_by_the_setting_a_file_beside_them_or_the_order_of_typ
 ) -> None:
     path = as_parquet(tmp_path, IN_ORDER, Value("int64"))
     with pytest.raises(
-        InputError, match=r"^E-NER-TAG: .+: train row 0, .*: the tag of word 0 is the number 3; give their"
+        InputError, match=r"^E-NER-TAG: .+: train row 0, .*: the tag of word 0 is the number 3; give the names of"
     ):
         made(tiny_bert, path=path)
     by_order = made(tiny_bert, path=path, labels=["place", "person"])
@@ -176,6 +176,26 @@ def test_numbers_are_named_by_the_setting_a_file_beside_them_or_the_order_of_typ
     by_setting = made(tiny_bert, path=path, tag_names=["O", "S-x", "I-x", "S-y", "I-y"])
     assert by_setting.types == ["x", "y"]
     assert by_setting.spans["train"][2] == [Span(0, 1, "x"), Span(1, 2, "x")]
+
+
+def test_numbers_are_named_for_files_given_one_by_one_too_by_a_file_or_a_column_of_tags(
+    tmp_path: Path, tiny_bert: str
+) -> None:
+    folder = Path(as_parquet(tmp_path, IN_ORDER, Value("int64")))
+    files = {split: str(folder / f"{split}.parquet") for split in ("train", "validation")}
+    for file in files.values():
+        rows = Dataset.from_parquet(file)
+        chunks = [["B-NP"] * len(words) for words in WORDS]
+        tags = [[ORDER[number] for number in numbers] for numbers in IN_ORDER]
+        rows.add_column("chunks", chunks).add_column("tags", tags).to_parquet(file)
+    by_column = made(tiny_bert, **files)
+    (folder / "labels.json").write_text(json.dumps(ORDER))
+    by_file = made(tiny_bert, **files)
+    assert (by_column.types, labels_of(by_column)) == (["place", "person"], IN_ORDER)
+    assert (by_file.types, labels_of(by_file)) == (["place", "person", "never"], IN_ORDER)
+    told = "the numbers in column 'ner_tags' have their names from"
+    assert f"{told} column 'tags'" in by_column.report()
+    assert f"{told} {folder / 'labels.json'}" in by_file.report()
 
 
 def test_types_given_by_name_are_in_the_order_given(tmp_path: Path, tiny_bert: str) -> None:
