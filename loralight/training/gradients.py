@@ -119,7 +119,7 @@ class GradientWatch:
         before = norms.new_zeros(len(norms) + 1) if self._largest is None else self._largest
         self._largest = torch.cat([torch.maximum(before[:-1], norms), before[-1:] + counts])
 
-    def refuse_dead_layers(self, layers: Sequence[str], *, now: bool) -> None:
+    def refuse_dead_layers(self, layers: Sequence[str], hint: Callable[[], str] = str, *, now: bool) -> None:
         """Raise if no gradient has reached some layer; checks once, after enough steps.
 
         A layer is alive if any of its parameters is: parts of it may get no gradient yet, such as factors behind one
@@ -127,6 +127,7 @@ class GradientWatch:
 
         Args:
             layers: the layer of each parameter, in the order of the gradients.
+            hint: gives a further sentence for the message, or an empty text.
             now: whether to check without further steps, as at the end of an epoch.
 
         Raises:
@@ -153,7 +154,7 @@ class GradientWatch:
                 "E-UNREACHED",
                 f"the gradient of {', '.join(dead[:5])}{more} was 0 in each of the first {num_finite:.0f} steps: what "
                 "it computes does not count, or its inputs are all 0. Leave it out, with adapter.exclude say, or mend "
-                "the task's step",
+                f"the task's step{hint()}",
             )
 
 

@@ -34,7 +34,7 @@ class Learning:
         added: Collection[str],
     ) -> None:
         names = {id(module): name for name, module in model.named_modules()}
-        self._model, self._added = model, added
+        self._model, self.added = model, added
         self.base: str | None = None  # the fingerprint of the base, once processes have only parts of its weights
         self.head, self.norms = head, norms
         self.head_names = [names[id(part)] for part in head]
@@ -110,4 +110,4 @@ class Learning:
     def new(self) -> set[str]:
         """Names of the tensors that the base model does not have: the adapter's and the head's."""
         in_head = {id(tensor) for part in self.head for tensor in tensors_of(part).values()}
-        return {*self._added, *(name for name, one in tensors_of(self._model).items() if id(one) in in_head)}
+        return {*self.added, *(name for name, one in tensors_of(self._model).items() if id(one) in in_head)}

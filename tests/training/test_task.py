@@ -564,6 +564,28 @@ def test_a_layer_that_counts_later_or_little_is_none(factor: float, until: int) 
     fit(Deaf(factor, until=until, adapter=Lora(targets="body.0", rank=2)), 8)
 
 
+class ZeroScale(Smooth):
+    """Its body counts by a scale that begins at 0, as blocks of untrained residual networks do."""
+
+    def __init__(self, **training: Any) -> None:
+        super().__init__(**{"optimizer": partial(torch.optim.AdamW, lr=0.05), **training})
+        self.given[0]["body"].append(nn.LayerNorm(8).double())  # type: ignore[operator,index,union-attr]
+        nn.init.zeros_(self.given[0]["body"][2].weight)  # type: ignore[arg-type,index,union-attr]
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.model["head"](1 + self.model["body"](x))
+
+
+def test_layers_behind_a_scale_that_learns_from_zero_are_not_dead_after_one_step() -> None:
+    fit(ZeroScale(adapter=FullFineTuning()), 1)
+
+
+def test_layers_behind_a_frozen_scale_of_zero_are_dead_and_the_message_names_it() -> None:
+    task = ZeroScale(adapter=Lora(targets="body.0", rank=2))
+    with pytest.raises(InputError, match=r"^E-UNREACHED: .* body\.0 was 0 .*\. body\.2 is frozen and all 0, .*full$"):
+        fit(task, 1)
+
+
 def test_a_rate_of_zero_until_layers_begin_to_learn_is_no_dead_layer() -> None:
     task = Smooth(optimizer=partial(torch.optim.AdamW, lr=0.05), scheduler=partial(schedule, name="linear", warmup=0.9))
     fit(task, 10)
