@@ -67,14 +67,14 @@ def _read_tables(data: Mapping[str, Any]) -> None:
             continue  # then it is not read, or it has that split
         from loralight.data.splits import ARCHIVES, check_columns, load_splits, read_file  # a second, not torch's many
 
-        if name == "path":
-            load_splits(path=str(file))  # refuses a file
+        if name == "path" and file.suffix.lower() in ARCHIVES:
+            load_splits(path=str(file))  # refuses it
         if (kind := file.suffix.lower()) and kind not in (*_FILES, *ARCHIVES):
             continue  # a task's own reader may take it
-        needed = _needed(data) if name == "train" else {}
+        needed = _needed(data) if name in ("path", "train") else {}
         rows = read_file(str(file), **how)
         for role, wanted in needed.items():
-            check_columns(rows, wanted, name, setting=f"data.columns.{role}")
+            check_columns(rows, wanted, "train", setting=f"data.columns.{role}")
 
 
 def _needed(data: Mapping[str, Any]) -> dict[str, list[str]]:

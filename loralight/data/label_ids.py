@@ -102,7 +102,9 @@ def _places(rows: Splits, column: str, found: set[str]) -> Iterator[tuple[str, d
     if source.exists() and file.is_file():  # the source of rows from the hub is a name
         yield str(file), _names_in(str(file), found)
     for other in train.column_names:
-        if _kind(train, other) == "string" and are_lists(train, [other]) == are_lists(train, [column]):
+        if _kind(train, other) in ("string", "large_string") and are_lists(train, [other]) == are_lists(
+            train, [column]
+        ):
             yield f"column {other!r}", _one_to_one(rows, column, other)
 
 

@@ -73,7 +73,8 @@ def load_splits(
     """The splits of a data set.
 
     Args:
-        path: a hub name, or a folder of files named after their splits (``train.csv``, ``dev.jsonl``, ...).
+        path: a hub name, a folder of files named after their splits (``train.csv``, ``dev.jsonl``, ...), or one
+            file, by itself or alone in a folder, which is the train split.
         name: the hub data set's configuration, if it has several.
         train: a file, or the split's name in ``path`` (found if None). If this is a file, ``path`` is not read.
         validation: a file, which replaces the split in ``path``, or the split's name in ``path`` (found if None).
@@ -93,7 +94,8 @@ def load_splits(
         InputError: nothing can be read there (``E-DATA``), or there is no training split (``E-DATA-EMPTY``).
     """
     given = {"train": train, "validation": validation, "test": test}
-    reading = _reading(readers or {}, given.values(), header=header, delimiter=delimiter, encoding=encoding)
+    files = [path, *given.values()]
+    reading = _reading(readers or {}, files, header=header, delimiter=delimiter, encoding=encoding)
     sources = {split: resolve(name) for split, name in given.items() if name and _kind(resolve(name)) in reading}
     splits = {split: reading[_kind(file)](file) for split, file in sources.items()}
     odd = {split: value for split, value in given.items() if value and split not in sources}
@@ -264,9 +266,9 @@ def _read_path(path: str, name: str | None, reading: Readers) -> Mapping[str, _F
     if folder.is_file():
         if folder.suffix.lower() in ARCHIVES:
             raise InputError("E-DATA", f"data.path={path}: an archive; unpack it, and give the folder")
-        raise InputError(
-            "E-DATA", f"data.path={path} is a file; data.path takes a hub name or a folder, give a file as data.train="
-        )
+        if (kind := _kind(path)) not in reading:
+            raise InputError("E-DATA", f"data.path={path}: {_expected(path, reading)}")
+        return {"train": _Found(str(folder), partial(reading[kind], str(folder)))}
     if folder.is_dir():
         visible = [file for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
         files = [file for file in visible if _kind(str(file)) in reading]
@@ -299,10 +301,13 @@ def _as_is(rows: Dataset) -> Dataset:
 
 def _split_key(split: str, given: str | None, found: Iterable[str], path: str) -> str | None:
     """The name of ``split`` in the data set at ``path``; None if there is no such split."""
+    names = list(found)
+    if given is None and split == "train" and len(names) == 1 and names[0] not in chain(*_ALIASES.values()):
+        return names[0]
     if given is None:
-        return next((alias for alias in _ALIASES[split] if alias in found), None)
-    if given not in found:
-        raise InputError("E-DATA", f"data.{split}={given}: {path} has {', '.join(found)}.{did_you_mean(given, found)}")
+        return next((alias for alias in _ALIASES[split] if alias in names), None)
+    if given not in names:
+        raise InputError("E-DATA", f"data.{split}={given}: {path} has {', '.join(names)}.{did_you_mean(given, names)}")
     return given
 
 

@@ -96,11 +96,16 @@ def test_a_table_of_our_own_data_is_read(
     first_look({"data": {**given["data"], "_target_": "theirs.Data"}})  # which may read it in a way of its own
 
 
-def test_a_file_or_an_archive_in_place_of_a_folder_is_told(tmp_path: Path) -> None:
-    for name, message in (("rows.csv", "is a file; data.path takes"), ("rows.zip", "an archive; unpack it")):
-        (tmp_path / name).write_text("text,label\na,1\n")
-        with pytest.raises(InputError, match=rf"^E-DATA: data\.path=.*{name}:? {message}"):
-            first_look({"data": {"path": str(tmp_path / name), **OWN}})
+def test_an_archive_in_place_of_a_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "rows.zip").touch()
+    with pytest.raises(InputError, match=r"^E-DATA: data\.path=.*rows\.zip: an archive; unpack it"):
+        first_look({"data": {"path": str(tmp_path / "rows.zip"), **OWN}})
+
+
+def test_a_file_in_place_of_a_folder_is_read_as_the_rows_of_train(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("txt,label\na,1\n")
+    with pytest.raises(InputError, match=r"^E-COLUMN: the train split has no column 'text'.* mean 'txt'"):
+        first_look({"data": {"path": str(tmp_path / "rows.csv"), "columns": COLUMNS, **OWN}})
 
 
 def test_tables_that_can_be_read_with_their_settings_pass(tmp_path: Path) -> None:

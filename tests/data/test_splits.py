@@ -66,6 +66,22 @@ def test_files_are_given_one_by_one(tmp_path: Path) -> None:
     assert {name: len(rows) for name, rows in splits.items()} == {"train": 20, "validation": 3, "test": 3}
 
 
+def test_one_file_is_train_by_its_path_or_alone_in_a_folder_whatever_it_is_called(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    file = tmp_path / "folder" / "export.csv"
+    numbered(file, 10)
+    expected = load_splits(train=str(file))
+    for path in (file, file.parent):
+        found = load_splits(path=str(path))
+        assert {split: rows.to_list() for split, rows in found.items()} == {
+            split: rows.to_list() for split, rows in expected.items()
+        }
+        assert found.origins["validation"] == expected.origins["validation"]
+    numbered(tmp_path / "folder" / "test.csv", 2)
+    with pytest.raises(InputError, match=r"E-DATA: .*no training split, only export, test"):
+        load_splits(path=str(file.parent))
+
+
 def test_a_file_stands_in_for_a_split_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for count, name in enumerate(("train", "dev", "test"), start=3):
@@ -169,7 +185,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         {"train": "{folder}/notes.txt"},
         r"E-DATA: data.train=.*notes.txt: not a file that .*\.csv,",
     ),
-    "a file for a folder": ({"path": "{folder}/a.csv"}, "E-DATA: data.path=.*a.csv is a file.*data.train="),
+    "another kind of file for a folder": ({"path": "{folder}/notes.txt"}, "E-DATA: data.path=.*notes.txt: not a file"),
     "a folder without data": ({"path": "{folder}/empty"}, r"E-DATA: data.path=.*no file in this folder ends in \.csv"),
     "no such folder": ({"path": "{folder}/nowhere"}, "E-DATA: data.path=.*there is no such folder"),
     "no such relative folder": ({"path": "./nowhere"}, "E-DATA: data.path=./nowhere: there is no such folder"),

@@ -52,5 +52,13 @@ def columns_of_form(rows: Mapping[str, Dataset], named: Mapping[str, str]) -> di
     raise InputError(
         "E-COLUMN",
         f"the train split has columns {', '.join(map(repr, has))}; needed are {wanted}. Say which with "
-        f"data.columns.<role>=<name>.{header_hint(rows['train'])}",
+        f"data.columns.<role>=<name>{_example(rows['train'])}.{header_hint(rows['train'])}",
     )
+
+
+def _example(rows: Dataset) -> str:
+    """The settings that read rows with one or two columns of texts, as an example."""
+    texts = [name for name, kind in rows.features.items() if getattr(kind, "dtype", None) in ("string", "large_string")]
+    roles = {1: ("text",), 2: ("prompt", "completion")}.get(len(texts), ())
+    said = " ".join(f"data.columns.{role}={name}" for role, name in zip(roles, texts, strict=False))
+    return f", such as {said}" if said else ""

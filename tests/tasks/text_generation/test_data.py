@@ -234,7 +234,13 @@ FAULTS: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
         [{"txt": "a"}] * 2,
         {},
         r"E-COLUMN: the train split has columns 'txt'; needed are messages \('messages'\); or prompt \('prompt'\) and "
-        r"completion \('completion'\); or text \('text'\)\. Say which with data\.columns\.<role>=<name>",
+        r"completion \('completion'\); or text \('text'\)\. Say which with data\.columns\.<role>=<name>, such as "
+        r"data\.columns\.text=txt\.$",
+    ),
+    "two texts of other names": (
+        [{"question": "a", "number": 1, "answer": "b"}] * 2,
+        {},
+        r"E-COLUMN: .*, such as data\.columns\.prompt=question data\.columns\.completion=answer\.$",
     ),
     "a text is missing": ([{"text": "a"}, {"text": None}], {}, "E-TEXT: .+: train row 1, column 'text': None is not"),
     "a chat without answers": (
