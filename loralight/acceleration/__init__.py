@@ -7,8 +7,10 @@ from loralight.acceleration.dropout import DropoutMasks
 from loralight.acceleration.first_tokens import FirstTokens
 from loralight.acceleration.frozen_linear import FrozenProducts
 from loralight.acceleration.gradient_checkpointing import GradientCheckpointing
+from loralight.acceleration.own_attention import attends_in_rows
 from loralight.acceleration.packed_documents import Line, keeps_apart, line_of
 from loralight.acceleration.prefix_cache import PrefixCache
+from loralight.acceleration.ragged import Ragged
 from loralight.acceleration.rms_norm import FusedRMSNorms
 from loralight.acceleration.selective_recompute import SelectiveRecompute
 from loralight.acceleration.token_scorer import TokenScorer
@@ -27,9 +29,11 @@ __all__ = [
     "GradientCheckpointing",
     "Line",
     "PrefixCache",
+    "Ragged",
     "SelectiveRecompute",
     "TokenScorer",
     "Unpadding",
+    "attends_in_rows",
     "keeps_apart",
     "line_of",
 ]

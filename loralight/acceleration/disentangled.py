@@ -26,15 +26,13 @@ def attend_disentangled(
     layers = (module.query_proj, module.key_proj, module.value_proj)
     query, key, value = (_heads(layer(states[0]), module) for layer in layers)  # (tokens, heads, width of a head)
     of_distance, numbers = _of_distances(module, rel_embeddings, rows.lengths[0]) if kinds else ({}, None)
-    attended = []
-    parts = map(rows.split, (query, key, value))
-    for group, (q, k, v) in zip(rows.groups, zip(*parts, strict=True), strict=True):
-        q, k = group.pad(q) * scale, group.pad(k)  # (rows, heads, longest, width of a head)
-        scores = q @ k.transpose(-1, -2)
-        if numbers is not None:
-            scores = scores + _scores_by_distance(q, k * scale, of_distance, numbers)
-        attended.append(group.attended(scores, group.pad(v), module.dropout))
-    return torch.cat(attended).flatten(1).unsqueeze(0), None
+
+    def scores(q: Tensor, k: Tensor) -> Tensor:
+        q = q * scale
+        of_tokens = q @ k.transpose(-1, -2)
+        return of_tokens if numbers is None else of_tokens + _scores_by_distance(q, k * scale, of_distance, numbers)
+
+    return rows.attended(query, key, value, scores, module.dropout).flatten(1).unsqueeze(0), None
 
 
 def _of_distances(module: Any, embeddings: Tensor | None, longest: int) -> tuple[dict[str, Tensor], Tensor]:

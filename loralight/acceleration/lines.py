@@ -137,8 +137,8 @@ class Lines:
     def _rows(self, module: nn.Module, given: dict[str, Any], mask: Any) -> Ragged | None:
         if _IS_OFF.get() or not isinstance(mask, Tensor) or mask.ndim != 2 or _is_asked_for_more(module, given):
             return None
-        read = next((given[name] for name in _READ if given.get(name) is not None), None)
-        is_whole = isinstance(read, Tensor) and read.shape[:2] == mask.shape
+        others = (one for one in given.values() if isinstance(one, Tensor) and one is not mask)
+        is_whole = any(one.shape[:2] == mask.shape for one in others)  # not behind a cache, say
         # classifiers read the first place, so it must be a token; a GPU waits for the answer
         if not is_whole or given.get("encoder_hidden_states") is not None or not mask[:, 0].all():
             return None
@@ -205,9 +205,6 @@ def _with_first(output: Any, states: Tensor) -> Any:
 
 def _among(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ragged | None:
     return next((given for given in (*args, *kwargs.values()) if isinstance(given, Ragged)), None)
-
-
-_READ = ("input_ids", "inputs_embeds", "hidden_states", "x", "embeddings")
 
 
 def _by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

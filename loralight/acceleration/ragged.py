@@ -40,7 +40,7 @@ class Group(NamedTuple):
         tokens = rectangle.flatten(0, 1)
         return tokens if self.slots is None else tokens.index_select(0, self.slots)
 
-    def attended(self, scores: Tensor, value: Tensor, dropout: nn.Module) -> Tensor:
+    def attended(self, scores: Tensor, value: Tensor, dropout: Callable[[Tensor], Tensor]) -> Tensor:
         """The sums (tokens, heads, width) of values, by scores (rows, heads, longest, longest).
 
         Args:
@@ -109,6 +109,30 @@ class Ragged:
     def split(self, tokens: Tensor) -> Sequence[Tensor]:
         """Each group's part of (tokens, ...); a split into one would cost a pass of zeros in the backward pass."""
         return [tokens] if len(self.groups) == 1 else torch.split(tokens, self.sizes)
+
+    def attended(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scores: Callable[[Tensor, Tensor], Tensor],
+        dropout: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """Attention within each row, (tokens, heads, width).
+
+        Args:
+            query, key, value: of all tokens, (tokens, heads, width).
+            scores: gives the scores (rows, heads, longest, longest) of queries and keys (rows, heads, longest, width),
+                before the mask and the softmax.
+            dropout: for what the softmax gives.
+        """
+        parts = zip(*map(self.split, (query, key, value)), strict=True)
+        return torch.cat(
+            [
+                group.attended(scores(group.pad(q), group.pad(k)), group.pad(v), dropout)
+                for group, (q, k, v) in zip(self.groups, parts, strict=True)
+            ]
+        )
 
     def dim(self) -> int:
         """As that of a mask with a place for each pair of tokens; DeBERTa asks for it, and for the sum."""
