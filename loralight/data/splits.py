@@ -151,7 +151,9 @@ def _hold_out(splits: Splits, fraction: float, seed: int) -> None:
     if (count := len(splits["train"])) < 2:
         source = splits.origins["train"].source
         raise InputError(
-            "E-DATA-EMPTY", f"{source}: the train split has {count} rows, too few to hold out a validation split"
+            "E-DATA-EMPTY",
+            f"{source}: the train split has {count} rows, too few to hold out a validation split"
+            f"{_nested_hint(splits['train'])}",
         )
     halves = _numbers(splits["train"]).train_test_split(test_size=fraction, seed=seed)
     _choose(splits, {"train": halves["train"]["number"], "validation": halves["test"]["number"]})
@@ -186,6 +188,12 @@ def _inner_hint(rows: Dataset, wanted: str) -> str:
     field = wanted.rpartition(".")[2]
     holds = [name for name, kind in rows.features.items() if isinstance(kind, dict) and field in kind]
     return f" {holds[0]!r} holds records with a field {field!r}: make that field a column." if holds else ""
+
+
+def _nested_hint(rows: Dataset) -> str:
+    """A hint for JSON of a single object: its rows may be a list in one of its fields."""
+    lists = [name for name, kind in rows.features.items() if isinstance(getattr(kind, "feature", None), dict)]
+    return f". {lists[0]!r} is a list of records: write these as the file, as jq '.{lists[0]}' does" if lists else ""
 
 
 def column_name(given: Any, role: str, *, header: bool | None = None) -> str:

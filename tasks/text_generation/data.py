@@ -50,16 +50,28 @@ _ENCODED = Features(  # explicit, as there may be no row to infer them from
 def read_text(file: str, *, encoding: str | None = None) -> Dataset:
     """A text file, in parts of whole paragraphs and about 4,000 characters, each part as a separate text.
 
+    A paragraph that is longer is divided after lines, or else after words.
+
     Raises:
         InputError: the file cannot be read as text (``E-DATA``).
     """
     paragraphs = re.split(r"(?<=\n)\n+", read_text_file(file, encoding))
     parts = [""]
     for paragraph in paragraphs:
-        if parts[-1] and len(parts[-1]) + len(paragraph) > _PART:
-            parts.append("")
-        parts[-1] += f"\n{paragraph}" if parts[-1] else paragraph
+        for number, piece in enumerate(_pieces(paragraph)):
+            if parts[-1] and (number or len(parts[-1]) + len(piece) > _PART):
+                parts.append("")
+            parts[-1] += f"\n{piece}" if parts[-1] else piece
     return Dataset.from_dict({"text": [part for part in parts if part.strip()]}, features=_TEXT)
+
+
+def _pieces(paragraph: str) -> Iterator[str]:
+    start = 0
+    while (end := start + _PART) < len(paragraph):
+        cut = 1 + paragraph.rfind("\n", start, end) or 1 + paragraph.rfind(" ", start, end) or end  # 1 - 1: not found
+        yield paragraph[start:cut]
+        start = cut
+    yield paragraph[start:]
 
 
 class TextGenerationData(TaskData):

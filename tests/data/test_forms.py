@@ -120,6 +120,14 @@ def test_fields_that_a_table_fills_with_nothing_are_left_out_of_messages() -> No
     assert "TOOL" not in form.tokenizer.decode(ids)
 
 
+def test_messages_of_sharegpt_are_those_of_the_usual_form() -> None:
+    names = {"user": "human", "assistant": "gpt"}
+    shared = [{"from": names.get(one["role"], one["role"]), "value": one["content"]} for one in CHAT]
+    form = make("chat")
+    assert encode(form, shared) == encode(form, CHAT)
+    assert form.record(shared) == form.record(CHAT)
+
+
 FORGETFUL = "{% for m in messages %}{% if loop.last %}{{ m.role }}{% endif %}{{ m.content }}<|im_end|>{% endfor %}"
 STRICT = (
     "{% for m in messages %}{% if m.role not in ['user', 'assistant'] %}{{ raise_exception('no ' + m.role + ' here') }}"
@@ -136,8 +144,14 @@ FAULTS: dict[str, tuple[str, dict[str, Any], Any, str]] = {
     "a message without a role": (
         "chat",
         {},
-        [{"from": "human", "value": "a"}],
-        r"E-CHAT: train row 1, column 'm': .*'from'.*: a message has texts as role and content",
+        [{"speaker": "human", "text": "a"}],
+        r"E-CHAT: train row 1, column 'm': .*'speaker'.*: a message has texts as role and content",
+    ),
+    "a message of ShareGPT's form that is no text": (
+        "chat",
+        {},
+        [{"from": ["human"], "value": "a"}],
+        r"E-CHAT: train row 1, column 'm': .*human.*: a message has texts as role and content",
     ),
     "no turn of the assistant": (
         "chat",

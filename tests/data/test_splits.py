@@ -204,6 +204,10 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         {"train": "{folder}/tiny.csv"},
         r"E-DATA-EMPTY: \S*tiny\.csv: the train split has 1 rows, too few",
     ),
+    "rows within an object": (
+        {"path": "{folder}/within/nested.json"},
+        r"E-DATA-EMPTY: .*1 rows, too few to hold out a validation split\. 'data' is a list of records: .* jq '\.data'",
+    ),
     "no fraction": ({"train": "{folder}/a.csv", "validation_fraction": 0.0}, "E-DATA: data.validation_fraction is 0.0"),
     "all of it": ({"train": "{folder}/a.csv", "validation_fraction": 1.0}, "E-DATA: data.validation_fraction is 1.0"),
     "no rows asked for": (
@@ -222,6 +226,8 @@ def test_what_gives_no_data_is_one_clear_error(tmp_path: Path, fault: str) -> No
     numbered(tmp_path / "twice" / "train.tsv", 2)
     numbered(tmp_path / "a.csv", 4)
     numbered(tmp_path / "tiny.csv", 1)
+    (tmp_path / "within").mkdir()
+    (tmp_path / "within" / "nested.json").write_text('{"version": 1, "data": [{"text": "a"}, {"text": "b"}]}')
     arguments, message = FAULTS[fault]
     given = {k: v.format(folder=tmp_path) if isinstance(v, str) else v for k, v in arguments.items()}
     with pytest.raises(InputError, match=f"^{message}"):

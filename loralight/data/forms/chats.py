@@ -15,14 +15,15 @@ from loralight.models.pretrained import tokenise
 
 Message = Mapping[str, str]
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # marks the assistant's turns in a chat template
+_SPEAKERS = {"human": "user", "gpt": "assistant"}  # of ShareGPT
 _SPEAKER = re.compile(r"^(system|user|assistant):[ \t]*", re.IGNORECASE | re.MULTILINE)
 
 
 class Chat(Form):
     """Messages in the tokenizer's chat template; the assistant's turns and their ends are learnt.
 
-    Messages are a list of {role, content}, or a transcript: a text in which each turn begins on a new line with
-    ``User:`` or ``Assistant:``.
+    Messages are a list of {role, content}, or of {from, value} as in ShareGPT, or a transcript: a text in which each
+    turn begins on a new line with ``User:`` or ``Assistant:``.
 
     Args:
         template: a chat template (Jinja) in place of the tokenizer's.
@@ -162,12 +163,23 @@ def _messages(value: Any, place: str) -> list[Message]:
         InputError: the cell holds no messages (``E-CHAT``).
     """
     chat = _transcript(value) if isinstance(value, str) else value
+    if isinstance(chat, Sequence):
+        chat = [_renamed(message) for message in chat]
     if not isinstance(chat, Sequence) or not chat:
         raise InputError("E-CHAT", f"{place}: {str(value)[:200]!r} is no list of messages, nor a transcript of turns")
     for message in chat:
         if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
             raise InputError("E-CHAT", f"{place}: {str(message)[:200]}: a message has texts as role and content")
     return [{key: value for key, value in message.items() if value is not None} for message in chat]
+
+
+def _renamed(message: Any) -> Any:
+    """A message of ShareGPT's form, {from, value}, in the usual one."""
+    if not isinstance(message, Mapping) or not {"from", "value"} <= message.keys():
+        return message
+    speaker = message["from"]
+    role = _SPEAKERS.get(speaker, speaker) if isinstance(speaker, str) else speaker
+    return {"role": role, "content": message["value"]}
 
 
 def _transcript(text: str) -> list[Message]:

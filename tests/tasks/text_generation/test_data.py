@@ -187,11 +187,17 @@ def test_a_text_file_becomes_texts_of_whole_paragraphs(tmp_path: Path) -> None:
     parts = read_text(str(tmp_path / "book.txt"))["text"]
     assert len(parts) > 2 and all(len(part) <= 4000 for part in parts)
     assert [line for part in parts for line in part.split("\n") if line] == paragraphs
-    (tmp_path / "one.txt").write_text("x " * 5000)
-    assert read_text(str(tmp_path / "one.txt"))["text"] == ["x " * 5000]
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match=r"^E-DATA: .*bad\.txt: cannot be read as text"):
         read_text(str(tmp_path / "bad.txt"))
+
+
+@pytest.mark.parametrize(("unit", "ends"), [("a line\n", "\n"), ("word ", " "), ("\u6f22", "\u6f22")])
+def test_a_long_paragraph_is_divided_after_lines_or_words(tmp_path: Path, unit: str, ends: str) -> None:
+    (tmp_path / "one.txt").write_text(unit * 5000, encoding="utf-8")
+    parts = read_text(str(tmp_path / "one.txt"))["text"][:]
+    assert "".join(parts) == unit * 5000
+    assert all(len(part) <= 4000 and part.endswith(ends) for part in parts) and len(parts) <= 10
 
 
 def test_a_text_file_without_text_has_no_rows(tmp_path: Path) -> None:
