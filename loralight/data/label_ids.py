@@ -62,14 +62,15 @@ def name_label_ids(rows: Splits, columns: Sequence[str], given: LabelNames) -> l
         raise InputError("E-LABELS", f"data.label_names={given!r}: columns of 0 and 1 have their names; leave it out")
     (column,) = columns
     names, several = _read(given), are_lists(rows["train"], columns)
-    found = {label_name(value) for part in rows.values() for cell in part[column] for value in _values(cell)}
-    by_id = names if isinstance(names, dict) else _numbered(names, found)
-    if not found <= set(by_id.values()):  # else the column already holds the names
-        for split, part in rows.items():
-            named = [_named(cell, by_id, rows.origins[split], row, column) for row, cell in enumerate(part[column])]
-            text = Value("string")
-            feature = List(text) if several else text
-            rows[split] = part.remove_columns(column).add_column(column, named, feature=feature)
+    known = set(names.values() if isinstance(names, dict) else names)
+    found = {split: _labels_in(part, column) for split, part in rows.items()}
+    numbered = {split: labels for split, labels in found.items() if not labels <= known}  # others hold the names
+    by_id = names if isinstance(names, dict) else _numbered(names, set().union(*numbered.values()) or known)
+    text = Value("string")
+    for split in numbered:
+        part, origin = rows[split], rows.origins[split]
+        named = [_named(cell, by_id, origin, row, column) for row, cell in enumerate(part[column])]
+        rows[split] = part.remove_columns(column).add_column(column, named, feature=List(text) if several else text)
     return list(by_id.values())
 
 
@@ -86,26 +87,33 @@ def names_beside(
         columns: one column, with a label or a list of labels in each row; others have no numbers to be named.
         is_name: whether a text can be a label's name.
     """
-    if len(columns) > 1 or not _kind(rows["train"], columns[0]).startswith(("int", "uint")):
+    column = columns[0]
+    if len(columns) > 1 or not _has_numbers(rows["train"], column):
         return None, []
-    found = {label_name(value) for part in rows.values() for cell in part[columns[0]] for value in _values(cell)}
-    for place, names in _places(rows, columns[0], found):
+    others = (part for split, part in rows.items() if split != "train" and _has_numbers(part, column))
+    splits = [rows["train"], *others]
+    found = set().union(*(_labels_in(part, column) for part in splits))
+    for place, names in _places(splits, column, found, Path(rows.origins["train"].source)):
         if found <= names.keys() and all(is_name(name) and not name.isdecimal() for name in names.values()):
-            return names, [f"the numbers in column {columns[0]!r} have their names from {place}"]
+            return names, [f"the numbers in column {column!r} have their names from {place}"]
     return None, []
 
 
-def _places(rows: Splits, column: str, found: set[str]) -> Iterator[tuple[str, dict[str, str]]]:
+def _places(
+    splits: Sequence[Dataset], column: str, found: set[str], source: Path
+) -> Iterator[tuple[str, dict[str, str]]]:
     """Places that may name the numbers in a column, each with the names by number."""
-    train, source = rows["train"], Path(rows.origins["train"].source)
     file = (source if source.is_dir() else source.parent) / "labels.json"
     if source.exists() and file.is_file():  # the source of rows from the hub is a name
         yield str(file), _names_in(str(file), found)
-    for other in train.column_names:
-        if _kind(train, other) in ("string", "large_string") and are_lists(train, [other]) == are_lists(
-            train, [column]
-        ):
-            yield f"column {other!r}", _one_to_one(rows, column, other)
+    several = are_lists(splits[0], [column])
+    for other in splits[0].column_names:
+        if _kind(splits[0], other) in ("string", "large_string") and are_lists(splits[0], [other]) == several:
+            yield f"column {other!r}", _one_to_one(splits, column, other)
+
+
+def _has_numbers(rows: Dataset, column: str) -> bool:
+    return _kind(rows, column).startswith(("int", "uint"))
 
 
 def _kind(rows: Dataset, column: str) -> str:
@@ -124,12 +132,12 @@ def _names_in(file: str, found: set[str]) -> dict[str, str]:
         return {}
 
 
-def _one_to_one(rows: Splits, column: str, other: str) -> dict[str, str]:
+def _one_to_one(splits: Sequence[Dataset], column: str, other: str) -> dict[str, str]:
     """The text that goes with each number; none if two go with one, or if most numbers come once, as texts do."""
     names: dict[str, str] = {}
     count = 0
-    for part in rows.values():
-        if {column, other} <= set(part.column_names):
+    for part in splits:
+        if other in part.column_names:
             for cell, texts in zip(part[column], part[other], strict=True):
                 numbers, called = map(list, map(_values, (cell, texts)))
                 pairs = [(label_name(number), label_name(text)) for number, text in zip(numbers, called, strict=False)]
@@ -184,6 +192,10 @@ def _numbered(names: Sequence[str], found: set[str]) -> dict[str, str]:
             f"with 0 or with 1? Give them by number: data.label_names='{{{shown}, ...}}'",
         )
     return {str(number): name for number, name in enumerate(names, start=first)}
+
+
+def _labels_in(rows: Dataset, column: str) -> set[str]:
+    return {label_name(value) for cell in rows[column] for value in _values(cell)}
 
 
 def _values(cell: Any) -> Iterator[Any]:

@@ -139,3 +139,15 @@ def test_names_given_by_the_user_or_by_the_label_column_come_first(tmp_path: Pat
     rows = beside(tmp_path)
     rows["train"] = rows["train"].cast(Features({"label": ClassLabel(names=["no", "yes"]), "text": Value("string")}))
     assert name_labels(rows, ["label"], None, None) == (None, [])
+
+
+def test_a_split_that_holds_the_names_is_left_as_it_is(tmp_path: Path) -> None:
+    of_train = beside(tmp_path, label_text=["bad", "good", "good", "bad"])
+    tests = {
+        "test": Dataset.from_dict({"label": ["good", "bad"], "text": ["a", "b"]}),
+        "validation": Dataset.from_dict({"label": [1, 0], "text": ["a", "b"]}),
+    }
+    origins = {split: Origin(split=split, source="test.csv") for split in tests}
+    rows = Splits({**tests, **of_train}, {**origins, **of_train.origins})
+    assert name_labels(rows, ["label"], None, None)[0] == ["bad", "good"]
+    assert rows["train"]["label"][:] == ["bad", "good", "good", "bad"] and rows["test"]["label"][:] == ["good", "bad"]
