@@ -94,7 +94,7 @@ def test_every_recipe_passes_the_check_before_a_run(group: str, tmp_path: Path) 
 def test_an_experiment_sets_a_method_s_settings_for_that_method_alone(experiment: Path, tmp_path: Path) -> None:
     assert "adapter" not in (OmegaConf.load(experiment)), "its settings of lora belong into adapter/<experiment>_lora"
     config = composed([f"experiment={experiment.stem}", "adapter=full"], tmp_path)
-    assert config["adapter"] == composed(["adapter=full"], tmp_path)["adapter"]
+    assert config["adapter"] == composed([f"task={config['names']['task']}", "adapter=full"], tmp_path)["adapter"]
     own = experiment.parent / "adapter" / f"{experiment.stem}_lora.yaml"
     given = composed([f"experiment={experiment.stem}"], tmp_path)["adapter"]
     assert given.items() >= OmegaConf.to_container(OmegaConf.load(own)).items()  # type: ignore[union-attr]
@@ -108,8 +108,8 @@ def test_a_task_s_settings_for_a_method_are_of_that_method_alone(own: Path, tmp_
     given = composed([f"task={task}", f"adapter={method}"], tmp_path)["adapter"]
     assert given.items() >= OmegaConf.to_container(OmegaConf.load(own)).items()  # type: ignore[union-attr]
     assert (
-        composed([f"task={task}", "adapter=full"], tmp_path)["adapter"]
-        == composed(["adapter=full"], tmp_path)["adapter"]
+        composed([f"task={task}", "adapter=bitfit"], tmp_path)["adapter"]
+        == composed(["adapter=bitfit"], tmp_path)["adapter"]
     )
 
 
