@@ -150,6 +150,9 @@ def _one_to_one(splits: Sequence[Dataset], column: str, other: str) -> dict[str,
 def _read(given: LabelNames) -> list[str] | dict[str, str]:
     """The names, in order or by number."""
     read: Any = _read_file(given) if isinstance(given, str) else given
+    names = read.values() if isinstance(read, Mapping) else read if isinstance(read, list) else ()
+    if not all(isinstance(name, str | int | float) for name in names):
+        read = None  # JSON about something else
     if isinstance(read, Mapping):
         read = {label_name(number): label_name(name) for number, name in read.items()}
         if all(isinstance(name, str) and name.isdecimal() for name in read.values()):  # {"positive": 1}
@@ -178,7 +181,7 @@ def _read_file(name: str) -> Any:
         return [line.strip() for line in text.splitlines() if line.strip()]
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError("E-LABELS", f"data.label_names={name}: no JSON: {error}") from error
 
 

@@ -65,6 +65,8 @@ def test_a_file_has_a_name_a_line_or_json(tmp_path: Path, name: str, text: str) 
         ([1, 2], ["bad", "good", "fair"], r"E-LABELS: .* begin with 0 or with 1\? .*\{1: bad, 2: good, 3: fair"),
         (["0,1", "1"], ["bad", "good"], r"E-LABEL-RANGE: .* no name for '0,1', .*data\.label_separator"),
         ([0, 1], ["bad", "bad"], "E-LABELS: .* give different names"),
+        ([0, 1], [["bad"], ["good"]], "E-LABELS: .* give different names"),
+        ([0, 1], {"0": {"name": "bad"}, "1": None}, "E-LABELS: .* give different names"),
         ([0, 1], "nowhere.txt", r"E-LABELS: data\.label_names=nowhere\.txt: there is no such file"),
     ],
 )
@@ -78,8 +80,9 @@ def test_columns_of_0_and_1_have_names_already() -> None:
         name_label_ids(splits([0, 1]), ["label", "label"], ["a", "b"])
 
 
-def test_a_broken_json_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "names.json").write_text("[bad")
+@pytest.mark.parametrize("text", ["[bad", "[" * 100_000 + "]" * 100_000], ids=["broken", "deep"])
+def test_a_broken_json_file_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "names.json").write_text(text)
     with pytest.raises(InputError, match=r"^E-LABELS: data\.label_names=\S*names\.json: no JSON"):
         name_label_ids(splits([0, 1]), ["label"], str(tmp_path / "names.json"))
 
@@ -98,7 +101,10 @@ def beside(folder: Path, **columns: Any) -> Splits:
         ('["bad"]', None),
         ('{"train.csv": "about something else"}', None),
         ("no JSON", None),
+        ('{"0": {"name": "bad"}, "1": ["good"]}', None),
+        ("[" * 100_000 + "]" * 100_000, None),
     ],
+    ids=range(7),
 )
 def test_a_file_beside_the_data_names_numbers_if_it_names_all(
     tmp_path: Path, text: str, names: list[str] | None
