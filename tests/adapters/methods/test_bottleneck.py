@@ -5,14 +5,7 @@ import timm
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
+from transformers import BertConfig, BertForSequenceClassification
 
 from loralight.adapters import inject
 from loralight.adapters.base import Adapter, trainable
@@ -20,17 +13,12 @@ from loralight.adapters.layers.bottleneck import _BESIDE
 from loralight.adapters.methods.bottleneck import Houlsby, Parallel, Pfeiffer
 from loralight.errors import InputError
 
-SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 30}
-TEXT = {
-    "bert": lambda: BertForSequenceClassification(BertConfig(**SMALL)),
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SMALL)),
-    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=30)),
-}
+from .text_models import MODELS, SMALL, TOKENS
+
 FIRST = {"bert": "intermediate.dense", "llama": "mlp.gate_proj", "gpt2": "mlp.c_fc"}
 LAST = {"bert": "output.dense", "llama": "mlp.down_proj", "gpt2": "mlp.c_proj"}
 ATTENTION = {"bert": "attention.output.dense", "llama": "self_attn.o_proj", "gpt2": "attn.c_proj"}
 BLOCKS = {"bert": "bert.encoder.layer", "llama": "model.layers", "gpt2": "transformer.h"}
-TOKENS = torch.arange(24).view(3, 8)
 
 
 def adapted(base: nn.Module, adapter: Adapter) -> nn.Module:
@@ -66,10 +54,10 @@ def with_formula(base: nn.Module, model: nn.Module, kind: str, places: list[str]
     return base
 
 
-@pytest.mark.parametrize("kind", TEXT)
+@pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("method", ["houlsby", "pfeiffer", "parallel"])
 def test_transformers_compute_the_papers_formula(kind: str, method: str) -> None:
-    base = TEXT[kind]().double().eval()
+    base = MODELS[kind]().double().eval()
     adapter = {
         "houlsby": Houlsby(reduction_factor=4, train_norms=False),
         "pfeiffer": Pfeiffer(reduction_factor=4),
@@ -86,9 +74,9 @@ def test_transformers_compute_the_papers_formula(kind: str, method: str) -> None
 
 
 @pytest.mark.parametrize("adapter", [Houlsby(), Pfeiffer(), Parallel()], ids=lambda adapter: type(adapter).__name__)
-@pytest.mark.parametrize("kind", [*TEXT, "vit"])
+@pytest.mark.parametrize("kind", [*MODELS, "vit"])
 def test_at_step_0_all_is_as_it_was_and_keys_stay(kind: str, adapter: Adapter) -> None:
-    base = (timm.create_model("test_vit") if kind == "vit" else TEXT[kind]()).eval()
+    base = (timm.create_model("test_vit") if kind == "vit" else MODELS[kind]()).eval()
     model = copy.deepcopy(base)
     inject(model, adapter)
     given = torch.rand(2, 3, 160, 160) if kind == "vit" else TOKENS
@@ -112,7 +100,7 @@ def test_the_bottleneck_is_as_narrow_as_the_papers_have_it() -> None:
 
 def test_houlsby_trains_the_norms_too_unless_told() -> None:
     for trains in (True, False):
-        model = TEXT["bert"]()
+        model = MODELS["bert"]()
         inject(model, Houlsby(train_norms=trains), head=[model.classifier])
         norms = {name for name, _ in model.named_parameters() if "LayerNorm" in name}
         assert (norms <= trainable(model).keys()) is trains
@@ -158,7 +146,7 @@ def test_a_reduction_below_1_is_refused(method: type[Houlsby]) -> None:
 
 
 def test_a_parallel_bottleneck_keeps_no_activation_and_is_recomputed_with_its_network() -> None:
-    model = adapted(TEXT["bert"]().double().eval(), Parallel())
+    model = adapted(MODELS["bert"]().double().eval(), Parallel())
     x = torch.randn(2, 5, 16, dtype=torch.float64, requires_grad=True)
     block = model.bert.encoder.layer[0]
     gradients = [
@@ -178,7 +166,7 @@ def test_a_parallel_bottleneck_keeps_no_activation_and_is_recomputed_with_its_ne
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_compiled_network_has_its_parallel_bottleneck(backend: str) -> None:
-    model = adapted(TEXT["bert"]().eval(), Parallel())
+    model = adapted(MODELS["bert"]().eval(), Parallel())
     x = torch.randn(2, 5, 16)
     expected = states(model.bert.encoder.layer[0](x))
     compiled = torch.compile(model.bert.encoder.layer[0], backend=backend)

@@ -5,14 +5,6 @@ import pytest
 import timm
 import torch
 from torch import nn
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
 
 from loralight.adapters import inject, merge
 from loralight.adapters.base import trainable
@@ -20,13 +12,8 @@ from loralight.adapters.methods.ia3 import IA3
 from loralight.errors import InputError
 from loralight.training.optim import parameter_groups
 
-SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 30}
-WIDE = {"initializer_range": 0.3}  # so small a model says next to nothing at the customary 0.02
-MODELS = {
-    "bert": lambda: BertForSequenceClassification(BertConfig(**SMALL, **WIDE)),
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SMALL, num_key_value_heads=1, **WIDE)),
-    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=30, **WIDE)),
-}
+from .text_models import MODELS
+
 PLACES = {
     "bert": {"attention.self.key": 16, "attention.self.value": 16, "output.dense": 24},
     "llama": {"self_attn.k_proj": 8, "self_attn.v_proj": 8, "mlp.down_proj": 24},
