@@ -4,7 +4,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,8 @@ from loralight.adapters.methods.bitfit import BitFit
 from loralight.adapters.methods.ia3 import IA3
 from loralight.training.checkpoint import FolderCheckpointIO
 from loralight.training.task import AdapterTask, Step
+
+from .fitting import Batches, trainer
 
 
 class Net(nn.Module):
@@ -59,21 +60,13 @@ class Toy(AdapterTask):
         return []
 
 
-class Batches(list[tuple[Tensor, Tensor]]):
-    """A loader; Lightning takes a plain list for several of them."""
-
-
 def fit(precision: Any, adapter: Adapter, *, epochs: int = 2, resume: Path | None = None, **settings: Any) -> Toy:
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 50, (3, 8, 6), generator=random)
     task = Toy(adapter=adapter, optimizer=partial(torch.optim.AdamW, lr=1e-3))
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = lightning.Trainer(
-        **{"accelerator": "cpu", "max_epochs": epochs, "precision": precision, "plugins": [FolderCheckpointIO()]},
-        **{**quiet, "num_sanity_val_steps": 0, **settings},
-    )
+    settings |= {"max_epochs": epochs, "precision": precision, "plugins": [FolderCheckpointIO()]}
     batches = Batches((batch, batch[:, 0] % 3) for batch in ids)
-    trainer.fit(task, batches, batches, ckpt_path=resume)
+    trainer(**settings).fit(task, batches, batches, ckpt_path=resume)
     return task
 
 

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning
 import pytest
 import timm
 import torch
@@ -20,6 +19,8 @@ from loralight.adapters.base import trainable
 from loralight.artifacts.export import load_adapter, read_recipe, save_adapter
 from loralight.training.checkpoint import FolderCheckpointIO
 from loralight.training.task import AdapterTask, Step
+
+from ..fitting import Batches, trainer
 
 SMALL = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
 NO_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
@@ -87,10 +88,6 @@ class Task(AdapterTask):
         return []
 
 
-class Batches(list[Tensor]):
-    """A loader; Lightning takes a plain list for several of them."""
-
-
 def make(kind: str) -> Task:
     build, _, settings = KINDS[kind]
     task = Task(build=build, adapter=Lora(**settings, rank=2), optimizer=partial(torch.optim.AdamW, lr=0.01))
@@ -107,28 +104,18 @@ def output(task: Task, x: Tensor) -> Tensor:
 def test_layers_of_every_kind_are_trained_and_come_back_bit_for_bit(kind: str, tmp_path: Path) -> None:
     task, x = make(kind), KINDS[kind][1]
     before = {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        max_epochs=2,
-        limit_val_batches=0,
-        plugins=[FolderCheckpointIO()],
-        default_root_dir=tmp_path,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(task, Batches([x, x]), Batches([x]))
+    run = trainer(max_epochs=2, limit_val_batches=0, plugins=[FolderCheckpointIO()], default_root_dir=tmp_path)
+    run.fit(task, Batches([x, x]), Batches([x]))
     learns = trainable(task.model)
     state = task.model.state_dict()
     shared = {parameter.data_ptr() for parameter in learns.values()}
     moved = {name for name, tensor in state.items() if not torch.equal(tensor, before[name])}
     assert moved and all(state[name].data_ptr() in shared for name in moved), "nothing that is frozen moves"
     assert task.trainable_tensors().keys() == learns.keys()
-    optimized = [parameter for group in trainer.optimizers[0].param_groups for parameter in group["params"]]
+    optimized = [parameter for group in run.optimizers[0].param_groups for parameter in group["params"]]
     assert sorted(map(id, learns.values())) == sorted(map(id, optimized))
 
-    trainer.save_checkpoint(tmp_path / "checkpoint")
+    run.save_checkpoint(tmp_path / "checkpoint")
     resumed = make(kind)
     resumed.on_load_checkpoint(FolderCheckpointIO().load_checkpoint(tmp_path / "checkpoint"))
     recipe = {"task": {"name": "a task", "arguments": {}}, "adapter": {"name": "lora", "arguments": {}}}

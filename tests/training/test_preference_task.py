@@ -20,6 +20,8 @@ from loralight.acceleration import Acceleration, FrozenProducts, GradientCheckpo
 from loralight.adapters import Adapter, BitFit, Lora, disabled, trainable
 from loralight.errors import InputError
 
+from ..fitting import Batches, trainer
+
 BETA, LR = 0.5, 0.05
 
 
@@ -52,10 +54,6 @@ class Preferences(AdapterTask):
         return [{} for _ in inputs]
 
 
-class Batches(list[dict[str, Tensor]]):
-    """A loader; Lightning takes a plain list for several of them."""
-
-
 def batches() -> Batches:
     random = torch.Generator().manual_seed(1)
     draw = partial(torch.randint, 0, 50, (4, 7), generator=random)
@@ -72,16 +70,7 @@ def trained(folder: Path, adapter: Adapter, **accelerations: Acceleration) -> tu
         def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
             losses.append(float(trainer.callback_metrics["train/loss"]))
 
-    quiet: Any = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        default_root_dir=folder,
-        enable_checkpointing=False,
-        callbacks=[Note()],
-        **quiet,
-    )
-    trainer.fit(task, batches(), batches())
+    trainer(default_root_dir=folder, callbacks=[Note()]).fit(task, batches(), batches())
     return task, losses
 
 

@@ -28,6 +28,8 @@ from loralight.training.hooks import owned_hooks
 from loralight.training.optim import schedule
 from loralight.training.task import AdapterTask, Step
 
+from ..fitting import Batches, trainer
+
 Batch = tuple[Tensor, Tensor]
 OWNED = (
     "automatic_optimization",
@@ -47,10 +49,6 @@ OWNED = (
     "training_step",
     "validation_step",
 )
-
-
-class Batches(list[Batch]):
-    """A loader; Lightning takes a plain list for several of them."""
 
 
 class Net(nn.Module):
@@ -98,11 +96,6 @@ def batches_of(*sizes: int, dtype: torch.dtype = torch.float32) -> Batches:
     random = torch.Generator().manual_seed(0)
     rows = (torch.randn(n, 4, generator=random).to(dtype) for n in sizes)
     return Batches((x, torch.randint(0, 3, (len(x),), generator=random)) for x in rows)
-
-
-def trainer(**arguments: Any) -> lightning.Trainer:
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    return lightning.Trainer(**{"accelerator": "cpu", "max_epochs": 1, "num_sanity_val_steps": 0, **quiet, **arguments})
 
 
 def weights(task: AdapterTask) -> dict[str, Tensor]:

@@ -23,6 +23,8 @@ from loralight.training.checkpoint import FolderCheckpointIO
 from loralight.training.optim import delayed, parameter_groups, schedule
 from loralight.training.task import AdapterTask, Step
 
+from ...fitting import Batches, trainer
+
 NUM_STEPS = 12
 
 
@@ -124,29 +126,15 @@ class Classifier(AdapterTask):
         return []
 
 
-class Batches(list[Tensor]):
-    """A loader: Lightning takes a plain list for several of them."""
-
-
 def fit(adapter: Adapter, folder: Path, *, stop: int = -1, resume: Path | None = None, **settings: Any) -> Classifier:
     scheduler = settings.pop("scheduler", partial(schedule, name="linear", warmup=0.1))
     task = Classifier(adapter=adapter, optimizer=partial(AdamW, lr=0.01, weight_decay=0.1), scheduler=scheduler)
     task.configure_model()
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        max_steps=NUM_STEPS,
-        limit_val_batches=0,
-        plugins=[FolderCheckpointIO()],
-        default_root_dir=folder,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[lightning.pytorch.callbacks.LambdaCallback(on_train_batch_end=lambda t, *_: save(t, folder, stop))],
-    )
     random = torch.Generator().manual_seed(0)
     batches = Batches(torch.randint(3, 30, (4, 7), generator=random) for _ in range(NUM_STEPS))
-    trainer.fit(task, batches, batches, ckpt_path=resume)
+    saving = lightning.pytorch.callbacks.LambdaCallback(on_train_batch_end=lambda t, *_: save(t, folder, stop))
+    run = trainer(limit_val_batches=0, plugins=[FolderCheckpointIO()], default_root_dir=folder, callbacks=[saving])
+    run.fit(task, batches, batches, ckpt_path=resume)
     return task
 
 
