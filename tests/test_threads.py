@@ -22,7 +22,6 @@ from loralight.adapters.layers.attention import show_weights_
 from loralight.adapters.multi.parts import parts_of
 from loralight.adapters.multi.rows import by_rows
 from loralight.artifacts.bank import AdapterBank
-from loralight.artifacts.export import save_adapter
 from loralight.errors import InputError
 from loralight.kernels import linear as kernels
 from loralight.models import tokenise
@@ -203,14 +202,8 @@ def bank(checkpoints: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
     }
     folders = {}
     for name, adapter in settings.items():
-        checkpoint = checkpoints["text_classification"]
-        arguments = {"checkpoint": checkpoint, **KINDS["text_classification"][1]}
-        recipe = {
-            "task": {"name": "text_classification", "arguments": arguments},
-            "adapter": {"name": "lora", "arguments": adapter},
-        }
         folders[name] = tmp_path_factory.mktemp("adapters") / name
-        save_adapter(task_of("text_classification", checkpoint, **adapter), folders[name], recipe=recipe, metrics={})
+        task_of("text_classification", checkpoints["text_classification"], **adapter).save(folders[name])
     return loralight.load_many(folders, device="cpu")
 
 

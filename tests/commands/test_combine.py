@@ -19,23 +19,17 @@ TEXTS = ["a fine film", "a dull film", "joy"]
 def runs(tiny_bert: str, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The folders of two adapters with labels of their own."""
     from loralight.adapters import Lora
-    from loralight.artifacts.export import save_adapter
     from loralight.tasks.text_classification import TextClassification
 
     folders = []
     for name, labels in {"films": ["bad", "good"], "food": ["cold", "hot", "warm"]}.items():
-        own = {"checkpoint": tiny_bert, "labels": labels, "max_length": 16}
-        settings = {"targets": ["query", "value"], "rank": 2}
-        task = TextClassification(**own, adapter=Lora(**settings))  # type: ignore[arg-type]
+        adapter = Lora(targets=["query", "value"], rank=2)
+        task = TextClassification(checkpoint=tiny_bert, labels=labels, max_length=16, adapter=adapter)
         task.configure_model()
         for tensor in task.trainable_tensors().values():
             torch.nn.init.normal_(tensor, std=0.5)
-        recipe = {
-            "task": {"name": "text_classification", "arguments": own},
-            "adapter": {"name": "lora", "arguments": settings},
-        }
         folders.append(tmp_path_factory.mktemp("runs") / name)
-        save_adapter(task, folders[-1], recipe=recipe, metrics={})
+        task.save(folders[-1])
     return folders
 
 

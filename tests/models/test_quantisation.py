@@ -20,7 +20,6 @@ from loralight.adapters import Adapter, Dora, FullFineTuning, Lora, LoraFA, Peft
 from loralight.adapters.base import trainable
 from loralight.adapters.layers.quantised import LoraQuantisedLinear
 from loralight.adapters.methods.last_layers import LastLayers
-from loralight.artifacts.export import save_adapter
 from loralight.config.build import adapter_classes, build_task
 from loralight.config.composition import compose, plain
 from loralight.errors import InputError
@@ -364,16 +363,11 @@ def test_the_memory_table_counts_packed_bytes_against_the_whole_model() -> None:
 
 def test_adapters_of_one_quantised_base_share_it_and_serve_rows_of_one_batch(tiny_bert: str, tmp_path: Path) -> None:
     own = {"checkpoint": tiny_bert, "labels": ["bad", "good"], "max_length": 16, "quantize": "coarse"}
-    settings = {"targets": "all-linear", "rank": 2}
-    recipe = {
-        "task": {"name": "text_classification", "arguments": own},
-        "adapter": {"name": "lora", "arguments": settings},
-    }
     for name in "ab":
-        task = TextClassification(adapter=Lora(**settings), **own)
+        task = TextClassification(adapter=Lora(targets="all-linear", rank=2), **own)
         task.configure_model()
         disturb(task.model)
-        save_adapter(task, tmp_path / name, recipe=recipe, metrics={})
+        task.save(tmp_path / name)
     bank = loralight.load_many({name: tmp_path / name for name in "ab"}, device="cpu")
     ours, theirs = ([m for m in model.modules() if isinstance(m, QuantisedLinear)] for model in (bank["a"], bank["b"]))
     assert all(

@@ -25,7 +25,6 @@ from loralight.acceleration import ChannelsLast, FrozenBatchNorms
 from loralight.adapters import Adapter, FullFineTuning, LinearProbe, Lora, merge
 from loralight.adapters.base import trainable
 from loralight.adapters.layers.lora import LoraConv2d
-from loralight.artifacts.export import save_adapter
 from loralight.errors import InputError
 from loralight.kernels.batch_norm import FrozenNorm
 from loralight.tasks.image_classification import ImageClassification
@@ -64,16 +63,6 @@ def plain(family: str, folder: str) -> nn.Module:
     model.load_state_dict(load_file(f"{folder}/model.safetensors"))
     model.reset_classifier(3)  # type: ignore[operator]
     return model.eval()
-
-
-def exported(task: ImageClassification, folder: Path) -> Path:
-    """The adapter's folder of a task of `make`."""
-    arguments = {"checkpoint": task.backbone.config.file.rpartition("/")[0], "labels": LABELS}
-    arguments["batch_norm"] = task.batch_norm
-    adapter = {"name": "lora", "arguments": {"targets": "all", "rank": 2}}
-    recipe = {"task": {"name": "image_classification", "arguments": arguments}, "adapter": adapter}
-    save_adapter(task, folder / "adapter", recipe=recipe, metrics={})
-    return folder / "adapter"
 
 
 @pytest.fixture(scope="session")
@@ -220,7 +209,8 @@ def test_an_exported_adapter_has_the_same_logits_in_peft(
     checkpoints: Callable[[str], str], family: str, batch_norm: str, tmp_path: Path
 ) -> None:
     task = make(checkpoints(family), batch_norm=batch_norm)
-    theirs = PeftModel.from_pretrained(plain(family, checkpoints(family)), str(exported(task, tmp_path))).eval()
+    task.save(tmp_path / "adapter")
+    theirs = PeftModel.from_pretrained(plain(family, checkpoints(family)), str(tmp_path / "adapter")).eval()
     images = batch_of()["images"]
     with torch.no_grad():
         torch.testing.assert_close(theirs(images), task.model(images), rtol=1e-4, atol=1e-5)
@@ -238,7 +228,8 @@ def test_an_exported_adapter_is_loaded_with_the_same_logits(
     with torch.no_grad():
         task.step(batch_of())  # statistics follow it
     task.eval()
-    again = loralight.load(exported(task, tmp_path), device="cpu")
+    task.save(tmp_path / "adapter")
+    again = loralight.load(tmp_path / "adapter", device="cpu")
     images = batch_of()["images"]
     with torch.no_grad():
         assert torch.equal(again.model(images), task.model(images))

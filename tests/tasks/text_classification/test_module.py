@@ -23,7 +23,6 @@ from loralight.acceleration.first_tokens import FirstTokens
 from loralight.acceleration.unpadding import Unpadding, is_unpadded, outputs_of_short_rows
 from loralight.adapters import Lora, merge
 from loralight.adapters.base import trainable
-from loralight.artifacts.export import save_adapter
 from loralight.errors import InputError
 from loralight.models import PooledClassifier, load_pooled
 from loralight.models.pretrained import agree_on_padding_, check_vocabulary, pad_
@@ -437,12 +436,7 @@ def test_a_decoder_without_a_padding_token_reads_the_last_token_of_each_text(dec
         for found in (answer, alone):
             assert list(found["probabilities"].values()) == pytest.approx(last.tolist(), abs=1e-5)
     task.step(batch_of(task, [0, 1, 0, 1, 0])).loss.backward()
-    arguments = {"checkpoint": decoder, "labels": ["bad", "good"], "max_length": 16}
-    recipe = {
-        "task": {"name": "text_classification", "arguments": arguments},
-        "adapter": {"name": "lora", "arguments": {"targets": "all-linear", "rank": 4}},
-    }
-    save_adapter(task, tmp_path / "adapter", recipe=recipe, metrics={})
+    task.save(tmp_path / "adapter")
     loaded = loralight.load(tmp_path / "adapter", device="cpu")  # which leaves out padding
     assert loaded.predict(TEXTS) == [
         {**answer, "probabilities": pytest.approx(answer["probabilities"], abs=2e-6)} for answer in together
@@ -527,7 +521,7 @@ def test_a_pooled_model_goes_to_peft_and_to_sentence_transformers(tmp_path: Path
     for name, parameter in trainable(task.model).items():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    save_adapter(task, tmp_path / "adapter", recipe=RECIPE, metrics={})
+    task.save(tmp_path / "adapter")
     encoded = task.tokenizer(TEXTS, padding=True, return_tensors="pt")
     with torch.no_grad():
         expected = task.model(**encoded).logits
@@ -545,7 +539,7 @@ def test_a_pooled_model_goes_to_peft_and_to_sentence_transformers(tmp_path: Path
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks transformers
 def test_a_plain_bert_does_not_take_a_pooled_models_adapter(tmp_path: Path) -> None:
     """Its own pooler would compute something else, and nobody would be told."""
-    save_adapter(make_pooled(), tmp_path / "adapter", recipe=RECIPE, metrics={})
+    make_pooled().save(tmp_path / "adapter")
     base = AutoModelForSequenceClassification.from_pretrained(resolve(MINILM), num_labels=2)
     with pytest.raises(KeyError, match="classifier"):
         PeftModel.from_pretrained(base, tmp_path / "adapter")
@@ -568,9 +562,6 @@ def test_accelerations_leave_pooled_logits_as_they_are(pooling: Any) -> None:
     assert task.predict(TEXTS) == [
         {**answer, "probabilities": pytest.approx(answer["probabilities"], abs=1e-5)} for answer in plain.predict(TEXTS)
     ]
-
-
-RECIPE: dict[str, Any] = {"task": {"name": "text_classification", "arguments": {}}, "adapter": {"name": "lora"}}
 
 
 def make_pooled(pooling: Any = "mean", checkpoint: str = MINILM, **settings: Any) -> TextClassification:

@@ -17,7 +17,6 @@ import loralight
 from loralight.acceleration import FusedRMSNorms
 from loralight.adapters import FullFineTuning, Lora, merge
 from loralight.adapters.base import trainable
-from loralight.artifacts.export import save_adapter
 from loralight.errors import InputError
 from loralight.kernels import linear as kernels
 from loralight.kernels.rms_norm import FusedRMSNorm, is_rms_norm
@@ -174,7 +173,7 @@ def test_a_tied_weight_stays_tied_through_training_saving_and_loading(
         optimizer.zero_grad()
         task.step(batch_of(ROWS)).loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    save_adapter(task, tmp_path / "adapter", recipe=recipe_of(task, adapter), metrics={})
+    task.save(tmp_path / "adapter")
     loaded = loralight.load(tmp_path / "adapter", device="cpu")
     assert is_tied(task) and is_tied(loaded) and is_tied(type("Copy", (), {"model": copy.deepcopy(task.model)}))
     task.eval()
@@ -184,16 +183,6 @@ def test_a_tied_weight_stays_tied_through_training_saving_and_loading(
     assert is_tied(task)
 
 
-def recipe_of(task: TextGeneration, adapter: Any) -> dict[str, Any]:
-    name = "lora" if isinstance(adapter, Lora) else "full"
-    settings = {"targets": "all-linear", "rank": adapter.rank} if isinstance(adapter, Lora) else {}
-    arguments = {"checkpoint": task.checkpoint, "columns": task.columns}
-    return {
-        "task": {"name": "text_generation", "arguments": arguments},
-        "adapter": {"name": name, "arguments": {**settings, "lr": adapter.lr}},
-    }
-
-
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks transformers
 @pytest.mark.parametrize("family", FAMILIES)
 def test_peft_loads_what_was_trained_and_computes_the_same(
@@ -201,7 +190,7 @@ def test_peft_loads_what_was_trained_and_computes_the_same(
 ) -> None:
     checkpoint = language_model(family)
     task = make(checkpoint)
-    save_adapter(task, tmp_path / "adapter", recipe=recipe_of(task, task.adapter), metrics={})
+    task.save(tmp_path / "adapter")
     theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(checkpoint), str(tmp_path / "adapter"))
     assert isinstance(theirs, peft.PeftModelForCausalLM)
     ids = torch.tensor([DOCUMENTS[0]])
