@@ -150,6 +150,18 @@ def in_process(tmp_path: Path) -> Iterator[Callable[..., int]]:
         yield command
 
 
+@pytest.fixture
+def refused(in_process: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """As `in_process` for a command that ends with exit code 2; returns the errors that it prints."""
+
+    def run(*arguments: str) -> str:
+        capsys.readouterr()
+        assert in_process(*arguments) == 2
+        return capsys.readouterr().err
+
+    return run
+
+
 @pytest.fixture(scope="module")
 def folder_of_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Callable[..., int]]:
     """A folder of the module's own and `in_process` there, for what several of its tests read."""

@@ -77,25 +77,16 @@ def test_a_disk_that_fills_up_ends_a_run_with_one_message_and_leaves_its_checkpo
 
 @pytest.mark.parametrize("without", [[], ["~logger"], ["~logger", "~callbacks"]], ids=["metrics", "saves", "adapter"])
 def test_a_run_whose_folder_is_taken_away_ends_with_one_message(
-    without: list[str],
-    in_process: InProcess,
-    tiny_run: list[str],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    at_batch: Callable[..., None],
+    without: list[str], refused: Callable[..., str], tiny_run: list[str], tmp_path: Path, at_batch: Callable[..., None]
 ) -> None:
     at_batch(3, lambda: shutil.rmtree(tmp_path / "run"))
-    assert in_process("train", *tiny_run, *without, "hydra.run.dir=run") == 2
-    message = assert_one_message(capsys.readouterr().err, "E-DISK")
+    message = assert_one_message(refused("train", *tiny_run, *without, "hydra.run.dir=run"), "E-DISK")
     assert str(tmp_path / "run") in message
     assert not (tmp_path / "run").exists()
 
 
-def test_a_place_that_takes_no_folder_is_told_in_one_message(
-    in_process: InProcess, tiny_run: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert in_process("train", *tiny_run, "hydra.run.dir=/sys/loralight") == 2
-    assert "/sys/loralight" in assert_one_message(capsys.readouterr().err, "E-DISK")
+def test_a_place_that_takes_no_folder_is_told_in_one_message(refused: Callable[..., str], tiny_run: list[str]) -> None:
+    assert "/sys/loralight" in assert_one_message(refused("train", *tiny_run, "hydra.run.dir=/sys/loralight"), "E-DISK")
 
 
 def test_a_file_of_the_users_that_is_missing_is_not_taken_for_the_runs_disk(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import loralight
 from loralight.adapters import LoraLayer
 
 InProcess = Callable[..., int]
+Refused = Callable[..., str]
 TEXTS = ["a fine film", "a dull film", "joy"]
 
 
@@ -71,13 +72,10 @@ def test_a_sum_is_written_and_its_error_told(
         ("output=.", "E-OUTPUT"),
     ],
 )
-def test_what_cannot_be_summed_is_told(
-    changed: str, code: str, runs: list[Path], in_process: InProcess, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_summed_is_told(changed: str, code: str, runs: list[Path], refused: Refused) -> None:
     given = {"runs": f"runs=['{runs[0]}','{runs[1]}']", "weights": "weights=[1,2]", "output": "output=sum"}
     given |= {changed.partition("=")[0]: changed}
-    assert in_process("combine", *given.values()) == 2
-    assert code in capsys.readouterr().err
+    assert code in refused("combine", *given.values())
 
 
 @pytest.mark.parametrize("named", [False, True])
@@ -111,20 +109,11 @@ def test_each_input_is_answered_by_each_adapter_which_is_named(
     ids=str,
 )
 def test_what_several_adapters_cannot_predict_is_told(
-    changed: list[str],
-    code: str,
-    runs: list[Path],
-    inputs: str,
-    in_process: InProcess,
-    capsys: pytest.CaptureFixture[str],
+    changed: list[str], code: str, runs: list[Path], inputs: str, refused: Refused
 ) -> None:
     given = {o.partition("=")[0]: o for o in [f"run=['{runs[0]}','{runs[1]}']", inputs, *changed]}
-    assert in_process("predict", *given.values()) == 2
-    assert code in capsys.readouterr().err
+    assert code in refused("predict", *given.values())
 
 
-def test_one_run_given_twice_is_a_mistake(
-    runs: list[Path], inputs: str, in_process: InProcess, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert in_process("predict", f"run=['{runs[0]}','{runs[0]}']", inputs) == 2
-    assert "E-RUN" in capsys.readouterr().err
+def test_one_run_given_twice_is_a_mistake(runs: list[Path], inputs: str, refused: Refused) -> None:
+    assert "E-RUN" in refused("predict", f"run=['{runs[0]}','{runs[0]}']", inputs)

@@ -10,7 +10,7 @@ InProcess = Callable[..., int]
 
 
 def test_a_run_that_starts_from_another_tells_what_is_left_of_its_score(
-    in_process: InProcess, tiny_run: list[str], texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    in_process: InProcess, refused: Callable[..., str], tiny_run: list[str], texts: Path, tmp_path: Path
 ) -> None:
     line = ["train", *tiny_run, "optimizer.lr=0.02", "probe=false", "trainer.max_epochs=2"]
     assert in_process(*line, "hydra.run.dir=first") == 0
@@ -29,5 +29,5 @@ def test_a_run_that_starts_from_another_tells_what_is_left_of_its_score(
     told = (tmp_path / "second" / "train.log").read_text()
     assert "with the adapter off the model computes exactly what the base model computed" in told
 
-    assert in_process(*line, "forgetting=run", "forgetting.run=nowhere", "hydra.run.dir=third") == 2
-    assert "E-RUN: forgetting.run=nowhere: not a run's folder" in capsys.readouterr().err
+    told = refused(*line, "forgetting=run", "forgetting.run=nowhere", "hydra.run.dir=third")
+    assert "E-RUN: forgetting.run=nowhere: not a run's folder" in told

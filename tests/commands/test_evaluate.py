@@ -67,21 +67,17 @@ def test_other_data_is_measured_with_the_labels_of_training(
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_cannot_be_measured_is_told(
-    line: list[str], message: str, run: Path, in_process: InProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    line: list[str], message: str, run: Path, refused: Callable[..., str], tmp_path: Path
 ) -> None:
     (tmp_path / "strange.csv").write_text("text,label\nwell,awful\n")
     (tmp_path / "unfinished" / ".hydra").mkdir(parents=True)
     (tmp_path / "unfinished" / ".hydra" / "config.yaml").write_bytes((run / ".hydra/config.yaml").read_bytes())
-    assert in_process("evaluate", *line) == 2
-    assert message in capsys.readouterr().err
+    assert message in refused("evaluate", *line)
 
 
-def test_an_output_file_that_exists_is_not_overwritten(
-    run: Path, in_process: InProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_output_file_that_exists_is_not_overwritten(run: Path, refused: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "kept.json").write_text("precious")
-    assert in_process("evaluate", f"run={run.name}", "output=kept.json") == 2
-    assert "E-OUTPUT" in capsys.readouterr().err
+    assert "E-OUTPUT" in refused("evaluate", f"run={run.name}", "output=kept.json")
     assert (tmp_path / "kept.json").read_text() == "precious"
 
 

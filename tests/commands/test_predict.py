@@ -14,6 +14,7 @@ from loralight.data.inputs import read_inputs
 from loralight.errors import InputError
 
 InProcess = Callable[..., int]
+Refused = Callable[..., str]
 TEXTS = ["a fine film", "a dull film", "what a mess, really", "joy", '"quoted", they said', "naïve — ☕"]
 
 
@@ -89,12 +90,9 @@ def test_what_is_not_ascii_is_written_as_it_is(run: Path, in_process: InProcess,
     assert "naïve — ☕" in (tmp_path / "out.jsonl").read_text(encoding="utf-8")
 
 
-def test_an_output_that_exists_is_kept(
-    run: Path, in_process: InProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_output_that_exists_is_kept(run: Path, refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "out.jsonl").write_text("precious")
-    assert in_process("predict", f"run='{run}'", f"input='{write(tmp_path, 'txt')}'", "output=out.jsonl") == 2
-    assert "E-OUTPUT" in capsys.readouterr().err
+    assert "E-OUTPUT" in refused("predict", f"run='{run}'", f"input='{write(tmp_path, 'txt')}'", "output=out.jsonl")
     assert (tmp_path / "out.jsonl").read_text() == "precious"
 
 
@@ -113,20 +111,13 @@ def test_an_output_that_exists_is_kept(
     ],
 )
 def test_inputs_that_cannot_be_read_are_told_before_the_model_is_loaded(
-    name: str,
-    content: Any,
-    code: str,
-    run: Path,
-    in_process: InProcess,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    name: str, content: Any, code: str, run: Path, refused: Refused, tmp_path: Path
 ) -> None:
     if content is ...:
         (tmp_path / name).mkdir()
     elif content is not None:
         (tmp_path / name).write_bytes(content)
-    assert in_process("predict", f"run='{run}'", "checkpoint=nowhere", f"input={name}") == 2
-    printed = capsys.readouterr().err
+    printed = refused("predict", f"run='{run}'", "checkpoint=nowhere", f"input={name}")
     assert code in printed and name in printed and "Traceback" not in printed
 
 
@@ -135,26 +126,15 @@ def test_inputs_that_cannot_be_read_are_told_before_the_model_is_loaded(
     [(["run=nowhere", "device=cpu"], "E-RUN"), (["device=abacus"], "E-DEVICES"), (["checkpoint=nowhere"], "E-MODEL")],
     ids=" ".join,
 )
-def test_what_cannot_predict_is_told(
-    line: list[str],
-    code: str,
-    run: Path,
-    in_process: InProcess,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_what_cannot_predict_is_told(line: list[str], code: str, run: Path, refused: Refused, tmp_path: Path) -> None:
     given = [f"run='{run}'", f"input='{write(tmp_path, 'txt')}'", "output=out.jsonl", *line]
-    assert in_process("predict", *{o.partition("=")[0]: o for o in given}.values()) == 2
-    assert code in capsys.readouterr().err
+    assert code in refused("predict", *{o.partition("=")[0]: o for o in given}.values())
     assert not (tmp_path / "out.jsonl").exists()  # nothing to be in the way of the next try
 
 
-def test_a_record_without_its_text_is_named(
-    run: Path, in_process: InProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_record_without_its_text_is_named(run: Path, refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "inputs.jsonl").write_text('{"review": "a fine film"}\n')
-    assert in_process("predict", f"run='{run}'", "input=inputs.jsonl") == 2
-    assert "E-INPUT" in (message := capsys.readouterr().err) and "'text'" in message
+    assert "E-INPUT" in (message := refused("predict", f"run='{run}'", "input=inputs.jsonl")) and "'text'" in message
 
 
 def test_only_the_end_of_a_line_ends_an_input(tmp_path: Path) -> None:

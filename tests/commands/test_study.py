@@ -29,6 +29,7 @@ from loralight.training.time_budget import Pace
 from .stand_in import SUMMARY, leave_run, settings_of_run
 
 InProcess = Callable[..., int]
+Refused = Callable[..., str]
 
 OPTIMA = {"lora": 1e-3 * 10, "bitfit": None, "full": 5e-5, "linear_probe": None}
 """The rate at which each is best here; of one, no rate matters."""
@@ -81,18 +82,20 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return ran
 
 
+@pytest.fixture
+def line(tiny_run: list[str]) -> list[str]:
+    """A study in the folder ``all``."""
+    return ["study", *tiny_run, "hydra.run.dir=all"]
+
+
 METHODS = "methods=lora, bitfit optimizer.lr=3e-4, adapter=full"
 
 
 def test_each_method_is_compared_at_its_best_rate_and_a_rerun_does_what_is_missing(
-    trained: list[list[str]],
-    in_process: InProcess,
-    tiny_run: list[str],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    trained: list[list[str]], in_process: InProcess, line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = ["study", *tiny_run, METHODS, "seeds=3", "hydra.run.dir=all"]
-    assert in_process(*line) == 2  # full fine-tuning diverges at a rate
+    line.append(METHODS)
+    assert in_process(*line, "seeds=3") == 2  # full fine-tuning diverges at a rate
     printed = capsys.readouterr()
     assert "methods: 3; seeds of each: 3; runs: 13 or more, 1 at a time, about 4 min or more" in printed.out
     assert "adapter=full optimizer.lr=0.000158 seed=0 failed: exit code 2" in printed.out
@@ -115,17 +118,17 @@ def test_each_method_is_compared_at_its_best_rate_and_a_rerun_does_what_is_missi
     assert "|  | 3.5000 ± 0.0000 | 40 B | " in written and "| 2 s |" in written
 
     trained.clear()
-    assert in_process(*line) == 2
+    assert in_process(*line, "seeds=3") == 2
     assert trained == [["adapter=full", "optimizer.lr=0.000158", "seed=0"]]
     trained.clear()
-    assert in_process(*line[:-2], "seeds=4", "hydra.run.dir=all") == 2
+    assert in_process(*line, "seeds=4") == 2
     assert sorted(words[-1] for words in trained) == ["seed=0", "seed=3", "seed=3", "seed=3"]
 
 
 def test_what_a_grown_grid_still_lacks_is_counted(
     trained: list[list[str]],
     in_process: InProcess,
-    tiny_run: list[str],
+    line: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -137,7 +140,7 @@ def test_what_a_grown_grid_still_lacks_is_counted(
         return taking(60.0)
 
     monkeypatch.setattr("loralight.commands.study.cost_of_study", cost)
-    line = ["study", *tiny_run, "methods=lora, bitfit optimizer.lr=3e-4", "seeds=3", "hydra.run.dir=all"]
+    line += ["methods=lora, bitfit optimizer.lr=3e-4", "seeds=3"]
 
     def missing_without(*names: str) -> list[int]:
         for name in names:
@@ -162,20 +165,15 @@ def test_what_a_grown_grid_still_lacks_is_counted(
 def test_a_budget_cuts_all_runs_to_as_many_epochs_also_when_the_study_goes_on(
     trained: list[list[str]],
     in_process: InProcess,
-    tiny_run: list[str],
+    refused: Refused,
+    line: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("loralight.commands.study.cost_of_study", lambda *_: taking(12_000.0))
-    own = [word for word in tiny_run if not word.startswith("trainer.max_epochs")]
-    line = [
-        "study",
-        *own,
-        "methods=['bitfit optimizer.lr=3e-4','linear_probe optimizer.lr=1']",
-        "seeds=2",
-        "hydra.run.dir=all",
-    ]
+    line.remove("trainer.max_epochs=1")
+    line += ["methods=['bitfit optimizer.lr=3e-4','linear_probe optimizer.lr=1']", "seeds=2"]
     assert in_process(*line, "budget=2h") == 0  # 9.6 of 20 epochs take four fifths of it
     assert "4 or more of 8 epochs each, 1 at a time, about 80 min or more" in capsys.readouterr().out
 
@@ -192,8 +190,7 @@ def test_a_budget_cuts_all_runs_to_as_many_epochs_also_when_the_study_goes_on(
     monkeypatch.setattr("loralight.commands.study.cost_of_study", lambda *_: taking(100.0))  # on a quicker machine
     assert in_process(*line, "budget=2h") == 0
     assert lengths()["bitfit"] == {(8, 4)}
-    assert in_process(*line, "budget=3h") == 2
-    assert "has a study with other settings" in capsys.readouterr().err
+    assert "has a study with other settings" in refused(*line, "budget=3h")
 
 
 @pytest.mark.parametrize(
@@ -209,15 +206,14 @@ def test_a_budget_that_does_not_fit_is_refused_before_anything_runs(
     message: str,
     trained: list[list[str]],
     in_process: InProcess,
-    tiny_run: list[str],
+    refused: Refused,
+    line: list[str],
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("loralight.commands.study.cost_of_study", lambda *_: taking(12_000.0))
-    own = [word for word in tiny_run if not word.startswith("trainer.max_epochs")]
-    assert in_process("study", *own, "methods=lora", *given, "hydra.run.dir=all") == 2
-    assert message in capsys.readouterr().err and not trained
-    assert in_process("study", *own, "methods=lora", "budget=9h", "hydra.run.dir=all") == 0, "the folder is still free"
+    line.remove("trainer.max_epochs=1")
+    assert message in refused(*line, "methods=lora", *given) and not trained
+    assert in_process(*line, "methods=lora", "budget=9h") == 0, "the folder is still free"
 
 
 @pytest.mark.parametrize(
@@ -235,36 +231,24 @@ def test_a_budget_that_does_not_fit_is_refused_before_anything_runs(
     ],
 )
 def test_what_cannot_be_is_told_before_anything_runs(
-    words: list[str],
-    message: str,
-    trained: list[list[str]],
-    in_process: InProcess,
-    tiny_run: list[str],
-    capsys: pytest.CaptureFixture[str],
+    words: list[str], message: str, trained: list[list[str]], refused: Refused, line: list[str]
 ) -> None:
-    assert in_process("study", *tiny_run, *words, "hydra.run.dir=all") == 2
-    assert message in capsys.readouterr().err
+    assert message in refused(*line, *words)
     assert not trained
 
 
 def test_a_study_of_other_settings_has_another_folder(
-    trained: list[list[str]], in_process: InProcess, tiny_run: list[str], capsys: pytest.CaptureFixture[str]
+    trained: list[list[str]], in_process: InProcess, refused: Refused, line: list[str]
 ) -> None:
-    line = ["study", *tiny_run, "methods=bitfit optimizer.lr=3e-4", "seeds=1", "hydra.run.dir=all"]
+    line += ["methods=bitfit optimizer.lr=3e-4", "seeds=1"]
     assert in_process(*line) == 0
-    assert in_process(*line, "data.batch_size=4") == 2
-    assert "E-STUDY: " in (told := capsys.readouterr().err) and "has a study with other settings" in told
+    assert "E-STUDY: " in (told := refused(*line, "data.batch_size=4")) and "has a study with other settings" in told
 
 
 def test_a_study_that_is_stopped_ends_its_runs_and_goes_on(
-    trained: list[list[str]],
-    in_process: InProcess,
-    tiny_run: list[str],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    trained: list[list[str]], in_process: InProcess, line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["methods=['bitfit optimizer.lr=1e-3']", "seeds=1", "hydra.run.dir=all", "trainer.max_epochs=1000"]
-    line = ["study", *tiny_run, *words]
+    line += ["methods=['bitfit optimizer.lr=1e-3']", "seeds=1", "trainer.max_epochs=1000"]
     code = (
         "from loralight.cli import main; import loralight.commands.study as study\n"
         f"{UNTIMED}; import sys; sys.argv = ['loralight', *{line!r}]; main()"

@@ -26,6 +26,7 @@ from loralight.errors import InputError
 from .stand_in import leave_run, settings_of_run
 
 InProcess = Callable[..., int]
+Refused = Callable[..., str]
 RATE, RANK = 3e-3, 4
 """Where the stand-in for training is best."""
 
@@ -58,6 +59,12 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return ran
 
 
+@pytest.fixture
+def line(tiny_run: list[str]) -> list[str]:
+    """A search in the folder ``all``."""
+    return ["tune", *tiny_run, "hydra.run.dir=all"]
+
+
 def write_metrics(file: Path, scores: Sequence[float], is_enough: Callable[[], bool]) -> bool:
     """Write a validation after another; false once that is enough."""
     for step, score in enumerate(scores):
@@ -72,17 +79,13 @@ def trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
     return optuna.load_study(study_name=None, storage=f"sqlite:///{folder / FILE}").trials
 
 
-LINE = ["adapter.rank=1,4,16", "optimizer.lr=tag(log, interval(1e-5, 1e-1))", "hydra.run.dir=all"]
+WIDE = ["adapter.rank=1,4,16", "optimizer.lr=tag(log, interval(1e-5, 1e-1))"]
 
 
 def test_a_search_finds_the_optimum_and_gives_it_as_a_run_and_as_overrides(
-    trained: list[list[str]],
-    in_process: InProcess,
-    tiny_run: list[str],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    trained: list[list[str]], in_process: InProcess, line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert in_process("tune", *tiny_run, *LINE, "trials=20") == 0
+    assert in_process(*line, *WIDE, "trials=20") == 0
     printed = capsys.readouterr().out
     assert "search: adapter.rank 1,4,16, optimizer.lr 1e-05 to 0.1 (log)\n0/20 trials, 1 at a time, " in printed
     assert "about 60 s each, 20 min to go, in " in printed
@@ -100,76 +103,70 @@ def test_a_search_finds_the_optimum_and_gives_it_as_a_run_and_as_overrides(
     assert len(scores) == ended.count("COMPLETE") and len(report["failed"]) == ended.count("FAIL") > 0
 
     trained.clear()
-    assert in_process("tune", *tiny_run, *LINE, "trials=20") == 0
+    assert in_process(*line, *WIDE, "trials=20") == 0
     assert not trained
-    assert in_process("tune", *tiny_run, *LINE, "trials=21") == 0
+    assert in_process(*line, *WIDE, "trials=21") == 0
     assert sum(float(rate) <= 0.05 for _, rate in trained) == 1
 
 
 def test_of_choices_each_is_tried_once(
-    trained: list[list[str]], in_process: InProcess, tiny_run: list[str], tmp_path: Path
+    trained: list[list[str]], in_process: InProcess, line: list[str], tmp_path: Path
 ) -> None:
-    words = ["adapter.rank=1,4", "optimizer.lr=1e-3,3e-3", "trials=100", "hydra.run.dir=all"]
-    assert in_process("tune", *tiny_run, *words) == 0
+    assert in_process(*line, "adapter.rank=1,4", "optimizer.lr=1e-3,3e-3", "trials=100") == 0
     assert sorted(trained) == [["1", "0.001"], ["1", "0.003"], ["4", "0.001"], ["4", "0.003"]]
     assert (tmp_path / "all" / "best").resolve().name == "adapter.rank-4_optimizer.lr-0.003"
 
 
-def test_a_search_in_which_all_fails_ends(
-    trained: list[list[str]], in_process: InProcess, tiny_run: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["optimizer.lr=interval(0.1, 0.2)", "hydra.run.dir=all"]
-    assert in_process("tune", *tiny_run, *words) == 2
-    assert "E-TUNE: all trials have failed: exit code 2: loralight: E-NAN: diverged" in capsys.readouterr().err
+def test_a_search_in_which_all_fails_ends(trained: list[list[str]], refused: Refused, line: list[str]) -> None:
+    message = "E-TUNE: all trials have failed: exit code 2: loralight: E-NAN: diverged"
+    assert message in refused(*line, "optimizer.lr=interval(0.1, 0.2)")
     assert len(trained) == 5
 
 
 def test_no_trial_begins_that_would_end_after_the_budget(
-    trained: list[list[str]],
-    in_process: InProcess,
-    tiny_run: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    trained: list[list[str]], in_process: InProcess, line: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(Proposals, "spent", property(lambda self: 10 * self.num))
     monkeypatch.setattr(Proposals, "usual", property(lambda self: 10.0 if self.num else None))
-    assert in_process("tune", *tiny_run, *LINE, "budget=45s") == 0
+    assert in_process(*line, *WIDE, "budget=45s") == 0
     assert len([one for one in trials(tmp_path / "all") if one.state.name in ("COMPLETE", "PRUNED")]) == 4
 
 
 def test_settings_beyond_a_limit_are_not_tried(
-    trained: list[list[str]], in_process: InProcess, tiny_run: list[str], capsys: pytest.CaptureFixture[str]
+    trained: list[list[str]],
+    in_process: InProcess,
+    refused: Refused,
+    line: list[str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ["adapter.rank=1,4,16", "optimizer.lr=1e-3", "hydra.run.dir=all"]
-    assert in_process("tune", *tiny_run, *words, "most_parameters=5000") == 0
+    line += ["adapter.rank=1,4,16", "optimizer.lr=1e-3"]
+    assert in_process(*line, "most_parameters=5000") == 0
     assert sorted(trained) == [["1", "0.001"], ["4", "0.001"]]
     assert "not tried: adapter.rank=16: " in (printed := capsys.readouterr().out) and "2/3 trials" in printed
-    assert in_process("tune", *tiny_run, *words[:-1], "hydra.run.dir=none", "most_memory=1MB") == 2
-    assert "E-TUNE: all trials have failed: each exceeds most_parameters= or most_memory=" in capsys.readouterr().err
+    message = "E-TUNE: all trials have failed: each exceeds most_parameters= or most_memory="
+    assert message in refused(*line, "hydra.run.dir=none", "most_memory=1MB")
 
 
 def test_earlier_runs_are_known_and_not_made_again(
     trained: list[list[str]],
     in_process: InProcess,
+    refused: Refused,
     tiny_run: list[str],
+    line: list[str],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert in_process("train", *tiny_run, "adapter.rank=4", "hydra.run.dir=first", "seed=3") == 0
-    words = ["adapter.rank=1,4,16", "hydra.run.dir=all"]
-    assert in_process("tune", *tiny_run, *words, "data.batch_size=4", "earlier=first") == 2
+    line.append("adapter.rank=1,4,16")
     message = "E-TUNE: earlier=: none is a trial of this search; of first, data.batch_size is 8"
-    assert message in capsys.readouterr().err
+    assert message in refused(*line, "data.batch_size=4", "earlier=first")
     summary = json.loads((tmp_path / "first" / "summary.json").read_text())
     summary["metrics"]["validation/accuracy"] = 0.99
     (tmp_path / "first" / "summary.json").write_text(json.dumps(summary))
-    assert in_process("tune", *tiny_run, *words, "earlier=first") == 0
+    assert in_process(*line, "earlier=first") == 0
     assert sorted(rank for rank, _ in trained) == ["1", "16"]
     assert (tmp_path / "all" / "best").resolve() == tmp_path / "first"
     (tmp_path / "first" / "summary.json").write_text(json.dumps({**summary, "data": {"digests": {"validation": "0"}}}))
-    assert in_process("tune", *tiny_run, *words, "earlier=[first]") == 2
-    assert "of first, the validation rows are others" in capsys.readouterr().err
+    assert "of first, the validation rows are others" in refused(*line, "earlier=[first]")
 
 
 @pytest.mark.parametrize(
@@ -192,16 +189,9 @@ def test_earlier_runs_are_known_and_not_made_again(
     ],
 )
 def test_what_cannot_be_is_told_before_anything_runs(
-    words: list[str],
-    message: str,
-    trained: list[list[str]],
-    in_process: InProcess,
-    tiny_run: list[str],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    words: list[str], message: str, trained: list[list[str]], refused: Refused, line: list[str], tmp_path: Path
 ) -> None:
-    assert in_process("tune", *tiny_run, *words, "hydra.run.dir=all") == 2
-    assert message in capsys.readouterr().err
+    assert message in refused(*line, *words)
     assert not trained and not (tmp_path / "all" / FILE).exists()
 
 
@@ -214,46 +204,35 @@ def test_what_cannot_be_is_told_before_anything_runs(
     ],
 )
 def test_a_budget_and_a_metric_are_tried_before_anything_runs(
-    words: list[str],
-    message: str,
-    in_process: InProcess,
-    tiny_run: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    words: list[str], message: str, refused: Refused, line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Processes, "seconds_to_start", staticmethod(lambda: 1.0))
-    assert in_process("tune", *tiny_run, *words, "hydra.run.dir=all") == 2
-    assert message in capsys.readouterr().err
+    assert message in refused(*line, *words)
     assert not list(tmp_path.glob("all/adapter*"))
 
 
 def test_a_search_of_other_settings_has_another_folder(
-    trained: list[list[str]], in_process: InProcess, tiny_run: list[str], capsys: pytest.CaptureFixture[str]
+    trained: list[list[str]], in_process: InProcess, refused: Refused, line: list[str]
 ) -> None:
-    line = ["tune", *tiny_run, "adapter.rank=1,4", "hydra.run.dir=all"]
+    line.append("adapter.rank=1,4")
     assert in_process(*line) == 0
-    assert in_process(*line, "data.batch_size=4") == 2
-    assert "has a search of other settings" in capsys.readouterr().err
+    assert "has a search of other settings" in refused(*line, "data.batch_size=4")
 
 
-def test_without_optuna_it_is_told_how_to_get_it(
-    in_process: InProcess, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_optuna_it_is_told_how_to_get_it(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("loralight.commands.tune.find_spec", lambda _: None)
-    assert in_process("tune") == 2
-    assert 'E-PACKAGE: loralight tune needs optuna: pip install "loralight[tune]"' in capsys.readouterr().err
+    assert 'E-PACKAGE: loralight tune needs optuna: pip install "loralight[tune]"' in refused("tune")
 
 
 def test_a_search_that_is_killed_goes_on_with_the_process_that_it_left(
     trained: list[list[str]],
     in_process: InProcess,
-    tiny_run: list[str],
+    line: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    line = ["tune", *tiny_run, "adapter.rank=1,2", "probe=false", "hydra.run.dir=all"]
+    line += ["adapter.rank=1,2", "probe=false"]
     code = (
         "from loralight.cli import run; from loralight.commands.tuning.plan import Plan\n"
         f"Plan.seconds_of_trial = lambda _: 1.0; run({line!r})"

@@ -234,14 +234,11 @@ def test_peft_s_own_layers_are_never_put_around_quantised_ones() -> None:
         adapted("coarse", PeftMethod(targets="0", method="LOHA"))
 
 
-def test_the_command_line_tells_of_an_unknown_method_before_it_reads_a_model(
-    in_process: Callable[..., int], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_line_tells_of_an_unknown_method_before_it_reads_a_model(refused: Callable[..., str]) -> None:
     Path("rows.jsonl").write_text('{"text": "a fine film", "label": "good"}\n' * 9)
     Path("config.json").write_text("not JSON")
     line = ("model.checkpoint=.", "data=text_classification", "data.train=rows.jsonl")
-    assert in_process("train", "task.quantize=bitsandbytes/nf3", *line) == 2
-    told = capsys.readouterr().err
+    told = refused("train", "task.quantize=bitsandbytes/nf3", *line)
     assert "E-QUANTIZE" in told and "Did you mean 'bitsandbytes/nf4'" in told
 
 

@@ -66,25 +66,16 @@ def test_a_conversation_that_has_grown_too_long_can_begin_anew(
 
 @pytest.mark.parametrize(("given", "code"), [(["options.temperatur=1"], "temperature"), (["run=nowhere"], "E-")])
 def test_what_it_cannot_do_is_said_before_the_first_turn(
-    given: list[str],
-    code: str,
-    adapter: Callable[[str], Path],
-    in_process: Callable[..., int],
-    capsys: pytest.CaptureFixture[str],
+    given: list[str], code: str, adapter: Callable[[str], Path], refused: Callable[..., str]
 ) -> None:
-    assert in_process("chat", f"run={adapter('messages')}", *given) == 2
-    assert code in capsys.readouterr().err
+    assert code in refused("chat", f"run={adapter('messages')}", *given)
 
 
 def test_a_model_that_has_learnt_no_chats_is_refused(
-    adapter: Callable[[str], Path],
-    in_process: Callable[..., int],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    adapter: Callable[[str], Path], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("what is it?\n"))
-    assert in_process("chat", f"run={adapter('text')}", *OPTIONS) == 2
-    assert "E-INPUT" in capsys.readouterr().err
+    assert "E-INPUT" in refused("chat", f"run={adapter('text')}", *OPTIONS)
 
 
 def test_a_terminal_shows_a_prompt_and_ends_by_ctrl_d(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,10 +94,10 @@ def test_a_terminal_shows_a_prompt_and_ends_by_ctrl_d(monkeypatch: pytest.Monkey
 
 
 def test_a_task_that_writes_no_text_is_refused_before_the_first_turn(
-    tiny_bert: str, tmp_path: Path, in_process: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    tiny_bert: str, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     task = TextClassification(checkpoint=tiny_bert, labels=["a", "b"], adapter=Lora(targets="all-linear"))
     task.configure_model()
     task.save(tmp_path / "adapter")
-    assert in_process("chat", f"run={tmp_path / 'adapter'}", *OPTIONS) == 2
-    assert "E-STREAM: TextClassification does not write text: loralight predict answers" in capsys.readouterr().err
+    message = "E-STREAM: TextClassification does not write text: loralight predict answers"
+    assert message in refused("chat", f"run={tmp_path / 'adapter'}", *OPTIONS)

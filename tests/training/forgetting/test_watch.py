@@ -139,7 +139,7 @@ class Norm(ForgettingProbe):
 
 
 def test_a_stranger_s_probe_is_a_file_and_a_line_of_yaml(
-    in_process: InProcess, tiny_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    in_process: InProcess, refused: Callable[..., str], tiny_run: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "norms" / "conf" / "forgetting").mkdir(parents=True)
     (tmp_path / "norms" / "__init__.py").write_text(PROBE)
@@ -151,10 +151,8 @@ def test_a_stranger_s_probe_is_a_file_and_a_line_of_yaml(
     assert in_process(*line, "forgetting=norms", "+forgetting.factor=2.0", "hydra.run.dir=run") == 0
     found = metrics_of(tmp_path / "run")
     assert found.keys() == {"norm", "norm_before", "norm_off"} and len(set(found.values())) == 1
-    assert in_process(*line, "forgetting=norms", "+forgetting.facter=2.0") == 2
-    assert "Did you mean 'factor'" in capsys.readouterr().err
-    assert in_process(*line, "forgetting=adapters") == 2
-    assert "E-PLUGIN: forgetting._target_: FullFineTuning is no " in capsys.readouterr().err
+    assert "Did you mean 'factor'" in refused(*line, "forgetting=norms", "+forgetting.facter=2.0")
+    assert "E-PLUGIN: forgetting._target_: FullFineTuning is no " in refused(*line, "forgetting=adapters")
 
 
 @pytest.mark.parametrize(
@@ -167,17 +165,10 @@ def test_a_stranger_s_probe_is_a_file_and_a_line_of_yaml(
     ],
 )
 def test_what_cannot_be_measured_is_told_before_training(
-    words: list[str],
-    message: str,
-    in_process: InProcess,
-    tiny_run: list[str],
-    general: list[str],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    words: list[str], message: str, refused: Callable[..., str], tiny_run: list[str], general: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "numbers.jsonl").write_text('{"number": 1}\n')
-    assert in_process("train", *tiny_run, *FAST, general[0], *words, "hydra.run.dir=run") == 2
-    assert message in capsys.readouterr().err
+    assert message in refused("train", *tiny_run, *FAST, general[0], *words, "hydra.run.dir=run")
     assert not list(tmp_path.glob("run/checkpoints/*"))
 
 
