@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # several tests run at once
 os.environ["HF_DATASETS_CACHE"] = f"{tempfile.gettempdir()}/loralight-tests"  # the user's own cache is left alone
 
 import csv
+import json
 import logging
 import signal
 import subprocess
@@ -91,6 +92,17 @@ def tiny_run(tiny_bert: str, texts: Path) -> list[str]:
         "trainer.max_epochs=1",
         "trainer.num_sanity_val_steps=0",
     ]
+
+
+@pytest.fixture
+def still_run(tiny_bert: str, tiny_run: list[str], tmp_path: Path) -> list[str]:
+    """As `tiny_run`, without what would depend on how rows are dealt out to processes: dropout, and a batch's size."""
+    folder = shutil.copytree(tiny_bert, tmp_path / "no_dropout")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    kept = [given for given in tiny_run if not given.startswith(("trainer=", "model.checkpoint", "data.batch_size"))]
+    return [*kept, f"model.checkpoint='{folder}'", "data.length_grouped=false"]
 
 
 @pytest.fixture(scope="session")

@@ -48,20 +48,6 @@ class Spoilt(Callback):
 
 
 @pytest.fixture
-def two(tiny_bert: str, tiny_run: list[str], tmp_path: Path) -> list[str]:
-    """A run whose result does not depend on how its rows are dealt out: no dropout, two processes."""
-    folder = tmp_path / "no_dropout"
-    folder.mkdir()
-    for file in Path(tiny_bert).iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
-    (folder / "config.json").write_text(json.dumps(config))
-    kept = [given for given in tiny_run if not given.startswith(("trainer=", "model.checkpoint", "data.batch_size"))]
-    return [*kept, f"model.checkpoint='{folder}'", "data.length_grouped=false"]
-
-
-@pytest.fixture
 def mark(monkeypatch: pytest.MonkeyPatch) -> str:
     """A word in the environment of every process that a test starts."""
     word = uuid.uuid4().hex
@@ -91,11 +77,11 @@ def assert_close(run: Path, other: Path) -> None:
 
 
 def test_two_processes_train_what_one_does(
-    in_process: InProcess, two: list[str], mark: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    in_process: InProcess, still_run: list[str], mark: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert in_process("train", *two, "trainer=ddp_cpu", "data.batch_size=4", "hydra.run.dir=two") == 0
+    assert in_process("train", *still_run, "trainer=ddp_cpu", "data.batch_size=4", "hydra.run.dir=two") == 0
     assert capfd.readouterr().err.count("epoch 1/1") == 1
-    assert in_process("train", *two, "trainer=cpu", "data.batch_size=8", "hydra.run.dir=one") == 0
+    assert in_process("train", *still_run, "trainer=cpu", "data.batch_size=8", "hydra.run.dir=one") == 0
     assert_close(tmp_path / "two", tmp_path / "one")
     runs = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two")]
     assert [(run["processes"], run["steps"]) for run in runs] == [(1, 5), (2, 5)]
@@ -112,11 +98,11 @@ def test_two_processes_train_what_one_does(
     ("ranks", "batch_size"), [(2, 41), pytest.param(4, 10, marks=pytest.mark.slow)]
 )  # of 83 rows, one and three are left over: fewer than there are processes
 def test_rows_that_are_fewer_than_the_processes_are_trained_on_as_in_one(
-    ranks: int, batch_size: int, in_process: InProcess, two: list[str], tmp_path: Path
+    ranks: int, batch_size: int, in_process: InProcess, still_run: list[str], tmp_path: Path
 ) -> None:
     rows = [f"{['dull', 'fine'][n % 2]}{' film' * (n % 11)},{['bad', 'good'][n % 2]}" for n in range(83)]
     (tmp_path / "train.csv").write_text("\n".join(["text,label", *rows]))
-    given = [override for override in two if not override.startswith("data.path")]
+    given = [override for override in still_run if not override.startswith("data.path")]
     given += ["data.train=train.csv", "data.validation=train.csv", "optimizer.lr=0.01", "trainer.max_epochs=2"]
     several = ["trainer=ddp_cpu", f"trainer.devices={ranks}", f"data.batch_size={batch_size}", "hydra.run.dir=several"]
     assert in_process("train", *given, *several) == 0
@@ -132,10 +118,10 @@ def test_rows_that_are_fewer_than_the_processes_are_trained_on_as_in_one(
 def test_a_run_of_two_processes_goes_on_in_one_with_the_same_steps(
     in_process: InProcess,
     loralight: Callable[..., subprocess.CompletedProcess[str]],
-    two: list[str],
+    still_run: list[str],
     tmp_path: Path,
 ) -> None:
-    begun = [*two, "data.global_batch_size=8", "scheduler=constant", "scheduler.warmup=0", "trainer.max_epochs=2"]
+    begun = [*still_run, "data.global_batch_size=8", "scheduler=constant", "scheduler.warmup=0", "trainer.max_epochs=2"]
     begun += ["monitor.metric=validation/loss", "monitor.mode=min"]  # which tells every step apart
     amid = ["trainer.max_steps=7"]  # of the ten, five in each epoch
     assert in_process("train", *begun, *amid, "trainer=ddp_cpu", "hydra.run.dir=run") == 0
@@ -154,9 +140,9 @@ def test_a_run_of_two_processes_goes_on_in_one_with_the_same_steps(
 
 
 def test_what_a_process_refuses_is_one_message(
-    in_process: InProcess, two: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    in_process: InProcess, still_run: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    given = [override for override in two if not override.startswith("data.path")]
+    given = [override for override in still_run if not override.startswith("data.path")]
     assert in_process("train", *given, "trainer=ddp_cpu", "data.path=./nowhere", "hydra.run.dir=run") == 2
     printed = capfd.readouterr().err.splitlines()
     assert printed[-1].startswith("loralight: E-DATA: data.path=./nowhere")
@@ -164,12 +150,12 @@ def test_what_a_process_refuses_is_one_message(
 
 
 def test_what_is_not_finite_on_one_process_is_applied_on_none_and_all_tell_whose_it_is(
-    loralight: Callable[..., subprocess.CompletedProcess[str]], two: list[str], tmp_path: Path
+    loralight: Callable[..., subprocess.CompletedProcess[str]], still_run: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "made_spoilt" / "conf").mkdir(parents=True)
     (tmp_path / "made_spoilt" / "__init__.py").write_text(SPOILT)
     line = ["--plugin-dir", "made_spoilt", "trainer=ddp_cpu", "+callbacks.spoilt._target_=made_spoilt.Spoilt"]
-    done = loralight("train", *two, *line, "data.batch_size=4", "hydra.run.dir=run")
+    done = loralight("train", *still_run, *line, "data.batch_size=4", "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
     assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "run" / ADAPTER).values())
     for file in ("train.log", "train.rank1.log"):
@@ -184,12 +170,12 @@ def test_what_is_not_finite_on_one_process_is_applied_on_none_and_all_tell_whose
 
 @pytest.mark.slow
 def test_a_failing_process_ends_all_with_its_own_traceback(
-    cold_loralight: Callable[..., subprocess.CompletedProcess[str]], two: list[str], mark: str, tmp_path: Path
+    cold_loralight: Callable[..., subprocess.CompletedProcess[str]], still_run: list[str], mark: str, tmp_path: Path
 ) -> None:
     (tmp_path / "made_boom" / "conf").mkdir(parents=True)
     (tmp_path / "made_boom" / "__init__.py").write_text(BOOM)
     line = ["--plugin-dir", "made_boom", "trainer=ddp_cpu", "+callbacks.boom._target_=made_boom.Boom"]
-    done = cold_loralight("train", *two, *line, "data.batch_size=4")
+    done = cold_loralight("train", *still_run, *line, "data.batch_size=4")
     assert done.returncode == 1
     assert done.stderr.rstrip().endswith("ValueError: boom on rank one")
     assert "process 1 failed" in done.stderr
@@ -201,12 +187,12 @@ def test_a_failing_process_ends_all_with_its_own_traceback(
 def test_each_job_of_a_sweep_has_processes_of_its_own(
     cold_loralight: Callable[..., subprocess.CompletedProcess[str]],
     in_process: InProcess,
-    two: list[str],
+    still_run: list[str],
     mark: str,
     tmp_path: Path,
 ) -> None:
     line = ["-m", "adapter.rank=2,4", "trainer=ddp_cpu", "data.batch_size=4", "hydra.sweep.dir=sweep"]
-    done = cold_loralight("train", *two, *line)
+    done = cold_loralight("train", *still_run, *line)
     assert done.returncode == 0, done.stderr
     if PROC.exists():
         assert alive(mark) == []
@@ -215,15 +201,15 @@ def test_each_job_of_a_sweep_has_processes_of_its_own(
         assert json.loads((run / "adapter" / "adapter_config.json").read_text())["r"] == rank
         assert json.loads((run / "summary.json").read_text())["processes"] == 2
         assert (run / "train.rank1.log").is_file()
-        settings = [*two, "trainer=cpu", "data.batch_size=8", f"adapter.rank={rank}"]
+        settings = [*still_run, "trainer=cpu", "data.batch_size=8", f"adapter.rank={rank}"]
         assert in_process("train", *settings, f"hydra.run.dir=one{rank}") == 0
         assert_close(run, tmp_path / f"one{rank}")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not PROC.exists(), reason="needs /proc to see who is alive")
-def test_a_killed_parent_takes_its_processes_along(two: list[str], mark: str, tmp_path: Path) -> None:
-    line = ["train", *two, "trainer=ddp_cpu", "trainer.max_epochs=100000", "hydra.run.dir=run"]
+def test_a_killed_parent_takes_its_processes_along(still_run: list[str], mark: str, tmp_path: Path) -> None:
+    line = ["train", *still_run, "trainer=ddp_cpu", "trainer.max_epochs=100000", "hydra.run.dir=run"]
     process = subprocess.Popen([sys.executable, "-m", "loralight", *line], cwd=tmp_path, stderr=subprocess.DEVNULL)
     try:
         wait_for(lambda: "epoch 1/" in log.read_text() if (log := tmp_path / "run" / "train.log").exists() else False)
@@ -252,11 +238,11 @@ def test_a_killed_parent_takes_its_processes_along(two: list[str], mark: str, tm
     ids=["SIGTERM", "SIGUSR1", "SIGKILL"],
 )
 def test_a_signal_to_one_process_ends_all_and_is_told_of(
-    two: list[str], mark: str, tmp_path: Path, number: int, code: int, says: str
+    still_run: list[str], mark: str, tmp_path: Path, number: int, code: int, says: str
 ) -> None:
-    line = ["train", *two, "trainer=ddp_cpu", "trainer.max_epochs=100000", "data.num_workers=1", "hydra.run.dir=run"]
+    line = ["train", *still_run, "trainer=ddp_cpu", "trainer.max_epochs=100000", "hydra.run.dir=run"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "loralight", *line],
+        [sys.executable, "-m", "loralight", *line, "data.num_workers=1"],
         cwd=tmp_path,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -286,10 +272,10 @@ def wait_for(happens: Callable[[], bool], seconds: float = 120) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("rendezvous", [["--standalone"], ["--master-port", "29517"]], ids=["c10d", "static"])
 def test_under_torchrun_its_processes_are_used_and_share_a_run_folder(
-    in_process: InProcess, two: list[str], mark: str, tmp_path: Path, rendezvous: list[str]
+    in_process: InProcess, still_run: list[str], mark: str, tmp_path: Path, rendezvous: list[str]
 ) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *rendezvous]
-    line = ["-m", "loralight", "train", *two, "trainer=ddp_cpu", "data.batch_size=4"]
+    line = ["-m", "loralight", "train", *still_run, "trainer=ddp_cpu", "data.batch_size=4"]
     done = subprocess.run(
         [*torchrun, *line],
         cwd=tmp_path,
@@ -302,7 +288,7 @@ def test_under_torchrun_its_processes_are_used_and_share_a_run_folder(
     (run,) = (tmp_path / "runs" / "text_classification").iterdir()
     assert json.loads((run / "summary.json").read_text())["processes"] == 2
     assert (run / "train.rank1.log").is_file() and not (run / "ranks").exists()  # which our launcher would make
-    assert in_process("train", *two, "trainer=cpu", "data.batch_size=8", "hydra.run.dir=one") == 0
+    assert in_process("train", *still_run, "trainer=cpu", "data.batch_size=8", "hydra.run.dir=one") == 0
     assert_close(run, tmp_path / "one")
 
 
