@@ -86,13 +86,14 @@ def few_steps(trainer: lightning.Trainer, data: TaskData) -> list[str]:
     if total >= _FEW_STEPS or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return []
     way = (
-        f"trainer.max_epochs={math.ceil(_FEW_STEPS / steps)}"
+        f"trainer.max_epochs={math.ceil(_FEW_STEPS / steps)} or more"
         if not 0 < most < _FEW_STEPS
         else "a larger trainer.max_steps"
     )
+    smaller = ", or a smaller data.batch_size" if data.batch_size > 1 else ""
     return [
-        f"caution: the run has {total} optimizer steps, in which hardly anything is learnt: give it at least "
-        f"{_FEW_STEPS}, by {way} or more, or a smaller data.batch_size"
+        f"caution: the run has {total} optimizer step{'s' * (total > 1)}, in which hardly anything is learnt: give it "
+        f"at least {_FEW_STEPS}, by {way}{smaller}"
     ]
 
 

@@ -44,16 +44,17 @@ def telling_of_memory(config: Mapping[str, Any], folder: Path) -> Iterator[None]
 def _message(config: Mapping[str, Any], folder: Path) -> str:
     data, length = config["data"], (config.get("model") or {}).get("max_length")
     of_step = data.get("global_batch_size")
-    size, asked = data.get("batch_size"), f"data.batch_size={data.get('batch_size')}"
+    size = data.get("batch_size")
+    asked = "the usual data.batch_size" if size is None else f"data.batch_size={size}"
     knobs = []
     windows = 2 * (config["trainer"].get("accumulate_grad_batches") or 1)
     if of_step is not None:
         asked = f"data.global_batch_size={of_step}"
         knobs.append(f"trainer.accumulate_grad_batches={windows}, which computes the same")
-    elif size and size > 1:
+    elif size is None or size > 1:
         knobs.append(
             f"data.batch_size={size // 2} trainer.accumulate_grad_batches={windows}, which computes the same"
-            if size % 2 == 0
+            if size and size % 2 == 0
             else "data.batch_size lower"
         )
     if length:

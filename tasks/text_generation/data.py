@@ -34,6 +34,7 @@ from loralight.errors import InputError
 from loralight.models import check_causal, check_length, load_tokenizer
 
 IGNORED = -100  # target of a token without a loss, as in PyTorch
+_MOST_ROWS, _ENOUGH_STEPS, _EPOCHS = 8, 100, 3  # docs/recipes.md
 _PART = 4000  # characters
 _TEXT = Features({"text": Value("string")})
 _ENCODED = Features(  # explicit, as there may be no row to infer them from
@@ -74,6 +75,14 @@ def _pieces(paragraph: str) -> Iterator[str]:
     yield paragraph[start:]
 
 
+def rows_of_batch(num_rows: int) -> int:
+    """The usual number of rows in a batch for so many rows of tokens: three epochs have a hundred steps, if they can.
+
+    A row of tokens may hold a dozen documents. With eight rows a batch, three hundred short texts are five steps.
+    """
+    return max(1, min(_MOST_ROWS, _EPOCHS * num_rows // _ENOUGH_STEPS))
+
+
 class TextGenerationData(TaskData):
     """Rows of tokens with targets: the next token at each place that has a loss.
 
@@ -93,6 +102,7 @@ class TextGenerationData(TaskData):
         packed: whether several documents may share a row. None: they may if the model keeps them apart.
         join: the text between prompt and completion.
         chat_template: a chat template (Jinja), or a file with a template; else the tokenizer's own.
+        batch_size: rows of a batch in each process. None: 8, or fewer for few rows, as `rows_of_batch` says.
         loading: where the rows are, batch size, workers, seed, see `TaskData`.
     """
 
@@ -107,9 +117,11 @@ class TextGenerationData(TaskData):
         packed: bool | None = None,
         join: str = "\n",
         chat_template: str | None = None,
+        batch_size: int | None = None,
         **loading: Any,
     ) -> None:
-        super().__init__(**loading)
+        super().__init__(batch_size=_MOST_ROWS if batch_size is None else batch_size, **loading)
+        self._is_size_given = batch_size is not None
         self.checkpoint, self.max_length, self.packed = checkpoint, max_length, packed
         self.columns = {role: column_name(name, role, header=self.header) for role, name in columns.items()}
         self.join, self.chat_template = join, read_template(chat_template)
@@ -129,7 +141,13 @@ class TextGenerationData(TaskData):
             raise InputError("E-SEQ-LEN", f"model.max_length={self.max_length}: give at least 2, to learn what follows")
         self.form = form_of(self.tokenizer, columns, join=self.join, template=self.chat_template)
         self.rows = {split: part.select_columns(list(columns.values())) for split, part in rows.items()}
-        return {split: self._pack(split, rows.origins[split]) for split in rows}
+        splits = {split: self._pack(split, rows.origins[split]) for split in rows}
+        self._choose_batch_size_(len(splits["train"]))
+        return splits
+
+    def _choose_batch_size_(self, num_rows: int) -> None:
+        if not self._is_size_given:
+            self.batch_size = rows_of_batch(num_rows)
 
     def _pack(self, split: str, origin: Origin) -> PackedRows:
         encoded = encode_rows(
@@ -163,6 +181,7 @@ class TextGenerationData(TaskData):
             split: PackedRows(rows.documents, [[document] for document in range(len(rows.documents))])
             for split, rows in self.splits.items()
         }
+        self._choose_batch_size_(len(self.splits["train"]))
         self._notes = [
             f"{type(model).__name__} lets documents that share a row see one another: each has a row of its own "
             "(data.packed=false)"
@@ -234,6 +253,8 @@ class TextGenerationData(TaskData):
                 f"{split}: {num_rows} {kind}, {counts['tokens']:,} tokens{learnt}, in {len(rows)} rows of up to "
                 f"{self.max_length}{''.join(f'; {note}' for note in notes)}"
             )
+        if self.batch_size < _MOST_ROWS and not self._is_size_given:
+            lines.append(f"few rows: data.batch_size={self.batch_size}, for more steps")
         return [*lines, *self._notes, *self._cautions()]
 
     def _cautions(self) -> list[str]:

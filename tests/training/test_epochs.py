@@ -90,7 +90,9 @@ def test_a_run_of_too_few_steps_is_told(settings: dict[str, Any], words: str | N
     data: Any = Rows()
     lines = few_steps(trainer, data)
     assert len(lines) == (words is not None)
-    assert all(re.search(str(words), line) for line in lines)
+    assert all(re.search(f"{words}.*, or a smaller data.batch_size$", line) for line in lines)
+    data.batch_size, data.splits = 1, {"train": range(5)}
+    assert [", or a smaller data.batch_size" in line for line in few_steps(trainer, data)] == [False] * len(lines)
 
 
 @pytest.mark.parametrize(

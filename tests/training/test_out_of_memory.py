@@ -81,3 +81,10 @@ def test_a_run_with_a_number_of_rows_of_a_step_is_told_to_take_them_in_more_batc
     )
     with pytest.raises(InputError, match=message), telling_of_memory(config, tmp_path):
         raise MemoryError
+
+
+def test_a_run_with_the_usual_number_of_rows_is_told_to_give_a_lower_one(tmp_path: Path) -> None:
+    config = {"data": {"batch_size": None}, "trainer": {"precision": "bf16-true"}}
+    message = r"^E-MEMORY: .*with the usual data\.batch_size: .*: data\.batch_size lower;"
+    with pytest.raises(InputError, match=message), telling_of_memory(config, tmp_path):
+        raise MemoryError
