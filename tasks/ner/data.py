@@ -31,6 +31,7 @@ from .tags import OUTSIDE, Span, is_tag, spans_of, tag_names, tags_of
 from .windows import Encoder, join
 
 _NUMBERS = List(Value("int32"))
+_MOST_DIGITS = 4  # of a tag's number: names become a list, which a file of a billion would fill
 _ENCODED = Features({"input_ids": List(_NUMBERS), "window": _NUMBERS, "position": _NUMBERS, "labels": _NUMBERS})
 _CHUNK = 1000  # sentences that are encoded at a time
 
@@ -121,7 +122,10 @@ class NerData(TaskData):
         """The names of integer tags that are in another file or column, and a line that tells where."""
         if self._as_text or self.given_names is not None:
             return None, []
-        return names_beside(self.rows, self._used_columns()[1:], is_name=is_tag)
+        names, told = names_beside(self.rows, self._used_columns()[1:], is_name=is_tag)
+        if names and max(map(len, names)) > _MOST_DIGITS:
+            return None, []
+        return names, told
 
     def _tag_names(self) -> list[str] | None:
         """The names of integer tags, for a column that does not name them."""

@@ -198,6 +198,14 @@ def test_numbers_are_named_for_files_given_one_by_one_too_by_a_file_or_a_column_
     assert f"{told} {folder / 'labels.json'}" in by_file.report()
 
 
+def test_a_file_of_names_does_not_choose_how_many_tags_there_are(tmp_path: Path, tiny_bert: str) -> None:
+    folder = Path(as_parquet(tmp_path, IN_ORDER, Value("int64")))
+    names = {**{str(number): tag for number, tag in enumerate(ORDER)}, "9" * 5000: "B-more"}
+    (folder / "labels.json").write_text(json.dumps(names))
+    with pytest.raises(InputError, match=r"^E-NER-TAG: .* give the names of all in order"):
+        made(tiny_bert, path=str(folder))
+
+
 def test_types_given_by_name_are_in_the_order_given(tmp_path: Path, tiny_bert: str) -> None:
     data = make(tmp_path, tiny_bert, tagged(), labels=["place", "thing", "person"])
     assert labels_of(data) == [[5, 6, 0, 1, 2], [0, 0], [1, 1, 0]]
