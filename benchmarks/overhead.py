@@ -41,7 +41,7 @@ def bare(config: dict[str, Any], data: TaskData, task: AdapterTask) -> Callable[
     steps = config["trainer"]["max_steps"]
     task.start_accelerations_()  # as a run does
     trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=config["optimizer"]["lr"], weight_decay=0.0)
+    optimizer = torch.optim.AdamW(trained, lr=config["optimizer"]["lr"], weight_decay=0.0, fused=True)
     schedule = get_scheduler("linear", optimizer, 0, steps)
 
     def loop() -> None:

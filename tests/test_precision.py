@@ -60,10 +60,18 @@ class Toy(AdapterTask):
         return []
 
 
-def fit(precision: Any, adapter: Adapter, *, epochs: int = 2, resume: Path | None = None, **settings: Any) -> Toy:
+def fit(
+    precision: Any,
+    adapter: Adapter,
+    *,
+    epochs: int = 2,
+    resume: Path | None = None,
+    fused: bool = False,
+    **settings: Any,
+) -> Toy:
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 50, (3, 8, 6), generator=random)
-    task = Toy(adapter=adapter, optimizer=partial(torch.optim.AdamW, lr=1e-3))
+    task = Toy(adapter=adapter, optimizer=partial(torch.optim.AdamW, lr=1e-3, fused=fused))
     settings |= {"max_epochs": epochs, "precision": precision, "plugins": [FolderCheckpointIO()]}
     batches = Batches((batch, batch[:, 0] % 3) for batch in ids)
     trainer(**settings).fit(task, batches, batches, ckpt_path=resume)
@@ -99,6 +107,16 @@ def test_training_in_half_precision_ends_near_where_training_in_single_does(prec
     moved = sorted(name for name in expected if name.endswith("lora_B"))  # from zero
     ours, theirs = (torch.cat([one[name].flatten() for name in moved]) for one in (found, expected))
     assert F.cosine_similarity(ours, theirs, dim=0) > 0.9
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_fused_optimizer_steps_after_clipping_as_one_that_loops_over_weights(precision: str) -> None:
+    expected, found = (
+        trainable(fit(precision, Lora(targets="all-linear"), fused=fused, gradient_clip_val=0.1).model)
+        for fused in (False, True)
+    )
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name])
 
 
 @pytest.mark.parametrize("precision", HALVES)

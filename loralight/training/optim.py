@@ -61,6 +61,15 @@ def parameter_groups(
     return list(groups.values())
 
 
+def leave_unscaling_(optimizer: Optimizer) -> None:
+    """Leave it to the gradient scaler to unscale gradients, before they are clipped.
+
+    A fused optimizer says that it unscales within its step, and Lightning then refuses to clip, even without a scaler.
+    """
+    if hasattr(optimizer, "_step_supports_amp_scaling"):
+        optimizer._step_supports_amp_scaling = False
+
+
 def check_partial(optimizer: Any) -> None:
     """Raise ``E-OPTIMIZER`` unless a task's optimizer is None, or a partial with a learning rate."""
     if optimizer is not None and not (isinstance(optimizer, partial) and "lr" in optimizer.keywords):

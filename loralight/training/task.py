@@ -34,7 +34,14 @@ from loralight.training.gathering import training_together
 from loralight.training.heads import HeadSettings, head_rate
 from loralight.training.hooks import check_steps, refuse_overriding
 from loralight.training.learning import Learning
-from loralight.training.optim import by_name, by_position, check_partial, parameter_groups, scheduled
+from loralight.training.optim import (
+    by_name,
+    by_position,
+    check_partial,
+    leave_unscaling_,
+    parameter_groups,
+    scheduled,
+)
 from loralight.training.ownership import check_head, refuse_new_and_frozen, refuse_parameters_outside
 from loralight.training.position import Position
 from loralight.training.precision import is_scaled, new_tensors_stay_wide
@@ -268,7 +275,9 @@ class AdapterTask(lightning.LightningModule, Contract):
             head_lr=head_rate(self.head_settings.lr, self.learning.head),
             head_weight_decay=self.head_settings.weight_decay,
         )
-        return self.optimizer(groups)
+        optimizer: Optimizer = self.optimizer(groups)
+        leave_unscaling_(optimizer)
+        return optimizer
 
     def start_accelerations_(self, data: Any = None, folder: Path | None = None) -> None:
         """Start the accelerations that need to know the device and dtypes of training.
