@@ -18,6 +18,7 @@ from loralight.data import TaskData
 from loralight.logs import cut, human, show
 from loralight.models.quantisation import as_before
 from loralight.models.shards import is_sharded
+from loralight.reports.runs import generalisation_gap, read_curve
 from loralight.training.early_stopping import stopped_line
 from loralight.training.memory import peak_memory
 from loralight.training.preflight import num_bytes
@@ -50,6 +51,7 @@ def summarise(
         "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
         "baseline": {f"{split}/{name}": value for split in splits for name, value in data.baseline(split).items()},
         "linear_probe": probe,
+        "generalisation_gap": generalisation_gap(read_curve(output_dir / "metrics.csv")),
         "settled": task.settled,
         "parameters": {
             "trainable": sum(p.numel() for p in learns.values()),
@@ -82,6 +84,8 @@ def final_report(
     """Print the results, a few predictions on rows that were not trained on, and the commands to use next."""
     lines = [summary["stopped"]] if summary["stopped"] else []
     lines += [settled_line(task.settled)] if task.settled else []
+    if (gap := summary["generalisation_gap"]) is not None:
+        lines.append(f"generalisation gap, the last validation loss less the training loss of its epoch: {gap:.4f}")
     beside = {"linear probe": summary["linear_probe"], "trivial answer": summary["baseline"]}
     show(metrics_table(summary["metrics"], beside), *lines)
     show(_cost_table(summary))

@@ -66,11 +66,20 @@ class FinishedRun:
 
     @property
     def generalisation_gap(self) -> float | None:
-        """The last validation loss less the mean training loss of the epoch that it ends; None if it has not both."""
-        trained = {row["step"]: row["train/epoch_loss"] for row in self.curve if {"step", "train/epoch_loss"} <= {*row}}
-        held_out = {row["step"]: row["validation/loss"] for row in self.curve if {"step", "validation/loss"} <= {*row}}
-        both = sorted(trained.keys() & held_out.keys())
-        return held_out[both[-1]] - trained[both[-1]] if both else None
+        """See `generalisation_gap`."""
+        return generalisation_gap(self.curve)
+
+
+def generalisation_gap(curve: Sequence[Mapping[str, float]]) -> float | None:
+    """The last validation loss less the mean training loss of the epoch that it ends; None if ``curve`` has not both.
+
+    Args:
+        curve: the rows of ``metrics.csv``.
+    """
+    trained = {row["step"]: row["train/epoch_loss"] for row in curve if {"step", "train/epoch_loss"} <= {*row}}
+    held_out = {row["step"]: row["validation/loss"] for row in curve if {"step", "validation/loss"} <= {*row}}
+    both = sorted(trained.keys() & held_out.keys())
+    return held_out[both[-1]] - trained[both[-1]] if both else None
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:

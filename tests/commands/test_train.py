@@ -74,6 +74,11 @@ def test_a_run_leaves_all_its_results(in_process: InProcess, tiny_run: list[str]
     measured = rows_of(run)
     assert {"epoch", "step", "train/epoch_loss", *scores} <= measured[0].keys()
     assert [row["epoch"] for row in measured if row["train/epoch_loss"]] == ["0", "1"]
+    at_end = [row for row in measured if row["epoch"] == "1"]
+    held_out, trained = (
+        next(float(row[name]) for row in at_end if row[name]) for name in ("validation/loss", "train/epoch_loss")
+    )
+    assert summary["generalisation_gap"] == pytest.approx(held_out - trained)
 
 
 def test_the_log_has_a_line_for_each_epoch_and_no_line_twice(
