@@ -11,6 +11,7 @@ VALUES_BEFORE: MappingProxyType[str, Any] = MappingProxyType(
         "task.pooling": "model",
         "task.batch_norm": "frozen",
         "adapter.lr_rank": None,
+        "optimizer.fused": None,
         "data.global_batch_size": None,
     }
 )
