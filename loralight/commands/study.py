@@ -127,6 +127,7 @@ class Study:
             f"methods: {len(self.methods)}; seeds of each: {self.seeds}; runs: {self._progress.expected} or more{cut}, "
             f"{self.processes.jobs} at a time, about {minutes:.0f} min or more, in {self.folder}"
         )
+        self._progress.begin(self.processes.jobs)
         with self.processes.ending() as pool:
             for done in as_completed([pool.submit(self._run_method, method) for method in self.methods]):
                 done.result()
@@ -287,13 +288,19 @@ class _Progress:
     expected: int
     done: int = 0
     new: int = 0
-    since: float = field(default_factory=monotonic)
+    jobs: int = 1
+    since: float = 0.0
     one_at_a_time: Lock = field(default_factory=Lock)  # runs end in several threads
+
+    def begin(self, jobs: int) -> None:
+        """Runs begin, so many at a time."""
+        self.jobs, self.since = jobs, monotonic()
 
     def tell(self, what: str, *, is_new: bool) -> None:
         with self.one_at_a_time:
             self.done, self.new = self.done + 1, self.new + is_new
             self.expected = max(self.expected, self.done)
-            minutes = (monotonic() - self.since) / max(self.new, 1) * (self.expected - self.done) / 60
+            trained = max(self.new, 1) + (self.jobs - 1) / 2  # those that run beside it are half done on average
+            minutes = (monotonic() - self.since) / trained * (self.expected - self.done) / 60
             to_go = f", {minutes:.0f} min to go or more" if self.new or self.done == self.expected else ""
             logs.show(f"{self.done}/{self.expected}{to_go}: {what}")
