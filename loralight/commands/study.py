@@ -244,7 +244,9 @@ class Study:
             return None
         (folder / FAILED).unlink(missing_ok=True)
         run = read_run(folder)
-        self._progress.tell(f"{name}: {run.monitored} {run.score(run.monitored)}", is_new=is_new)
+        score = run.score(run.monitored)
+        told = "not finite" if score is None else f"{score:.4f}"
+        self._progress.tell(f"{name}: {run.monitored} {told}", is_new=is_new)
         return run
 
 

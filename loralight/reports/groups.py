@@ -67,6 +67,10 @@ def grouped(runs: Sequence[FinishedRun]) -> list[Group]:
         found.setdefault(_key(run), []).append(run)
     words = [_words(members[0]) for members in found.values()]
     common = set(words[0]).intersection(*words)
+    # a probe that was solved for has no epochs, so that their number does not distinguish those that all others have
+    trained = [set(one) for one, runs in zip(words, found.values(), strict=True) if runs[0].number("steps") != 0]
+    if trained:
+        common |= {word for word in set.intersection(*trained) if word.startswith("trainer.")}
     labels = [" ".join(word for word in one if word not in common) for one in words]
     groups = [
         Group(adapter=members[0].summary["adapter"], label=label, runs=members)

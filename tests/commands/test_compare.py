@@ -76,6 +76,18 @@ def test_seeds_are_one_row_and_a_difference_is_told_from_chance_in_pairs(tmp_pat
     assert said[1] == "lora is behind it by 0.0210 ± 0.0025, with 0.5 times the trainable parameters."
 
 
+def test_a_length_that_all_but_a_solved_probe_have_is_no_part_of_a_name(tmp_path: Path) -> None:
+    length = ("trainer.max_epochs=3",)
+    make_run(tmp_path / "lora", words=(*length, "adapter.rank=4"))
+    make_run(tmp_path / "full", adapter="full", words=length)
+    make_run(tmp_path / "probe", adapter="linear_probe", words=("adapter.rank=4",), steps=0)
+    names = {group.name for group in compared(tmp_path).groups}
+    assert names == {"lora adapter.rank=4", "full", "linear_probe adapter.rank=4"}
+    make_run(tmp_path / "longer", words=("trainer.max_epochs=9",))
+    names = {group.name for group in compared(tmp_path).groups}
+    assert {"full trainer.max_epochs=3", "lora trainer.max_epochs=9"} < names
+
+
 def test_runs_that_differ_by_chance_are_said_to_be_alike(tmp_path: Path) -> None:
     for seed, (one, other) in enumerate([(0.80, 0.82), (0.83, 0.80), (0.81, 0.82)]):
         make_run(tmp_path / f"a{seed}", words=("adapter.rank=4",), seed=seed, accuracy=one)
