@@ -127,7 +127,10 @@ def test_each_method_is_compared_at_its_best_rate_and_a_rerun_does_what_is_missi
     assert sorted(words[-1] for words in trained) == ["seed=0", "seed=3", "seed=3", "seed=3"]
 
 
-def test_the_time_to_go_counts_from_the_first_run(
+@pytest.mark.parametrize(("jobs", "minutes"), [(1, [2, 1, 0]), (2, [1, 1, 0])])
+def test_the_time_to_go_counts_from_the_first_run_and_the_places_beside_it(
+    jobs: int,
+    minutes: list[int],
     trained: list[list[str]],
     in_process: InProcess,
     line: list[str],
@@ -137,9 +140,8 @@ def test_the_time_to_go_counts_from_the_first_run(
     """Not from the timing of the methods before it; each run ends a minute after the one before."""
     times = itertools.count(600.0, 60.0)
     monkeypatch.setattr("loralight.commands.study.monotonic", lambda: next(times))
-    assert in_process(*line, "methods=bitfit optimizer.lr=3e-4", "seeds=3") == 0
-    printed = capsys.readouterr().out
-    assert re.findall(r"(\d/3, \d+) min to go", printed) == ["1/3, 2", "2/3, 1", "3/3, 0"]
+    assert in_process(*line, "methods=bitfit optimizer.lr=3e-4", "seeds=3", f"jobs={jobs}") == 0
+    assert re.findall(r"\d/3, (\d+) min to go", capsys.readouterr().out) == list(map(str, minutes))
 
 
 def test_what_a_grown_grid_still_lacks_is_counted(
