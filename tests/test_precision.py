@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from loralight.adapters.base import trainable
 from loralight.adapters.methods.bitfit import BitFit
 from loralight.adapters.methods.ia3 import IA3
 from loralight.training.checkpoint import FolderCheckpointIO
+from loralight.training.precision import half_precision_lines
 from loralight.training.task import AdapterTask, Step
 
 from .fitting import Batches, trainer
@@ -142,3 +144,20 @@ def test_a_cast_to_more_digits_and_a_move_touch_everything() -> None:
     assert {parameter.dtype for parameter in task.model.parameters()} == {torch.float64}
     task.to("meta")
     assert {tensor.device.type for tensor in task.model.state_dict().values()} == {"meta"}
+
+
+@pytest.mark.parametrize(
+    ("known", "precision", "told"),
+    [
+        ({"avx512_bf16": True, "avx2": True}, "32-true", True),
+        ({"avx512_bf16": False, "avx2": True}, "32-true", False),
+        ({"bf16": True}, "32-true", True),  # of 64-bit Arm
+        ({"amx_bf16": True}, "bf16-mixed", False),
+    ],
+)
+def test_a_run_in_float32_tells_that_the_processor_is_faster_in_half_precision(
+    known: dict[str, bool], precision: Any, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    lines = half_precision_lines(lightning.Trainer(accelerator="cpu", precision=precision, logger=False))
+    assert ["trainer.precision=bf16-mixed" in line for line in lines] == [True] * told

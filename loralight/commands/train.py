@@ -55,6 +55,7 @@ from loralight.training.forgetting.watch import Forgetting
 from loralight.training.fully_shard import FullyShard
 from loralight.training.launch import check_processes, launch, process_rank
 from loralight.training.out_of_memory import telling_of_memory
+from loralight.training.precision import half_precision_lines
 from loralight.training.preflight import (
     accelerations_table,
     batch_lines,
@@ -236,12 +237,12 @@ class Run:
         return metrics.get(metric) if score is None else score
 
     def _cautions(self) -> list[str]:
-        """Lines on a number of steps, and a rate, by which little would be learnt."""
+        """Lines on a number of steps, and a rate, by which little would be learnt, and on a precision that is slow."""
         optimizer, lr = self.task.optimizer, self.config["optimizer"].get("lr")
         is_adam = optimizer is not None and optimizer.func in (torch.optim.Adam, torch.optim.AdamW)
         steps = total_steps(self.trainer, self.data)
         odd = odd_rate(self.task.adapter, lr, steps) if is_adam and isinstance(lr, float) else []
-        return [*few_steps(self.trainer, self.data), *odd]
+        return [*few_steps(self.trainer, self.data), *odd, *half_precision_lines(self.trainer)]
 
     @property
     def _is_auto(self) -> bool:
