@@ -52,7 +52,7 @@ def _converse(task: AdapterTask, system: str | None, options: Mapping[str, Any])
         try:
             turns = [*asked, _turn("assistant", _answer(task, asked, options))]
         except InputError as error:
-            if turns == start:
+            if turns == start and not sys.stdin.isatty():
                 raise
             print(f"loralight: {error}. {RESET} begins anew", file=sys.stderr)  # such as for too long a conversation
 

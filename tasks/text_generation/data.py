@@ -98,7 +98,7 @@ class TextGenerationData(TaskData):
         checkpoint: the model whose tokenizer encodes the texts.
         max_length: tokens per row; a longer chat or completion loses its end (and is counted).
         columns: names of the columns: ``messages``, ``prompt`` and ``completion``, ``text``. The first form whose
-            columns are in train is taken.
+            columns are in train is taken. Chats may have a column of ``tools``.
         packed: whether several documents may share a row. None: they may if the model keeps them apart.
         join: the text between prompt and completion.
         chat_template: a chat template (Jinja), or a file with a template; else the tokenizer's own.
@@ -221,8 +221,7 @@ class TextGenerationData(TaskData):
         """Up to ``count`` distinct prompts of a split, with the texts that follow each in the data."""
         if (split, count) not in self._prompts:
             found: dict[str, tuple[dict[str, Any], list[str]]] = {}
-            for row in self.rows[split]:
-                record, reference = self.form.example(row)
+            for record, reference in filter(None, map(self.form.example, self.rows[split])):
                 key = json.dumps(record)
                 if key in found or len(found) < count:
                     found.setdefault(key, (record, []))[1].append(reference)
@@ -255,7 +254,7 @@ class TextGenerationData(TaskData):
             )
         if self.batch_size < _MOST_ROWS and not self._is_size_given:
             lines.append(f"few rows: data.batch_size={self.batch_size}, for more steps")
-        return [*lines, *self._notes, *self._cautions()]
+        return [*lines, *self._notes, *self.form.notes(), *self._cautions()]
 
     def _cautions(self) -> list[str]:
         num_rows = {split: len(rows) for split, rows in self.rows.items()}

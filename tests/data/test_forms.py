@@ -1,5 +1,6 @@
 """What of a text, a completion or a chat is learnt, token by token; what cannot be is an error that names the row."""
 
+import json
 from typing import Any
 
 import pytest
@@ -120,12 +121,81 @@ def test_fields_that_a_table_fills_with_nothing_are_left_out_of_messages() -> No
     assert "TOOL" not in form.tokenizer.decode(ids)
 
 
+def test_a_chat_may_begin_with_a_turn_of_the_assistant_that_is_not_learnt() -> None:
+    form = make("chat")
+    greeting = {"role": "assistant", "content": "the quick fox"}
+    (first, (ids, marks)) = encode(form, [greeting], [greeting, *CHAT[1:3]])
+    assert not any(first[1]) and learnt(form, ids, marks) == ["the fox<|im_end|>"]
+    assert form.example({"m": [greeting]}) is None
+    assert form.example({"m": [greeting, *CHAT[1:3]]}) == ({"m": [greeting, CHAT[1]]}, "the fox")
+
+
 def test_messages_of_sharegpt_are_those_of_the_usual_form() -> None:
     names = {"user": "human", "assistant": "gpt"}
     shared = [{"from": names.get(one["role"], one["role"]), "value": one["content"]} for one in CHAT]
     form = make("chat")
     assert encode(form, shared) == encode(form, CHAT)
     assert form.record(shared) == form.record(CHAT)
+
+
+def test_parts_of_text_are_one_content() -> None:
+    form = make("chat")
+    parts = [{**CHAT[1], "content": [{"type": "text", "text": "what "}, {"type": "text", "text": "is it?"}]}, CHAT[2]]
+    assert encode(form, parts) == encode(form, CHAT[1:3])
+
+
+WITH_TOOLS = (
+    "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}{% for m in messages %}<|im_start|>"
+    "{{ m.role }}\n{{ m.content }}{% for call in m.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TOOLS: list[Any] = [
+    {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}
+]
+ARGUMENTS = {"zone": "utc", "unit": None}
+
+
+def calling(arguments: Any, **empty: Any) -> list[dict[str, Any]]:
+    call = {"id": "1", "type": "function", "function": {"name": "now", "arguments": arguments}, **empty}
+    return [
+        {"role": "user", "content": "when is it?", **empty},
+        {"role": "assistant", "content": None, "tool_calls": [call], **empty},
+        {"role": "tool", "tool_call_id": "1", "content": "noon", **empty},
+        {"role": "assistant", "content": "it is noon", "tool_calls": [], **empty},
+    ]
+
+
+@pytest.mark.parametrize("tools", [TOOLS, json.dumps(TOOLS)], ids=["tools as a list", "tools as a text"])
+def test_calls_of_tools_are_learnt_as_the_template_writes_them(tools: Any) -> None:
+    form = form_of(make_tokenizer(WITH_TOOLS), {"messages": "m", "tools": "t"})
+    ((ids, marks),) = encode(form, (calling(json.dumps(ARGUMENTS), weight=None), tools))
+    plain = [{**message, "content": message["content"] or ""} for message in calling(ARGUMENTS)]
+    assert ids == form.tokenizer.apply_chat_template(plain, tools=TOOLS, return_dict=False)
+    called = json.dumps({"name": "now", "arguments": ARGUMENTS})
+    assert learnt(form, ids, marks) == [f"{called}<|im_end|>", "it is noon<|im_end|>"]
+    record, answer = form.example({"m": calling(json.dumps(ARGUMENTS)), "t": tools})
+    assert answer == "it is noon" and record["t"] == TOOLS
+    assert form.shown(record).splitlines()[1] == f"assistant: {json.dumps({'name': 'now', 'arguments': ARGUMENTS})}"
+    prompt = form.prompt(record)
+    assert ids[: len(prompt)] == prompt, "generation starts from the very tokens that training had"
+    assert encode(form, (CHAT, None)) == encode(make("chat", template=WITH_TOOLS), CHAT)
+
+
+def test_a_template_without_tools_is_told_of_and_one_without_their_calls_refused() -> None:
+    form = form_of(make_tokenizer(CHATML), {"messages": "m", "tools": "t"})
+    assert (
+        form.notes() == ["the chat template does not write tools: column 't' is left out"] and not make("chat").notes()
+    )
+    assert encode(form, (CHAT, TOOLS)) == encode(make("chat"), CHAT)
+    with pytest.raises(InputError, match=r"^E-CHAT: train row 0: the chat template leaves out calls of tools"):
+        encode(form, (calling("{}"), TOOLS))
+
+
+@pytest.mark.parametrize("tools", ["now", "[" * 100_000, 3, {"name": "now"}, ["now"]])
+def test_tools_that_are_no_schemas_are_an_error(tools: Any) -> None:
+    form = form_of(make_tokenizer(WITH_TOOLS), {"messages": "m", "tools": "t"})
+    with pytest.raises(InputError, match=r"^E-CHAT: train row 0, column 't'.* is no list of tools' JSON schemas"):
+        encode(form, (CHAT, tools))
 
 
 FORGETFUL = "{% for m in messages %}{% if loop.last %}{{ m.role }}{% endif %}{{ m.content }}<|im_end|>{% endfor %}"
@@ -214,6 +284,7 @@ GIVEN: dict[str, list[tuple[Any, Any]]] = {
         ("a b", {"m": [{"role": "user", "content": "a b"}]}),
         ([{"role": "user", "content": "a b"}], {"m": [{"role": "user", "content": "a b"}]}),
         ({"m": CHAT}, {"m": CHAT[:-1]}),
+        ({"m": CHAT, "tools": TOOLS}, {"m": CHAT[:-1]}),  # the run knows no such column
         ({"m": "User: a\nAssistant: b"}, {"m": [{"role": "user", "content": "a"}]}),
     ],
 }

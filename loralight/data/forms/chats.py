@@ -1,8 +1,9 @@
 """Chats, in the chat template of the tokenizer."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from loralight.errors import InputError
 from loralight.models.chat_templates import bounded, check_template
 from loralight.models.pretrained import tokenise
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # marks the assistant's turns in a chat template
 _SPEAKERS = {"human": "user", "gpt": "assistant"}  # of ShareGPT
 _SPEAKER = re.compile(r"^(system|user|assistant):[ \t]*", re.IGNORECASE | re.MULTILINE)
@@ -23,13 +24,16 @@ class Chat(Form):
     """Messages in the tokenizer's chat template; the assistant's turns and their ends are learnt.
 
     Messages are a list of {role, content}, or of {from, value} as in ShareGPT, or a transcript: a text in which each
-    turn begins on a new line with ``User:`` or ``Assistant:``.
+    turn begins on a new line with ``User:`` or ``Assistant:``. A content may be a list of parts of text, and nothing
+    where a message calls tools, as in OpenAI's files for fine-tuning. A row may have the tools that can be called: a
+    list of JSON schemas, or the list as a text.
 
     Args:
         template: a chat template (Jinja) in place of the tokenizer's.
     """
 
     roles = ("messages",)
+    optional = ("tools",)
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, columns: Mapping[str, str], *, template: str | None) -> None:
         super().__init__(tokenizer, columns)
@@ -46,28 +50,41 @@ class Chat(Form):
 
     def encode(self, rows: Mapping[str, list[Any]], places: Sequence[str]) -> Iterator[tuple[list[int], list[bool]]]:
         chats = []
+        template = self.tokenizer.get_chat_template()
         for value, place in zip(rows[self.columns["messages"]], places, strict=True):
             chat = _messages(value, f"{place}, column {self.columns['messages']!r}")
+            if "tool_calls" not in template and any("tool_calls" in message for message in chat):
+                raise InputError(
+                    "E-CHAT",
+                    f"{place}: the chat template leaves out calls of tools (tool_calls), so that answers would be "
+                    "empty. Set data.chat_template to one that writes them",
+                )
             if not any(message["role"] == "assistant" for message in chat):
                 names = ", ".join(dict.fromkeys(message["role"] for message in chat)) or "none"
                 raise InputError("E-CHAT", f"{place}: no turn of the assistant, only of: {names}")
             chats.append(chat)
-        template = self.tokenizer.get_chat_template()
+        column = self.columns.get("tools")
+        given = rows[column] if column else [None] * len(chats)
+        tools = [_tools(value, f"{place}, column {column!r}") for value, place in zip(given, places, strict=True)]
         if _GENERATION.search(template):
-            for chat, place in zip(chats, places, strict=True):
-                made = self._rendered(chat, place, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+            options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+            for chat, some, place in zip(chats, tools, places, strict=True):
+                made = self._rendered(chat, place, tools=some, **options)
                 yield made["input_ids"], [bool(learnt) for learnt in made["assistant_masks"]]
             return
-        for chat, place in zip(chats, places, strict=True):
-            yield self._by_prefixes(chat, place)
+        for chat, some, place in zip(chats, tools, places, strict=True):
+            yield self._by_prefixes(chat, some, place)
 
-    def _by_prefixes(self, chat: list[Message], place: str) -> tuple[list[int], list[bool]]:
-        """Learn the text that each turn of the assistant adds to the chat before it, as the template marks none."""
-        turns = [turn for turn, message in enumerate(chat) if message["role"] == "assistant"]
-        texts = [self._rendered(chat, place)]
+    def _by_prefixes(self, chat: list[Message], tools: Any, place: str) -> tuple[list[int], list[bool]]:
+        """Learn the text that each turn of the assistant adds to the chat before it, as the template marks none.
+
+        A turn that begins the chat is not learnt: it answers nothing, and transformers renders no empty chat.
+        """
+        turns = _answers(chat)
+        texts = [self._rendered(chat, place, tools=tools)]
         for turn in turns:
-            texts.append(self._rendered(chat[:turn], place, add_generation_prompt=True))
-            texts.append(self._rendered(chat[: turn + 1], place))
+            texts.append(self._rendered(chat[:turn], place, tools=tools, add_generation_prompt=True))
+            texts.append(self._rendered(chat[: turn + 1], place, tools=tools))
         whole, *parts = self.tokenizer(texts, add_special_tokens=False)["input_ids"]  # the template writes them
         learnt = [False] * len(whole)
         for before, after in zip(parts[::2], parts[1::2], strict=True):
@@ -102,25 +119,39 @@ class Chat(Form):
         except InputError as error:
             message = f"give a text, a list of messages, or a record with {column!r}: {error}"
             raise InputError("E-INPUT", message) from error
-        if chat[-1]["role"] == "assistant":
-            chat = chat[:-1]
+        tools = given.get(self.columns.get("tools", "")) if isinstance(given, Mapping) else None
+        return self._asked(chat[:-1] if chat[-1]["role"] == "assistant" else chat, tools)
+
+    def _asked(self, chat: list[Message], tools: Any) -> dict[str, Any]:
         if not chat:
-            raise InputError("E-INPUT", f"{given!r}: there is nothing to answer")
-        return {column: [dict(message) for message in chat]}
+            raise InputError("E-INPUT", "a chat that begins with an answer has nothing to answer")
+        record: dict[str, Any] = {self.columns["messages"]: [dict(message) for message in chat]}
+        return record if tools is None else {**record, self.columns["tools"]: _tools(tools, "the tools")}
 
     def prompt(self, record: Mapping[str, Any]) -> list[int]:
         chat = record[self.columns["messages"]]
-        text = self._rendered(chat, f"{chat!r}", add_generation_prompt=True)
+        tools = record.get(self.columns.get("tools", ""))
+        text = self._rendered(chat, f"{chat!r}", tools=tools, add_generation_prompt=True)
         ids: list[int] = tokenise(self.tokenizer, text, add_special_tokens=False)["input_ids"]
         return ids
 
-    def example(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    def example(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], str] | None:
         chat = _messages(row[self.columns["messages"]], "a row")
-        last = max(turn for turn, message in enumerate(chat) if message["role"] == "assistant")
-        return self.record({self.columns["messages"]: chat[: last + 1]}), chat[last]["content"]
+        if not (answers := _answers(chat)):
+            return None
+        last = max((turn for turn in answers if chat[turn]["content"]), default=answers[-1])  # calls may have no text
+        return self._asked(chat[:last], row.get(self.columns.get("tools", ""))), chat[last]["content"]
 
     def shown(self, record: Mapping[str, Any]) -> str:
-        return "\n".join(f"{message['role']}: {message['content']}" for message in record[self.columns["messages"]])
+        return "\n".join(
+            f"{message['role']}: {message['content']}{''.join(map(_shown_call, message.get('tool_calls', ())))}"
+            for message in record[self.columns["messages"]]
+        )
+
+    def notes(self) -> list[str]:
+        if "tools" not in self.columns or "tools" in self.tokenizer.get_chat_template():
+            return []
+        return [f"the chat template does not write tools: column {self.columns['tools']!r} is left out"]
 
     def ends(self) -> set[int]:
         """The special token that the template puts after an answer; it can differ from the model's end of text."""
@@ -163,23 +194,71 @@ def _messages(value: Any, place: str) -> list[Message]:
         InputError: the cell holds no messages (``E-CHAT``).
     """
     chat = _transcript(value) if isinstance(value, str) else value
-    if isinstance(chat, Sequence):
-        chat = [_renamed(message) for message in chat]
-    if not isinstance(chat, Sequence) or not chat:
+    chat = [_usual(message) for message in chat] if isinstance(chat, Sequence) else []
+    if not chat:
         raise InputError("E-CHAT", f"{place}: {str(value)[:200]!r} is no list of messages, nor a transcript of turns")
     for message in chat:
         if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
             raise InputError("E-CHAT", f"{place}: {str(message)[:200]}: a message has texts as role and content")
-    return [{key: value for key, value in message.items() if value is not None} for message in chat]
+    return chat
 
 
-def _renamed(message: Any) -> Any:
-    """A message of ShareGPT's form, {from, value}, in the usual one."""
-    if not isinstance(message, Mapping) or not {"from", "value"} <= message.keys():
+def _answers(chat: Sequence[Message]) -> list[int]:
+    """The places of the assistant's turns that answer something."""
+    return [turn for turn, message in enumerate(chat) if turn and message["role"] == "assistant"]
+
+
+def _usual(message: Any) -> Any:
+    """A message with a role and a text as content; what is none is returned as it is."""
+    if not isinstance(message, Mapping):
         return message
-    speaker = message["from"]
-    role = _SPEAKERS.get(speaker, speaker) if isinstance(speaker, str) else speaker
-    return {"role": role, "content": message["value"]}
+    message = _filled(message)
+    if {"from", "value"} <= message.keys():
+        speaker = message["from"]
+        role = _SPEAKERS.get(speaker, speaker) if isinstance(speaker, str) else speaker
+        return {"role": role, "content": message["value"]}
+    if calls := message.pop("tool_calls", None):
+        message = {"content": "", **message, "tool_calls": [_with_arguments(call) for call in calls]}
+    content = message.get("content")
+    if isinstance(content, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
+        message["content"] = "".join(str(part.get("text", "")) for part in content)
+    return message
+
+
+def _shown_call(call: Any) -> str:
+    return json.dumps(call.get("function", call) if isinstance(call, Mapping) else call)
+
+
+def _with_arguments(call: Any) -> Any:
+    """A call of a tool with its arguments as an object, which templates expect, and not as a JSON text."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+        return call
+    with suppress(ValueError, RecursionError):
+        return {**call, "function": {**function, "arguments": json.loads(function["arguments"])}}
+    return call
+
+
+def _tools(value: Any, place: str) -> list[Any] | None:
+    """The schemas in a cell; None if it is empty.
+
+    Raises:
+        InputError: the cell holds no list of them (``E-CHAT``).
+    """
+    with suppress(ValueError, RecursionError):
+        value = json.loads(value) if isinstance(value, str) and value.strip() else value
+    if not value:
+        return None
+    if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
+        raise InputError("E-CHAT", f"{place}: {str(value)[:200]!r} is no list of tools' JSON schemas")
+    return [_filled(tool) for tool in value]
+
+
+def _filled(value: Any) -> Any:
+    """Without the fields that a table fills with nothing, as its rows have one type."""
+    if isinstance(value, Mapping):
+        return {key: _filled(one) for key, one in value.items() if one is not None}
+    return [_filled(one) for one in value] if isinstance(value, list) else value
 
 
 def _transcript(text: str) -> list[Message]:

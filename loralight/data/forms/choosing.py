@@ -21,7 +21,8 @@ def form_of(
 
     Args:
         tokenizer: of the model.
-        columns: ``messages``; ``prompt`` and ``completion``; or ``text``, each with its name in the data.
+        columns: ``messages``, with or without ``tools``; ``prompt`` and ``completion``; or ``text``, each with its
+            name in the data.
         join: the text between a prompt and its completion.
         template: a chat template (Jinja) in place of the tokenizer's.
     """
@@ -39,7 +40,8 @@ def columns_of_form(rows: Mapping[str, Dataset], named: Mapping[str, str]) -> di
     has = rows["train"].column_names
     for form in _FORMS:
         if all(named.get(role) in has for role in form.roles):
-            columns = {role: named[role] for role in form.roles}
+            optional = [role for role in form.optional if named.get(role) in has]
+            columns = {role: named[role] for role in (*form.roles, *optional)}
             for split, part in rows.items():
                 if missing := [column for column in columns.values() if column not in part.column_names]:
                     raise InputError("E-COLUMN", f"the {split} split has no column {missing[0]!r}, which train has")

@@ -15,17 +15,21 @@ class Form(ABC):
 
     Args:
         tokenizer: of the model.
-        columns: the column's name for each of the `roles`.
+        columns: the column's name for each of the `roles`, and for those of the `optional` ones that the data has.
     """
 
     roles: ClassVar[tuple[str, ...]]
     """The columns that rows of this form have."""
+
+    optional: ClassVar[tuple[str, ...]] = ()
+    """Columns that they may have."""
 
     is_divisible: ClassVar[bool] = False
     """Whether a row that is too long is divided into several rows; in other forms it loses its end."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, columns: Mapping[str, str]) -> None:
         self.tokenizer, self.columns = tokenizer, {role: columns[role] for role in self.roles}
+        self.columns |= {role: columns[role] for role in self.optional if role in columns}
         if tokenizer.eos_token_id is None:
             raise InputError("E-TOKENIZER", "the model's tokenizer has no end-of-text token (eos_token)")
 
@@ -58,12 +62,16 @@ class Form(ABC):
         """The tokens that generation continues."""
 
     @abstractmethod
-    def example(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-        """A record as generation takes it, made from a row of data, and the text that follows it in the row."""
+    def example(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], str] | None:
+        """A record as generation takes it, made from a row of data, and the text that follows; None if none does."""
 
     def shown(self, record: Mapping[str, Any]) -> str:
         """A record as a text for people."""
         return str(record[self.columns[self.roles[0]]])
+
+    def notes(self) -> list[str]:
+        """Lines on what of the data the model will not see."""
+        return []
 
     def ends(self) -> set[int]:
         """Tokens that end a text, besides the tokenizer's own end-of-text token."""

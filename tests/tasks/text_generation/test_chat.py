@@ -29,6 +29,28 @@ def adapter(tiny_llama: str, tmp_path_factory: pytest.TempPathFactory) -> Callab
     return saved
 
 
+@pytest.fixture
+def typing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Lines at a terminal, and then Ctrl-D; returns the list to which each prompt is added as it is shown."""
+
+    def given(*lines: str) -> list[str]:
+        shown: list[str] = []
+        rest = iter(lines)
+
+        def ask(prompt: str) -> str:
+            shown.append(prompt)
+            if (line := next(rest, None)) is None:
+                raise EOFError
+            return line
+
+        terminal: Any = type("Terminal", (io.StringIO,), {"isatty": lambda _: True})()
+        monkeypatch.setattr("sys.stdin", terminal)
+        monkeypatch.setattr("builtins.input", ask)
+        return shown
+
+    return given
+
+
 def answer(folder: Path, *turns: tuple[str, str]) -> str:
     messages = [{"role": role, "content": content} for role, content in turns]
     (found,) = loralight.load(folder).predict([messages], max_new_tokens=6)
@@ -64,6 +86,19 @@ def test_a_conversation_that_has_grown_too_long_can_begin_anew(
     assert printed.err.count("E-SEQ-LEN") == 1 and "/reset begins anew" in printed.err
 
 
+def test_a_first_line_that_is_too_long_does_not_end_a_conversation_in_a_terminal(
+    adapter: Callable[[str], Path],
+    in_process: Callable[..., int],
+    typing: Callable[..., list[str]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = adapter("messages")
+    typing("the quick fox " * 60, "it")
+    assert in_process("chat", f"run={folder}", *OPTIONS) == 0
+    printed = capsys.readouterr()
+    assert printed.err.count("E-SEQ-LEN") == 1 and answer(folder, ("user", "it")) in printed.out
+
+
 @pytest.mark.parametrize(("given", "code"), [(["options.temperatur=1"], "temperature"), (["run=nowhere"], "E-")])
 def test_what_it_cannot_do_is_said_before_the_first_turn(
     given: list[str], code: str, adapter: Callable[[str], Path], refused: Callable[..., str]
@@ -78,18 +113,8 @@ def test_a_model_that_has_learnt_no_chats_is_refused(
     assert "E-INPUT" in refused("chat", f"run={adapter('text')}", *OPTIONS)
 
 
-def test_a_terminal_shows_a_prompt_and_ends_by_ctrl_d(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines, shown = iter(["one", " ", "two"]), []
-
-    def ask(prompt: str) -> str:
-        shown.append(prompt)
-        if (line := next(lines, None)) is None:
-            raise EOFError
-        return line
-
-    terminal: Any = type("Terminal", (io.StringIO,), {"isatty": lambda _: True})()
-    monkeypatch.setattr("sys.stdin", terminal)
-    monkeypatch.setattr("builtins.input", ask)
+def test_a_terminal_shows_a_prompt_and_ends_by_ctrl_d(typing: Callable[..., list[str]]) -> None:
+    shown = typing("one", " ", "two")
     assert [*typed("> ")] == ["one", "two"] and shown == ["> "] * 4
 
 
