@@ -179,7 +179,8 @@ def check_columns(rows: Dataset, columns: Iterable[str], split: str, *, setting:
             raise InputError(
                 "E-COLUMN",
                 f"the {split} split has no column {column!r}; it has {has}.{did_you_mean(column, rows.column_names)} "
-                f"Say which with {setting}=<name>.{csv_files.header_hint(rows)}{_inner_hint(rows, column)}",
+                f"Say which with {setting}=<name>{_nested_hint(rows)}."
+                f"{csv_files.header_hint(rows)}{_inner_hint(rows, column)}",
             )
 
 

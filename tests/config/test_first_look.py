@@ -80,6 +80,7 @@ OWN = {"_target_": "loralight.tasks.text_classification.TextClassificationData"}
     [
         ('{"text": "a", "labels": 1}\n', "rows.jsonl", {}, "E-COLUMN: .* no column 'label'.*'labels'.*columns.label="),
         ('{"post": {"text": "a"}}\n', "rows.jsonl", {}, "E-COLUMN: .* 'post' holds records with a field 'text'"),
+        ('{"data": [{"text": "a", "label": 1}]}\n', "rows.json", {}, r"E-COLUMN: .* 'data' is a list .* jq '\.data'"),
         ("Class Index,text\n1,a\n", "rows.csv", {}, "E-COLUMN: .* no column 'label'; it has 'Class Index', 'text'"),
         ("ham\tcold soup\n", "rows", {}, r"E-DATA: .*rows: not a file that ends in .*data\.delimiter=tab"),
         ("a;b\n", "rows.zip", {}, r"E-DATA: .*rows\.zip: an archive; unpack it"),
