@@ -18,6 +18,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from loralight import logs
 from loralight.data import TaskData
 from loralight.training.epochs import num_batches
 from loralight.training.fully_shard import FullyShard
@@ -79,6 +80,7 @@ def fit_probe(task: AdapterTask, data: TaskData, trainer: lightning.Trainer) -> 
     if isinstance(trainer.strategy, FullyShard):
         raise NoProbe("its pass would take the whole model on each device (trainer=fsdp)")
     layer, device = linear_head(task), trainer.strategy.root_device
+    logs.logger.info("fitting a linear probe on what the frozen model makes of the rows (probe=false leaves it out)")
     task.to(device).eval()
     try:
         splits = {"validation": _some(data.val_dataloader(), trainer.limit_val_batches)}

@@ -204,7 +204,9 @@ def test_rows_that_make_no_probe_are_told_in_a_line_and_the_head_begins_at_rando
     settings = ["data=text_classification", "data.labels=[x,y,z]", f"model.checkpoint='{tiny_bert}'", "trainer=cpu"]
     run = ["model.max_length=16", "task.pooling=mean", "trainer.max_epochs=1", "task.head_start=probe"]
     assert in_process("train", *settings, *data, *run, "hydra.run.dir=run") == 0
-    told = [line for line in capsys.readouterr().err.splitlines() if "no linear probe" in line]
+    lines = capsys.readouterr().err.splitlines()
+    assert len([line for line in lines if "fitting a linear probe" in line]) == 1
+    told = [line for line in lines if "no linear probe" in line]
     assert len(told) == 1 and told[0].endswith(f"no linear probe: {reason}; the head starts at random")
 
 
