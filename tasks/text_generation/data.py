@@ -36,6 +36,12 @@ from loralight.models import check_causal, check_length, load_tokenizer
 IGNORED = -100  # target of a token without a loss, as in PyTorch
 _MOST_ROWS, _ENOUGH_STEPS, _EPOCHS = 8, 100, 3  # docs/recipes.md
 _PART = 4000  # characters
+_KINDS = {  # of rows, by the first column of their form
+    "text": "texts",
+    "prompt": "prompts with completions",
+    "instruction": "instructions with answers",
+    "messages": "chats",
+}
 _TEXT = Features({"text": Value("string")})
 _ENCODED = Features(  # explicit, as there may be no row to infer them from
     {
@@ -86,10 +92,10 @@ def rows_of_batch(num_rows: int) -> int:
 class TextGenerationData(TaskData):
     """Rows of tokens with targets: the next token at each place that has a loss.
 
-    The columns determine the form of the rows: chats (a column of messages), prompts with completions, or plain texts.
-    Several short documents are packed into a row of tokens. Positions start over with each document, by which
-    transformers keeps their attention apart. Plain texts longer than a row are cut into several rows, each beginning
-    with the last token of the row before.
+    The columns determine the form of the rows: chats (a column of messages), prompts with completions, instructions
+    with answers, or plain texts. Several short documents are packed into a row of tokens. Positions start over with
+    each document, by which transformers keeps their attention apart. Plain texts longer than a row are cut into several
+    rows, each beginning with the last token of the row before.
 
     A batch holds input_ids and targets (batch, tokens), -100 where there is no loss, and position_ids (batch, tokens)
     if a row has several documents.
@@ -97,8 +103,9 @@ class TextGenerationData(TaskData):
     Args:
         checkpoint: the model whose tokenizer encodes the texts.
         max_length: tokens per row; a longer chat or completion loses its end (and is counted).
-        columns: names of the columns: ``messages``, ``prompt`` and ``completion``, ``text``. The first form whose
-            columns are in train is taken. Chats may have a column of ``tools``.
+        columns: names of the columns: ``messages``, ``prompt`` and ``completion``, ``instruction`` and ``output``,
+            ``text``. The first form whose columns are in train is taken. Chats may have a column of ``tools``, and
+            instructions one of ``input``.
         packed: whether several documents may share a row. None: they may if the model keeps them apart.
         join: the text between prompt and completion.
         chat_template: a chat template (Jinja), or a file with a template; else the tokenizer's own.
@@ -240,7 +247,7 @@ class TextGenerationData(TaskData):
         return {"loss": loss, "perplexity": float(np.exp(loss)), "token_accuracy": accuracy}
 
     def report(self) -> list[str]:
-        kind = {"text": "texts", "prompt": "prompts with completions", "messages": "chats"}[self.form.roles[0]]
+        kind = _KINDS[self.form.roles[0]]
         lines = []
         for split, rows in self.splits.items():
             counts, num_rows = self.counts[split], len(self.rows[split])

@@ -21,7 +21,12 @@ CHAT = [
     {"role": "user", "content": "the dog?"},
     {"role": "assistant", "content": "no, the fox\nit is"},
 ]
-COLUMNS = {"text": {"text": "t"}, "prompt": {"prompt": "p", "completion": "c"}, "chat": {"messages": "m"}}
+COLUMNS = {
+    "text": {"text": "t"},
+    "prompt": {"prompt": "p", "completion": "c"},
+    "instruction": {"instruction": "i", "output": "o", "input": "n"},
+    "chat": {"messages": "m"},
+}
 
 
 def make(form: str, *, template: str | None = CHATML, **arguments: Any) -> Form:
@@ -130,6 +135,30 @@ def test_a_chat_may_begin_with_a_turn_of_the_assistant_that_is_not_learnt() -> N
     assert form.example({"m": [greeting, *CHAT[1:3]]}) == ({"m": [greeting, CHAT[1]]}, "the fox")
 
 
+@pytest.mark.parametrize("nothing", ["", None])
+@pytest.mark.parametrize(("template", "name"), [(CHATML, "chat"), (None, "prompt")])
+def test_an_instruction_is_a_chat_where_there_is_a_template_and_else_a_prompt(
+    template: str | None, name: str, nothing: str | None
+) -> None:
+    form, same = make("instruction", template=template), make(name, template=template)
+    rows = [("what", "the fox", nothing), ("what", "a", "the dog"), ("what", " ", nothing)]
+    plain, with_input, without_answer = encode(form, *rows)
+    chat = [{"role": "user", "content": "what"}, {"role": "assistant", "content": "the fox"}]
+    assert [plain] == encode(same, chat if name == "chat" else ("what", "the fox")) and without_answer == ([], [])
+    example = form.example({"i": "what", "n": "the dog", "o": "a"})
+    assert example == ({"i": "what", "n": "the dog"}, "a") and form.example({"i": "what", "o": " "}) is None
+    prompt = form.prompt(example[0])
+    assert form.shown(example[0]) == "what\n\nthe dog" and prompt == same.prompt(same.record("what\n\nthe dog"))
+    assert with_input[0][: len(prompt)] == prompt and form.ends() == same.ends()
+    assert form.prompt(form.record("what")) == form.prompt(form.record({"i": "what", "n": nothing, "o": "the fox"}))
+
+
+def test_what_has_learnt_instructions_as_chats_answers_chats() -> None:
+    instructions, chats = make("instruction"), make("chat")
+    assert instructions.prompt(instructions.record(CHAT)) == chats.prompt(chats.record(CHAT))
+    assert instructions.shown(instructions.record(CHAT)) == chats.shown(chats.record(CHAT))
+
+
 def test_messages_of_sharegpt_are_those_of_the_usual_form() -> None:
     names = {"user": "human", "assistant": "gpt"}
     shared = [{"from": names.get(one["role"], one["role"]), "value": one["content"]} for one in CHAT]
@@ -208,6 +237,8 @@ FAULTS: dict[str, tuple[str, dict[str, Any], Any, str]] = {
     "a number for a text": ("text", {}, 3.5, r"E-TEXT: train row 1, column 't': 3\.5 is not a text"),
     "a prompt is missing": ("prompt", {}, (None, "a"), "E-TEXT: train row 1, column 'p': None is not a text"),
     "a completion is missing": ("prompt", {}, ("a", None), "E-TEXT: train row 1, column 'c': None is not a text"),
+    "an instruction is missing": ("instruction", {}, (None, "a", ""), "E-TEXT: train row 1, column 'i': None is not"),
+    "an answer that is no text": ("instruction", {}, ("a", 3, ""), "E-TEXT: train row 1, column 'o': 3 is not a text"),
     "an empty completion": ("prompt", {}, ("a", " "), "E-TEXT: train row 1, column 'c': the completion is empty"),
     "no messages": ("chat", {}, [], r"E-CHAT: train row 1, column 'm': '\[\]' is no list of messages"),
     "a text for a chat": ("chat", {}, "what is it?", "E-CHAT: train row 1, column 'm': 'what is it"),
@@ -250,6 +281,7 @@ def test_a_row_that_cannot_be_learnt_from_is_one_clear_error(fault: str) -> None
     fine = {
         "text": "a",
         "prompt": ("a", "b"),
+        "instruction": ("a", "b", None),
         "chat": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
     }
     with pytest.raises(InputError, match=f"^{message}"):

@@ -8,10 +8,11 @@ from transformers import PreTrainedTokenizerBase
 from loralight.data.csv_files import header_hint
 from loralight.data.forms.chats import Chat
 from loralight.data.forms.form import Form
+from loralight.data.forms.instructions import Instruction
 from loralight.data.forms.texts import PlainText, PromptCompletion
 from loralight.errors import InputError
 
-_FORMS: tuple[type[Form], ...] = (Chat, PromptCompletion, PlainText)
+_FORMS: tuple[type[Form], ...] = (Chat, PromptCompletion, Instruction, PlainText)
 
 
 def form_of(
@@ -21,13 +22,15 @@ def form_of(
 
     Args:
         tokenizer: of the model.
-        columns: ``messages``, with or without ``tools``; ``prompt`` and ``completion``; or ``text``, each with its
-            name in the data.
+        columns: ``messages``, with or without ``tools``; ``prompt`` and ``completion``; ``instruction`` and ``output``,
+            with or without ``input``; or ``text``, each with its name in the data.
         join: the text between a prompt and its completion.
         template: a chat template (Jinja) in place of the tokenizer's.
     """
     if "messages" in columns:
         return Chat(tokenizer, columns, template=template)
+    if "instruction" in columns:
+        return Instruction(tokenizer, columns, join=join, template=template)
     return PromptCompletion(tokenizer, columns, join=join) if "prompt" in columns else PlainText(tokenizer, columns)
 
 
