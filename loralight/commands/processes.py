@@ -2,11 +2,13 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from queue import Queue
 from time import perf_counter, sleep
@@ -16,8 +18,14 @@ import torch
 from loralight.artifacts.lock import is_held
 from loralight.commands.gpus import visible
 from loralight.config.overrides import quoted
+from loralight.logs import logger
 from loralight.reports.runs import SUMMARY
 
+_SHORT = (
+    *("trainer.max_epochs=1", "trainer.max_steps=-1", "++trainer.check_val_every_n_epoch=1"),
+    *(f"trainer.limit_{split}_batches=1" for split in ("train", "val", "test")),
+)
+"""Overrides for a run of one batch of each split."""
 _OF_MACHINE = re.compile(r"exit code (-\d+|130|143):|E-MEMORY: |E-DISK: |was killed by SIG")
 
 
@@ -52,19 +60,16 @@ class Processes:
             of_gpu = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if len(gpus) > 1 else {}
             self._places.put({"OMP_NUM_THREADS": threads, **own, **of_gpu})
 
-    @staticmethod
-    def seconds_to_start() -> float:
-        """Seconds until a run's process has imported what it needs."""
-        started = perf_counter()
-        subprocess.run([sys.executable, "-c", "import loralight.commands.train"], check=True, stdin=subprocess.DEVNULL)
-        return perf_counter() - started
-
     @contextmanager
-    def busy(self, words: Sequence[str]) -> Iterator[None]:
+    def busy(self, words: Sequence[str]) -> Iterator[Callable[[Sequence[str], Path], float]]:
         """A context in which this process has one place, with its threads, and training steps fill all other places.
 
         Args:
             words: overrides of ``loralight train`` for these steps.
+
+        Yields:
+            A function of the words of a run and a folder; it returns the seconds that the run takes in this one place,
+            from the start of its process to the end, with one batch of each split. The folder is then removed.
         """
         own, *others = places = [self._places.get() for _ in range(self.jobs)]
         command, threads = [sys.executable, "-m", "loralight.commands.busy", *words], torch.get_num_threads()
@@ -79,11 +84,33 @@ class Processes:
                     running.callback(self._running.discard, process)
                 for process in list(self._running):
                     process.stdout.readline()  # type: ignore[union-attr]  # once its steps have begun, or it has failed
-                yield
+                yield partial(self._seconds_of_short_run, own)
         finally:
             torch.set_num_threads(threads)
             for place in places:
                 self._places.put(place)
+
+    def _seconds_of_short_run(self, environment: dict[str, str], words: Sequence[str], folder: Path) -> float:
+        self._wait_for_another(folder)  # that a killed command has left
+        shutil.rmtree(folder, ignore_errors=True)
+        line = [*words, *_SHORT, quoted(f"hydra.run.dir={folder}"), *self._flags]
+        started = perf_counter()
+        ended = subprocess.run(
+            [sys.executable, "-m", "loralight", "train", *line],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+        seconds = perf_counter() - started
+        shutil.rmtree(folder, ignore_errors=True)
+        if ended.returncode:
+            told = "".join(ended.stderr.strip().splitlines()[-1:])[:500]
+            logger.warning("a run of one step, by which the others were to be timed, has failed: %s", told)
+        return seconds
 
     def finish(self, words: Sequence[str], folder: Path, *, is_enough: Callable[[], bool] | None = None) -> str | None:
         """Train into ``folder``, unless its run is finished; the output goes into a file beside it.

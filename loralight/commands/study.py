@@ -13,7 +13,6 @@ from concurrent.futures import as_completed
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from threading import Lock
-from time import monotonic
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -22,8 +21,10 @@ from omegaconf import DictConfig
 from loralight import logs
 from loralight.artifacts.run_folder import FAILED
 from loralight.commands.processes import Processes
-from loralight.commands.study_cost import Cost, cost_of_study
+from loralight.commands.study_cost import Cost, cost_of_runs
 from loralight.commands.sweep import folder_name
+from loralight.commands.time_to_go import TimeToGo
+from loralight.commands.trial import is_solved
 from loralight.config.build import check_config, make
 from loralight.config.composition import plain, settings_of
 from loralight.config.first_look import first_look
@@ -37,7 +38,9 @@ from loralight.training.epochs import Epochs
 from loralight.training.rate_grid import FACTOR, best_power, is_at_end, next_power
 from loralight.training.time_budget import parse_time
 
-_WORDS, _LENGTH = "study.words.json", "study.length.json"
+_WORDS, _LENGTH, _COST = "study.words.json", "study.length.json", "study.cost.json"
+_LONG = 20  # minutes
+_GROWN = 0.5  # rates that a method needs beyond three: 6 for 11 methods, in two studies of the demo
 
 
 def main(config: DictConfig) -> None:
@@ -68,13 +71,19 @@ class Method:
         words: overrides of ``loralight train``, such as ``adapter=lora``.
         settings: of `loralight train`, with these and the study's own overrides.
         lr: the method's own learning rate; None if ``words`` set a rate, which is kept.
+        is_solved: whether its runs take no steps, as far as the head allows; the first one tells.
         sign: 1 if a higher score is better, else -1.
     """
 
     words: tuple[str, ...]
     settings: Mapping[str, Any] = field(repr=False, hash=False, compare=False)
     lr: float | None
+    is_solved: bool
     sign: int
+
+    @property
+    def name(self) -> str:
+        return " ".join(self.words)
 
 
 class Study:
@@ -97,12 +106,15 @@ class Study:
             )
         probe = [] if "probe" in map(_name, self.words) else ["probe=false"]  # `linear_probe` is a method of its own
         self._of_runs = [*self.words, *probe]
+        self._lengths = [one for one in self.words if _name(one) in ("trainer.max_epochs", "trainer.max_steps")]
         self.budget: float | None = None
         self.length: Epochs | None = None
         if settings["budget"] is not None:
             self.budget = parse_time(settings["budget"])
-            if taken := [word for word in self.words if _name(word) in ("trainer.max_epochs", "trainer.max_steps")]:
-                raise InputError("E-BUDGET", f"{taken[0]}: budget= decides how long runs are; leave out one of the two")
+            if self._lengths:
+                raise InputError(
+                    "E-BUDGET", f"{self._lengths[0]}: budget= decides how long runs are; leave out one of the two"
+                )
         self.methods = [self._method(shlex.split(str(one))) for one in settings["methods"]]
         if len({method.words for method in self.methods}) != len(self.methods) or not self.methods:
             raise InputError("E-STUDY", "methods= has one twice, or none: give methods=lora,dora,full, say")
@@ -111,26 +123,29 @@ class Study:
         self.processes = Processes(settings["jobs"], flags)
         self.chosen: dict[Method, list[FinishedRun]] = {}
         self.failures: dict[str, str] = {}
-        self._progress = _Progress(sum(map(self._num_runs, self.methods)))
+        self._ended: dict[Path, FinishedRun | None] = {}  # None: it failed
+        self._told: set[Path] = set()
+        self._time_to_go = TimeToGo(self.folder / _COST, self.processes.jobs)
+        self._one_at_a_time = Lock()  # runs end in several threads
 
     def run(self) -> None:
         """Do all missing runs."""
-        first = [*self._of_runs, *self.methods[0].words]
-        missing = [(method.settings, self._num_missing(method)) for method in self.methods]
-        cost = cost_of_study(self.processes, first, missing)
-        if self.budget is not None:
-            self.length = self._length(cost, self.budget)
+        self._read_ended()
+        missing = self._missing()
+        self._estimate(missing)
         (self.folder / _WORDS).write_text(json.dumps(self._kept_words) + "\n", encoding="utf-8")
-        minutes = cost.seconds(self.length.number if self.length else None) / 60
         cut = f" of {self.length.number} epochs each" if self.length else ""
+        done = f", {len(self._ended)} of them done" if self._ended else ""
+        minutes = self._minutes()
+        is_free = self.budget is None and not self._lengths and not self._ended
+        shorter = f" (by fewer epochs half of it: budget={minutes / 2:.0f}min)" if is_free and minutes > _LONG else ""
         logs.show(
-            f"methods: {len(self.methods)}; seeds of each: {self.seeds}; runs: {self._progress.expected} or more{cut}, "
-            f"{self.processes.jobs} at a time, about {minutes:.0f} min or more, in {self.folder}"
+            f"methods: {len(self.methods)}; seeds of each: {self.seeds}; runs: {self._num_runs()} or more{cut}{done}, "
+            f"{self.processes.jobs} at a time, about {minutes:.0f} min{shorter}, in {self.folder}"
         )
-        self._progress.begin(self.processes.jobs)
         with self.processes.ending() as pool:
-            for done in as_completed([pool.submit(self._run_method, method) for method in self.methods]):
-                done.result()
+            for ended in as_completed([pool.submit(self._run_method, method) for method in self.methods]):
+                ended.result()
 
     def report(self) -> None:
         """Print and write a comparison of the runs.
@@ -160,31 +175,63 @@ class Study:
             words=tuple(words),
             settings=of_run,
             lr=None if is_given else float(of_run["adapter"]["lr"]),
+            is_solved=is_solved(of_run, is_probe=make(of_run["adapter"]).is_probe),
             sign=1 if of_run["monitor"]["mode"] == "max" else -1,
         )
 
-    def _num_runs(self, method: Method) -> int:
-        """The runs of a method, if the first three rates have the best one between them."""
-        return int(self.seeds) + (2 if method.lr else 0)
+    def _planned(self, method: Method) -> tuple[list[Path], bool]:
+        """The folders of a method's runs, as far as those that have ended tell, and whether its grid may grow."""
 
-    def _num_missing(self, method: Method) -> int:
-        """The least number of runs that are still to be made, after those in the folder."""
-
-        def place(power: int, seed: int) -> Path:
+        def place(power: int, seed: int = 0) -> Path:
             return self._place(_words(method, power, seed))
-
-        def is_there(power: int, seed: int) -> bool:
-            return (place(power, seed) / SUMMARY).exists()
 
         runs: dict[int, FinishedRun | None] = {}
         power: int | None = 0
         while power is not None:
-            runs[power] = read_run(place(power, 0)) if is_there(power, 0) else None  # taken for the worst
+            runs[power] = self._ended.get(place(power))  # a run that is missing is taken for the worst
             power = _next_power(method, runs)
-        if runs[0] is None and method.lr is not None:
-            runs |= {power: None for power in (-1, 1) if not is_there(power, 0)}
-        best = best_power(_scores(method, runs))
-        return list(runs.values()).count(None) + sum(not is_there(best, seed) for seed in range(1, self.seeds))
+        is_open = place(0) not in self._ended and method.lr is not None and not method.is_solved
+        if is_open:
+            runs |= {power: self._ended.get(place(power)) for power in (-1, 1)}
+        elif place(0) in self._ended and runs[0] is None:
+            return [place(0)], False
+        rates = [place(power) for power in runs]
+        seeds = [place(best_power(_scores(method, runs)), seed) for seed in range(1, self.seeds)]
+        return [*rates, *seeds], is_open or (len(rates) > 1 and not self._ended.keys() >= {*rates})
+
+    def _read_ended(self) -> None:
+        """Read the runs in the folder that have ended well."""
+        for method in self.methods:
+            while found := [one for one in self._planned(method)[0] if one not in self._ended and _is_finished(one)]:
+                self._ended.update({folder: read_run(folder) for folder in found})
+
+    def _missing(self) -> dict[Method, float]:
+        """The number of runs that each method still lacks, with those for which a grid grows on average."""
+        missing = {}
+        for method in self.methods:
+            folders, may_grow = self._planned(method)
+            missing[method] = len({*folders} - self._ended.keys()) + _GROWN * may_grow
+        return missing
+
+    def _num_runs(self) -> int:
+        """The least number of runs of the study."""
+        return len(self._told.union(*(self._planned(method)[0] for method in self.methods)))
+
+    def _minutes(self) -> float:
+        """The minutes until all runs have ended."""
+        return self._time_to_go.seconds({method.name: number for method, number in self._missing().items()}) / 60
+
+    def _estimate(self, missing: Mapping[Method, float]) -> None:
+        """Estimate what a run takes of methods that have none yet, and choose the length of all runs for a budget."""
+        timed = {
+            method: number for method, number in missing.items() if number and not self._time_to_go.knows(method.name)
+        }
+        methods = [([*self._of_runs, *method.words], method.settings, number) for method, number in timed.items()]
+        cost = cost_of_runs(self.processes, self.folder, methods)
+        if self.budget is not None:
+            self.length = self._length(cost, self.budget)
+        each = cost.each(self.length.number if self.length else None)
+        self._time_to_go.expect({method.name: seconds for method, seconds in zip(timed, each, strict=True)})
 
     def _place(self, words: Sequence[str]) -> Path:
         """The folder of a run."""
@@ -202,7 +249,7 @@ class Study:
 
     def _words_of_length(self, method: Method) -> list[str]:
         """The overrides for the length of a run, if it takes steps and a budget cuts it short."""
-        if self.length is None or make(method.settings["adapter"]).is_probe:
+        if self.length is None or method.is_solved:
             return []
         every = f"++trainer.check_val_every_n_epoch={self.length.validated_every}"
         return [f"trainer.max_epochs={self.length.number}", every]
@@ -235,25 +282,39 @@ class Study:
         """A finished run, which is trained now if it is missing; None if it failed."""
         words = _words(method, power, seed)
         name, folder = " ".join(words), self._place(words)
-        is_new = not (folder / SUMMARY).exists()
+        is_new, is_whole = not _is_finished(folder), not folder.exists()
+        if is_new:
+            with self._one_at_a_time:
+                self._time_to_go.begin(method.name)
         line = [*self._of_runs, *self._words_of_length(method), *words]
-        if (error := self.processes.finish(line, folder)) is not None:
-            note_failure(folder, error)
-            self.failures[name] = error
-            self._progress.tell(f"{name} failed: {error}", is_new=is_new)
-            return None
-        (folder / FAILED).unlink(missing_ok=True)
-        run = read_run(folder)
-        score = run.score(run.monitored)
-        told = "not finite" if score is None else f"{score:.4f}"
-        self._progress.tell(f"{name}: {run.monitored} {told}", is_new=is_new)
+        error = self.processes.finish(line, folder)
+        run = None if error is not None else read_run(folder)
+        if run is None:
+            note_failure(folder, str(error))
+            self.failures[name] = str(error)
+            told = f"{name} failed: {error}"
+        else:
+            (folder / FAILED).unlink(missing_ok=True)
+            score = run.score(run.monitored)
+            told = f"{name}: {run.monitored} {'not finite' if score is None else f'{score:.4f}'}"
+        with self._one_at_a_time:
+            self._ended[folder] = run
+            self._told.add(folder)
+            if is_new:
+                self._time_to_go.end(method.name, is_whole=is_whole and run is not None)
+            logs.show(f"{len(self._told)}/{self._num_runs()}, {self._minutes():.0f} min to go: {told}")
         return run
 
 
 def _words(method: Method, power: int, seed: int) -> list[str]:
     """The overrides of a run that are not the study's own."""
-    rate = [] if method.lr is None else [f"optimizer.lr={method.lr * FACTOR**power:.3g}"]
-    return [*method.words, *rate, f"seed={seed}"]
+    if method.lr is None or (method.is_solved and power == 0):
+        return [*method.words, f"seed={seed}"]
+    return [*method.words, f"optimizer.lr={method.lr * FACTOR**power:.3g}", f"seed={seed}"]
+
+
+def _is_finished(folder: Path) -> bool:
+    return (folder / SUMMARY).exists()
 
 
 def _name(word: str) -> str:
@@ -277,32 +338,3 @@ def _score(run: FinishedRun | None, method: Method) -> float | None:
 def _has_steps(run: FinishedRun | None) -> bool:
     """Whether a run was trained by steps; a linear probe that was solved for has no learning rate."""
     return run is not None and run.summary.get("steps") != 0
-
-
-@dataclass
-class _Progress:
-    """Prints a line for each run that has ended, with the time that the remaining runs may take.
-
-    Args:
-        expected: the least number of runs.
-    """
-
-    expected: int
-    done: int = 0
-    new: int = 0
-    jobs: int = 1
-    since: float = 0.0
-    one_at_a_time: Lock = field(default_factory=Lock)  # runs end in several threads
-
-    def begin(self, jobs: int) -> None:
-        """Runs begin, so many at a time."""
-        self.jobs, self.since = jobs, monotonic()
-
-    def tell(self, what: str, *, is_new: bool) -> None:
-        with self.one_at_a_time:
-            self.done, self.new = self.done + 1, self.new + is_new
-            self.expected = max(self.expected, self.done)
-            trained = max(self.new, 1) + (self.jobs - 1) / 2  # those that run beside it are half done on average
-            minutes = (monotonic() - self.since) / trained * (self.expected - self.done) / 60
-            to_go = f", {minutes:.0f} min to go or more" if self.new or self.done == self.expected else ""
-            logs.show(f"{self.done}/{self.expected}{to_go}: {what}")

@@ -1,7 +1,8 @@
-"""The time that a study will take, from timing a few batches of each method before it starts."""
+"""The time that runs will take, from timing their parts before they start."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -11,26 +12,36 @@ from loralight.errors import InputError
 from loralight.logs import logger
 from loralight.training.epochs import Epochs
 
-_SHARE = 0.8  # of a budget for the runs that are known to be needed; grids of rates may grow
+TIMED = "timed"
+"""A folder of a run that is made to time it, and removed."""
+
+_SHARE = 0.8  # of a budget: an estimate may be a quarter too low
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """The time of a study's missing runs.
+    """The time of the runs of several methods.
 
     Args:
-        start: seconds until a run's process has imported what it needs.
-        runs: what a run of each method takes, and how many runs it has.
-        jobs: runs at a time.
+        start: seconds of a run beside its timed parts: the start of its process, its report, its end.
+        runs: what a run of each method takes, and the number of its runs.
+        jobs: methods that run at a time, each with one run after another.
     """
 
     start: float
-    runs: Sequence[tuple[Expected, int]]
+    runs: Sequence[tuple[Expected, float]]
     jobs: int
+
+    def each(self, most_epochs: int | None = None) -> list[float]:
+        """Seconds of one run of each method, of at most so many epochs."""
+        return [self.start + run.seconds(most_epochs) for run, _ in self.runs]
 
     def seconds(self, most_epochs: int | None = None) -> float:
         """Seconds of all runs, each of at most so many epochs."""
-        return sum(number * (self.start + run.seconds(most_epochs)) for run, number in self.runs) / self.jobs
+        numbers = (number for _, number in self.runs)
+        return together(
+            (number * each for number, each in zip(numbers, self.each(most_epochs), strict=True)), self.jobs
+        )
 
     def epochs_for(self, budget: float) -> Epochs | None:
         """The length of each run for which all runs take at most ``budget`` seconds; None if none need be cut short.
@@ -52,33 +63,70 @@ class Cost:
         )
 
 
-def cost_of_study(processes: Processes, words: Sequence[str], runs: Sequence[tuple[Mapping[str, Any], int]]) -> Cost:
+def together(seconds: Iterable[float], jobs: int) -> float:
+    """The time of pieces of work that are begun in turn, each as soon as one of ``jobs`` places is free."""
+    places = [0.0] * jobs
+    for one in seconds:
+        places.sort()
+        places[0] += one
+    return max(places)
+
+
+def cost_of_runs(
+    processes: Processes, folder: Path, methods: Sequence[tuple[Sequence[str], Mapping[str, Any], float]]
+) -> Cost:
     """The time of all runs, as many at a time as ``processes`` has places.
 
     The other places are busy meanwhile, as runs side by side take longer than one alone: cores, their caches and the
-    GPUs are shared.
+    GPUs are shared. Some batches of each method are timed, and a whole run of one step: of the method with the
+    smallest checkpoint, as the writing is timed apart.
 
     Args:
-        processes: those of the study.
-        words: overrides of ``loralight train`` for what the other places do.
-        runs: the settings of each method, and how many runs it has.
+        processes: those of the runs.
+        folder: of all runs; what is written there is removed.
+        methods: the words of each method (overrides of ``loralight train``), its settings and the number of its runs.
 
     Raises:
         InputError: a method cannot be built.
     """
-    if not (missing := [(settings, number) for settings, number in runs if number]):
+    if not methods:
         return Cost(start=0.0, runs=[], jobs=processes.jobs)
-    logger.info("timing a few batches of each of %d methods", len(missing))
-    with processes.busy(words):
-        start = processes.seconds_to_start()
-        timed = [(_expected(settings), number) for settings, number in missing]
-    return Cost(start=start, runs=timed, jobs=processes.jobs)
+    logger.info("timing a few batches of each of %d methods", len(methods))
+    with processes.busy(methods[0][0]) as seconds_of_short_run:
+        _build(methods[0][1])  # the first one reads the data and the weights from the disk
+        timed = [_expected(settings, folder) for _, settings, _ in methods]
+        start = seconds_beside(seconds_of_short_run, folder, [words for words, _, _ in methods], timed)
+    return Cost(
+        start=start, runs=[(run, method[2]) for run, method in zip(timed, methods, strict=True)], jobs=processes.jobs
+    )
 
 
-def _expected(settings: Mapping[str, Any]) -> Expected:
+def seconds_beside(
+    seconds_of_short_run: Callable[[Sequence[str], Path], float],
+    folder: Path,
+    words: Sequence[Sequence[str]],
+    timed: Sequence[Expected],
+) -> float:
+    """Seconds of a run beside its timed parts, by a run of one step.
+
+    Args:
+        seconds_of_short_run: see `Processes.busy`.
+        folder: of all runs.
+        words: of each method.
+        timed: what is known of each method.
+    """
+    smallest = min(range(len(timed)), key=lambda number: (timed[number].epochs is None, timed[number].checkpoint))
+    return max(0.0, seconds_of_short_run(words[smallest], folder / TIMED) - timed[smallest].short)
+
+
+def _build(settings: Mapping[str, Any]) -> Trial:
+    return Trial(dict(settings))
+
+
+def _expected(settings: Mapping[str, Any], folder: Path) -> Expected:
     started = perf_counter()
-    trial = Trial(dict(settings))
-    found = expected(trial, built=perf_counter() - started)
+    trial = _build(settings)
+    found = expected(trial, folder, built=perf_counter() - started)
     del trial
     free_device()
     return found

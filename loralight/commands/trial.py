@@ -8,18 +8,21 @@ import gc
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from statistics import mean
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
+from torch import Tensor
 from torch.utils.data import DataLoader
 
+from loralight.adapters.base import trainable
 from loralight.commands.measuring import measuring
 from loralight.config.batch_size import with_rows_per_process
 from loralight.config.build import build_data, build_probe, build_task, build_trainer
@@ -27,9 +30,11 @@ from loralight.data import TaskData
 from loralight.errors import InputError
 from loralight.logs import show
 from loralight.models.trust import trust_of, trusting
+from loralight.training.checkpoint import FolderCheckpointIO
 from loralight.training.epochs import Epochs, num_batches, planned_epochs, steps_of_epoch
 from loralight.training.footprint import train_step
 from loralight.training.launch import num_nodes, num_processes
+from loralight.training.preflight import num_bytes
 from loralight.training.rate_range import find_rate, num_steps
 from loralight.training.time_budget import Pace, parse_time
 from loralight.untrusted import read_json
@@ -40,6 +45,7 @@ _TIMED = 12  # training batches, and as many of validation
 _TIMED_SECONDS = 20.0  # the same for a run without a budget
 _MOST_STEPS = 2**53  # that a folder may say: beyond it not every number of steps is a float
 _SHARE = 0.03  # share of the budget after which no more batches are timed
+_SAMPLE = 64 * 2**20  # bytes of a checkpoint that are written to time it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +92,26 @@ class Trial:
         """Compute the loss of a batch as in validation."""
         with self._precision.forward_context():
             return float(self.task.step(self._moved(batch)).loss)
+
+    def write(self, folder: Path) -> tuple[float, int]:
+        """The seconds that writing a checkpoint takes, by writing a part of it, and its bytes.
+
+        Args:
+            folder: on the run's disk.
+
+        Raises:
+            InputError: the disk cannot be written to (``E-DISK``).
+        """
+        states = [value for state in self.optimizer.state.values() for value in state.values()]
+        tensors = [value for value in (*trainable(self.task.model).values(), *states) if isinstance(value, Tensor)]
+        part: dict[str, Tensor] = {}
+        while len(part) < len(tensors) and num_bytes(part.values()) < _SAMPLE:
+            part[str(len(part))] = tensors[len(part)].detach()
+        started = perf_counter()
+        with TemporaryDirectory(dir=folder) as temporary:
+            FolderCheckpointIO().save_checkpoint(part, Path(temporary) / "checkpoint")
+        size = num_bytes(tensors)
+        return (perf_counter() - started) * max(1.0, size / max(num_bytes(part.values()), 1)), size
 
     def _moved(self, batch: Any) -> Any:
         return move_data_to_device(self._precision.convert_input(batch), self.device)
@@ -134,7 +160,7 @@ def try_out(config: dict[str, Any], folder: Path, *, spent: float = 0.0) -> None
         InputError: not one step fits the budget (``E-BUDGET``).
     """
     if config["resume"] is None and _asked(config):
-        (folder / _FILE).write_text(json.dumps(asdict(_try(config, spent))) + "\n", encoding="utf-8")
+        (folder / _FILE).write_text(json.dumps(asdict(_try(config, folder, spent))) + "\n", encoding="utf-8")
         free_device()
 
 
@@ -160,7 +186,7 @@ def _asked(config: dict[str, Any]) -> list[str]:
     return [name for name, is_so in is_asked.items() if is_so]
 
 
-def _try(config: dict[str, Any], spent: float) -> Tried:
+def _try(config: dict[str, Any], folder: Path, spent: float) -> Tried:
     started = perf_counter()
     trial = Trial(config)
     around = perf_counter() - started  # the run builds the model again
@@ -170,7 +196,8 @@ def _try(config: dict[str, Any], spent: float) -> Tried:
     steps, most = planned.steps(of_epoch, most=config["trainer"]["max_steps"]), None
     if config["budget"] is not None:
         budget = parse_time(config["budget"])
-        pace = _pace(trial, ranks, most_seconds=_SHARE * budget).beside(around + _of_forgetting(trial))
+        parts = _Parts.of(trial, folder, ranks, most_seconds=_SHARE * budget)
+        pace = parts.pace(trial, of_epoch).beside(around + _of_forgetting(trial))
         left = budget - spent - (perf_counter() - started)
         most = pace.steps(left, of_epoch=of_epoch, validated_every=planned.validated_every)
     if config["optimizer"].get("lr") != AUTO:
@@ -190,15 +217,19 @@ class Expected:
         epochs: its length; None if it takes no steps.
         of_epoch: optimizer steps of an epoch.
         most: optimizer steps at most, if above 0.
+        short: seconds of these parts in a run of one batch of each split.
+        checkpoint: bytes of a checkpoint.
     """
 
     pace: Pace
     epochs: Epochs | None
     of_epoch: int = 1
     most: int = -1
+    short: float = 0.0
+    checkpoint: int = 0
 
     def seconds(self, most_epochs: int | None = None) -> float:
-        """Seconds that the run takes, without the start of its process, in at most so many epochs."""
+        """Seconds that the timed parts of the run take in at most so many epochs."""
         if self.epochs is None:
             return self.pace.around
         epochs = self.epochs if most_epochs is None else self.epochs.at_most(most_epochs)
@@ -206,20 +237,28 @@ class Expected:
         return self.pace.seconds(steps, validations=math.ceil(steps / (self.of_epoch * epochs.validated_every)))
 
 
-def expected(trial: Trial, *, built: float) -> Expected:
-    """What a run will take, from timing some of its batches.
+def expected(trial: Trial, folder: Path, *, built: float) -> Expected:
+    """What a run will take, from timing some of its batches and the writing of a checkpoint.
 
     Args:
         trial: of the run's settings.
+        folder: on the run's disk.
         built: seconds that it took to build the trial.
     """
     ranks = num_processes(trial.config["trainer"]) * num_nodes(trial.config["trainer"])
     of_epoch = steps_of_epoch(trial.trainer, trial.data, num_ranks=ranks)
-    pace = _pace(trial, ranks, most_seconds=_TIMED_SECONDS).beside(built + _of_forgetting(trial))
-    if trial.task.adapter.is_probe and trial.config["trainer"]["max_epochs"] == AUTO:
-        return Expected(pace=pace, epochs=None)  # it is solved for
-    planned = planned_epochs(trial.trainer, trial.task, of_epoch)
-    return Expected(pace=pace, epochs=planned, of_epoch=of_epoch, most=trial.config["trainer"]["max_steps"])
+    parts = _Parts.of(trial, folder, ranks, most_seconds=_TIMED_SECONDS)
+    beside = built + _of_forgetting(trial)
+    pace, short = parts.pace(trial, of_epoch).beside(beside), parts.short(trial) + beside
+    if is_solved(trial.config, is_probe=trial.task.adapter.is_probe):
+        return Expected(pace=pace, epochs=None, short=short, checkpoint=parts.checkpoint)
+    planned, most = planned_epochs(trial.trainer, trial.task, of_epoch), trial.config["trainer"]["max_steps"]
+    return Expected(pace=pace, epochs=planned, of_epoch=of_epoch, most=most, short=short, checkpoint=parts.checkpoint)
+
+
+def is_solved(config: Mapping[str, Any], *, is_probe: bool) -> bool:
+    """Whether a run is solved for and takes no steps, if its head allows that: a linear probe without a length."""
+    return is_probe and config["trainer"]["max_epochs"] == AUTO and config["trainer"]["max_steps"] == -1
 
 
 def _rate(trial: Trial, count: int) -> float:
@@ -236,19 +275,65 @@ def batches(data: TaskData) -> Iterator[Any]:
         yield from data.train_dataloader()
 
 
-def _pace(trial: Trial, ranks: int, *, most_seconds: float) -> Pace:
-    """The pace of steps and validation, from timing some batches of each for up to about ``most_seconds``."""
-    data, trainer = trial.data, trial.trainer
-    train, validation = data.train_dataloader(), data.val_dataloader()
-    step = _seconds(trial.step, train, most_seconds) * trainer.accumulate_grad_batches
-    measured = _seconds(trial.measure, validation, most_seconds) / ranks
-    held_out = num_batches(validation, trainer.limit_val_batches)
-    around = held_out
-    if "test" in data.splits:
-        around += num_batches(data.test_dataloader(), trainer.limit_test_batches)
-    if trial.config["probe"]:
-        around = 2 * around + len(train)
-    return Pace(step=step, validation=measured * held_out, around=measured * around)
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """What was timed.
+
+    Args:
+        train: seconds of a training batch.
+        measured: seconds of a batch of validation or test, shared by all processes.
+        saved: seconds of writing a checkpoint.
+        checkpoint: its bytes.
+    """
+
+    train: float
+    measured: float
+    saved: float
+    checkpoint: int
+
+    @classmethod
+    def of(cls, trial: Trial, folder: Path, ranks: int, *, most_seconds: float) -> "_Parts":
+        """Times some batches of each split for up to about ``most_seconds``, and the writing of a checkpoint."""
+        train = _seconds(trial.step, trial.data.train_dataloader(), most_seconds)
+        measured = _seconds(trial.measure, trial.data.val_dataloader(), most_seconds) / ranks
+        saved, checkpoint = trial.write(folder)
+        return cls(train=train, measured=measured, saved=saved, checkpoint=checkpoint)
+
+    def pace(self, trial: Trial, of_epoch: int) -> Pace:
+        """The pace of a run with ``of_epoch`` optimizer steps in an epoch."""
+        data, trainer = trial.data, trial.trainer
+        held_out, tested = num_batches(data.val_dataloader(), trainer.limit_val_batches), 0
+        if "test" in data.splits:
+            tested = num_batches(data.test_dataloader(), trainer.limit_test_batches)
+        around = _around(trial, held_out=held_out, tested=tested, trained=len(data.train_dataloader()))
+        per_step, per_validation = _checkpoints(trial.config, of_epoch)
+        return Pace(
+            step=self.train * trainer.accumulate_grad_batches + per_step * self.saved,
+            validation=self.measured * held_out + per_validation * self.saved,
+            around=self.measured * around + self.saved,  # the best checkpoint is read, and its adapter written
+        )
+
+    def short(self, trial: Trial) -> float:
+        """Seconds of a run with one batch of each split."""
+        around = _around(trial, held_out=1, tested=int("test" in trial.data.splits), trained=1)
+        per_step, per_validation = _checkpoints(trial.config, 1)
+        return self.train + self.measured * (1 + around) + self.saved * (1 + per_step + per_validation)
+
+
+def _around(trial: Trial, *, held_out: int, tested: int, trained: int) -> int:
+    """The batches that are measured beside training, of so many in each split."""
+    task, config = trial.task, trial.config
+    has_probe = config["probe"] or task.adapter.is_probe or task.head_settings.start == "probe"
+    return trained + 3 * held_out + 2 * tested if has_probe else held_out + tested  # two passes over what chooses
+
+
+def _checkpoints(config: Mapping[str, Any], of_epoch: int) -> tuple[float, int]:
+    """The checkpoints that are written for each optimizer step on average, and for each validation."""
+    given = (config.get("callbacks") or {}).values()
+    chosen = [one for one in given if one and str(one.get("_target_")).endswith("ModelCheckpoint")]
+    inside = [1 / every for one in chosen if (every := one.get("every_n_train_steps"))]
+    at_ends = sum(bool(one.get("save_on_train_epoch_end")) for one in chosen)
+    return sum(inside) + at_ends / of_epoch, len(chosen) - len(inside) - at_ends
 
 
 def _of_forgetting(trial: Trial) -> float:

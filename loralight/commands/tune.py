@@ -45,8 +45,8 @@ def main(config: DictConfig) -> None:
         proposals = Proposals(folder, plan.space, mode=plan.mode)
         processes, seconds = Processes(settings["jobs"], flags), proposals.usual
         if seconds is None:
-            with processes.busy(plan.first_words):
-                seconds = plan.seconds_of_trial()
+            with processes.busy(plan.first_words) as seconds_of_short_run:
+                seconds = plan.seconds_of_trial(seconds_of_short_run)
         for run, point in earlier:
             proposals.add_earlier(run.folder.absolute(), point, run.summary["metrics"][plan.metric])
         search = Search(plan, proposals, processes, seconds=seconds)

@@ -18,6 +18,8 @@ _NO_DIFFERENCE = (
 """Settings in which runs of one group may differ: seeds, places, output."""
 _NO_LABEL = ("seed", "logger", "resume", "adapter", "task")
 """Names in a command line that do not distinguish runs, or have a column of their own."""
+_UNUSED = ("optimizer.", "optimizer=", "scheduler.", "scheduler=")
+"""The beginnings of words that a run without steps does not use, such as a linear probe's that is solved for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +160,8 @@ def _is_any(name: str, patterns: Sequence[str]) -> bool:
 def _words(run: FinishedRun) -> list[str]:
     """The overrides on a run's command line, without those that set its folder, its seed or a column's value."""
     said = [word.lstrip("+") for word in read_overrides(run.folder)]
-    no_label = ("hydra.", "--", "forgetting", *(f"{name}=" for name in _NO_LABEL))
+    unused = _UNUSED if run.number("steps") == 0 else ()
+    no_label = ("hydra.", "--", "forgetting", *unused, *(f"{name}=" for name in _NO_LABEL))
     return [word for word in said if not word.startswith(no_label)]
 
 

@@ -35,6 +35,7 @@ from loralight.config.plugins import use_folder
 from loralight.data import TaskData
 from loralight.reports.answers import answer_of
 from loralight.testing.adapters import AdapterContract
+from loralight.training.answers import answers_of_rows
 from loralight.training.checkpoint import read_checkpoint
 from loralight.training.step import measure_
 from loralight.training.task import AdapterTask, Step
@@ -217,7 +218,8 @@ class TaskContract:
         batch, count = _batch(data, "validation"), len(_rows_of(data, "validation"))
         shown = [data.shown("validation", row) for row in range(count)]
         step = _step(task, batch)
-        found = task.answers(batch, step.predictions, step.targets)
+        outputs = {"predictions": step.predictions, "targets": step.targets, "arguments": step.arguments}
+        found = answers_of_rows(task, batch, outputs, count)
         for kept in () if found is None else (found.given, found.right):
             lines = [{"given": one, "right": one, "input": text} for one, text in zip(kept, shown, strict=True)]
             assert json.loads(json.dumps(lines)) == lines

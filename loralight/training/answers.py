@@ -1,5 +1,6 @@
 """The answers of a model to the rows that it is measured on, beside the right ones; a run keeps them for reports."""
 
+import inspect
 import math
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -64,11 +65,13 @@ def answers_of_rows(task: Any, batch: Any, outputs: Mapping[str, Any], num_rows:
     Args:
         task: an `AdapterTask`.
         batch: as its `step` takes it.
-        outputs: with ``predictions`` and ``targets``, as its `step` gives them.
+        outputs: with ``predictions``, ``targets`` and perhaps ``arguments``, as its `step` gives them.
         num_rows: the batch's.
     """
     predictions, targets = outputs["predictions"], outputs["targets"]
-    found: Answers | None = task.answers(batch, predictions, targets)
+    declared = inspect.signature(task.answers).parameters
+    named = {name: value for name, value in outputs.get("arguments", {}).items() if name in declared}
+    found: Answers | None = task.answers(batch, predictions, targets, **named)
     return answers_by_shape(predictions, targets, num_rows) if found is None else found
 
 

@@ -123,6 +123,9 @@ class Contract(ABC):
             batch: of validation or test, as `step` takes it.
             predictions: as `step` gives them.
             targets: likewise.
+
+        A task whose `step` gives further ``arguments``, such as texts that it wrote for its metrics, may declare some
+        of them by name, with a default.
         """
         return None
 

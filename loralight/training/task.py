@@ -422,15 +422,15 @@ class AdapterTask(lightning.LightningModule, Contract):
     def on_fit_end(self) -> None:
         self.accelerations.end_()
 
-    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Measure a batch; its predictions and targets are passed to callbacks."""
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Measure a batch; its predictions, targets and arguments of metrics are passed to callbacks."""
         return self._measure("validation", batch)
 
-    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """As `validation_step`."""
         return self._measure("test", batch)
 
-    def _measure(self, split: Split, batch: Any) -> dict[str, Tensor]:
+    def _measure(self, split: Split, batch: Any) -> dict[str, Any]:
         with self._of(split):
             step = self.step(batch)
         loss, scores, means = self.results.update_(split, step)
@@ -438,7 +438,7 @@ class AdapterTask(lightning.LightningModule, Contract):
         self.log_dict(scores, on_epoch=True)
         for name, mean in means.items():
             self.log(f"{split}/{name}", mean, on_epoch=True, metric_attribute=f"results.means.{split}.{name}")
-        return {"predictions": step.predictions, "targets": step.targets}
+        return {"predictions": step.predictions, "targets": step.targets, "arguments": step.arguments}
 
     @property
     def scores(self) -> nn.ModuleDict:

@@ -24,12 +24,19 @@ SUMMARY: dict[str, Any] = {
 """What all summaries have in common."""
 
 
-def leave_run(folder: Path, words: Sequence[str], settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+def leave_run(
+    folder: Path, words: Sequence[str], settings: Mapping[str, Any], metrics: Mapping[str, float], *, steps: int = 5
+) -> None:
     """Write the files of a finished run."""
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(dict(settings)))
     (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump([*words]))
-    found = {"adapter": settings["names"]["adapter"], "metrics": dict(metrics), "seed": settings["seed"]}
+    found = {
+        "adapter": settings["names"]["adapter"],
+        "metrics": dict(metrics),
+        "seed": settings["seed"],
+        "steps": steps,
+    }
     (folder / "summary.json").write_text(json.dumps({**SUMMARY, **found}))
 
 

@@ -88,6 +88,12 @@ def test_a_length_that_all_but_a_solved_probe_have_is_no_part_of_a_name(tmp_path
     assert {"full trainer.max_epochs=3", "lora trainer.max_epochs=9"} < names
 
 
+def test_a_solved_probe_has_no_rate_in_its_name(tmp_path: Path) -> None:
+    make_run(tmp_path / "lora", words=("optimizer.lr=0.002",))
+    make_run(tmp_path / "probe", adapter="linear_probe", words=("optimizer.lr=0.001",), steps=0)
+    assert {group.name for group in compared(tmp_path).groups} == {"lora optimizer.lr=0.002", "linear_probe"}
+
+
 def test_runs_that_differ_by_chance_are_said_to_be_alike(tmp_path: Path) -> None:
     for seed, (one, other) in enumerate([(0.80, 0.82), (0.83, 0.80), (0.81, 0.82)]):
         make_run(tmp_path / f"a{seed}", words=("adapter.rank=4",), seed=seed, accuracy=one)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from loralight import logs
 from loralight.commands.processes import Processes, is_of_machine
 
 
@@ -52,11 +53,14 @@ def test_while_a_run_is_timed_the_other_places_train(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
-    threads, processes = torch.get_num_threads(), Processes(2)
-    with processes.busy(tiny_run):
+    threads, processes, failed = torch.get_num_threads(), Processes(2), list[object]()
+    with processes.busy(tiny_run) as seconds_of_short_run:
         assert torch.get_num_threads() == 3
         (other,) = processes._running
         assert other.poll() is None, "one that cannot train has ended once it is waited for"
+        monkeypatch.setattr(logs.logger, "warning", lambda *told: failed.append(told))
+        assert seconds_of_short_run([*tiny_run, "probe=false"], tmp_path / "timed") > 0 and not failed
+        assert seconds_of_short_run(["adapter=lorra"], tmp_path / "timed") > 0 and "lorra" in str(failed)
     assert other.poll() == -signal.SIGKILL and not processes._running
     assert torch.get_num_threads() == threads and processes._places.qsize() == 2
     assert not list(tmp_path.iterdir())

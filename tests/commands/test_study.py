@@ -1,6 +1,5 @@
 """`loralight study`: each method at its best rate, over seeds; what is missing is done by the same command."""
 
-import itertools
 import json
 import math
 import os
@@ -44,15 +43,17 @@ BESIDE: dict[str, dict[str, float]] = {
 """What runs have measured beside their scores."""
 
 
-UNTIMED = "study.cost_of_study = lambda *_: type('Cost', (), {'seconds': lambda *_: 60.0})()"
+UNTIMED = "study.cost_of_runs = lambda *given: type('Cost', (), {'each': lambda *_: [60.0] * len(given[2])})()"
 """Code for another process."""
 
 
-def taking(seconds: float, *, epochs: int = 20, runs: int = 1) -> Cost:
-    """The cost of runs of so many epochs, whose steps take all of the time."""
-    of_step = Pace(step=seconds / runs / epochs, validation=0.0, around=0.0)
+def taking(seconds: float, *, epochs: int = 20) -> Callable[..., Cost]:
+    """In place of `cost_of_runs`: runs of so many epochs, whose steps take all of the time."""
+    of_step = Pace(step=seconds / epochs, validation=0.0, around=0.0)
     run = Expected(pace=of_step, epochs=Epochs(number=epochs, validated_every=math.ceil(epochs / 5)))
-    return Cost(start=0.0, runs=[(run, runs)], jobs=1)
+    return lambda processes, _, methods: Cost(
+        start=0.0, runs=[(run, number) for _, _, number in methods], jobs=processes.jobs
+    )
 
 
 @pytest.fixture
@@ -75,11 +76,12 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             + 0.002 * settings["seed"]
         )
         scores = {"validation/accuracy": accuracy, "test/accuracy": accuracy - 0.01}
-        leave_run(folder, words, settings, scores | BESIDE[name])
+        is_solved = name == "linear_probe" and settings["trainer"]["max_epochs"] == "auto"
+        leave_run(folder, words, settings, scores | BESIDE[name], steps=0 if is_solved else 5)
         return None
 
     monkeypatch.setattr(Processes, "train", train)
-    monkeypatch.setattr("loralight.commands.study.cost_of_study", lambda *_: taking(240.0))
+    monkeypatch.setattr("loralight.commands.study.cost_of_runs", taking(20.0))
     monkeypatch.setattr("loralight.commands.study.settings_of", settings_of_run)
     return ran
 
@@ -99,7 +101,7 @@ def test_each_method_is_compared_at_its_best_rate_and_a_rerun_does_what_is_missi
     line.append(METHODS)
     assert in_process(*line, "seeds=3") == 2  # full fine-tuning diverges at a rate
     printed = capsys.readouterr()
-    assert "methods: 3; seeds of each: 3; runs: 13 or more, 1 at a time, about 4 min or more" in printed.out
+    assert "methods: 3; seeds of each: 3; runs: 13 or more, 1 at a time, about 5 min, in " in printed.out
     assert "adapter=full optimizer.lr=0.000158 seed=0 failed: exit code 2" in printed.out
     assert "E-STUDY: 1 of the runs failed" in printed.err
     report = json.loads((tmp_path / "all" / "study.json").read_text())
@@ -127,58 +129,91 @@ def test_each_method_is_compared_at_its_best_rate_and_a_rerun_does_what_is_missi
     assert sorted(words[-1] for words in trained) == ["seed=0", "seed=3", "seed=3", "seed=3"]
 
 
-@pytest.mark.parametrize(("jobs", "minutes"), [(1, [2, 1, 0]), (2, [1, 1, 0])])
-def test_the_time_to_go_counts_from_the_first_run_and_the_places_beside_it(
-    jobs: int,
-    minutes: list[int],
+def test_the_time_to_go_is_that_of_the_runs_that_have_ended_also_when_the_study_goes_on(
     trained: list[list[str]],
     in_process: InProcess,
     line: list[str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Not from the timing of the methods before it; each run ends a minute after the one before."""
-    times = itertools.count(600.0, 60.0)
-    monkeypatch.setattr("loralight.commands.study.monotonic", lambda: next(times))
-    assert in_process(*line, "methods=bitfit optimizer.lr=3e-4", "seeds=3", f"jobs={jobs}") == 0
-    assert re.findall(r"\d/3, (\d+) min to go", capsys.readouterr().out) == list(map(str, minutes))
+    """Each run takes a minute, and was estimated at 20 seconds."""
+    monkeypatch.setattr("loralight.commands.time_to_go.monotonic", lambda: 60.0 * len(trained))
+    line.append("seeds=3")
+    assert in_process(*line, "methods=bitfit optimizer.lr=3e-4") == 0
+    printed = capsys.readouterr().out
+    assert "runs: 3 or more, 1 at a time, about 1 min, in " in printed
+    assert re.findall(r"(./3, .) min to go: ", printed) == ["1/3, 2", "2/3, 1", "3/3, 0"]
+    trained.clear()
+    assert in_process(*line, "methods=bitfit optimizer.lr=3e-4, lora optimizer.lr=1e-2") == 0
+    printed = capsys.readouterr().out
+    assert "runs: 6 or more, 3 of them done, 1 at a time, about 3 min, in " in printed
+    assert re.findall(r"(./6, .) min to go: ", printed) == ["1/6, 3", "2/6, 3", "3/6, 3", "4/6, 2", "5/6, 1", "6/6, 0"]
 
 
-def test_what_a_grown_grid_still_lacks_is_counted(
+def test_a_method_that_has_been_run_or_timed_is_not_timed_again(
     trained: list[list[str]],
     in_process: InProcess,
     line: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    counted: list[int] = []
+    timed: list[str] = []
 
-    def cost(_: Processes, __: object, runs: Sequence[tuple[object, int]]) -> Cost:
-        counted.extend(number for _, number in runs)
-        return taking(60.0)
+    def cost(processes: Processes, folder: Path, methods: Sequence[tuple[Sequence[str], Any, float]]) -> Cost:
+        timed.extend(words[-1] for words, _, _ in methods)
+        return taking(20.0)(processes, folder, methods)
 
-    monkeypatch.setattr("loralight.commands.study.cost_of_study", cost)
+    monkeypatch.setattr("loralight.commands.study.cost_of_runs", cost)
+    assert in_process(*line, "methods=lora", "seeds=1") == 0
+    assert in_process(*line, "methods=lora, full", "seeds=2") == 2  # full fine-tuning diverges at a rate
+    assert timed == ["adapter=lora", "adapter=full"]
+    assert in_process(*line, "methods=lora, full", "seeds=3", "jobs=2") == 2
+    assert timed[2:] == ["adapter=lora", "adapter=full"], "runs beside each other take longer"
+
+
+def test_what_a_grown_grid_still_lacks_is_counted(
+    trained: list[list[str]], in_process: InProcess, line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     line += ["methods=lora, bitfit optimizer.lr=3e-4", "seeds=3"]
 
-    def missing_without(*names: str) -> list[int]:
+    def missing_without(*names: str) -> int:
         for name in names:
             (run,) = (tmp_path / "all").glob(f"*.lr.{name}-*/")
             shutil.rmtree(run)
-        counted.clear()
         trained.clear()
-        capsys.readouterr()
         assert in_process(*line) == 0
-        assert len(trained) >= sum(counted)
+        printed = capsys.readouterr().out
+        told = re.search(r"runs: (\d+) or more(?:, (\d+) of them done)?, ", printed)
+        assert told is not None and "10/10, 0 min to go" in printed
+        counted = int(told[1]) - int(told[2] or 0)
+        assert len(trained) >= counted
         return counted
 
-    assert missing_without() == [5, 3]
+    assert missing_without() == 5 + 3
     assert len(trained) == 7 + 3, "five rates"
-    assert missing_without("0.01_seed.1", "0.01_seed.2") == [2, 0] and len(trained) == 2
-    assert "8/8, 0 min to go or more" in capsys.readouterr().out
-    assert missing_without("0.0316_seed.0", "0.01_seed.2", "3e-4_seed.0") == [2, 1] and len(trained) == 3
-    assert missing_without("0.000316_seed.0") == [1, 0] and len(trained) == 1
-    assert missing_without() == [0, 0] and not trained
+    assert missing_without("0.01_seed.1", "0.01_seed.2") == 2 and len(trained) == 2
+    assert missing_without("0.0316_seed.0", "0.01_seed.2", "3e-4_seed.0") == 3 and len(trained) == 3
+    assert missing_without("0.000316_seed.0") == 1 and len(trained) == 1
+    assert missing_without() == 0 and not trained
+
+
+def test_a_probe_that_is_solved_for_has_no_rate_and_one_that_cannot_be_has_a_grid(
+    trained: list[list[str]], in_process: InProcess, line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line.remove("trainer.max_epochs=1")
+    assert in_process(*line, "methods=linear_probe, lora optimizer.lr=1e-2", "seeds=2") == 0
+    assert "runs: 4 or more, 1 at a time" in capsys.readouterr().out
+    assert trained[:2] == [["adapter=linear_probe", "seed=0"], ["adapter=linear_probe", "seed=1"]]
+    report = (tmp_path / "all" / "study.md").read_text()
+    assert "linear_probe" in report and "linear_probe optimizer" not in report
+    for summary in (tmp_path / "all").glob("adapter.linear_probe*/summary.json"):
+        summary.write_text(json.dumps({**json.loads(summary.read_text()), "steps": 5}))
+    trained.clear()
+    assert in_process(*line, "methods=linear_probe", "seeds=2") == 0
+    assert trained == [
+        ["adapter=linear_probe", "optimizer.lr=0.000316", "seed=0"],
+        ["adapter=linear_probe", "optimizer.lr=0.00316", "seed=0"],
+    ]
 
 
 def test_a_budget_cuts_all_runs_to_as_many_epochs_also_when_the_study_goes_on(
@@ -190,11 +225,11 @@ def test_a_budget_cuts_all_runs_to_as_many_epochs_also_when_the_study_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("loralight.commands.study.cost_of_study", lambda *_: taking(12_000.0))
+    monkeypatch.setattr("loralight.commands.study.cost_of_runs", taking(12_000.0 / 4))
     line.remove("trainer.max_epochs=1")
     line += ["methods=['bitfit optimizer.lr=3e-4','linear_probe optimizer.lr=1']", "seeds=2"]
     assert in_process(*line, "budget=2h") == 0  # 9.6 of 20 epochs take four fifths of it
-    assert "4 or more of 8 epochs each, 1 at a time, about 80 min or more" in capsys.readouterr().out
+    assert "4 or more of 8 epochs each, 1 at a time, about 80 min, in " in capsys.readouterr().out
 
     def lengths() -> dict[str, set[tuple[object, object]]]:
         found: dict[str, set[tuple[object, object]]] = {}
@@ -206,7 +241,7 @@ def test_a_budget_cuts_all_runs_to_as_many_epochs_also_when_the_study_goes_on(
 
     assert lengths() == {"bitfit": {(8, 4)}, "linear_probe": {("auto", None)}}, "a probe is solved for"
     shutil.rmtree(next((tmp_path / "all").glob("*bitfit*seed.1*/")))
-    monkeypatch.setattr("loralight.commands.study.cost_of_study", lambda *_: taking(100.0))  # on a quicker machine
+    monkeypatch.setattr("loralight.commands.study.cost_of_runs", taking(25.0))  # on a quicker machine
     assert in_process(*line, "budget=2h") == 0
     assert lengths()["bitfit"] == {(8, 4)}
     assert "has a study with other settings" in refused(*line, "budget=3h")
@@ -229,10 +264,27 @@ def test_a_budget_that_does_not_fit_is_refused_before_anything_runs(
     line: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("loralight.commands.study.cost_of_study", lambda *_: taking(12_000.0))
+    monkeypatch.setattr("loralight.commands.study.cost_of_runs", taking(12_000.0 / 5.5))
     line.remove("trainer.max_epochs=1")
     assert message in refused(*line, "methods=lora", *given) and not trained
     assert in_process(*line, "methods=lora", "budget=9h") == 0, "the folder is still free"
+
+
+def test_a_long_study_without_a_budget_names_one(
+    trained: list[list[str]],
+    in_process: InProcess,
+    line: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("loralight.commands.study.cost_of_runs", taking(1200.0))
+    line += ["methods=bitfit optimizer.lr=3e-4", "seeds=3"]
+    assert in_process(*line) == 0
+    assert "about 60 min, in" in capsys.readouterr().out, "its length is given"
+    line.remove("trainer.max_epochs=1")
+    line.append("hydra.run.dir=auto")
+    assert in_process(*line) == 0
+    assert "about 60 min (by fewer epochs half of it: budget=30min), in" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

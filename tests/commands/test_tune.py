@@ -55,7 +55,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     monkeypatch.setattr(Processes, "train", train)
     monkeypatch.setattr("loralight.commands.tuning.plan.settings_of", settings_of_run)
-    monkeypatch.setattr(Plan, "seconds_of_trial", lambda _: 60.0)
+    monkeypatch.setattr(Plan, "seconds_of_trial", lambda *_: 60.0)
     return ran
 
 
@@ -206,7 +206,7 @@ def test_what_cannot_be_is_told_before_anything_runs(
 def test_a_budget_and_a_metric_are_tried_before_anything_runs(
     words: list[str], message: str, refused: Refused, line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Processes, "seconds_to_start", staticmethod(lambda: 1.0))
+    monkeypatch.setattr(Processes, "_seconds_of_short_run", lambda *_: 1.0)
     assert message in refused(*line, *words)
     assert not list(tmp_path.glob("all/adapter*"))
 
@@ -235,7 +235,7 @@ def test_a_search_that_is_killed_goes_on_with_the_process_that_it_left(
     line += ["adapter.rank=1,2", "probe=false"]
     code = (
         "from loralight.cli import run; from loralight.commands.tuning.plan import Plan\n"
-        f"Plan.seconds_of_trial = lambda _: 1.0; run({line!r})"
+        f"Plan.seconds_of_trial = lambda *_: 1.0; run({line!r})"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -12,7 +12,7 @@ import torch
 
 from loralight.tasks.text_classification import TextClassification
 from loralight.training import AdapterTask, answers_of_labels
-from loralight.training.answers import answers_by_shape
+from loralight.training.answers import Answers, answers_by_shape, answers_of_rows
 from loralight.training.answers_file import FILE, MOST_BYTES, write
 
 InProcess = Callable[..., int]
@@ -107,3 +107,18 @@ def test_a_run_keeps_what_a_plugin_without_answers_predicts(
     assert in_process("train", *tiny_run, "probe=false", "hydra.run.dir=run") == 0
     head, lines = kept(tmp_path / "run")
     assert (head["kind"], head["labels"], len(lines)) == ("label", ["0", "1"], 20)
+
+
+def test_a_task_gets_the_arguments_of_its_metrics_that_it_declares() -> None:
+    class Writes:
+        def answers(self, batch: Any, *outputs: torch.Tensor, written: Any = (), wanted: Any = ()) -> Answers:
+            return Answers("other", written, wanted)
+
+    class Classifies:
+        def answers(self, batch: Any, predictions: torch.Tensor, targets: torch.Tensor) -> Answers:
+            return Answers("other", predictions.tolist(), targets.tolist())
+
+    texts = {"written": ["a", "b"], "wanted": ["a", "c"], "lengths": [1, 1]}
+    outputs = {"predictions": torch.tensor([1, 2]), "targets": torch.tensor([1, 3]), "arguments": texts}
+    assert answers_of_rows(Writes(), None, outputs, 2) == Answers("other", ["a", "b"], ["a", "c"])
+    assert answers_of_rows(Classifies(), None, outputs, 2) == Answers("other", [1, 2], [1, 3])

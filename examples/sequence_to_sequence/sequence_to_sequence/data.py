@@ -47,6 +47,9 @@ class TextToTextData(TaskData):
         rows = self.splits[split]
         return [len(source) + len(target) for source, target in zip(rows["input_ids"], rows["labels"], strict=True)]
 
+    def shown(self, split: str, row: int) -> str:
+        return str(self.rows[split][row][self.columns["source"]])
+
     def baseline(self, split: str) -> dict[str, float]:
         """The score of copying the source."""
         rows = self.rows[split]

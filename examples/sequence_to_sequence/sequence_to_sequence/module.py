@@ -12,6 +12,7 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 from loralight import AdapterTask, Step
 from loralight.errors import InputError
 from loralight.models import load_model, load_tokenizer, tokenise
+from loralight.training import Answers
 
 from .metrics import Texts, Tokens
 
@@ -48,6 +49,19 @@ class SequenceToSequence(AdapterTask):
             return step
         wanted = self.texts(labels.masked_fill(~counted, self.tokenizer.pad_token_id))
         return step._replace(arguments={"written": self.written(batch, self.max_new_tokens), "wanted": wanted})
+
+    def answers(
+        self,
+        batch: Any,
+        predictions: Tensor,
+        targets: Tensor,
+        *,
+        written: Sequence[str] = (),
+        wanted: Sequence[str] = (),
+    ) -> Answers:
+        """The texts, which `step` gives its metrics too."""
+        given, right = ([text.strip() for text in texts] for texts in (written, wanted))
+        return Answers("other", given, right)
 
     @torch.no_grad()
     def written(self, batch: Mapping[str, Tensor], max_new_tokens: int) -> list[str]:

@@ -1,7 +1,7 @@
 """What a search is to do, checked and measured before it starts."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -9,7 +9,7 @@ from typing import Any
 
 from loralight.artifacts.run_folder import flat
 from loralight.commands.measuring import measuring
-from loralight.commands.processes import Processes
+from loralight.commands.study_cost import seconds_beside
 from loralight.commands.trial import Trial, expected, free_device
 from loralight.commands.tuning.limits import Limits
 from loralight.commands.tuning.space import Space
@@ -75,10 +75,11 @@ class Plan:
         except InputError as error:  # two settings that do not go together, or too large a rank
             return str(error)
 
-    def seconds_of_trial(self) -> float:
-        """Seconds that a trial takes, from timing the start of a process and some batches of the first trial.
+    def seconds_of_trial(self, seconds_of_short_run: Callable[[Sequence[str], Path], float]) -> float:
+        """Seconds that a trial takes, from timing some batches of the first trial and a run of one step.
 
-        Trials side by side take longer: see `Processes.busy`.
+        Args:
+            seconds_of_short_run: see `Processes.busy`; trials side by side take longer than one alone.
 
         Raises:
             InputError: the metric is not measured (``E-MONITOR``), or one trial takes longer than the budget
@@ -91,7 +92,8 @@ class Plan:
             hint, possible = did_you_mean(self.metric, measured), ", ".join(measured)
             raise InputError("E-MONITOR", f"monitor.metric: {self.metric} is not measured.{hint} Possible: {possible}")
         built = perf_counter() - started
-        seconds = Processes.seconds_to_start() + expected(trial, built=built).seconds()
+        found = expected(trial, self.folder, built=built)
+        seconds = found.seconds() + seconds_beside(seconds_of_short_run, self.folder, [self.first_words], [found])
         del trial
         free_device()
         if self.budget is not None and seconds > self.budget:
