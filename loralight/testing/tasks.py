@@ -35,7 +35,7 @@ from loralight.config.plugins import use_folder
 from loralight.data import TaskData
 from loralight.reports.answers import answer_of
 from loralight.testing.adapters import AdapterContract
-from loralight.training.answers import answers_of_rows
+from loralight.training.answers import own_answers
 from loralight.training.checkpoint import read_checkpoint
 from loralight.training.step import measure_
 from loralight.training.task import AdapterTask, Step
@@ -219,7 +219,7 @@ class TaskContract:
         shown = [data.shown("validation", row) for row in range(count)]
         step = _step(task, batch)
         outputs = {"predictions": step.predictions, "targets": step.targets, "arguments": step.arguments}
-        found = answers_of_rows(task, batch, outputs, count)
+        found = own_answers(task, batch, outputs)
         for kept in () if found is None else (found.given, found.right):
             lines = [{"given": one, "right": one, "input": text} for one, text in zip(kept, shown, strict=True)]
             assert json.loads(json.dumps(lines)) == lines

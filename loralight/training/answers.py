@@ -68,11 +68,16 @@ def answers_of_rows(task: Any, batch: Any, outputs: Mapping[str, Any], num_rows:
         outputs: with ``predictions``, ``targets`` and perhaps ``arguments``, as its `step` gives them.
         num_rows: the batch's.
     """
-    predictions, targets = outputs["predictions"], outputs["targets"]
+    found = own_answers(task, batch, outputs)
+    return answers_by_shape(outputs["predictions"], outputs["targets"], num_rows) if found is None else found
+
+
+def own_answers(task: Any, batch: Any, outputs: Mapping[str, Any]) -> Answers | None:
+    """What a task's own `answers` says, which gets those ``arguments`` that it declares; see `answers_of_rows`."""
     declared = inspect.signature(task.answers).parameters
     named = {name: value for name, value in outputs.get("arguments", {}).items() if name in declared}
-    found: Answers | None = task.answers(batch, predictions, targets, **named)
-    return answers_by_shape(predictions, targets, num_rows) if found is None else found
+    found: Answers | None = task.answers(batch, outputs["predictions"], outputs["targets"], **named)
+    return found
 
 
 def answers_by_shape(predictions: Any, targets: Any, num_rows: int) -> Answers | None:

@@ -13,6 +13,8 @@ from torchmetrics import CatMetric
 from loralight.data import TaskData
 from loralight.training.task import AdapterTask
 
+_KEPT = ("predictions", "targets")  # of what a validation step gives
+
 
 def settle_(task: AdapterTask, data: TaskData, trainer: lightning.Trainer) -> str | None:
     """Choose the numbers of `AdapterTask.settle` on the validation rows.
@@ -79,12 +81,12 @@ class _Keeping(lightning.Callback):
     def on_validation_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, *_: Any
     ) -> None:
-        for name, tensor in outputs.items():
+        for name in _KEPT:
             if name not in self._parts:
                 self._parts[name] = CatMetric(nan_strategy="disable").to(pl_module.device)
-            self._parts[name].update(tensor.detach())
+            self._parts[name].update(outputs[name].detach())
         self._dtype = outputs["targets"].dtype
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        predictions, targets = (self._parts[name].compute() for name in ("predictions", "targets"))
+        predictions, targets = (self._parts[name].compute() for name in _KEPT)
         self.kept = predictions.cpu(), targets.to(self._dtype).cpu()
