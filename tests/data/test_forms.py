@@ -254,6 +254,12 @@ FAULTS: dict[str, tuple[str, dict[str, Any], Any, str]] = {
         [{"from": ["human"], "value": "a"}],
         r"E-CHAT: train row 1, column 'm': .*human.*: a message has texts as role and content",
     ),
+    "calls of tools that are no list": (
+        "chat",
+        {},
+        [{"role": "assistant", "content": None, "tool_calls": 3}],
+        r"E-CHAT: train row 1, column 'm': .*: a message has texts as role and content",
+    ),
     "no turn of the assistant": (
         "chat",
         {},

@@ -217,7 +217,8 @@ def _usual(message: Any) -> Any:
         speaker = message["from"]
         role = _SPEAKERS.get(speaker, speaker) if isinstance(speaker, str) else speaker
         return {"role": role, "content": message["value"]}
-    if calls := message.pop("tool_calls", None):
+    calls = message.pop("tool_calls", None)
+    if isinstance(calls, list) and calls:
         message = {"content": "", **message, "tool_calls": [_with_arguments(call) for call in calls]}
     content = message.get("content")
     if isinstance(content, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
