@@ -192,7 +192,7 @@ def _try(config: dict[str, Any], folder: Path, spent: float) -> Tried:
     around = perf_counter() - started  # the run builds the model again
     ranks = num_processes(config["trainer"]) * num_nodes(config["trainer"])
     of_epoch = steps_of_epoch(trial.trainer, trial.data, num_ranks=ranks)
-    planned = planned_epochs(trial.trainer, trial.task, of_epoch)
+    planned = planned_epochs(trial.trainer, trial.task, trial.data, of_epoch)
     steps, most = planned.steps(of_epoch, most=config["trainer"]["max_steps"]), None
     if config["budget"] is not None:
         budget = parse_time(config["budget"])
@@ -252,7 +252,10 @@ def expected(trial: Trial, folder: Path, *, built: float) -> Expected:
     pace, short = parts.pace(trial, of_epoch).beside(beside), parts.short(trial) + beside
     if is_solved(trial.config, is_probe=trial.task.adapter.is_probe):
         return Expected(pace=pace, epochs=None, short=short, checkpoint=parts.checkpoint)
-    planned, most = planned_epochs(trial.trainer, trial.task, of_epoch), trial.config["trainer"]["max_steps"]
+    planned, most = (
+        planned_epochs(trial.trainer, trial.task, trial.data, of_epoch),
+        trial.config["trainer"]["max_steps"],
+    )
     return Expected(pace=pace, epochs=planned, of_epoch=of_epoch, most=most, short=short, checkpoint=parts.checkpoint)
 
 

@@ -19,7 +19,9 @@ _MOST_EPOCHS = 20  # for small data
 _MOST_STEPS = 6_000  # beyond these an epoch is not repeated
 _FEW_STEPS = 20  # with fewer, neither a new head nor an adapter learns much
 _WILD = 10.0  # times a method's own rate: LoRA ends at chance there (docs/recipes.md)
-_VALIDATIONS = 5  # in a run of many epochs: a validation split can be larger than the training split
+_VALIDATIONS = (5, 4, 2)  # in a run of many epochs: as many of these as take at most _SHARE of its steps' time
+_SHARE = 0.25
+_FORWARD = 0.5  # of a step's time, where most weights are frozen
 
 
 @dataclass(frozen=True)
@@ -45,18 +47,21 @@ class Epochs:
         return Epochs(number=min(self.number, number // every * every), validated_every=every)
 
 
-def epochs_for(steps: int, *, has_head: bool) -> Epochs:
+def epochs_for(steps: int, *, has_head: bool, held_out: float = 0.0) -> Epochs:
     """The epochs for data with ``steps`` optimizer steps in each.
 
     Args:
         steps: optimizer steps of an epoch, over all its rows.
         has_head: whether the model has a new head.
+        held_out: rows of validation for each row of training.
     """
     if has_head and _EPOCHS * steps < _HEAD_STEPS:
         number = min(_MOST_EPOCHS, math.ceil(_HEAD_STEPS / steps))
     else:
         number = max(1, min(_EPOCHS, _MOST_STEPS // steps))
-    every = math.ceil(number / _VALIDATIONS)
+    most = _SHARE * number / (_FORWARD * held_out) if held_out else math.inf
+    validations = next((some for some in _VALIDATIONS if some <= most), min(_VALIDATIONS))
+    every = 1 if number <= _EPOCHS else math.ceil(number / validations)
     return Epochs(number=every * math.ceil(number / every), validated_every=every)
 
 
@@ -68,7 +73,7 @@ def set_epochs_(trainer: lightning.Trainer, task: AdapterTask, data: TaskData, *
             the run is a part of one epoch.
     """
     steps = steps_of_epoch(trainer, data)
-    chosen, told = epochs_for(steps, has_head=bool(task.head(task.model))), "trainer.max_epochs=auto"
+    chosen, told = _epochs(task, data, steps), "trainer.max_epochs=auto"
     if most_steps is not None and most_steps < chosen.number * steps:
         chosen, told = chosen.at_most(max(1, most_steps // steps)), "budget"
         if most_steps < steps:
@@ -125,11 +130,16 @@ def odd_rate(adapter: Adapter, lr: float, steps: float) -> list[str]:
     return []
 
 
-def planned_epochs(trainer: lightning.Trainer, task: AdapterTask, steps: int) -> Epochs:
+def planned_epochs(trainer: lightning.Trainer, task: AdapterTask, data: TaskData, steps: int) -> Epochs:
     """The trainer's epochs, or those that `set_epochs_` would give it for ``steps`` optimizer steps an epoch."""
     if trainer.max_epochs is None or trainer.max_epochs < 0:
-        return epochs_for(steps, has_head=bool(task.head(task.model)))
+        return _epochs(task, data, steps)
     return Epochs(number=trainer.max_epochs, validated_every=1)
+
+
+def _epochs(task: AdapterTask, data: TaskData, steps: int) -> Epochs:
+    held_out = len(data.splits["validation"]) / len(data.splits["train"])
+    return epochs_for(steps, has_head=bool(task.head(task.model)), held_out=held_out)
 
 
 def num_batches(loader: DataLoader[Any], limit: int | float) -> int:

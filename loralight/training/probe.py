@@ -25,7 +25,7 @@ from loralight.training.fully_shard import FullyShard
 from loralight.training.heads import linear_layer
 from loralight.training.launch import process_rank
 from loralight.training.settling import settled
-from loralight.training.step import measure_
+from loralight.training.step import Step, measure_
 from loralight.training.task import AdapterTask
 
 _MOST_NUMBERS = 20_000_000  # in the features, such as 52,000 items of width 384; more change only the third digit
@@ -87,9 +87,15 @@ def fit_probe(task: AdapterTask, data: TaskData, trainer: lightning.Trainer) -> 
         if "test" in data.splits and trainer.limit_test_batches:
             splits["test"] = _some(data.test_dataloader(), trainer.limit_test_batches)
         train = _some(data.train_dataloader(), trainer.limit_train_batches)
-        best, _ = fitted(task, layer, train, splits["validation"], device)
-        with _in_place(layer, best), settled(task, task.settle(lambda: _outputs(task, splits["validation"], device))):
-            scores = {name: score for split in splits for name, score in _score(task, split, splits[split], device)}
+        best, held_out = _fitted(task, layer, train, splits["validation"], device)
+        with _in_place(layer, best):
+            known = {"validation": held_out.steps_with(best)}
+
+            def steps(split: str) -> Iterable[Step]:
+                return known.get(split) or _steps(task, splits[split], device)
+
+            with settled(task, task.settle(lambda: _outputs(steps("validation")))):
+                scores = {name: score for split in splits for name, score in _score(task, split, steps(split), device)}
     finally:
         task.train()
     return Probe(best, scores)
@@ -110,11 +116,8 @@ def fitted(
     Raises:
         NoProbe: the targets are not classes, or the rows are too few or too alike.
     """
-    of_train, of_held_out = _collect(task, layer, train, device), _collect(task, layer, held_out, device)
-    _refuse_useless(*of_train, *of_held_out, num_labels=layer.out_features)
-    best = _best(fit(*of_train, num_labels=layer.out_features), *of_held_out)
-    features, targets = of_held_out
-    return best, _losses(best.logits(features), targets)
+    best, items = _fitted(task, layer, train, held_out, device)
+    return best, _losses(best.logits(items.features), items.targets)
 
 
 def fit_probe_once(task: AdapterTask, data: TaskData, trainer: lightning.Trainer) -> Probe:
@@ -136,6 +139,44 @@ def fit_probe_once(task: AdapterTask, data: TaskData, trainer: lightning.Trainer
         raise found
     assert found is not None
     return found
+
+
+@dataclass(frozen=True)
+class _Items:
+    """The inputs of a head on the rows of a split, on the CPU.
+
+    Args:
+        features: (items, width), in float32.
+        targets: see `fit`.
+        steps: the task's step on each batch, if its predictions are nothing but the head's outputs for all the items;
+            else None.
+    """
+
+    features: Tensor
+    targets: Tensor
+    steps: list[Step] | None
+
+    def steps_with(self, classifier: Classifier) -> list[Step] | None:
+        """The steps with the predictions that ``classifier`` gives, without a second pass over the rows.
+
+        Losses stay those of the head.
+        """
+        if self.steps is None:
+            return None
+        logits = torch.split(classifier.logits(self.features), [len(step.predictions) for step in self.steps])
+        return [
+            step._replace(predictions=own.to(step.predictions)) for step, own in zip(self.steps, logits, strict=True)
+        ]
+
+
+def _fitted(
+    task: AdapterTask, layer: nn.Linear, train: Iterable[Any], held_out: Iterable[Any], device: torch.device
+) -> tuple[Classifier, _Items]:
+    """As `fitted`, with the items of the held-out batches."""
+    known, asked = _collect(task, layer, train, device), _collect(task, layer, held_out, device)
+    _refuse_useless(known.features, known.targets, asked.features, asked.targets, num_labels=layer.out_features)
+    candidates = fit(known.features, known.targets, num_labels=layer.out_features)
+    return _best(candidates, asked.features, asked.targets), asked
 
 
 def _refuse_useless(features: Tensor, targets: Tensor, asked: Tensor, answers: Tensor, *, num_labels: int) -> None:
@@ -241,21 +282,28 @@ def _losses(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _collect(
-    task: AdapterTask, layer: nn.Linear, batches: Iterable[Any], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """The head's inputs, (items, width) in float32, and the targets; both on the CPU and cut to a maximum of items."""
-    seen: list[Tensor] = []
-    hook = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+def _collect(task: AdapterTask, layer: nn.Linear, batches: Iterable[Any], device: torch.device) -> _Items:
+    """The items of some batches, cut to a maximum."""
+    inputs: list[Tensor] = []
+    outputs: list[Tensor] = []
+
+    def keep(_layer: nn.Module, given: tuple[Tensor], found: Tensor) -> None:
+        inputs.append(given[0])
+        outputs.append(found)
+
+    hook = layer.register_forward_hook(keep)
     features: list[Tensor] = []
     targets: list[Tensor] = []
+    steps: list[Step] = []
+    is_plain = True  # predictions are the head's outputs
     most, items = max(_LEAST_ITEMS, _MOST_NUMBERS // layer.in_features), 0
     try:
         for batch in batches:
-            seen.clear()
+            inputs.clear()
+            outputs.clear()
             moved = move_data_to_device(batch, device)
-            task.step(moved)
-            given = task.probed(torch.cat(seen), moved)
+            step = task.step(moved)
+            given = task.probed(torch.cat(inputs), moved)
             if given is not None and given[0].ndim > 2:
                 raise NoProbe("the head reads a vector for each token, and not one for each row")
             if given is None or not _are_classes(*given, layer.out_features):
@@ -263,13 +311,17 @@ def _collect(
             features.append(given[0].float().cpu())
             targets.append(given[1].cpu())
             items += len(given[1])
+            found = task.probed(torch.cat(outputs), moved)
+            is_plain &= found is not None and torch.equal(found[0], step.predictions)
+            steps.append(step)
             if items >= most:
                 break
     finally:
         hook.remove()
     if not items:
         raise NoProbe("a split has no rows to fit or to choose it by")
-    return torch.cat(features)[:most], torch.cat(targets)[:most]
+    whole = is_plain and items <= most
+    return _Items(torch.cat(features)[:most], torch.cat(targets)[:most], steps if whole else None)
 
 
 def _are_classes(features: Tensor, targets: Tensor, num_labels: int) -> bool:
@@ -281,17 +333,21 @@ def _are_classes(features: Tensor, targets: Tensor, num_labels: int) -> bool:
 
 
 @torch.no_grad()
-def _outputs(task: AdapterTask, batches: Iterable[Any], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Predictions and targets of all rows."""
-    steps = [task.step(move_data_to_device(batch, device)) for batch in batches]
-    return torch.cat([step.predictions for step in steps]).float(), torch.cat([step.targets for step in steps])
-
-
-@torch.no_grad()
-def _score(task: AdapterTask, split: str, batches: Iterable[Any], device: torch.device) -> list[tuple[str, float]]:
-    metrics = task.metrics().to(device)
+def _steps(task: AdapterTask, batches: Iterable[Any], device: torch.device) -> Iterator[Step]:
     for batch in batches:
-        step = task.step(move_data_to_device(batch, device))
+        yield task.step(move_data_to_device(batch, device))
+
+
+def _outputs(steps: Iterable[Step]) -> tuple[Tensor, Tensor]:
+    """Predictions and targets of all rows."""
+    each = [(step.predictions, step.targets) for step in steps]
+    predictions, targets = zip(*each, strict=True)
+    return torch.cat(predictions).float(), torch.cat(targets)
+
+
+def _score(task: AdapterTask, split: str, steps: Iterable[Step], device: torch.device) -> list[tuple[str, float]]:
+    metrics = task.metrics().to(device)
+    for step in steps:
         measure_(metrics, step)
     return [(f"{split}/{name}", float(value)) for name, value in metrics.compute().items()]
 

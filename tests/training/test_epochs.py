@@ -29,6 +29,21 @@ def test_few_rows_are_repeated_and_many_are_not(steps: int, has_head: bool, expe
     assert epochs_for(steps, has_head=has_head) == expected
 
 
+@pytest.mark.parametrize(
+    ("steps", "held_out", "expected"),
+    [
+        (38, 2.5, Epochs(12, 6)),  # 1,200 rows and 3,000 of validation, which take as long as 47 steps
+        (16, 0.6, Epochs(20, 4)),
+        (16, 2.2, Epochs(20, 5)),
+        (4, 10.0, Epochs(20, 10)),
+        (235, 0.4, Epochs(3, 1)),
+        (235, 10.0, Epochs(3, 1)),  # of three epochs each is validated
+    ],
+)
+def test_a_large_validation_split_is_measured_less_often(steps: int, held_out: float, expected: Epochs) -> None:
+    assert epochs_for(steps, has_head=True, held_out=held_out) == expected
+
+
 @pytest.mark.parametrize("steps", range(1, 200, 7))
 def test_the_last_epoch_is_validated(steps: int) -> None:
     chosen = epochs_for(steps, has_head=True)

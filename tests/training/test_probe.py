@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from loralight.adapters import LinearProbe, Lora
 from loralight.data import TaskData
 from loralight.tasks.text_classification import TextClassification, TextClassificationData
-from loralight.training.probe import _DECAYS, NoProbe, fit, fit_probe, linear_head, start_head_
+from loralight.training.probe import _DECAYS, NoProbe, _Items, fit, fit_probe, linear_head, start_head_
 from loralight.training.task import AdapterTask
 
 CPU = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
@@ -173,7 +173,20 @@ def test_a_probe_takes_as_many_batches_as_the_trainer_does(
     )
     seen.clear()
     fit_probe(task, data, few)
-    assert len(seen) == 4 < every  # train, validation twice, half of the two batches of test
+    assert len(seen) == 3 < every  # train, validation, half of the two batches of test
+
+
+def test_validation_is_read_once_and_scored_as_by_a_second_pass(
+    work: Callable[..., tuple[AdapterTask, TaskData]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, data = work()
+    seen: list[int] = []
+    task.model.register_forward_pre_hook(lambda *_: seen.append(1))
+    once = fit_probe(task, data, CPU).scores
+    batches = len(seen)
+    monkeypatch.setattr(_Items, "steps_with", lambda *_: None)
+    assert fit_probe(task, data, CPU).scores == pytest.approx(once, abs=1e-6)
+    assert len(seen) - batches == batches + len(data.val_dataloader())
 
 
 ROWS: dict[str, tuple[dict[str, str], str]] = {
