@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from loralight.data.encoding import encode_rows
     from loralight.data.forms.chats import Chat, read_template
     from loralight.data.forms.choosing import columns_of_form, form_of
-    from loralight.data.forms.form import Form
+    from loralight.data.forms.form import Document, Form
     from loralight.data.forms.texts import PlainText, PromptCompletion
     from loralight.data.label_ids import LabelNames, name_label_ids, name_labels, names_beside
     from loralight.data.labels import (
@@ -34,6 +34,7 @@ __all__ = [
     "FORMATS",
     "Chat",
     "Classes",
+    "Document",
     "Form",
     "LabelNames",
     "Origin",
@@ -90,7 +91,7 @@ __getattr__ = on_first_use(
         "charsets": "read_text_file",
         "forms.chats": "Chat read_template",
         "forms.choosing": "columns_of_form form_of",
-        "forms.form": "Form",
+        "forms.form": "Document Form",
         "forms.texts": "PlainText PromptCompletion",
         "label_ids": "LabelNames name_label_ids name_labels names_beside",
         "labels": "are_lists check_smoothing check_splits label_name split_labels weights_of_labels",

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from loralight.acceleration import keeps_apart
 from loralight.data import (
+    Document,
     Form,
     Origin,
     PackedRows,
@@ -171,7 +172,7 @@ class TextGenerationData(TaskData):
         self.counts[split] = {
             "tokens": sum(lengths),
             "learnt": int((self._targets(split) != IGNORED).sum()),
-            "cut": sum(encoded["cut"]),
+            "cut": len({row for row, is_cut in zip(encoded["row"], encoded["cut"], strict=True) if is_cut}),
             "used": len(set(encoded["row"])),
         }
         alone = [[document] for document in range(len(lengths))]
@@ -293,15 +294,24 @@ def _encode(
 ) -> dict[str, list[Any]]:
     made: dict[str, list[Any]] = {name: [] for name in _ENCODED}
     encoded = form.encode(batch, [origin.row(number) for number in numbers])
-    for number, (ids, learnt) in zip(numbers, encoded, strict=True):
-        for start in _starts(len(ids), max_length) if form.is_divisible else [0]:
+    for number, documents in zip(numbers, encoded, strict=True):
+        is_cut = not form.is_divisible and any(len(ids) > max_length for ids, _ in documents)
+        for part, targets in _parts(documents, max_length, is_divisible=form.is_divisible):
+            for name, value in zip(made, (part, targets, len(part), number, is_cut), strict=True):
+                made[name].append(value)
+    return made
+
+
+def _parts(
+    documents: Sequence[Document], max_length: int, *, is_divisible: bool
+) -> Iterator[tuple[list[int], list[int]]]:
+    """The tokens and targets of those parts of documents that have something to learn."""
+    for ids, learnt in documents:
+        for start in _starts(len(ids), max_length) if is_divisible else [0]:
             part, marks = ids[start : start + max_length], learnt[start : start + max_length]
             targets = [token if mark else IGNORED for token, mark in zip(part[1:], marks[1:], strict=True)] + [IGNORED]
             if any(target != IGNORED for target in targets):
-                values = (part, targets, len(part), number, not form.is_divisible and len(ids) > max_length)
-                for name, value in zip(made, values, strict=True):
-                    made[name].append(value)
-    return made
+                yield part, targets
 
 
 def _starts(length: int, size: int) -> Iterator[int]:

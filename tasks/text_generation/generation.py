@@ -81,10 +81,13 @@ class Writer:
         model: in evaluation mode.
         tokenizer: its tokenizer.
         ends: tokens that end a text, in addition to the model's own.
+        opening: a text before each answer that is left out.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ends: Iterable[int]) -> None:
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ends: Iterable[int], opening: str = ""
+    ) -> None:
+        self.model, self.tokenizer, self.opening = model, tokenizer, opening
         own = model.generation_config.eos_token_id
         own = own if isinstance(own, list) else [own]
         self.ends = sorted({token for token in (tokenizer.eos_token_id, *own, *ends) if token is not None})
@@ -128,7 +131,7 @@ class Writer:
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
         try:
-            yield from _until(pieces, decoding.stop)
+            yield from _until(_without(self.opening, pieces), decoding.stop)
         finally:
             unwanted.set()  # the caller may stop early
             thread.join()
@@ -221,6 +224,7 @@ class Writer:
         end = next((at for at, token in enumerate(ids) if token in self.ends), None)
         text = self.tokenizer.decode(ids[:end], skip_special_tokens=True)
         assert isinstance(text, str)
+        text = text.removeprefix(self.opening)
         said = [at for phrase in stop if (at := text.find(phrase)) >= 0]
         return text[: min(said, default=len(text))], "length" if end is None and not said else "stop"
 
@@ -255,6 +259,15 @@ class _Said(StoppingCriteria):
             texts = self.tokenizer.batch_decode(input_ids[:, self.width :], skip_special_tokens=True)
             ends = [end or any(phrase in text for phrase in self.stop) for end, text in zip(ends, texts, strict=True)]
         return torch.tensor(ends, device=input_ids.device)
+
+
+def _without(opening: str, pieces: Iterable[str]) -> Iterator[str]:
+    """The pieces without ``opening``, which is held back while they may begin with it."""
+    pieces, start = iter(pieces), ""
+    while len(start) < len(opening) and opening.startswith(start) and (piece := next(pieces, None)) is not None:
+        start += piece
+    yield start.removeprefix(opening)
+    yield from pieces
 
 
 def _until(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:

@@ -154,7 +154,7 @@ class TextGeneration(AdapterTask):
             yield from self._writer().stream(self.form.prompt(self.form.record(given)), decoding)
 
     def _writer(self) -> Writer:
-        return Writer(self.model, self.tokenizer, self.form.ends())
+        return Writer(self.model, self.tokenizer, self.form.ends(), self.form.opening())
 
     def on_train_start(self) -> None:
         """Measure the pretrained model, which the adapter does not change before the first step."""

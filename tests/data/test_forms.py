@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from loralight.data.forms.chats import read_template
 from loralight.data.forms.choosing import form_of
-from loralight.data.forms.form import Form
+from loralight.data.forms.form import Document, Form
 from loralight.errors import InputError
 
 from ..tasks.text_generation.conftest import CHATML, MARKED, make_tokenizer
@@ -33,8 +33,14 @@ def make(form: str, *, template: str | None = CHATML, **arguments: Any) -> Form:
     return form_of(make_tokenizer(template), COLUMNS[form], **arguments)
 
 
-def encode(form: Form, *values: Any) -> list[tuple[list[int], list[bool]]]:
-    """Rows of the form's columns, each given as one value or a tuple of them."""
+def encode(form: Form, *values: Any) -> list[Document]:
+    """The one document of each row, which is given as one value or a tuple of one for each of the form's columns."""
+    rows = documents(form, *values)
+    assert all(len(row) <= 1 for row in rows)
+    return [row[0] if row else ([], []) for row in rows]
+
+
+def documents(form: Form, *values: Any) -> list[list[Document]]:
     rows = [value if isinstance(value, tuple) else (value,) for value in values]
     columns = {column: [row[at] for row in rows] for at, column in enumerate(form.columns.values())}
     return list(form.encode(columns, [f"train row {number}" for number in range(len(rows))]))
@@ -266,11 +272,11 @@ FAULTS: dict[str, tuple[str, dict[str, Any], Any, str]] = {
         [{"role": "human", "content": "a"}, {"role": "gpt", "content": "b"}],
         "E-CHAT: train row 1: no turn of the assistant, only of: human, gpt",
     ),
-    "a template that writes the past anew": (
+    "a template that does not begin with what it asks by": (
         "chat",
         {"template": FORGETFUL},
         CHAT,
-        "E-CHAT: train row 0: the chat template writes earlier turns otherwise once more have come",
+        "E-CHAT: train row 0: the chat template begins an answer otherwise than it asks for one",
     ),
     "a role that the template does not know": (
         "chat",
@@ -292,6 +298,40 @@ def test_a_row_that_cannot_be_learnt_from_is_one_clear_error(fault: str) -> None
     }
     with pytest.raises(InputError, match=f"^{message}"):
         encode(make(name, **arguments), fine[name], value)
+
+
+# marks of reasoning stand in answers to the last question alone, as models that reason write them
+REASONING = """{% set ns = namespace(last=-1) %}
+{%- for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
+{%- for m in messages %}
+{%- set thought, said = m.content.split('</think>') if '</think>' in m.content else ('', m.content) %}
+{{- '<|im_start|>' + m.role + '\\n' }}
+{%- if m.role == 'assistant' and loop.index0 > ns.last %}
+{{- '<think>\\n' + thought.removeprefix('<think>') + '\\n</think>\\n\\n' }}
+{%- endif %}
+{{- said + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+
+
+def test_of_a_template_that_drops_earlier_reasoning_each_answer_is_learnt_as_it_is_asked_for() -> None:
+    form = make("chat", template=REASONING)
+    chat = [CHAT[1], {"role": "assistant", "content": "<think>a dog?</think>the fox"}, *CHAT[3:]]
+    (first, second), (alone,) = documents(form, chat, chat[:2])
+    assert first == alone and learnt(form, *first) == ["<think>\na dog?\n</think>\n\nthe fox<|im_end|>"]
+    assert learnt(form, *second) == ["<think>\n\n</think>\n\nno, the fox\nit is<|im_end|>"]
+    for (ids, marks), turn in ((first, 1), (second, 3)):
+        prompt = form.prompt(form.record({"m": chat[: turn + 1]}))
+        assert ids[: len(prompt)] == prompt and marks.index(True) == len(prompt)
+    assert "a dog" not in form.tokenizer.decode(second[0])
+    assert ["each answer of a chat is learnt at the end of a text" in note for note in form.notes()] == [True]
+    assert not make("chat").notes() and not make("chat", template=MARKED).notes()
+
+
+def test_what_a_template_puts_before_answers_belongs_to_none() -> None:
+    assert make("chat", template=REASONING).opening() == "<think>\n\n</think>\n\n"
+    assert [make("chat", template=one).opening() for one in (CHATML, MARKED, FORGETFUL)] == ["", "", ""]
+    assert [make(one).opening() for one in ("text", "prompt", "instruction")] == ["", "", ""]
 
 
 def test_a_tokenizer_without_a_chat_template_is_an_error_that_says_what_to_set() -> None:

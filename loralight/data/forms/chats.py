@@ -4,12 +4,13 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from loralight.data.forms.form import Form
+from loralight.data.forms.form import Document, Form
 from loralight.errors import InputError
 from loralight.models.chat_templates import bounded, check_template
 from loralight.models.pretrained import tokenise
@@ -17,6 +18,7 @@ from loralight.models.pretrained import tokenise
 Message = Mapping[str, Any]
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # marks the assistant's turns in a chat template
 _SPEAKERS = {"human": "user", "gpt": "assistant"}  # of ShareGPT
+_EXCHANGE: list[Message] = [{"role": "user", "content": "Well?"}, {"role": "assistant", "content": "Yes!"}]
 _SPEAKER = re.compile(r"^(system|user|assistant):[ \t]*", re.IGNORECASE | re.MULTILINE)
 
 
@@ -48,7 +50,7 @@ class Chat(Form):
         with _one_message("the chat template"):
             check_template(tokenizer.get_chat_template())
 
-    def encode(self, rows: Mapping[str, list[Any]], places: Sequence[str]) -> Iterator[tuple[list[int], list[bool]]]:
+    def encode(self, rows: Mapping[str, list[Any]], places: Sequence[str]) -> Iterator[list[Document]]:
         chats = []
         template = self.tokenizer.get_chat_template()
         for value, place in zip(rows[self.columns["messages"]], places, strict=True):
@@ -70,34 +72,42 @@ class Chat(Form):
             options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
             for chat, some, place in zip(chats, tools, places, strict=True):
                 made = self._rendered(chat, place, tools=some, **options)
-                yield made["input_ids"], [bool(learnt) for learnt in made["assistant_masks"]]
+                yield [(made["input_ids"], [bool(learnt) for learnt in made["assistant_masks"]])]
             return
         for chat, some, place in zip(chats, tools, places, strict=True):
             yield self._by_prefixes(chat, some, place)
 
-    def _by_prefixes(self, chat: list[Message], tools: Any, place: str) -> tuple[list[int], list[bool]]:
+    def _by_prefixes(self, chat: list[Message], tools: Any, place: str) -> list[Document]:
         """Learn the text that each turn of the assistant adds to the chat before it, as the template marks none.
 
-        A turn that begins the chat is not learnt: it answers nothing, and transformers renders no empty chat.
+        A turn that begins the chat is not learnt: it answers nothing, and transformers renders no empty chat. A
+        template may write a turn otherwise once more have come, such as without its reasoning. Such an answer is learnt
+        where it ends the chat, which is then a document too.
         """
-        turns = _answers(chat)
         texts = [self._rendered(chat, place, tools=tools)]
-        for turn in turns:
+        for turn in _answers(chat):
             texts.append(self._rendered(chat[:turn], place, tools=tools, add_generation_prompt=True))
             texts.append(self._rendered(chat[: turn + 1], place, tools=tools))
         whole, *parts = self.tokenizer(texts, add_special_tokens=False)["input_ids"]  # the template writes them
-        learnt = [False] * len(whole)
-        for before, after in zip(parts[::2], parts[1::2], strict=True):
-            if whole[: len(after)] != after or after[: len(before)] != before:
-                raise InputError(
-                    "E-CHAT",
-                    f"{place}: the chat template writes earlier turns otherwise once more have come, so there is no "
-                    "saying which tokens are the assistant's. Set data.chat_template to one that marks them with "
-                    "{% generation %}",
-                )
-            end = self._end_of_turn(after, len(before))
-            learnt[len(before) : end] = [True] * (end - len(before))
-        return whole, learnt
+        answers = list(zip(parts[::2], parts[1::2], strict=True))
+        if any(after[: len(before)] != before for before, after in answers):
+            raise InputError(
+                "E-CHAT",
+                f"{place}: the chat template begins an answer otherwise than it asks for one, so there is no saying "
+                "which tokens are the assistant's. Set data.chat_template to one that marks them with {% generation %}",
+            )
+        documents: list[Document] = []
+        while True:
+            learnt = [False] * len(whole)
+            here = [whole[: len(after)] == after for _, after in answers]
+            for before, after in compress(answers, here):
+                end = self._end_of_turn(after, len(before))
+                learnt[len(before) : end] = [True] * (end - len(before))
+            documents.insert(0, (whole, learnt))
+            answers = [answer for answer, is_here in zip(answers, here, strict=True) if not is_here]
+            if not answers:
+                return documents
+            whole = answers[-1][1]
 
     def _end_of_turn(self, ids: list[int], start: int) -> int:
         """The place after a turn's last special token: the model need not write the line break that may follow."""
@@ -149,15 +159,32 @@ class Chat(Form):
         )
 
     def notes(self) -> list[str]:
-        if "tools" not in self.columns or "tools" in self.tokenizer.get_chat_template():
-            return []
-        return [f"the chat template does not write tools: column {self.columns['tools']!r} is left out"]
+        template, notes = self.tokenizer.get_chat_template(), []
+        if "tools" in self.columns and "tools" not in template:
+            notes.append(f"the chat template does not write tools: column {self.columns['tools']!r} is left out")
+        with suppress(InputError):  # a template may refuse a chat like this
+            if not _GENERATION.search(template) and len(self._by_prefixes([*_EXCHANGE, *_EXCHANGE], None, "")) > 1:
+                notes.append(
+                    "the chat template writes earlier answers otherwise once more turns have come, such as without "
+                    "their reasoning: each answer of a chat is learnt at the end of a text of its own"
+                )
+        return notes
+
+    def opening(self) -> str:
+        """What the template writes before an answer without reasoning, such as two marks with nothing between them."""
+        with suppress(InputError):
+            before = self._rendered(_EXCHANGE[:1], "a test", add_generation_prompt=True)
+            after = self._rendered(_EXCHANGE, "a test")
+            if after.startswith(before):
+                opening = after[len(before) :].partition(_EXCHANGE[1]["content"])[0]
+                ids = self.tokenizer(opening, add_special_tokens=False)["input_ids"]
+                return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return ""
 
     def ends(self) -> set[int]:
         """The special token that the template puts after an answer; it can differ from the model's end of text."""
-        chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        before = self.prompt({self.columns["messages"]: chat[:1]})
-        after: list[int] = tokenise(self.tokenizer, self._rendered(chat, "a test"), add_special_tokens=False)[
+        before = self.prompt({self.columns["messages"]: _EXCHANGE[:1]})
+        after: list[int] = tokenise(self.tokenizer, self._rendered(_EXCHANGE, "a test"), add_special_tokens=False)[
             "input_ids"
         ]
         special = set(self.tokenizer.all_special_ids)

@@ -9,6 +9,9 @@ from transformers import PreTrainedTokenizerBase
 from loralight.errors import InputError
 from loralight.models.pretrained import tokenise
 
+Document = tuple[list[int], list[bool]]
+"""Tokens, and which of them are learnt."""
+
 
 class Form(ABC):
     """Turns a row into tokens, and tells which of them are learnt.
@@ -34,8 +37,8 @@ class Form(ABC):
             raise InputError("E-TOKENIZER", "the model's tokenizer has no end-of-text token (eos_token)")
 
     @abstractmethod
-    def encode(self, rows: Mapping[str, list[Any]], places: Sequence[str]) -> Iterator[tuple[list[int], list[bool]]]:
-        """Each row's tokens, and which of them are learnt.
+    def encode(self, rows: Mapping[str, list[Any]], places: Sequence[str]) -> Iterator[list[Document]]:
+        """Each row's documents, mostly one.
 
         Args:
             rows: the columns of the rows.
@@ -72,6 +75,10 @@ class Form(ABC):
     def notes(self) -> list[str]:
         """Lines on what of the data the model will not see."""
         return []
+
+    def opening(self) -> str:
+        """What stands before each answer in the data, and belongs to none."""
+        return ""
 
     def ends(self) -> set[int]:
         """Tokens that end a text, besides the tokenizer's own end-of-text token."""

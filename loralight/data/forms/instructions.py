@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from loralight.data.forms.chats import Chat
-from loralight.data.forms.form import Form
+from loralight.data.forms.form import Document, Form
 from loralight.data.forms.texts import PromptCompletion
 
 
@@ -35,7 +35,7 @@ class Instruction(Form):
             else PromptCompletion(tokenizer, {"prompt": "prompt", "completion": "completion"}, join=join)
         )
 
-    def encode(self, rows: Mapping[str, list[Any]], places: Sequence[str]) -> Iterator[tuple[list[int], list[bool]]]:
+    def encode(self, rows: Mapping[str, list[Any]], places: Sequence[str]) -> Iterator[list[Document]]:
         records = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
         for record, place in zip(records, places, strict=True):
             for role in self.roles:
@@ -45,7 +45,7 @@ class Instruction(Form):
         pairs = [(self._asked(records[number]), records[number][output]) for number in answered]
         encoded = self._inner.encode(self._of_inner(pairs), [places[number] for number in answered])
         found = dict(zip(answered, encoded, strict=True))
-        yield from (found.get(number, ([], [])) for number in range(len(records)))
+        yield from (found.get(number, []) for number in range(len(records)))
 
     def record(self, given: Any) -> dict[str, Any]:
         asked = [self.columns["instruction"], *filter(None, [self.columns.get("input")])]
@@ -63,6 +63,9 @@ class Instruction(Form):
 
     def shown(self, record: Mapping[str, Any]) -> str:
         return self._asked(record) if self.columns["instruction"] in record else self._inner.shown(record)
+
+    def opening(self) -> str:
+        return self._inner.opening()
 
     def ends(self) -> set[int]:
         return self._inner.ends()

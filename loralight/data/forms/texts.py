@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from loralight.data.forms.form import Form
+from loralight.data.forms.form import Document, Form
 from loralight.errors import InputError
 
 _SHOWN = 300  # characters
@@ -17,13 +17,13 @@ class PlainText(Form):
     roles = ("text",)
     is_divisible = True
 
-    def encode(self, rows: Mapping[str, list[Any]], places: Sequence[str]) -> Iterator[tuple[list[int], list[bool]]]:
+    def encode(self, rows: Mapping[str, list[Any]], places: Sequence[str]) -> Iterator[list[Document]]:
         texts = [
             self._text(value, "text", place) for value, place in zip(rows[self.columns["text"]], places, strict=True)
         ]
         for text, ids in zip(texts, self._opened(texts), strict=True):
             closed = [*ids, self.tokenizer.eos_token_id] if text.strip() else []
-            yield closed, [True] * len(closed)
+            yield [(closed, [True] * len(closed))]
 
     def prompt(self, record: Mapping[str, Any]) -> list[int]:
         return self._opened([record[self.columns["text"]]])[0]
@@ -49,7 +49,7 @@ class PromptCompletion(Form):
         super().__init__(tokenizer, columns)
         self.join = join
 
-    def encode(self, rows: Mapping[str, list[Any]], places: Sequence[str]) -> Iterator[tuple[list[int], list[bool]]]:
+    def encode(self, rows: Mapping[str, list[Any]], places: Sequence[str]) -> Iterator[list[Document]]:
         texts = {
             role: [self._text(value, role, place) for value, place in zip(rows[column], places, strict=True)]
             for role, column in self.columns.items()
@@ -61,7 +61,7 @@ class PromptCompletion(Form):
         completions = self.tokenizer(texts["completion"], add_special_tokens=False)["input_ids"]
         for prompt, completion in zip(prompts, completions, strict=True):
             closed = [*completion, self.tokenizer.eos_token_id]
-            yield prompt + closed, [False] * len(prompt) + [True] * len(closed)
+            yield [(prompt + closed, [False] * len(prompt) + [True] * len(closed))]
 
     def prompt(self, record: Mapping[str, Any]) -> list[int]:
         return self._opened([record[self.columns["prompt"]] + self.join])[0]

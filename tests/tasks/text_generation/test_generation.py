@@ -172,6 +172,15 @@ def test_a_stream_never_shows_the_beginning_of_a_stop_text(writer: Writer) -> No
     assert "".join(pieces) == whole[: whole.index(phrase)] and all(pieces)
 
 
+@pytest.mark.parametrize("size", [1, 4, 9, 1000])
+def test_what_opens_each_answer_is_left_out_of_a_text_and_of_its_stream(writer: Writer, size: int) -> None:
+    (prompt,) = ids(writer, PROMPTS[:1])
+    ((whole, _),) = writer.write([prompt], decoding())
+    for opening, rest in ((whole[:size], whole[size:]), (whole[: size - 1] + "?", whole)):
+        writer.opening = opening
+        assert writer.write([prompt], decoding())[0][0] == rest == "".join(writer.stream(prompt, decoding()))
+
+
 def test_a_stream_that_nobody_listens_to_ends(writer: Writer) -> None:
     (prompt,) = ids(writer, PROMPTS[:1])
     stream = writer.stream(prompt, decoding(max_new_tokens=100))
