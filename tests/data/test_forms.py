@@ -276,7 +276,7 @@ FAULTS: dict[str, tuple[str, dict[str, Any], Any, str]] = {
         "chat",
         {"template": FORGETFUL},
         CHAT,
-        "E-CHAT: train row 0: the chat template begins an answer otherwise than it asks for one",
+        "E-CHAT: train row 0: the chat template asks for an answer by 'user.*', which it leaves out",
     ),
     "a role that the template does not know": (
         "chat",
@@ -326,6 +326,16 @@ def test_of_a_template_that_drops_earlier_reasoning_each_answer_is_learnt_as_it_
     assert "a dog" not in form.tokenizer.decode(second[0])
     assert ["each answer of a chat is learnt at the end of a text" in note for note in form.notes()] == [True]
     assert not make("chat").notes() and not make("chat", template=MARKED).notes()
+
+
+def test_an_answer_may_begin_within_a_token_that_asks_for_it() -> None:
+    thinking = CHATML.replace("\n{{ message['content']", "{{ '\n' * loop.index0 }}{{ message['content']")
+    tokenizer = make_tokenizer(thinking)
+    tokenizer.add_tokens(["\n\n"])
+    form = form_of(tokenizer, COLUMNS["chat"])
+    chat = [{"role": "system", "content": "a"}, CHAT[1], CHAT[2]]
+    ((ids, marks),) = encode(form, chat)
+    assert learnt(form, ids, marks) == ["\n\nthe fox<|im_end|>"]
 
 
 def test_what_a_template_puts_before_answers_belongs_to_none() -> None:

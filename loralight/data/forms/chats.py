@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from itertools import compress
+from itertools import compress, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -86,23 +86,27 @@ class Chat(Form):
         """
         texts = [self._rendered(chat, place, tools=tools)]
         for turn in _answers(chat):
-            texts.append(self._rendered(chat[:turn], place, tools=tools, add_generation_prompt=True))
-            texts.append(self._rendered(chat[: turn + 1], place, tools=tools))
+            asked = self._rendered(chat[:turn], place, tools=tools, add_generation_prompt=True)
+            answered = self._rendered(chat[: turn + 1], place, tools=tools)
+            if not answered.startswith(asked):
+                odd = asked[_shared(asked, answered) :]
+                raise InputError(
+                    "E-CHAT",
+                    f"{place}: the chat template asks for an answer by {odd[:60]!r}, which it leaves out of the answer "
+                    "itself, so there is no saying which tokens are the assistant's. Set data.chat_template to one "
+                    "that asks without it, or that marks answers with {% generation %}",
+                )
+            texts += [asked, answered]
         whole, *parts = self.tokenizer(texts, add_special_tokens=False)["input_ids"]  # the template writes them
         answers = list(zip(parts[::2], parts[1::2], strict=True))
-        if any(after[: len(before)] != before for before, after in answers):
-            raise InputError(
-                "E-CHAT",
-                f"{place}: the chat template begins an answer otherwise than it asks for one, so there is no saying "
-                "which tokens are the assistant's. Set data.chat_template to one that marks them with {% generation %}",
-            )
         documents: list[Document] = []
         while True:
             learnt = [False] * len(whole)
             here = [whole[: len(after)] == after for _, after in answers]
             for before, after in compress(answers, here):
-                end = self._end_of_turn(after, len(before))
-                learnt[len(before) : end] = [True] * (end - len(before))
+                start = _shared(before, after)  # a last line break may be one token with what follows
+                end = self._end_of_turn(after, start)
+                learnt[start:end] = [True] * (end - start)
             documents.insert(0, (whole, learnt))
             answers = [answer for answer, is_here in zip(answers, here, strict=True) if not is_here]
             if not answers:
@@ -228,6 +232,11 @@ def _messages(value: Any, place: str) -> list[Message]:
         if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
             raise InputError("E-CHAT", f"{place}: {str(message)[:200]}: a message has texts as role and content")
     return chat
+
+
+def _shared(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """The length of the common start of two sequences."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
 def _answers(chat: Sequence[Message]) -> list[int]:
