@@ -16,6 +16,9 @@ from loralight.models.chat_templates import bounded, check_template
 from loralight.models.pretrained import tokenise
 
 Message = Mapping[str, Any]
+KEYS = ({"role", "content"}, {"from", "value"})
+"""The fields of a message; the second pair is ShareGPT's."""
+
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # marks the assistant's turns in a chat template
 _SPEAKERS = {"human": "user", "gpt": "assistant"}  # of ShareGPT
 _EXCHANGE: list[Message] = [{"role": "user", "content": "Well?"}, {"role": "assistant", "content": "Yes!"}]
@@ -249,7 +252,7 @@ def _usual(message: Any) -> Any:
     if not isinstance(message, Mapping):
         return message
     message = _filled(message)
-    if {"from", "value"} <= message.keys():
+    if KEYS[1] <= message.keys():
         speaker = message["from"]
         role = _SPEAKERS.get(speaker, speaker) if isinstance(speaker, str) else speaker
         return {"role": role, "content": message["value"]}

@@ -1,12 +1,13 @@
 """Finding the form of the rows of language data."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from loralight.data.csv_files import header_hint
-from loralight.data.forms.chats import Chat
+from loralight.data.forms.chats import KEYS, Chat
 from loralight.data.forms.form import Form
 from loralight.data.forms.instructions import Instruction
 from loralight.data.forms.texts import PlainText, PromptCompletion
@@ -62,8 +63,16 @@ def columns_of_form(rows: Mapping[str, Dataset], named: Mapping[str, str]) -> di
 
 
 def _example(rows: Dataset) -> str:
-    """The settings that read rows with one or two columns of texts, as an example."""
+    """The settings that read rows with a column of messages, or one or two columns of texts, as an example."""
+    if chats := [name for name, kind in rows.features.items() if _are_messages(kind)]:
+        return f", such as data.columns.messages={chats[0]}"
     texts = [name for name, kind in rows.features.items() if getattr(kind, "dtype", None) in ("string", "large_string")]
     roles = {1: ("text",), 2: ("prompt", "completion")}.get(len(texts), ())
     said = " ".join(f"data.columns.{role}={name}" for role, name in zip(roles, texts, strict=False))
     return f", such as {said}" if said else ""
+
+
+def _are_messages(kind: Any) -> bool:
+    """Whether a column's values are lists of messages, as `Chat` takes them."""
+    fields = getattr(kind, "feature", None)
+    return isinstance(fields, Mapping) and any(keys <= fields.keys() for keys in KEYS)

@@ -288,6 +288,11 @@ FAULTS: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
         {},
         r"E-COLUMN: .*, such as data\.columns\.prompt=question data\.columns\.completion=answer\.$",
     ),
+    "messages under ShareGPT's name": (
+        [{"id": "1", "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}] * 2,
+        {},
+        r"E-COLUMN: .*, such as data\.columns\.messages=conversations\.$",
+    ),
     "a text is missing": ([{"text": "a"}, {"text": None}], {}, "E-TEXT: .+: train row 1, column 'text': None is not"),
     "a chat without answers": (
         [{"messages": CHAT}, {"messages": CHAT[:1]}],
