@@ -253,6 +253,8 @@ class TextGenerationData(TaskData):
         for split, rows in self.splits.items():
             counts, num_rows = self.counts[split], len(self.rows[split])
             notes = [f"{counts['cut']} cut at {self.max_length} tokens"] if counts["cut"] else []
+            if not self.form.is_divisible and (texts := len(self.documents[split])) > counts["used"]:
+                notes.append(f"{texts} texts, as the chat template drops parts of earlier answers, such as reasoning")
             if left := num_rows - counts["used"]:
                 notes.append(f"{left} left out: nothing to learn within {self.max_length} tokens")
             learnt = "" if counts["learnt"] == counts["tokens"] else f", {counts['learnt']:,} of them learnt"

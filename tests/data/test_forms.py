@@ -324,8 +324,13 @@ def test_of_a_template_that_drops_earlier_reasoning_each_answer_is_learnt_as_it_
         prompt = form.prompt(form.record({"m": chat[: turn + 1]}))
         assert ids[: len(prompt)] == prompt and marks.index(True) == len(prompt)
     assert "a dog" not in form.tokenizer.decode(second[0])
-    assert ["each answer of a chat is learnt at the end of a text" in note for note in form.notes()] == [True]
-    assert not make("chat").notes() and not make("chat", template=MARKED).notes()
+
+
+def test_where_it_drops_nothing_but_the_marks_a_chat_is_one_document() -> None:
+    form = make("chat", template=REASONING)
+    ((ids, marks),) = encode(form, CHAT)
+    assert ids == form.tokenizer.apply_chat_template(CHAT, return_dict=False)
+    assert learnt(form, ids, marks) == ["the fox<|im_end|>", "<think>\n\n</think>\n\nno, the fox\nit is<|im_end|>"]
 
 
 def test_an_answer_may_begin_within_a_token_that_asks_for_it() -> None:

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from itertools import compress, takewhile
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +77,16 @@ class Chat(Form):
                 made = self._rendered(chat, place, tools=some, **options)
                 yield [(made["input_ids"], [bool(learnt) for learnt in made["assistant_masks"]])]
             return
+        opening = self._opening()
         for chat, some, place in zip(chats, tools, places, strict=True):
-            yield self._by_prefixes(chat, some, place)
+            yield self._by_prefixes(chat, some, place, opening)
 
-    def _by_prefixes(self, chat: list[Message], tools: Any, place: str) -> list[Document]:
+    def _by_prefixes(self, chat: list[Message], tools: Any, place: str, opening: str) -> list[Document]:
         """Learn the text that each turn of the assistant adds to the chat before it, as the template marks none.
 
         A turn that begins the chat is not learnt: it answers nothing, and transformers renders no empty chat. A
-        template may write a turn otherwise once more have come, such as without its reasoning. Such an answer is learnt
-        where it ends the chat, which is then a document too.
+        template may write a turn otherwise once more have come. Without the marks of reasoning that holds none, it is
+        learnt as it stands in the chat. Without its reasoning, it is learnt where it ends the chat: a document too.
         """
         texts = [self._rendered(chat, place, tools=tools)]
         for turn in _answers(chat):
@@ -99,22 +100,24 @@ class Chat(Form):
                     "itself, so there is no saying which tokens are the assistant's. Set data.chat_template to one "
                     "that asks without it, or that marks answers with {% generation %}",
                 )
-            texts += [asked, answered]
+            texts += [asked, answered, asked + answered[len(asked) :].removeprefix(opening)]
         whole, *parts = self.tokenizer(texts, add_special_tokens=False)["input_ids"]  # the template writes them
-        answers = list(zip(parts[::2], parts[1::2], strict=True))
+        answers = list(zip(parts[::3], parts[1::3], parts[2::3], strict=True))
         documents: list[Document] = []
         while True:
-            learnt = [False] * len(whole)
-            here = [whole[: len(after)] == after for _, after in answers]
-            for before, after in compress(answers, here):
+            learnt, left = [False] * len(whole), []
+            for before, *written in answers:
+                after = next((ids for ids in written if whole[: len(ids)] == ids), None)
+                if after is None:
+                    left.append((before, *written))
+                    continue
                 start = _shared(before, after)  # a last line break may be one token with what follows
                 end = self._end_of_turn(after, start)
                 learnt[start:end] = [True] * (end - start)
             documents.insert(0, (whole, learnt))
-            answers = [answer for answer, is_here in zip(answers, here, strict=True) if not is_here]
-            if not answers:
+            if not left:
                 return documents
-            whole = answers[-1][1]
+            answers, whole = left, left[-1][1]
 
     def _end_of_turn(self, ids: list[int], start: int) -> int:
         """The place after a turn's last special token: the model need not write the line break that may follow."""
@@ -166,26 +169,21 @@ class Chat(Form):
         )
 
     def notes(self) -> list[str]:
-        template, notes = self.tokenizer.get_chat_template(), []
-        if "tools" in self.columns and "tools" not in template:
-            notes.append(f"the chat template does not write tools: column {self.columns['tools']!r} is left out")
-        with suppress(InputError):  # a template may refuse a chat like this
-            if not _GENERATION.search(template) and len(self._by_prefixes([*_EXCHANGE, *_EXCHANGE], None, "")) > 1:
-                notes.append(
-                    "the chat template writes earlier answers otherwise once more turns have come, such as without "
-                    "their reasoning: each answer of a chat is learnt at the end of a text of its own"
-                )
-        return notes
+        if "tools" not in self.columns or "tools" in self.tokenizer.get_chat_template():
+            return []
+        return [f"the chat template does not write tools: column {self.columns['tools']!r} is left out"]
 
     def opening(self) -> str:
+        ids = self.tokenizer(self._opening(), add_special_tokens=False)["input_ids"]
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _opening(self) -> str:
         """What the template writes before an answer without reasoning, such as two marks with nothing between them."""
-        with suppress(InputError):
+        with suppress(InputError):  # it may refuse a chat like this
             before = self._rendered(_EXCHANGE[:1], "a test", add_generation_prompt=True)
             after = self._rendered(_EXCHANGE, "a test")
             if after.startswith(before):
-                opening = after[len(before) :].partition(_EXCHANGE[1]["content"])[0]
-                ids = self.tokenizer(opening, add_special_tokens=False)["input_ids"]
-                return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+                return str(after[len(before) :].partition(_EXCHANGE[1]["content"])[0])
         return ""
 
     def ends(self) -> set[int]:

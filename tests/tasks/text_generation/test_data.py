@@ -135,19 +135,19 @@ def test_a_chat_whose_template_drops_earlier_reasoning_is_a_document_for_each_an
     tmp_path: Path, tiny_llama: str
 ) -> None:
     template = (
-        "{% for m in messages %}{{ m.role }}{% if loop.last and m.role == 'assistant' %}<>{% endif %}{{ m.content }}"
-        "<|im_end|>{% endfor %}{% if add_generation_prompt %}assistant{% endif %}"
+        "{% for m in messages %}{{ m.role }}{{ m.content if loop.last else m.content.split('>')[-1] }}<|im_end|>"
+        "{% endfor %}{% if add_generation_prompt %}assistant{% endif %}"
     )
-    rows = [{"messages": [*CHAT, *CHAT]}, {"messages": [*CHAT, CHAT[0], {**CHAT[1], "content": "it is " * 30}]}]
+    said = [CHAT[0], {**CHAT[1], "content": "<fine?>a fine day"}]
+    rows = [{"messages": [*said, *said]}, {"messages": [*said, CHAT[0], {**CHAT[1], "content": "it is " * 30}]}]
     data = make(tmp_path, tiny_llama, rows, max_length=48, chat_template=template)
     learnt = [
         data.tokenizer.decode([target for target in document["targets"] if target != IGNORED])
         for document in data.documents["train"]
     ]
-    assert learnt[:3] == ["<>a fine day<|im_end|>"] * 3 and learnt[3].startswith("<>it is it")
+    assert learnt[:3] == ["<fine?>a fine day<|im_end|>"] * 3 and learnt[3].startswith("it is it")
     train, *_ = data.report()
-    assert train.startswith("train: 2 chats") and "1 cut at 48 tokens" in train
-    assert any("each answer of a chat is learnt at the end of a text of its own" in line for line in data.report())
+    assert train.startswith("train: 2 chats") and "1 cut at 48 tokens; 4 texts, as the chat template drops" in train
 
 
 def test_a_batch_is_padded_on_the_right_and_its_positions_go_on(tmp_path: Path, tiny_llama: str) -> None:
