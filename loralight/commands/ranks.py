@@ -27,6 +27,7 @@ from loralight.training.jackknife import pseudo_values, scores_of
 from loralight.training.launch import world_size
 
 _WAYS: Mapping[str, Callable[[Sequence[LayerSpectrum], int], dict[str, int]]] = {"alike": alike, "by energy": by_energy}
+_TIE = 1.05  # the standard error of a difference of one item is that difference, but for rounding and uneven groups
 _PACKAGE = 'a picture needs matplotlib: pip install "loralight[report]"; leave out picture= for the table alone'
 
 
@@ -53,7 +54,7 @@ class Point:
     @property
     def is_as_good(self) -> bool:
         """Whether its score is within one standard error of the whole update's."""
-        return self.behind.mean <= (self.error or 0.0)
+        return self.behind.mean <= _TIE * (self.error or 0.0)
 
 
 def main(config: DictConfig) -> list[Point]:
@@ -132,13 +133,13 @@ def _curve(settings: dict[str, Any]) -> tuple[list[Point], str]:
             ranks = ranks_of(spectra, rank)
             with cut_to(layers, ranks):
                 scores = measured()
-            behind, error = _behind([sign * score for score in whole], [sign * score for score in scores])
+            behind, error = difference_of([sign * score for score in whole], [sign * score for score in scores])
             energy = energy_kept(spectra, ranks)
             points.append(Point(rank=rank, way=way, energy=energy, score=scores[0], behind=behind, error=error))
     return points, metric
 
 
-def _behind(whole: Sequence[float], scores: Sequence[float]) -> tuple[Estimate, float | None]:
+def difference_of(whole: Sequence[float], scores: Sequence[float]) -> tuple[Estimate, float | None]:
     """The difference of two scores on the same rows with its interval, and its standard error."""
     difference = whole[0] - scores[0]
     if len(whole) == 1:

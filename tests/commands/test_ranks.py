@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
-from loralight.commands.ranks import Point, least_as_good
+from loralight.commands.ranks import Point, difference_of, least_as_good
 from loralight.reports.intervals import Estimate
 
 InProcess = Callable[..., int]
@@ -61,6 +62,18 @@ def test_the_least_rank_is_that_from_which_on_all_are_within_a_standard_error() 
     assert least_as_good([behind(8, 0.0, None), behind(4, 0.001, None)]) == 8  # nothing tells chance apart
     assert least_as_good([behind(8, 0.5)]) is None
     assert least_as_good([behind(8, 0.0), behind(4, 0.5), behind(4, 0.0, way="by energy")]) == 8
+
+
+@pytest.mark.parametrize("right", range(280, 380, 7))
+def test_a_single_row_lost_is_within_the_standard_error_however_it_is_rounded(right: int) -> None:
+    def accuracies(lost: int) -> list[float]:
+        """Of 400 rows, then without each of ten groups, in float32 as metrics are; the lost row is in the fourth."""
+        rest = [0.9 * right - lost * (group != 3) for group in range(10)]
+        return [float(torch.tensor(number) / rows) for number, rows in [(right - lost, 400), *((n, 360) for n in rest)]]
+
+    difference, error = difference_of(accuracies(0), accuracies(1))
+    assert difference.mean == pytest.approx(1 / 400, rel=1e-3)
+    assert Point(rank=8, way="alike", energy=1.0, score=0.5, behind=difference, error=error).is_as_good
 
 
 def test_what_cannot_be_is_told(
