@@ -1,6 +1,5 @@
 """Chats, in the chat template of the tokenizer."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -11,18 +10,13 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from loralight.data.forms.form import Document, Form
+from loralight.data.forms.messages import Message, answers_in, read_messages, read_tools, shown_call
 from loralight.errors import InputError
 from loralight.models.chat_templates import bounded, check_template
 from loralight.models.pretrained import tokenise
 
-Message = Mapping[str, Any]
-KEYS = ({"role", "content"}, {"from", "value"})
-"""The fields of a message; the second pair is ShareGPT's."""
-
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # marks the assistant's turns in a chat template
-_SPEAKERS = {"human": "user", "gpt": "assistant"}  # of ShareGPT
 _EXCHANGE: list[Message] = [{"role": "user", "content": "Well?"}, {"role": "assistant", "content": "Yes!"}]
-_SPEAKER = re.compile(r"^(system|user|assistant):[ \t]*", re.IGNORECASE | re.MULTILINE)
 
 
 class Chat(Form):
@@ -57,7 +51,7 @@ class Chat(Form):
         chats = []
         template = self.tokenizer.get_chat_template()
         for value, place in zip(rows[self.columns["messages"]], places, strict=True):
-            chat = _messages(value, f"{place}, column {self.columns['messages']!r}")
+            chat = read_messages(value, f"{place}, column {self.columns['messages']!r}")
             if "tool_calls" not in template and any("tool_calls" in message for message in chat):
                 raise InputError(
                     "E-CHAT",
@@ -70,7 +64,7 @@ class Chat(Form):
             chats.append(chat)
         column = self.columns.get("tools")
         given = rows[column] if column else [None] * len(chats)
-        tools = [_tools(value, f"{place}, column {column!r}") for value, place in zip(given, places, strict=True)]
+        tools = [read_tools(value, f"{place}, column {column!r}") for value, place in zip(given, places, strict=True)]
         if _GENERATION.search(template):
             options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
             for chat, some, place in zip(chats, tools, places, strict=True):
@@ -89,7 +83,7 @@ class Chat(Form):
         learnt as it stands in the chat. Without its reasoning, it is learnt where it ends the chat: a document too.
         """
         texts = [self._rendered(chat, place, tools=tools)]
-        for turn in _answers(chat):
+        for turn in answers_in(chat):
             asked = self._rendered(chat[:turn], place, tools=tools, add_generation_prompt=True)
             answered = self._rendered(chat[: turn + 1], place, tools=tools)
             if not answered.startswith(asked):
@@ -135,7 +129,7 @@ class Chat(Form):
         if isinstance(value, str) and value is given:
             value = [{"role": "user", "content": value}]
         try:
-            chat = _messages(value, f"{given!r}")
+            chat = read_messages(value, f"{given!r}")
         except InputError as error:
             message = f"give a text, a list of messages, or a record with {column!r}: {error}"
             raise InputError("E-INPUT", message) from error
@@ -146,7 +140,7 @@ class Chat(Form):
         if not chat:
             raise InputError("E-INPUT", "a chat that begins with an answer has nothing to answer")
         record: dict[str, Any] = {self.columns["messages"]: [dict(message) for message in chat]}
-        return record if tools is None else {**record, self.columns["tools"]: _tools(tools, "the tools")}
+        return record if tools is None else {**record, self.columns["tools"]: read_tools(tools, "the tools")}
 
     def prompt(self, record: Mapping[str, Any]) -> list[int]:
         chat = record[self.columns["messages"]]
@@ -156,15 +150,15 @@ class Chat(Form):
         return ids
 
     def example(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], str] | None:
-        chat = _messages(row[self.columns["messages"]], "a row")
-        if not (answers := _answers(chat)):
+        chat = read_messages(row[self.columns["messages"]], "a row")
+        if not (answers := answers_in(chat)):
             return None
         last = max((turn for turn in answers if chat[turn]["content"]), default=answers[-1])  # calls may have no text
         return self._asked(chat[:last], row.get(self.columns.get("tools", ""))), chat[last]["content"]
 
     def shown(self, record: Mapping[str, Any]) -> str:
         return "\n".join(
-            f"{message['role']}: {message['content']}{''.join(map(_shown_call, message.get('tool_calls', ())))}"
+            f"{message['role']}: {message['content']}{''.join(map(shown_call, message.get('tool_calls', ())))}"
             for message in record[self.columns["messages"]]
         )
 
@@ -219,91 +213,6 @@ def read_template(given: str | None) -> str | None:
         raise InputError("E-CHAT", message) from error
 
 
-def _messages(value: Any, place: str) -> list[Message]:
-    """The messages in a cell.
-
-    Raises:
-        InputError: the cell holds no messages (``E-CHAT``).
-    """
-    chat = _transcript(value) if isinstance(value, str) else value
-    chat = [_usual(message) for message in chat] if isinstance(chat, Sequence) else []
-    if not chat:
-        raise InputError("E-CHAT", f"{place}: {str(value)[:200]!r} is no list of messages, nor a transcript of turns")
-    for message in chat:
-        if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
-            raise InputError("E-CHAT", f"{place}: {str(message)[:200]}: a message has texts as role and content")
-    return chat
-
-
 def _shared(first: Sequence[Any], second: Sequence[Any]) -> int:
     """The length of the common start of two sequences."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
-
-
-def _answers(chat: Sequence[Message]) -> list[int]:
-    """The places of the assistant's turns that answer something."""
-    return [turn for turn, message in enumerate(chat) if turn and message["role"] == "assistant"]
-
-
-def _usual(message: Any) -> Any:
-    """A message with a role and a text as content; what is none is returned as it is."""
-    if not isinstance(message, Mapping):
-        return message
-    message = _filled(message)
-    if KEYS[1] <= message.keys():
-        speaker = message["from"]
-        role = _SPEAKERS.get(speaker, speaker) if isinstance(speaker, str) else speaker
-        return {"role": role, "content": message["value"]}
-    calls = message.pop("tool_calls", None)
-    if isinstance(calls, list) and calls:
-        message = {"content": "", **message, "tool_calls": [_with_arguments(call) for call in calls]}
-    content = message.get("content")
-    if isinstance(content, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
-        message["content"] = "".join(str(part.get("text", "")) for part in content)
-    return message
-
-
-def _shown_call(call: Any) -> str:
-    return json.dumps(call.get("function", call) if isinstance(call, Mapping) else call)
-
-
-def _with_arguments(call: Any) -> Any:
-    """A call of a tool with its arguments as an object, which templates expect, and not as a JSON text."""
-    function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
-        return call
-    with suppress(ValueError, RecursionError):
-        return {**call, "function": {**function, "arguments": json.loads(function["arguments"])}}
-    return call
-
-
-def _tools(value: Any, place: str) -> list[Any] | None:
-    """The schemas in a cell; None if it is empty.
-
-    Raises:
-        InputError: the cell holds no list of them (``E-CHAT``).
-    """
-    with suppress(ValueError, RecursionError):
-        value = json.loads(value) if isinstance(value, str) and value.strip() else value
-    if not value:
-        return None
-    if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
-        raise InputError("E-CHAT", f"{place}: {str(value)[:200]!r} is no list of tools' JSON schemas")
-    return [_filled(tool) for tool in value]
-
-
-def _filled(value: Any) -> Any:
-    """Without the fields that a table fills with nothing, as its rows have one type."""
-    if isinstance(value, Mapping):
-        return {key: _filled(one) for key, one in value.items() if one is not None}
-    return [_filled(one) for one in value] if isinstance(value, list) else value
-
-
-def _transcript(text: str) -> list[Message]:
-    """The turns of ``User: ...`` and ``Assistant: ...``; text before the first turn is left out."""
-    starts = list(_SPEAKER.finditer(text))
-    ends = [*(start.start() for start in starts), len(text)][1:]
-    return [
-        {"role": start[1].lower(), "content": text[start.end() : end].strip()}
-        for start, end in zip(starts, ends, strict=True)
-    ]

@@ -7,9 +7,10 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from loralight.data.csv_files import header_hint
-from loralight.data.forms.chats import KEYS, Chat
+from loralight.data.forms.chats import Chat
 from loralight.data.forms.form import Form
 from loralight.data.forms.instructions import Instruction
+from loralight.data.forms.messages import KEYS
 from loralight.data.forms.texts import PlainText, PromptCompletion
 from loralight.errors import InputError
 
