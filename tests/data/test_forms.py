@@ -108,6 +108,15 @@ def test_of_a_chat_the_assistant_s_turns_and_their_ends_are_learnt(template: str
     assert marks.index(True, len(prompt)) == len(prompt)
 
 
+@pytest.mark.parametrize("template", [CHATML, MARKED], ids=["by prefixes", "by the template's marks"])
+def test_an_answer_without_weight_is_read_and_not_learnt(template: str) -> None:
+    form = make("chat", template=template)
+    chat = [*CHAT[:2], CHAT[2] | {"weight": 0}, CHAT[3], CHAT[4] | {"weight": 1}]
+    ((ids, marks),) = encode(form, chat)
+    assert ids == form.tokenizer.apply_chat_template(CHAT, return_dict=False)
+    assert learnt(form, ids, marks) == ["no, the fox\nit is<|im_end|>"]
+
+
 def test_the_token_behind_an_answer_ends_it_though_it_is_not_the_model_s_own() -> None:
     form = make("chat")
     assert form.ends() == {form.tokenizer.convert_tokens_to_ids("<|im_end|>")} != {form.tokenizer.eos_token_id}

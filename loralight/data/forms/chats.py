@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from loralight.data.forms.form import Document, Form
-from loralight.data.forms.messages import Message, answers_in, read_messages, read_tools, shown_call
+from loralight.data.forms.messages import Message, answers_in, counts, read_messages, read_tools, shown_call
 from loralight.errors import InputError
 from loralight.models.chat_templates import bounded, check_template
 from loralight.models.pretrained import tokenise
@@ -24,8 +24,8 @@ class Chat(Form):
 
     Messages are a list of {role, content}, or of {from, value} as in ShareGPT, or a transcript: a text in which each
     turn begins on a new line with ``User:`` or ``Assistant:``. A content may be a list of parts of text, and nothing
-    where a message calls tools, as in OpenAI's files for fine-tuning. A row may have the tools that can be called: a
-    list of JSON schemas, or the list as a text.
+    where a message calls tools, as in OpenAI's files for fine-tuning; as there, a message with ``weight: 0`` is not
+    learnt. A row may have the tools that can be called: a list of JSON schemas, or the list as a text.
 
     Args:
         template: a chat template (Jinja) in place of the tokenizer's.
@@ -65,15 +65,14 @@ class Chat(Form):
         column = self.columns.get("tools")
         given = rows[column] if column else [None] * len(chats)
         tools = [read_tools(value, f"{place}, column {column!r}") for value, place in zip(given, places, strict=True)]
-        if _GENERATION.search(template):
-            options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
-            for chat, some, place in zip(chats, tools, places, strict=True):
+        is_marked, opening = _GENERATION.search(template) is not None, self._opening()
+        options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+        for chat, some, place in zip(chats, tools, places, strict=True):
+            if is_marked and all(map(counts, chat)):
                 made = self._rendered(chat, place, tools=some, **options)
                 yield [(made["input_ids"], [bool(learnt) for learnt in made["assistant_masks"]])]
-            return
-        opening = self._opening()
-        for chat, some, place in zip(chats, tools, places, strict=True):
-            yield self._by_prefixes(chat, some, place, opening)
+            else:
+                yield self._by_prefixes(chat, some, place, opening)
 
     def _by_prefixes(self, chat: list[Message], tools: Any, place: str, opening: str) -> list[Document]:
         """Learn the text that each turn of the assistant adds to the chat before it, as the template marks none.
@@ -83,7 +82,7 @@ class Chat(Form):
         learnt as it stands in the chat. Without its reasoning, it is learnt where it ends the chat: a document too.
         """
         texts = [self._rendered(chat, place, tools=tools)]
-        for turn in answers_in(chat):
+        for turn in filter(lambda turn: counts(chat[turn]), answers_in(chat)):
             asked = self._rendered(chat[:turn], place, tools=tools, add_generation_prompt=True)
             answered = self._rendered(chat[: turn + 1], place, tools=tools)
             if not answered.startswith(asked):

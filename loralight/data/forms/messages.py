@@ -52,6 +52,11 @@ def answers_in(chat: Sequence[Message]) -> list[int]:
     return [turn for turn, message in enumerate(chat) if turn and message["role"] == "assistant"]
 
 
+def counts(message: Message) -> bool:
+    """Whether a message may be learnt: OpenAI's files say ``weight: 0`` where it may not."""
+    return bool(message.get("weight") != 0)
+
+
 def shown_call(call: Any) -> str:
     """A call of a tool as a text for people."""
     return json.dumps(call.get("function", call) if isinstance(call, Mapping) else call)
