@@ -251,6 +251,12 @@ FAULTS: dict[str, tuple[str, dict[str, Any], Any, str]] = {
     "a text is missing": ("text", {}, None, "E-TEXT: train row 1, column 't': None is not a text"),
     "a number for a text": ("text", {}, 3.5, r"E-TEXT: train row 1, column 't': 3\.5 is not a text"),
     "a prompt is missing": ("prompt", {}, (None, "a"), "E-TEXT: train row 1, column 'p': None is not a text"),
+    "messages for a prompt": (
+        "prompt",
+        {},
+        ([{"role": "user", "content": "a"}], "a"),
+        r"E-TEXT: train row 1, column 'p': \[.* is not a text\. Messages go into one column \(data\.columns\.messages\)",
+    ),
     "a completion is missing": ("prompt", {}, ("a", None), "E-TEXT: train row 1, column 'c': None is not a text"),
     "an instruction is missing": ("instruction", {}, (None, "a", ""), "E-TEXT: train row 1, column 'i': None is not"),
     "an answer that is no text": ("instruction", {}, ("a", 3, ""), "E-TEXT: train row 1, column 'o': 3 is not a text"),

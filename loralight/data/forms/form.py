@@ -91,5 +91,8 @@ class Form(ABC):
 
     def _text(self, value: Any, role: str, place: str) -> str:
         if not isinstance(value, str):
-            raise InputError("E-TEXT", f"{place}, column {self.columns[role]!r}: {value!r} is not a text")
+            chats = ". Messages go into one column (data.columns.messages), those not to learn with a weight of 0"
+            hint = chats if isinstance(value, list) and value and isinstance(value[0], dict) else ""
+            said = f"{place}, column {self.columns[role]!r}: {str(value)[:200]} is not a text{hint}"
+            raise InputError("E-TEXT", said)
         return value
