@@ -255,7 +255,7 @@ FAULTS: dict[str, tuple[str, dict[str, Any], Any, str]] = {
         "prompt",
         {},
         ([{"role": "user", "content": "a"}], "a"),
-        r"E-TEXT: train row 1, column 'p': \[.* is not a text\. Messages go into one column \(data\.columns\.messages\)",
+        r"E-TEXT: train row 1, column 'p': \[.* is not a text\. Messages go into one column \(data\.columns\.mess",
     ),
     "a completion is missing": ("prompt", {}, ("a", None), "E-TEXT: train row 1, column 'c': None is not a text"),
     "an instruction is missing": ("instruction", {}, (None, "a", ""), "E-TEXT: train row 1, column 'i': None is not"),
