@@ -3,13 +3,14 @@
 A method is tried at its own learning rate, a lower one and a higher one. An optimum at the edge of a grid is not
 reliable, so the grid grows until the best rate on validation rows has a worse rate on each side. At the best rate the
 method runs with further seeds. Each run is a separate process of ``loralight train`` with its own folder. So its memory
-is measured alone, and the same command in the same folder does only the missing runs.
+is measured alone, and the same command in the same folder does only the missing runs. Those that do not wait for one
+another are made side by side.
 """
 
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from concurrent.futures import as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -21,7 +22,7 @@ from omegaconf import DictConfig
 from loralight import logs
 from loralight.artifacts.run_folder import FAILED
 from loralight.commands.processes import Processes
-from loralight.commands.study_cost import Cost, cost_of_runs
+from loralight.commands.study_cost import Cost, Missing, cost_of_runs
 from loralight.commands.sweep import folder_name
 from loralight.commands.time_to_go import TimeToGo
 from loralight.commands.trial import is_solved
@@ -35,7 +36,7 @@ from loralight.reports.runs import SUMMARY, FinishedRun, read_run
 from loralight.reports.sweeps import note_failure, write_report
 from loralight.stopping import Stopped
 from loralight.training.epochs import Epochs
-from loralight.training.rate_grid import FACTOR, best_power, is_at_end, next_power
+from loralight.training.rate_grid import FACTOR, best_power, is_at_end, next_powers
 from loralight.training.time_budget import parse_time
 
 _WORDS, _LENGTH, _COST = "study.words.json", "study.length.json", "study.cost.json"
@@ -179,54 +180,63 @@ class Study:
             sign=1 if of_run["monitor"]["mode"] == "max" else -1,
         )
 
-    def _planned(self, method: Method) -> tuple[list[Path], bool]:
-        """The folders of a method's runs, as far as those that have ended tell, and whether its grid may grow."""
+    def _planned(self, method: Method) -> tuple[list[list[Path]], bool]:
+        """The folders of a method's runs, as far as those that have ended tell, and whether its grid may grow.
+
+        Each list waits for the one before it, whose runs are made side by side.
+        """
 
         def place(power: int, seed: int = 0) -> Path:
             return self._place(_words(method, power, seed))
 
         runs: dict[int, FinishedRun | None] = {}
-        power: int | None = 0
-        while power is not None:
-            runs[power] = self._ended.get(place(power))  # a run that is missing is taken for the worst
-            power = _next_power(method, runs)
+        planned: list[list[Path]] = []
+        while powers := _next_powers(method, runs):
+            runs |= {power: self._ended.get(place(power)) for power in powers}  # a missing run is taken for the worst
+            planned.append([*map(place, powers)])
         is_open = place(0) not in self._ended and method.lr is not None and not method.is_solved
         if is_open:
             runs |= {power: self._ended.get(place(power)) for power in (-1, 1)}
+            planned.append([place(-1), place(1)])
         elif place(0) in self._ended and runs[0] is None:
-            return [place(0)], False
+            return planned, False
         rates = [place(power) for power in runs]
-        seeds = [place(best_power(_scores(method, runs)), seed) for seed in range(1, self.seeds)]
-        return [*rates, *seeds], is_open or (len(rates) > 1 and not self._ended.keys() >= {*rates})
+        planned.append([place(best_power(_scores(method, runs)), seed) for seed in range(1, self.seeds)])
+        return planned, is_open or (len(rates) > 1 and not self._ended.keys() >= {*rates})
+
+    def _folders(self, method: Method) -> set[Path]:
+        return {folder for some in self._planned(method)[0] for folder in some}
 
     def _read_ended(self) -> None:
         """Read the runs in the folder that have ended well."""
         for method in self.methods:
-            while found := [one for one in self._planned(method)[0] if one not in self._ended and _is_finished(one)]:
+            while found := [one for one in self._folders(method) - self._ended.keys() if _is_finished(one)]:
                 self._ended.update({folder: read_run(folder) for folder in found})
 
-    def _missing(self) -> dict[Method, float]:
-        """The number of runs that each method still lacks, with those for which a grid grows on average."""
+    def _missing(self) -> dict[Method, Missing]:
+        """The runs that each method still lacks."""
         missing = {}
         for method in self.methods:
-            folders, may_grow = self._planned(method)
-            missing[method] = len({*folders} - self._ended.keys()) + _GROWN * may_grow
+            planned, may_grow = self._planned(method)
+            left = [{*folders} - self._ended.keys() for folders in planned]
+            grown = _GROWN * may_grow
+            missing[method] = Missing(number=sum(map(len, left)) + grown, in_turn=sum(map(bool, left)) + grown)
         return missing
 
     def _num_runs(self) -> int:
         """The least number of runs of the study."""
-        return len(self._told.union(*(self._planned(method)[0] for method in self.methods)))
+        return len(self._told.union(*map(self._folders, self.methods)))
 
     def _minutes(self) -> float:
         """The minutes until all runs have ended."""
-        return self._time_to_go.seconds({method.name: number for method, number in self._missing().items()}) / 60
+        return self._time_to_go.seconds({method.name: some for method, some in self._missing().items()}) / 60
 
-    def _estimate(self, missing: Mapping[Method, float]) -> None:
+    def _estimate(self, missing: Mapping[Method, Missing]) -> None:
         """Estimate what a run takes of methods that have none yet, and choose the length of all runs for a budget."""
         timed = {
-            method: number for method, number in missing.items() if number and not self._time_to_go.knows(method.name)
+            method: some for method, some in missing.items() if some.number and not self._time_to_go.knows(method.name)
         }
-        methods = [([*self._of_runs, *method.words], method.settings, number) for method, number in timed.items()]
+        methods = [([*self._of_runs, *method.words], method.settings, some) for method, some in timed.items()]
         cost = cost_of_runs(self.processes, self.folder, methods)
         if self.budget is not None:
             self.length = self._length(cost, self.budget)
@@ -264,10 +274,8 @@ class Study:
     def _run_method(self, method: Method) -> None:
         """Find a method's rate with the first seed, then run it with the other seeds."""
         runs: dict[int, FinishedRun | None] = {}
-        power: int | None = 0
-        while power is not None:
-            runs[power] = self._run(method, power, seed=0)
-            power = _next_power(method, runs)
+        while powers := _next_powers(method, runs):
+            runs |= zip(powers, self._runs(method, [(power, 0) for power in powers]), strict=True)
         scores = _scores(method, runs)
         if is_at_end(scores):
             logs.show(
@@ -275,17 +283,22 @@ class Study:
                 "beyond: give another in its words (optimizer.lr=), by which it is then run"
             )
         if (best := runs[best_power(scores)]) is not None:
-            others = [self._run(method, best_power(scores), seed=seed) for seed in range(1, self.seeds)]
+            others = self._runs(method, [(best_power(scores), seed) for seed in range(1, self.seeds)])
             self.chosen[method] = [best, *(run for run in others if run is not None)]
 
-    def _run(self, method: Method, power: int, *, seed: int) -> FinishedRun | None:
+    def _runs(self, method: Method, of: Sequence[tuple[int, int]]) -> list[FinishedRun | None]:
+        """The runs of some rates (powers) and seeds, side by side where there are places that no method takes."""
+        with ThreadPoolExecutor(self.processes.jobs) as pool:
+            return list(pool.map(lambda one: self._run(method, *one), of))
+
+    def _run(self, method: Method, power: int, seed: int) -> FinishedRun | None:
         """A finished run, which is trained now if it is missing; None if it failed."""
         words = _words(method, power, seed)
         name, folder = " ".join(words), self._place(words)
         is_new, is_whole = not _is_finished(folder), not folder.exists()
         if is_new:
             with self._one_at_a_time:
-                self._time_to_go.begin(method.name)
+                self._time_to_go.begin(folder, method.name)
         line = [*self._of_runs, *self._words_of_length(method), *words]
         error = self.processes.finish(line, folder)
         run = None if error is not None else read_run(folder)
@@ -301,7 +314,7 @@ class Study:
             self._ended[folder] = run
             self._told.add(folder)
             if is_new:
-                self._time_to_go.end(method.name, is_whole=is_whole and run is not None)
+                self._time_to_go.end(folder, is_whole=is_whole and run is not None)
             logs.show(f"{len(self._told)}/{self._num_runs()}, {self._minutes():.0f} min to go: {told}")
         return run
 
@@ -325,9 +338,10 @@ def _scores(method: Method, runs: Mapping[int, FinishedRun | None]) -> dict[int,
     return {power: _score(run, method) for power, run in runs.items()}
 
 
-def _next_power(method: Method, runs: Mapping[int, FinishedRun | None]) -> int | None:
-    """The next rate to try, after at least that of power 0; None once the best is known."""
-    return next_power(_scores(method, runs)) if method.lr is not None and _has_steps(runs[0]) else None
+def _next_powers(method: Method, runs: Mapping[int, FinishedRun | None]) -> list[int]:
+    """The next rates to try, after that of power 0; none once the best is known."""
+    is_searched = not runs or (method.lr is not None and _has_steps(runs[0]))
+    return next_powers(_scores(method, runs)) if is_searched else []
 
 
 def _score(run: FinishedRun | None, method: Method) -> float | None:

@@ -1,6 +1,6 @@
 """The time that runs will take, from timing their parts before they start."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -19,17 +19,30 @@ _SHARE = 0.8  # of a budget: an estimate may be a quarter too low
 
 
 @dataclass(frozen=True, kw_only=True)
+class Missing:
+    """The runs that a method lacks.
+
+    Args:
+        number: of runs, with those for which a grid grows on average.
+        in_turn: how many of them wait for one another; the others may be made side by side.
+    """
+
+    number: float
+    in_turn: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cost:
     """The time of the runs of several methods.
 
     Args:
         start: seconds of a run beside its timed parts: the start of its process, its report, its end.
-        runs: what a run of each method takes, and the number of its runs.
-        jobs: methods that run at a time, each with one run after another.
+        runs: what a run of each method takes, and the runs that it lacks.
+        jobs: runs at a time.
     """
 
     start: float
-    runs: Sequence[tuple[Expected, float]]
+    runs: Sequence[tuple[Expected, Missing]]
     jobs: int
 
     def each(self, most_epochs: int | None = None) -> list[float]:
@@ -38,10 +51,8 @@ class Cost:
 
     def seconds(self, most_epochs: int | None = None) -> float:
         """Seconds of all runs, each of at most so many epochs."""
-        numbers = (number for _, number in self.runs)
-        return together(
-            (number * each for number, each in zip(numbers, self.each(most_epochs), strict=True)), self.jobs
-        )
+        each = self.each(most_epochs)
+        return together([(one, missing) for one, (_, missing) in zip(each, self.runs, strict=True)], self.jobs)
 
     def epochs_for(self, budget: float) -> Epochs | None:
         """The length of each run for which all runs take at most ``budget`` seconds; None if none need be cut short.
@@ -63,17 +74,21 @@ class Cost:
         )
 
 
-def together(seconds: Iterable[float], jobs: int) -> float:
-    """The time of pieces of work that are begun in turn, each as soon as one of ``jobs`` places is free."""
-    places = [0.0] * jobs
-    for one in seconds:
-        places.sort()
-        places[0] += one
-    return max(places)
+def together(methods: Sequence[tuple[float, Missing]], jobs: int, going: Sequence[float] = ()) -> float:
+    """The seconds of all runs, each begun as soon as one of ``jobs`` places is free.
+
+    Args:
+        methods: the seconds of a run of each method, and the runs that it lacks.
+        jobs: number of places.
+        going: seconds that runs have gone on for which are among these.
+    """
+    work = sum(each * missing.number for each, missing in methods) - sum(going)
+    longest = max((each * missing.in_turn for each, missing in methods), default=0.0)
+    return max(work / jobs, longest - max(going, default=0.0), 0.0)
 
 
 def cost_of_runs(
-    processes: Processes, folder: Path, methods: Sequence[tuple[Sequence[str], Mapping[str, Any], float]]
+    processes: Processes, folder: Path, methods: Sequence[tuple[Sequence[str], Mapping[str, Any], Missing]]
 ) -> Cost:
     """The time of all runs, as many at a time as ``processes`` has places.
 
@@ -84,7 +99,7 @@ def cost_of_runs(
     Args:
         processes: those of the runs.
         folder: of all runs; what is written there is removed.
-        methods: the words of each method (overrides of ``loralight train``), its settings and the number of its runs.
+        methods: the words of each method (overrides of ``loralight train``), its settings and the runs that it lacks.
 
     Raises:
         InputError: a method cannot be built.

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean
 from time import monotonic
 
-from loralight.commands.study_cost import together
+from loralight.commands.study_cost import Missing, together
 from loralight.errors import InputError
 from loralight.untrusted import read_json
 
@@ -22,14 +22,14 @@ class TimeToGo:
 
     Args:
         file: keeps the times for the same study when it goes on.
-        jobs: methods that run at a time. Times are not comparable with those of another number, and are then left out.
+        jobs: runs at a time. Times are not comparable with those of another number, and are then left out.
     """
 
     def __init__(self, file: Path, jobs: int) -> None:
         self._file, self.jobs = file, jobs
         self._estimated: dict[str, float] = {}
         self._taken: dict[str, list[float]] = {}
-        self._begun: dict[str, float] = {}
+        self._begun: dict[Path, tuple[str, float]] = {}
         try:
             kept = read_json(file, _MOST_BYTES) if file.exists() else {}
             if kept.get("jobs") == jobs:
@@ -47,19 +47,20 @@ class TimeToGo:
         self._estimated.update(seconds)
         self._write()
 
-    def begin(self, method: str) -> None:
+    def begin(self, run: Path, method: str) -> None:
         """A run of the method begins."""
-        self._begun[method] = monotonic()
+        self._begun[run] = method, monotonic()
 
-    def end(self, method: str, *, is_whole: bool) -> None:
-        """The method's run has ended.
+    def end(self, run: Path, *, is_whole: bool) -> None:
+        """A run has ended.
 
         Args:
+            run: which `begin` was told of.
             is_whole: whether it has ended well and was made from its start, so that its time counts.
         """
-        seconds = monotonic() - self._begun.pop(method)
+        method, begun = self._begun.pop(run)
         if is_whole:
-            self._taken.setdefault(method, []).append(seconds)
+            self._taken.setdefault(method, []).append(monotonic() - begun)
             self._write()
 
     def of_run(self, method: str) -> float:
@@ -71,18 +72,15 @@ class TimeToGo:
         ratio = sum(sum(self._taken[name]) for name in ended) / estimated if estimated else 1.0
         return self._estimated.get(method, 0.0) * ratio
 
-    def seconds(self, runs: Mapping[str, float]) -> float:
+    def seconds(self, missing: Mapping[str, Missing]) -> float:
         """Seconds until all missing runs have ended.
 
         Args:
-            runs: the number of missing runs of each method, with the one that is being made, in the order of methods.
+            missing: the missing runs of each method, with those that are being made.
         """
         now = monotonic()
-        rests = []
-        for method, number in runs.items():
-            each = self.of_run(method)
-            rests.append(max(0.0, number * each - min(each, now - self._begun.get(method, now))))
-        return together(rests, self.jobs)
+        going = [min(self.of_run(method), now - begun) for method, begun in self._begun.values()]
+        return together([(self.of_run(method), some) for method, some in missing.items()], self.jobs, going)
 
     def _write(self) -> None:
         kept = {"jobs": self.jobs, "estimated": self._estimated, "taken": self._taken}

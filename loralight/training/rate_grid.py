@@ -5,23 +5,24 @@ from collections.abc import Mapping
 FACTOR = 10**0.5
 """The ratio of neighbouring rates in the grid."""
 
-_FIRST = (0, -1, 1)  # powers of the factor
+_BESIDE = (-1, 1)  # powers of the factor
 _FARTHEST = 4  # powers, to each side
 
 
-def next_power(scores: Mapping[int, float | None]) -> int | None:
-    """The rate to try next, as a power of `FACTOR`; None once both neighbours of the best rate have been tried.
+def next_powers(scores: Mapping[int, float | None]) -> list[int]:
+    """The rates to try next, side by side, as powers of `FACTOR`; none once both neighbours of the best are known.
 
     Args:
         scores: by power, the higher the better; None for a run that failed. If the run at 0 failed, nothing is tried.
     """
-    if 0 in scores and scores[0] is None:
-        return None
-    if waiting := [power for power in _FIRST if power not in scores]:
-        return waiting[0]
+    if 0 not in scores:
+        return [0]
+    if scores[0] is None:
+        return []
+    if waiting := [power for power in _BESIDE if power not in scores]:
+        return waiting
     best = best_power(scores)
-    beside = [power for power in (best - 1, best + 1) if power not in scores and abs(power) <= _FARTHEST]
-    return beside[0] if beside else None
+    return [power for power in (best - 1, best + 1) if power not in scores and abs(power) <= _FARTHEST]
 
 
 def is_at_end(scores: Mapping[int, float | None]) -> bool:

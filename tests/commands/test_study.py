@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from random import Random
+from threading import Barrier, Lock
 from typing import Any
 
 import pytest
@@ -127,6 +128,22 @@ def test_each_method_is_compared_at_its_best_rate_and_a_rerun_does_what_is_missi
     trained.clear()
     assert in_process(*line, "seeds=4") == 2
     assert sorted(words[-1] for words in trained) == ["seed=0", "seed=3", "seed=3", "seed=3"]
+
+
+def test_rates_and_seeds_of_one_method_are_made_side_by_side(
+    trained: list[list[str]], in_process: InProcess, line: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meeting, one_at_a_time, train = Barrier(2, timeout=60), Lock(), Processes.train
+
+    def meet(processes: Processes, words: Sequence[str], log: Path, **given: Any) -> str | None:
+        if not ("seed=0" in words and "optimizer.lr=5e-05" in words):  # the first, which tells whether it can be run
+            meeting.wait()
+        with one_at_a_time:  # composing settings is for one thread
+            return train(processes, words, log, **given)
+
+    monkeypatch.setattr(Processes, "train", meet)
+    assert in_process(*line, "methods=full", "seeds=3", "jobs=2") == 2  # it diverges at the higher rate
+    assert len(trained) == 5 and not meeting.broken
 
 
 def test_the_time_to_go_is_that_of_the_runs_that_have_ended_also_when_the_study_goes_on(

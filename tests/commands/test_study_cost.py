@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from loralight.commands import study_cost
 from loralight.commands.processes import Processes
-from loralight.commands.study_cost import cost_of_runs
+from loralight.commands.study_cost import Missing, cost_of_runs
 from loralight.commands.trial import Expected, Trial, expected
 from loralight.config.composition import settings_of
 from loralight.training.checkpoint import FolderCheckpointIO
@@ -45,14 +46,15 @@ def test_each_method_is_timed_beside_busy_places_and_one_short_run_tells_the_res
     monkeypatch.setattr(study_cost, "_build", lambda _: None)
     monkeypatch.setattr(study_cost, "_expected", timed)
     methods = [
-        (["adapter=lora"], {"seconds": 6.0, "bytes": 20}, 5.0),
-        (["adapter=bitfit"], {"seconds": 16.0, "bytes": 10}, 3.0),
-        (["adapter=linear_probe"], {"seconds": 1.0, "bytes": 1}, 2.0),
+        (["adapter=lora"], {"seconds": 6.0, "bytes": 20}, Missing(number=5, in_turn=3)),
+        (["adapter=bitfit"], {"seconds": 16.0, "bytes": 10}, Missing(number=3, in_turn=2)),
+        (["adapter=linear_probe"], {"seconds": 1.0, "bytes": 1}, Missing(number=2, in_turn=2)),
     ]
     cost = cost_of_runs(Processes(2), tmp_path, methods)
     assert cost.each() == [4 + 6, 4 + 16, 4 + 1]
     assert told[1:] == [(["adapter=bitfit"], tmp_path), "over"], "of those with steps it writes least"
-    assert cost.seconds() == 60, "two places, of which the first has lora's 50 seconds and then the probe's 10"
+    assert cost.seconds() == (50 + 60 + 10) / 2, "two places"
+    assert replace(cost, jobs=9).seconds() == 40, "of bitfit's runs two are in turn"
     told.clear()
     assert cost_of_runs(Processes(2), tmp_path, []).seconds() == 0 and not told
 

@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 import pytest
 
-from loralight.training.rate_grid import best_power, is_at_end, next_power
+from loralight.training.rate_grid import best_power, is_at_end, next_powers
 
 
 def searched(score: Callable[[int], float | None]) -> dict[int, float | None]:
     scores: dict[int, float | None] = {}
-    while (power := next_power(scores)) is not None:
-        scores[power] = score(power)
+    while powers := next_powers(scores):
+        scores |= {power: score(power) for power in powers}
     return scores
 
 
