@@ -320,8 +320,8 @@ def _collect(task: AdapterTask, layer: nn.Linear, batches: Iterable[Any], device
         hook.remove()
     if not items:
         raise NoProbe("a split has no rows to fit or to choose it by")
-    whole = is_plain and items <= most
-    return _Items(torch.cat(features)[:most], torch.cat(targets)[:most], steps if whole else None)
+    is_known = is_plain and items < most  # else there may be more batches
+    return _Items(torch.cat(features)[:most], torch.cat(targets)[:most], steps if is_known else None)
 
 
 def _are_classes(features: Tensor, targets: Tensor, num_labels: int) -> bool:

@@ -17,6 +17,7 @@ from loralight.adapters import LinearProbe, Lora
 from loralight.data import TaskData
 from loralight.tasks.text_classification import TextClassification, TextClassificationData
 from loralight.training.probe import _DECAYS, NoProbe, _Items, fit, fit_probe, linear_head, start_head_
+from loralight.training.step import Step, measure_
 from loralight.training.task import AdapterTask
 
 CPU = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
@@ -184,9 +185,25 @@ def test_validation_is_read_once_and_scored_as_by_a_second_pass(
     task.model.register_forward_pre_hook(lambda *_: seen.append(1))
     once = fit_probe(task, data, CPU).scores
     batches = len(seen)
-    monkeypatch.setattr(_Items, "steps_with", lambda *_: None)
-    assert fit_probe(task, data, CPU).scores == pytest.approx(once, abs=1e-6)
+    with monkeypatch.context() as patched:
+        patched.setattr(_Items, "steps_with", lambda *_: None)
+        assert fit_probe(task, data, CPU).scores == pytest.approx(once, abs=1e-6)
     assert len(seen) - batches == batches + len(data.val_dataloader())
+
+
+def test_rows_beyond_those_that_choose_the_weight_decay_are_scored_too(
+    work: Callable[..., tuple[AdapterTask, TaskData]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, data = work()
+    monkeypatch.setattr(data, "eval_batch_size", 4)
+    monkeypatch.setattr("loralight.training.probe._MOST_NUMBERS", 0)
+    monkeypatch.setattr("loralight.training.probe._LEAST_ITEMS", 8)
+    monkeypatch.setattr("loralight.training.probe._refuse_useless", lambda *_, **__: None)  # so few are of one class
+    scored: list[Step] = []
+    monkeypatch.setattr("loralight.training.probe.measure_", lambda *given: measure_(*given) or scored.append(given[1]))
+    fit_probe(task, data, CPU)
+    assert sum(len(step.targets) for step in scored) == len(data.splits["validation"]) + len(data.splits["test"])
+    assert len(data.splits["validation"]) > 8
 
 
 ROWS: dict[str, tuple[dict[str, str], str]] = {
