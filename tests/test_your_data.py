@@ -53,7 +53,7 @@ def test_a_row_is_read_with_the_settings_beside_it(
         f"task={task}",
         "data.path=rows.jsonl",
         f"model.checkpoint='{checkpoint}'",
-        "model.max_length=64",
+        "model.max_length=32",
         *settings,
     ]
     data = build_data(settings_of("train", with_own_data(words), tmp_path / "run"))

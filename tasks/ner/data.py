@@ -46,7 +46,7 @@ class NerData(TaskData):
     Args:
         checkpoint: the model whose tokenizer encodes the words.
         max_length: tokens of a window; longer rows are read in several windows, and nothing is cut off.
-        stride: tokens that a window shares with the next.
+        stride: tokens that a window shares with the next. None: 32, or a quarter of a shorter window.
         columns: names of the columns: ``words`` and ``tags``, or else ``text`` and ``entities``, a list of objects
             with ``start``, ``end`` (in characters) and ``label``.
         labels: entity types in order; else the types of the data set's tag names, or those found in training, sorted.
@@ -63,7 +63,7 @@ class NerData(TaskData):
         checkpoint: str,
         columns: Mapping[str, str],
         max_length: int = 128,
-        stride: int = 32,
+        stride: int | None = None,
         labels: Sequence[str] | None = None,
         tag_names: Sequence[str] | None = None,
         **loading: Any,

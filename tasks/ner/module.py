@@ -47,7 +47,7 @@ class Ner(AdapterTask):
         text_column: key of the text in records given to `predict`.
         words_column: key of a list of words in such records, if they have no text.
         max_length: tokens of a window; a longer sentence is read in several.
-        stride: tokens that a window shares with the next.
+        stride: tokens that a window shares with the next. None: 32, or a quarter of a shorter window.
         class_weights: a weight per tag in the loss, or ``balanced``: in inverse proportion to ``label_counts``.
         label_smoothing: share of the target that is spread over all tags.
         training: adapter, optimizer, scheduler, ...: see `AdapterTask`.
@@ -64,7 +64,7 @@ class Ner(AdapterTask):
         text_column: str = "text",
         words_column: str = "tokens",
         max_length: int = 128,
-        stride: int = 32,
+        stride: int | None = None,
         class_weights: Sequence[float] | str | None = None,
         label_smoothing: float = 0.0,
         **training: Any,

@@ -16,6 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from loralight.errors import InputError
 from loralight.models import check_length, load_tokenizer, tokenise
 
+_SHARED = 32  # tokens, of windows of at least 128
+
 
 class Windows(TypedDict):
     """A sentence's windows of token ids, and the window and position in which each word is read."""
@@ -31,14 +33,14 @@ class Encoder:
     Args:
         checkpoint: the model whose tokenizer is used.
         max_length: tokens of a window, including the model's special tokens.
-        stride: tokens that a window shares with the next.
+        stride: tokens that a window shares with the next. None: 32, or a quarter of a shorter window.
 
     Raises:
         InputError: the tokenizer cannot assign tokens to words (``E-TOKENIZER``), or ``max_length`` and ``stride`` do
             not fit (``E-SEQ-LEN``).
     """
 
-    def __init__(self, *, checkpoint: str, max_length: int, stride: int) -> None:
+    def __init__(self, *, checkpoint: str, max_length: int, stride: int | None) -> None:
         self.tokenizer = load_tokenizer(checkpoint)
         if not self.tokenizer.is_fast:
             raise InputError(
@@ -51,6 +53,7 @@ class Encoder:
         self.lead = " " if isinstance(self.tokenizer.backend_tokenizer.decoder, decoders.ByteLevel) else ""
         self.before, self.after = _marks(self.tokenizer)
         self.size = max_length - len(self.before) - len(self.after)
+        stride = min(_SHARED, max_length // 4) if stride is None else stride
         if not 0 <= stride < self.size:
             raise InputError(
                 "E-SEQ-LEN",

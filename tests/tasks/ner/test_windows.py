@@ -131,6 +131,15 @@ def test_a_batch_holds_the_windows_of_all_sentences_and_finds_their_words() -> N
     assert batch["input_ids"][batch["window"], batch["position"]].tolist() == [6, 7, 8, 2]
 
 
+@pytest.mark.parametrize(("max_length", "shared"), [(128, 32), (64, 16), (32, 8), (4, 1)])
+def test_windows_share_what_suits_their_length_unless_told(
+    checkpoints: Callable[[str], str], max_length: int, shared: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loralight.tasks.ner.windows.check_length", lambda *_: None)  # a model of 64 positions
+    made = Encoder(checkpoint=checkpoints("BERT"), max_length=max_length, stride=None)
+    assert made.size - made.step == shared
+
+
 @pytest.mark.parametrize("stride", [-1, 6, 7, 100])
 def test_windows_that_share_all_or_less_than_nothing_are_an_error(
     checkpoints: Callable[[str], str], stride: int
