@@ -42,6 +42,8 @@ def as_now(config: dict[str, Any]) -> dict[str, Any]:
     """A run's config in the names of this version; a config that is not a run's is returned unchanged."""
     renamed: dict[str, Any] = _renamed(config)
     _regroup_(renamed)
+    if isinstance(data := renamed.get("data"), dict) and "seed" in data:
+        renamed["data"] = {"split_seed": data["seed"], **data}  # which chose all rows
     if isinstance(task := renamed.get("task"), dict):
         renamed["task"] = {name: value for name, value in task.items() if name not in ARGUMENTS_OF_TASKS}
     return renamed

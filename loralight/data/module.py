@@ -41,7 +41,8 @@ class TaskData(lightning.LightningDataModule, ABC):
         length_grouped: whether a batch has rows of similar length, which saves computing on padding.
         num_workers: processes that read ahead; 0 reads in the training process. If None, 0 on a CPU, whose cores
             train, and on GPUs one less than the cores for each GPU, up to 8.
-        seed: of the order of rows.
+        seed: of the order of rows, and of the choice of train rows.
+        split_seed: of the choice of validation and test rows, see `load_splits`.
     """
 
     readers: ClassVar["Readers"] = {}
@@ -71,6 +72,7 @@ class TaskData(lightning.LightningDataModule, ABC):
         length_grouped: bool = True,
         num_workers: int | None = None,
         seed: int = 0,
+        split_seed: int = 0,
     ) -> None:
         # imported here: the library of data sets takes seconds to import, and a task alone does not need it
         from loralight.data.splits import load_splits
@@ -101,6 +103,7 @@ class TaskData(lightning.LightningDataModule, ABC):
             delimiter=delimiter,
             encoding=encoding,
             seed=seed,
+            split_seed=split_seed,
             readers=self.readers,
         )
         self.limit_rows, self.header = limit_rows, header

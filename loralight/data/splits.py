@@ -68,6 +68,7 @@ def load_splits(
     delimiter: str | None = None,
     encoding: str | None = None,
     seed: int = 0,
+    split_seed: int = 0,
     readers: Readers | None = None,
 ) -> Splits:
     """The splits of a data set.
@@ -84,7 +85,9 @@ def load_splits(
         limit_eval_rows: number of rows to use of validation and of test each, chosen at random; all if None. Scores are
             then only rough.
         header, delimiter, encoding: see `read_file`.
-        seed: of the random choices of rows.
+        seed: of the choice of train rows.
+        split_seed: of the rows that are held out, and of the choice of validation and test rows. It is another one, as
+            scores of runs with different seeds can be compared on the same rows alone.
         readers: readers of formats besides `FORMATS`.
 
     Returns:
@@ -112,9 +115,9 @@ def load_splits(
         raise InputError("E-DATA", f"{where}. Set data.path to a hub name or folder, or data.train to a file or split")
     loaded = Splits(splits, {split: Origin(split=split, source=source) for split, source in sources.items()})
     if "validation" not in loaded:
-        _hold_out(loaded, validation_fraction, seed)
+        _hold_out(loaded, validation_fraction, split_seed)
     _limit(loaded, ["train"], "limit_rows", limit_rows, seed)
-    _limit(loaded, ["validation", "test"], "limit_eval_rows", limit_eval_rows, seed)
+    _limit(loaded, ["validation", "test"], "limit_eval_rows", limit_eval_rows, split_seed)
     return loaded
 
 

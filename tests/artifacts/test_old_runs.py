@@ -15,6 +15,7 @@ import yaml
 from pytest import approx
 
 import loralight
+from loralight.config.earlier import as_now
 
 OLD = Path(__file__).with_name("old_runs")
 RUNS = sorted(folder.name for folder in OLD.glob("run_*"))
@@ -62,3 +63,8 @@ def test_it_is_resumed_or_says_why_not(
 
 def test_a_setting_that_it_lacks_may_not_be_another_now(run: Path, refused: Callable[..., str]) -> None:
     assert "task.pooling: 'model', now 'mean'" in refused("train", f"resume={run}", "task.pooling=mean")
+
+
+def test_the_seed_of_an_old_run_chose_its_validation_rows_too() -> None:
+    assert as_now({"data": {"seed": 3}})["data"]["split_seed"] == 3
+    assert as_now({"data": {"seed": 3, "split_seed": 0}})["data"]["split_seed"] == 0

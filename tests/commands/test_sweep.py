@@ -57,6 +57,15 @@ def test_a_sweep_leaves_a_table_of_its_runs_and_points_to_the_best(
     assert "adapter.rank=2" in (folder / "sweep.md").read_text() and "<svg" in (folder / "sweep.html").read_text()
 
 
+@pytest.mark.parametrize("limit", [[], ["data.limit_eval_rows=5", "data.validation_fraction=0.3"]])
+def test_seeds_of_a_single_file_are_measured_on_the_same_held_out_rows(
+    limit: list[str], in_process: InProcess, line: list[str], texts: Path, tmp_path: Path
+) -> None:
+    words = [word for word in line if not word.startswith("data.path=")]
+    assert in_process(*words, f"data.path='{texts / 'train.csv'}'", "seeds=2", *limit) == 0
+    assert [run["seed"] for run in report(tmp_path / "all")["runs"]] == [0, 1]
+
+
 def test_the_same_sweep_again_does_what_is_missing_and_more_values_beside(
     refused: Refused, line: list[str], tmp_path: Path
 ) -> None:

@@ -90,13 +90,15 @@ def test_a_file_stands_in_for_a_split_of_the_folder(tmp_path: Path) -> None:
     assert {name: len(rows) for name, rows in splits.items()} == {"train": 3, "validation": 4, "test": 7}
 
 
-def test_without_a_validation_split_a_fraction_of_train_is_held_out_by_seed(tmp_path: Path) -> None:
+def test_without_a_validation_split_a_fraction_of_train_is_held_out_alike_for_all_seeds(tmp_path: Path) -> None:
     file = numbered(tmp_path / "some.csv", 40)
-    splits = load_splits(train=file, validation_fraction=0.25, seed=3)
+    splits = load_splits(train=file, validation_fraction=0.25, split_seed=3)
     train, held_out = set(splits["train"]["text"]), set(splits["validation"]["text"])
     assert (len(train), len(held_out), train & held_out) == (30, 10, set())
-    assert set(load_splits(train=file, validation_fraction=0.25, seed=3)["validation"]["text"]) == held_out
-    assert set(load_splits(train=file, validation_fraction=0.25, seed=4)["validation"]["text"]) != held_out
+    assert (
+        set(load_splits(train=file, validation_fraction=0.25, split_seed=3, seed=4)["validation"]["text"]) == held_out
+    )
+    assert set(load_splits(train=file, validation_fraction=0.25, split_seed=4)["validation"]["text"]) != held_out
 
 
 def test_limit_eval_rows_takes_rows_of_validation_and_test_alone(tmp_path: Path) -> None:
@@ -104,6 +106,7 @@ def test_limit_eval_rows_takes_rows_of_validation_and_test_alone(tmp_path: Path)
     limited = load_splits(**files, limit_eval_rows=10)
     whole = load_splits(**files)
     assert (len(limited["train"]), len(limited["validation"])) == (40, 10)
+    assert load_splits(**files, limit_eval_rows=10, seed=1)["validation"]["text"][:] == limited["validation"]["text"][:]
     place = limited.origins["validation"].row(3)
     assert limited["validation"][3] == whole["validation"][int(place.rpartition(" ")[2])], place
 
