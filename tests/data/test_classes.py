@@ -110,7 +110,7 @@ def test_a_class_of_one_row_is_known_wherever_chance_puts_that_row(tmp_path: Pat
     file.write_text("text,label\n" + "".join(f"row {n},{'rare' if n == 7 else n % 2}\n" for n in range(10)))
     held_out = set()
     for seed in range(12):
-        splits = load_splits(train=str(file), validation_fraction=0.3, seed=seed)
+        splits = load_splits(train=str(file), validation_fraction=0.3, split_seed=seed)
         labels = {split: read_labels(part, ["label"], splits.origins[split]) for split, part in splits.items()}
         held_out.add(["rare"] in labels["validation"])
         assert find_classes(splits, ["label"], labels, given=None, limited=False, several="") == ["0", "1", "rare"]
