@@ -348,6 +348,17 @@ def test_where_it_drops_nothing_but_the_marks_a_chat_is_one_document() -> None:
     assert learnt(form, ids, marks) == ["the fox<|im_end|>", "<think>\n\n</think>\n\nno, the fox\nit is<|im_end|>"]
 
 
+def test_a_special_mark_before_answers_does_not_end_them() -> None:
+    channel = CHATML.replace(
+        "}}\n{{ message['content']",
+        "}}\n{% if message['role'] == 'assistant' %}<|im_start|>final<|im_start|>{% endif %}{{ message['content']",
+    )
+    form = make("chat", template=channel)
+    assert form.ends() == {form.tokenizer.convert_tokens_to_ids("<|im_end|>")} and form.opening() == "final"
+    ((ids, marks),) = encode(form, CHAT[1:3])
+    assert learnt(form, ids, marks) == ["<|im_start|>final<|im_start|>the fox<|im_end|>"]
+
+
 def test_an_answer_may_begin_within_a_token_that_asks_for_it() -> None:
     thinking = CHATML.replace("\n{{ message['content']", "{{ '\n' * loop.index0 }}{{ message['content']")
     tokenizer = make_tokenizer(thinking)

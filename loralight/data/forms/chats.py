@@ -181,12 +181,11 @@ class Chat(Form):
 
     def ends(self) -> set[int]:
         """The special token that the template puts after an answer; it can differ from the model's end of text."""
-        before = self.prompt({self.columns["messages"]: _EXCHANGE[:1]})
-        after: list[int] = tokenise(self.tokenizer, self._rendered(_EXCHANGE, "a test"), add_special_tokens=False)[
-            "input_ids"
-        ]
+        begun = self._rendered(_EXCHANGE[:1], "a test", add_generation_prompt=True) + self._opening()
+        texts = [begun, self._rendered(_EXCHANGE, "a test")]
+        before, after = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         special = set(self.tokenizer.all_special_ids)
-        return set([token for token in after[len(before) :] if token in special][:1])
+        return set([token for token in after[_shared(before, after) :] if token in special][:1])
 
 
 @contextmanager
