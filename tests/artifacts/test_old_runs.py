@@ -15,7 +15,6 @@ import yaml
 from pytest import approx
 
 import loralight
-from loralight.config.earlier import as_now
 
 OLD = Path(__file__).with_name("old_runs")
 RUNS = sorted(folder.name for folder in OLD.glob("run_*"))
@@ -65,6 +64,17 @@ def test_a_setting_that_it_lacks_may_not_be_another_now(run: Path, refused: Call
     assert "task.pooling: 'model', now 'mean'" in refused("train", f"resume={run}", "task.pooling=mean")
 
 
-def test_the_seed_of_an_old_run_chose_its_validation_rows_too() -> None:
-    assert as_now({"data": {"seed": 3}})["data"]["split_seed"] == 3
-    assert as_now({"data": {"seed": 3, "split_seed": 0}})["data"]["split_seed"] == 0
+def test_the_seed_of_an_old_run_chose_its_validation_rows_too(
+    in_process: Callable[..., int], tiny_run: list[str], texts: Path, tmp_path: Path
+) -> None:
+    words = [word for word in tiny_run if not word.startswith("data.path=")]
+    single = f"data.path='{texts / 'train.csv'}'"
+    assert in_process("train", *words, single, "seed=3", "data.split_seed=3", "hydra.run.dir=run") == 0
+    config, said = (tmp_path / "run" / ".hydra" / f"{name}.yaml" for name in ("config", "overrides"))
+    for file in (config, said):  # as an earlier version wrote them
+        file.write_text("\n".join(line for line in file.read_text().splitlines() if "split_seed" not in line) + "\n")
+    assert in_process("evaluate", "run=run", "split=validation", "output=scores.json") == 0
+    metrics = json.loads((tmp_path / "run" / "summary.json").read_text())["metrics"]
+    assert json.loads(Path("scores.json").read_text())["validation/loss"] == approx(metrics["validation/loss"])
+    assert in_process("train", "resume=run", "trainer.max_epochs=2") == 0
+    assert yaml.safe_load(config.read_text())["data"]["split_seed"] == 3
