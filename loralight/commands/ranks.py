@@ -27,6 +27,7 @@ from loralight.training.jackknife import pseudo_values, scores_of
 from loralight.training.launch import world_size
 
 _WAYS: Mapping[str, Callable[[Sequence[LayerSpectrum], int], dict[str, int]]] = {"alike": alike, "by energy": by_energy}
+_TIE = 1.05  # the standard error of a difference of one item is that difference, but for rounding and uneven groups
 _PACKAGE = 'a picture needs matplotlib: pip install "loralight[report]"; leave out picture= for the table alone'
 
 
@@ -40,7 +41,7 @@ class Point:
         energy: the share of the updates' squared norm that is kept.
         score: the metric.
         behind: the difference by which the score is worse than the whole update's, with its interval.
-        noise: standard error of the whole update's score; None if there are too few rows for it.
+        error: standard error of this difference; None if there are too few rows for it.
     """
 
     rank: int
@@ -48,16 +49,12 @@ class Point:
     energy: float
     score: float
     behind: Estimate
-    noise: float | None
+    error: float | None
 
     @property
     def is_as_good(self) -> bool:
-        """Whether its score is not told apart from the whole update's, and within one standard error of it.
-
-        The interval alone would take any rank for as good on a few rows, the standard error alone on rows of which the
-        cut update answers all the same ones.
-        """
-        return self.behind.mean <= min(self.behind.margin or 0.0, self.noise or 0.0)
+        """Whether its score is within one standard error of the whole update's."""
+        return self.behind.mean <= _TIE * (self.error or 0.0)
 
 
 def main(config: DictConfig) -> list[Point]:
@@ -83,7 +80,7 @@ def main(config: DictConfig) -> list[Point]:
     if best is None:
         logs.show("each lower rank is worse than the run's own")
     else:
-        logs.show(f"the least rank that these rows do not tell apart from the run's own: adapter.rank={best}")
+        logs.show(f"the least rank within one standard error of the run's own: adapter.rank={best}")
     if output and best is not None:
         load_many({"run": run}, device="cpu", **trust_of(settings)).combine({"run": 1.0}, output=output, rank=best)
         logs.show(f"adapter of rank {best}: {output}")
@@ -99,8 +96,8 @@ def main(config: DictConfig) -> list[Point]:
 def least_as_good(points: Sequence[Point]) -> int | None:
     """The least rank such that it and all higher ranks are as good as the whole update; None if each rank is worse.
 
-    All layers have the same rank here. A score may be one standard error below the best (Breiman et al., 1984), as on
-    other rows it would vary by as much, and the interval of the difference must hold 0.
+    All layers have the same rank here. The criterion is the one-standard-error rule (Breiman et al., 1984): on other
+    rows a score would vary by as much.
     """
     least = None
     for point in sorted((point for point in points if point.way == "alike"), key=lambda point: -point.rank):
@@ -131,28 +128,24 @@ def _curve(settings: dict[str, Any]) -> tuple[list[Point], str]:
         return scores_of(task, batches, metric, num_batches=len(loader), precision=precision.forward_context)
 
     spectra, whole, points = spectrum(task.model), measured(), list[Point]()
-    noise = standard_error(whole)
     for rank in _lower(max(len(layer.values) for layer in spectra)):
         for way, ranks_of in _WAYS.items():
             ranks = ranks_of(spectra, rank)
             with cut_to(layers, ranks):
                 scores = measured()
-            behind = difference([sign * score for score in whole], [sign * score for score in scores])
+            behind, error = difference_of([sign * score for score in whole], [sign * score for score in scores])
             energy = energy_kept(spectra, ranks)
-            points.append(Point(rank=rank, way=way, energy=energy, score=scores[0], behind=behind, noise=noise))
+            points.append(Point(rank=rank, way=way, energy=energy, score=scores[0], behind=behind, error=error))
     return points, metric
 
 
-def difference(whole: Sequence[float], scores: Sequence[float]) -> Estimate:
-    """The difference of two scores on the same rows with its interval; both are as `scores_of` returns them."""
-    mean = whole[0] - scores[0]
-    return Estimate(mean, estimate(pseudo_values(whole, scores)).margin) if len(whole) > 1 else Estimate(mean)
-
-
-def standard_error(scores: Sequence[float]) -> float | None:
-    """The standard error of a score, as `scores_of` returns it; None if there are too few rows for it."""
-    values = pseudo_values(scores, [0.0] * len(scores))
-    return stdev(values) / math.sqrt(len(values)) if values else None
+def difference_of(whole: Sequence[float], scores: Sequence[float]) -> tuple[Estimate, float | None]:
+    """The difference of two scores on the same rows with its interval, and its standard error."""
+    difference = whole[0] - scores[0]
+    if len(whole) == 1:
+        return Estimate(difference), None
+    values = pseudo_values(whole, scores)
+    return Estimate(difference, estimate(values).margin), stdev(values) / math.sqrt(len(values))
 
 
 def _lower(rank: int) -> list[int]:
