@@ -21,7 +21,7 @@ _FEW_STEPS = 20  # with fewer, neither a new head nor an adapter learns much
 _WILD = 10.0  # times a method's own rate: LoRA ends at chance there (docs/recipes.md)
 _VALIDATIONS = (5, 4, 2)  # in a run of many epochs: as many of these as take at most _SHARE of its steps' time
 _SHARE = 0.25
-_FORWARD = 0.5  # of a step's time, where most weights are frozen
+_FORWARD = 0.5  # of a step's work: through frozen weights the backward pass is one product for each of the forward
 
 
 @dataclass(frozen=True)

@@ -148,8 +148,8 @@ class _Items:
     Args:
         features: (items, width), in float32.
         targets: see `fit`.
-        steps: the task's step on each batch, if its predictions are nothing but the head's outputs for all the items;
-            else None.
+        steps: the task's step on each batch, if they are kept, no row is left out, and predictions are nothing but the
+            head's outputs; else None.
     """
 
     features: Tensor
@@ -173,7 +173,7 @@ def _fitted(
     task: AdapterTask, layer: nn.Linear, train: Iterable[Any], held_out: Iterable[Any], device: torch.device
 ) -> tuple[Classifier, _Items]:
     """As `fitted`, with the items of the held-out batches."""
-    known, asked = _collect(task, layer, train, device), _collect(task, layer, held_out, device)
+    known, asked = _collect(task, layer, train, device), _collect(task, layer, held_out, device, keeps_steps=True)
     _refuse_useless(known.features, known.targets, asked.features, asked.targets, num_labels=layer.out_features)
     candidates = fit(known.features, known.targets, num_labels=layer.out_features)
     return _best(candidates, asked.features, asked.targets), asked
@@ -282,8 +282,10 @@ def _losses(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _collect(task: AdapterTask, layer: nn.Linear, batches: Iterable[Any], device: torch.device) -> _Items:
-    """The items of some batches, cut to a maximum."""
+def _collect(
+    task: AdapterTask, layer: nn.Linear, batches: Iterable[Any], device: torch.device, *, keeps_steps: bool = False
+) -> _Items:
+    """The items of some batches, cut to a maximum; their steps stay in the device's memory if they are kept."""
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
 
@@ -295,7 +297,7 @@ def _collect(task: AdapterTask, layer: nn.Linear, batches: Iterable[Any], device
     features: list[Tensor] = []
     targets: list[Tensor] = []
     steps: list[Step] = []
-    is_plain = True  # predictions are the head's outputs
+    is_plain = keeps_steps  # and predictions are the head's outputs
     most, items = max(_LEAST_ITEMS, _MOST_NUMBERS // layer.in_features), 0
     try:
         for batch in batches:
@@ -311,9 +313,10 @@ def _collect(task: AdapterTask, layer: nn.Linear, batches: Iterable[Any], device
             features.append(given[0].float().cpu())
             targets.append(given[1].cpu())
             items += len(given[1])
-            found = task.probed(torch.cat(outputs), moved)
-            is_plain &= found is not None and torch.equal(found[0], step.predictions)
-            steps.append(step)
+            if is_plain:
+                found = task.probed(torch.cat(outputs), moved)
+                is_plain = found is not None and torch.equal(found[0], step.predictions)
+                steps.append(step)
             if items >= most:
                 break
     finally:
