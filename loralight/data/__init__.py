@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from loralight.data.cautions import cut_rows, few_rows, left_out_rows, odd_names, repeated_rows, uneven_rows
     from loralight.data.charsets import read_text_file
     from loralight.data.class_counts import always_the_commonest, always_the_same, count_classes, counts_line
+    from loralight.data.class_folders import files_by_class, list_files
     from loralight.data.classes import Classes, check_spelling, has_no_names, read_classes, strangers
     from loralight.data.encoding import encode_rows
     from loralight.data.forms.chats import Chat, read_template
@@ -58,11 +59,13 @@ __all__ = [
     "cut_rows",
     "encode_rows",
     "few_rows",
+    "files_by_class",
     "form_of",
     "has_no_names",
     "hiding_bars",
     "label_name",
     "left_out_rows",
+    "list_files",
     "name_label_ids",
     "name_labels",
     "names_beside",
@@ -86,6 +89,7 @@ __getattr__ = on_first_use(
         "bars": "hiding_bars",
         "cautions": "cut_rows few_rows left_out_rows odd_names repeated_rows uneven_rows",
         "class_counts": "always_the_commonest always_the_same count_classes counts_line",
+        "class_folders": "files_by_class list_files",
         "classes": "Classes check_spelling has_no_names read_classes strangers",
         "encoding": "encode_rows",
         "charsets": "read_text_file",

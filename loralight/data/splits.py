@@ -20,7 +20,7 @@ from loralight.errors import InputError, did_you_mean
 from loralight.resources import no_such_file, resolve
 
 Readers = Mapping[str, Callable[..., Dataset]]
-"""Readers of files by suffix; the reader under ``/`` reads a folder that is one split, such as a folder of images.
+"""Readers of files by suffix; the reader under ``/`` reads a folder that is one split, see `files_by_class`.
 
 A reader with an argument ``encoding`` gets ``data.encoding``."""
 
@@ -75,7 +75,8 @@ def load_splits(
 
     Args:
         path: a hub name, a folder of files named after their splits (``train.csv``, ``dev.jsonl``, ...), or one
-            file, by itself or alone in a folder, which is the train split.
+            file, by itself or the only one in a folder, which is the train split. If ``readers`` has a ``/``, a split
+            may be a folder, and a folder of other folders alone is the train split.
         name: the hub data set's configuration, if it has several.
         train: a file, or the split's name in ``path`` (found if None). If this is a file, ``path`` is not read.
         validation: a file, which replaces the split in ``path``, or the split's name in ``path`` (found if None).
@@ -284,14 +285,18 @@ def _read_path(path: str, name: str | None, reading: Readers) -> Mapping[str, _F
     if folder.is_dir():
         visible = [file for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
         files = [file for file in visible if _kind(str(file)) in reading]
-        if "/" in reading and not any(file.stem in chain(*_ALIASES.values()) for file in files):
-            return {"train": _Found(path, partial(reading["/"], str(folder)))}  # no splits inside: the folder is one
+        if not any(file.stem in chain(*_ALIASES.values()) for file in files):
+            tables = [file for file in files if file.is_file()]
+            if files and not tables:
+                return {"train": _Found(path, partial(reading["/"], str(folder)))}  # folders of classes
+            files = tables
         if not files:
             endings = ", ".join(kind for kind in reading if kind != "/")
+            folders = ", and there are no folders of labels in it" if "/" in reading else ""
             has = f"it has {', '.join(file.name for file in visible[:8])}" if visible else "it is empty"
             raise InputError(
                 "E-DATA",
-                f"data.path={path}: no file in this folder ends in {endings}; {has}. "
+                f"data.path={path}: no file in this folder ends in {endings}{folders}; {has}. "
                 "Rename the file of each split to train, validation or test, with one of these endings",
             )
         found = {file.stem: _Found(str(file), partial(reading[_kind(str(file))], str(file))) for file in files}

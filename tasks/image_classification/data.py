@@ -28,6 +28,7 @@ from loralight.data import (
     count_classes,
     counts_line,
     few_rows,
+    files_by_class,
     has_no_names,
     label_name,
     name_labels,
@@ -41,7 +42,7 @@ from loralight.data import (
 from loralight.errors import InputError
 
 from .backbone import find_backbone
-from .images import MODES, convert, list_images, open_image, small_jpeg
+from .images import MODES, SUFFIXES, convert, open_image, small_jpeg
 from .metrics import image_metrics
 from .transforms import Transform, evaluation_transform, seeded, training_transform
 
@@ -258,19 +259,13 @@ def read_image_folder(folder: str) -> Dataset:
     Raises:
         InputError: the folder has no folders with images (``E-DATA``).
     """
-    classes = sorted(path for path in Path(folder).iterdir() if path.is_dir() and not path.name.startswith("."))
-    files = {path.name: list_images(path) for path in classes}
-    names = [name for name, found in files.items() if found]
-    if not names:
-        raise InputError(
-            "E-DATA", f"{folder}: holds no folders with images; give one with a folder of images for each label"
-        )
+    files = files_by_class(folder, SUFFIXES, "images")
     return Dataset.from_dict(
         {
-            "image": [str(file) for name in names for file in files[name]],
-            "label": [number for number, name in enumerate(names) for _ in files[name]],
+            "image": [str(file) for found in files.values() for file in found],
+            "label": [number for number, found in enumerate(files.values()) for _ in found],
         },
-        features=Features({"image": Image(), "label": ClassLabel(names=names)}),
+        features=Features({"image": Image(), "label": ClassLabel(names=list(files))}),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from loralight.data import list_files
 from loralight.errors import InputError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -71,8 +72,7 @@ def small_jpeg(image: Image.Image) -> bytes:
 
 def list_images(folder: Path) -> list[Path]:
     """The image files in a folder and the folders inside it, sorted, without hidden files."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    return list_files(folder, SUFFIXES)
 
 
 def _unreadable(error: Exception, where: str) -> InputError:

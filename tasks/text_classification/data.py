@@ -2,16 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, Value
 from torch import Tensor
 from transformers import DataCollatorWithPadding
 
 from loralight.data import (
     LabelNames,
     Origin,
+    Readers,
     TaskData,
     always_the_commonest,
     always_the_same,
@@ -23,11 +24,13 @@ from loralight.data import (
     cut_rows,
     encode_rows,
     few_rows,
+    files_by_class,
     has_no_names,
     label_name,
     name_labels,
     odd_names,
     read_classes,
+    read_text_file,
     repeated_rows,
     split_labels,
     uneven_rows,
@@ -41,6 +44,22 @@ _SEVERAL = (
     "Several labels a row are a list (JSONL, Parquet), columns of 0 and 1 (data.columns.label='[toxic, insult]'), or "
     "joined by what data.label_separator=\"','\" says"
 )
+
+
+def read_text_folder(folder: str, *, encoding: str | None = None) -> Dataset:
+    """A folder with a folder of texts for each class, each a file that ends in ``.txt`` or has no ending.
+
+    Raises:
+        InputError: the folder has no folders with texts, or a file cannot be read (``E-DATA``).
+    """
+    files = files_by_class(folder, (".txt", ""), "text files (.txt)")
+    return Dataset.from_dict(
+        {
+            "text": [read_text_file(str(file), encoding) for found in files.values() for file in found],
+            "label": [number for number, found in enumerate(files.values()) for _ in found],
+        },
+        features=Features({"text": Value("string"), "label": ClassLabel(names=list(files))}),
+    )
 
 
 class TextClassificationData(TaskData):
@@ -60,6 +79,8 @@ class TextClassificationData(TaskData):
         label_separator: the text between several labels in one cell, such as a comma.
         loading: where the rows are, batch size, workers, seed, see `TaskData`.
     """
+
+    readers: ClassVar[Readers] = {"/": read_text_folder}
 
     def __init__(
         self,

@@ -67,6 +67,67 @@ def test_a_few_rows_of_train_do_not_hide_the_labels_of_the_rest(tmp_path: Path, 
         assert data.names == ["bad", "good", "odd"]
 
 
+def folders(folder: Path, texts: dict[str, str | bytes]) -> Path:
+    """A folder with a file for each text, by its path inside."""
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
+    return folder
+
+
+def of_folder(folder: Path, checkpoint: str, **loading: Any) -> TextClassificationData:
+    data = TextClassificationData(
+        checkpoint=checkpoint,
+        columns={"text": "text", "label": "label"},
+        path=str(folder),
+        max_length=16,
+        **loading,
+    )
+    data.setup()
+    return data
+
+
+def test_a_folder_of_texts_for_each_label_is_read(tmp_path: Path, tiny_bert: str) -> None:
+    texts = {
+        "train/neg/0_3.txt": "so bad",
+        "train/neg/1_1.txt": "bad\nand long",
+        "train/pos/deeper/0_9.txt": "good",
+        "train/pos/.hidden.txt": "not read",
+        "train/pos/notes.md": "not read",
+        "train/urls.txt": "not read",
+        "test/neg/0_2.txt": "bad film",
+        "test/pos/0_7": "caf\u00e9".encode("latin-1"),  # many such files have no ending
+        "README": "not read",
+    }
+    data = of_folder(folders(tmp_path, texts), tiny_bert, validation_fraction=0.34, encoding="latin-1")
+    read = {split: list(zip(rows["text"], data.label_lists[split], strict=True)) for split, rows in data.texts.items()}
+    assert data.names == ["neg", "pos"]
+    assert sorted(read["train"] + read["validation"]) == [("bad\nand long", [0]), ("good", [1]), ("so bad", [0])]
+    assert read["test"] == [("bad film", [0]), ("caf\u00e9", [1])]
+
+
+def test_folders_of_labels_that_are_no_splits_are_training(tmp_path: Path, tiny_bert: str) -> None:
+    texts = {f"{label}/{number}.txt": f"{label} film" for label in ("bad", "good") for number in range(4)}
+    data = of_folder(folders(tmp_path, texts), tiny_bert, split_seed=2)
+    assert {split: len(rows) for split, rows in data.texts.items()} == {"train": 7, "validation": 1}
+
+
+def test_folders_beside_a_table_are_not_read(tmp_path: Path, tiny_bert: str) -> None:
+    texts = {
+        "rows.csv": "text,label\n" + "".join(f"film {row},{row % 2}\n" for row in range(10)),
+        "runs/a/log.txt": "text",
+        "old/b.txt": "text",
+    }
+    assert of_folder(folders(tmp_path, texts), tiny_bert).names == ["0", "1"]
+
+
+def test_a_folder_without_texts_and_one_in_another_encoding_are_named(tmp_path: Path, tiny_bert: str) -> None:
+    with pytest.raises(InputError, match=r"^E-DATA: \S*none: holds no folders with text files \(\.txt\)"):
+        of_folder(folders(tmp_path / "none", {"a/b.md": "text"}), tiny_bert)
+    with pytest.raises(InputError, match=r"^E-DATA: \S*latin/a/b\.txt: cannot be read .* data\.encoding=latin-1"):
+        of_folder(folders(tmp_path / "latin", {"a/b.txt": "caf\u00e9".encode("latin-1")}), tiny_bert)
+
+
 def test_columns_may_have_any_names_and_others_are_left_out(tmp_path: Path, tiny_bert: str) -> None:
     content = {"labels": [1, 2, 3, 4], "Überschrift": SHORT, "input_ids": SHORT, "stars": [10, 9, 10, 9]}
     columns = {"text": "Überschrift", "label": "stars"}
