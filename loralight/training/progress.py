@@ -1,4 +1,4 @@
-"""A run's output while it trains: a bar with loss and throughput, a line for each epoch, the duration of steps."""
+"""A run's output while it trains: a bar with loss and throughput, a line for each epoch, the time that steps take."""
 
 import sys
 from collections.abc import Container, Mapping, Sequence
@@ -16,6 +16,8 @@ from loralight.training.preflight import num_bytes
 from loralight.training.task import AdapterTask
 
 _MOST_IN_A_LINE = 5  # scores
+_TIMED = 15.0  # seconds of steps that tell the pace
+_LONG = 300.0  # seconds that one may want to know of
 
 
 class Throughput(Callback):
@@ -40,6 +42,29 @@ class Throughput(Callback):
         """Median over the batches after the first few; None if nothing was trained."""
         timed = self.seconds[self._WARM_UP :] or self.seconds
         return median(timed) if timed else None
+
+
+class TimeToGo(Callback):
+    """One log line on the time that a long run will take, once a few of its steps are timed."""
+
+    def __init__(self) -> None:
+        self._began: tuple[int, float] | None = None  # a step and when it ended, after the first warmed up caches
+        self._is_told = False
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if self._is_told or not trainer.is_global_zero:
+            return
+        step, now = trainer.global_step, perf_counter()
+        if self._began is None:
+            self._began = step, now
+            return
+        (first, since), total = self._began, trainer.estimated_stepping_batches
+        if now - since < _TIMED or step == first:
+            return
+        self._is_told = True
+        left = (now - since) / (step - first) * (total - step)
+        if _LONG < left < float("inf"):
+            logger.info("about %.0f minutes of steps to go; budget=10min ends a run in that time", left / 60)
 
 
 class EpochLines(Callback):
@@ -146,4 +171,4 @@ def progress_callbacks(rows_per_batch: int, *, bar: bool = True) -> tuple[Throug
     """The callbacks of a run; the bar only if standard error is a terminal."""
     throughput = Throughput()
     shown = [ProgressBar(throughput, rows_per_batch)] if bar and sys.stderr.isatty() else []
-    return throughput, [throughput, EpochLines(), Communication(), *shown]
+    return throughput, [throughput, EpochLines(), TimeToGo(), Communication(), *shown]

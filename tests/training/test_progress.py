@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from loralight.training.progress import EpochLines
+from loralight.training import progress
+from loralight.training.progress import EpochLines, TimeToGo
 from loralight.training.task import AdapterTask
 
 
@@ -51,3 +52,30 @@ def test_of_many_scores_the_one_that_chooses_stands_with_the_losses_and_the_othe
     first, second = line_of(SEVEN, caplog).split("\n")
     assert first.endswith("train/loss 0.5000, validation/loss 0.0000, validation/f1 0.2000")
     assert second == "  accuracy 0.1000   precision 0.3000   recall 0.4000   balanced_accuracy 0.5000   mcc 0.6000"
+
+
+def told_after(
+    seconds: tuple[float, ...], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, total: float = 100
+) -> list[str]:
+    """What is printed of a run of ``total`` steps whose first steps end at these seconds."""
+    line, trainer = TimeToGo(), SimpleNamespace(is_global_zero=True, estimated_stepping_batches=total)
+    with caplog.at_level("INFO", logger="loralight"):
+        for step, now in enumerate(seconds, start=1):
+            monkeypatch.setattr(progress, "perf_counter", lambda now=now: now)
+            trainer.global_step = step
+            line.on_train_batch_end(trainer, None)  # type: ignore[arg-type]
+    return caplog.messages
+
+
+def test_a_long_run_tells_once_how_long(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    # the first step took 50 s, the next ones 10 s: 97 more of them are 16 minutes
+    assert told_after((50, 60, 70, 80), monkeypatch, caplog) == [
+        "about 16 minutes of steps to go; budget=10min ends a run in that time"
+    ]
+
+
+@pytest.mark.parametrize("total", [20, float("inf")])
+def test_a_short_or_endless_run_does_not(
+    total: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert told_after((50, 60, 70, 80), monkeypatch, caplog, total=total) == []
