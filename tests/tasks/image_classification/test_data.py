@@ -125,6 +125,17 @@ def test_class_folders_alone_are_split_into_train_and_validation(tiny_resnet: st
     assert len(set(files)) == 24
 
 
+def test_a_table_beside_a_folder_of_images_is_read(tiny_resnet: str, image_folders: Path, tmp_path: Path) -> None:
+    shutil.copytree(image_folders / "train", tmp_path / "pictures")
+    names = sorted(file.relative_to(tmp_path) for file in (tmp_path / "pictures").rglob("*.*"))
+    rows = [("image", "label"), *((str(name), f"{name.parent.name}ish") for name in names)]
+    with (tmp_path / "labels.csv").open("w", newline="") as opened:
+        csv.writer(opened).writerows(rows)
+    data = make(tiny_resnet, path=str(tmp_path))
+    assert data.names == ["blueish", "greenish", "redish"]
+    assert sum(map(len, data.splits.values())) == len(names)
+
+
 def test_columns_may_have_any_names(tiny_resnet: str, tmp_path: Path) -> None:
     rows = table([0, 1] * 4).rename_columns({"image": "Foto", "label": "was es ist"})
     rows.to_parquet(tmp_path / "train.parquet")
