@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from loralight.data.classes import Classes, check_spelling, has_no_names, read_classes, strangers
     from loralight.data.encoding import encode_rows
     from loralight.data.forms.chats import Chat, read_template
-    from loralight.data.forms.choosing import columns_of_form, form_of
+    from loralight.data.forms.choosing import columns_of_form, form_of, join_messages_
     from loralight.data.forms.form import Document, Form
     from loralight.data.forms.texts import PlainText, PromptCompletion
     from loralight.data.label_ids import LabelNames, name_label_ids, name_labels, names_beside
@@ -63,6 +63,7 @@ __all__ = [
     "form_of",
     "has_no_names",
     "hiding_bars",
+    "join_messages_",
     "label_name",
     "left_out_rows",
     "list_files",
@@ -94,7 +95,7 @@ __getattr__ = on_first_use(
         "encoding": "encode_rows",
         "charsets": "read_text_file",
         "forms.chats": "Chat read_template",
-        "forms.choosing": "columns_of_form form_of",
+        "forms.choosing": "columns_of_form form_of join_messages_",
         "forms.form": "Document Form",
         "forms.texts": "PlainText PromptCompletion",
         "label_ids": "LabelNames name_label_ids name_labels names_beside",

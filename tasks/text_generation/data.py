@@ -25,6 +25,7 @@ from loralight.data import (
     cut_rows,
     encode_rows,
     form_of,
+    join_messages_,
     left_out_rows,
     pack,
     read_template,
@@ -141,6 +142,7 @@ class TextGenerationData(TaskData):
 
     def load(self) -> dict[str, PackedRows]:
         rows = self.read_splits()
+        join_messages_(rows, self.columns)
         columns = columns_of_form(rows, self.columns)
         check_causal(self.checkpoint)
         self.tokenizer = load_tokenizer(self.checkpoint)

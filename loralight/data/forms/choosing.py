@@ -1,6 +1,6 @@
 """Finding the form of the rows of language data."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from datasets import Dataset
@@ -61,6 +61,26 @@ def columns_of_form(rows: Mapping[str, Dataset], named: Mapping[str, str]) -> di
         f"the train split has columns {', '.join(map(repr, has))}; needed are {wanted}. Say which with "
         f"data.columns.<role>=<name>{_example(rows['train'])}.{header_hint(rows['train'])}",
     )
+
+
+def join_messages_(rows: MutableMapping[str, Dataset], named: Mapping[str, str]) -> None:
+    """Make chats of prompts and completions that are messages, as TRL has them; the prompt's are not learnt.
+
+    Args:
+        rows: the splits, in which the two columns become one of messages.
+        named: the user's columns.
+    """
+    pair = [named.get("prompt", ""), named.get("completion", "")]
+    features = rows["train"].features
+    if "messages" not in named or named["messages"] in features or not all(map(_are_messages, map(features.get, pair))):
+        return
+    for split, part in rows.items():
+        if all(column in part.column_names for column in pair):
+            chats = [
+                [{**message, "weight": weight} for weight, some in enumerate(both) for message in some or ()]
+                for both in zip(*(part[column] for column in pair), strict=True)
+            ]
+            rows[split] = part.add_column(named["messages"], chats).remove_columns(pair)
 
 
 def _example(rows: Dataset) -> str:

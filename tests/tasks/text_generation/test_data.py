@@ -74,6 +74,20 @@ def test_the_size_of_a_batch_follows_rows_that_are_taken_apart(
     assert before < data.batch_size == rows_of_batch(100)
 
 
+def test_prompts_and_completions_of_messages_are_chats_whose_completion_is_learnt(
+    tiny_llama: str, tmp_path: Path
+) -> None:
+    more = [{"role": "user", "content": "the dog?"}, {"role": "assistant", "content": "no, the quick fox"}]
+    split = {"prompt": [*CHAT, more[0]], "completion": [more[1]]}
+    weighed = [{**message, "weight": weight} for message, weight in zip([*CHAT, *more], (0, 0, 0, 1), strict=True)]
+    found = make(tmp_path, tiny_llama, [split] * 2, max_length=96)
+    wanted = make(tmp_path, tiny_llama, [{"messages": weighed}] * 2, max_length=96)
+    assert [dict(row) for row in found.splits["train"]] == [dict(row) for row in wanted.splits["train"]]
+    assert 0 < found.counts["train"]["learnt"] < found.counts["train"]["tokens"] / 3
+    asked, answer = found.form.example(found.rows["train"][0])
+    assert asked["messages"][-1]["content"] == "the dog?" and answer == "no, the quick fox"
+
+
 @pytest.mark.parametrize(
     ("family", "changes", "packed", "shared"),
     [
