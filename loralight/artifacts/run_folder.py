@@ -31,6 +31,7 @@ _MAY_CHANGE = (
     # rows go on to any number of processes
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
     *("trainer.limit_test_batches", "trainer.num_sanity_val_steps", "trainer.log_every_n_steps", "trainer.profiler*"),
+    "trainer.enable_progress_bar",
     *(
         "callbacks.last*",
         "callbacks.recent*",

@@ -160,8 +160,8 @@ def trainer_node(config: Mapping[str, Any]) -> Any:
     node = config.get("trainer")
     if not isinstance(node, Mapping):
         return node
-    node = {**node, "num_nodes": num_nodes(node)} if node.get("num_nodes") == AUTO else node
-    return {**node, "max_epochs": -1} if node.get("max_epochs") == AUTO else node
+    decided = {"num_nodes": num_nodes(node)} if node.get("num_nodes") == AUTO else {}
+    return {**node, **decided, **({"max_epochs": -1} if node.get("max_epochs") == AUTO else {})}
 
 
 def monitored(config: Mapping[str, Any], data: TaskData) -> str:
@@ -189,6 +189,9 @@ def build_trainer(
         InputError: Lightning refuses the settings, or they set something that loralight sets (``E-TRAINER``).
     """
     chosen = [make(node) for node in (config.get("callbacks") or {}).values() if node is not None]
+    node = trainer_node(config)
+    if not node.pop("enable_progress_bar", True):
+        callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     supplied = {
         "callbacks": [Position(), *chosen, *callbacks, CheckpointPaths(output_dir)],
         "logger": [make(node) for node in (config.get("logger") or {}).values() if node is not None],
@@ -198,13 +201,13 @@ def build_trainer(
         "enable_model_summary": False,
         "enable_progress_bar": any(isinstance(c, ProgressBar) for c in callbacks),
     }
-    if taken := [name for name in supplied if name in config["trainer"]]:
+    if taken := [name for name in supplied if name in node]:
         raise InputError(
             "E-TRAINER",
             f"trainer.{taken[0]} is loralight's to set; choose callbacks=, logger= and a folder (hydra.run.dir=)",
         )
     try:
-        trainer = make(trainer_node(config), **supplied)
+        trainer = make(node, **supplied)
     except (ValueError, MisconfigurationException) as error:
         raise InputError("E-TRAINER", " ".join(str(error).split())) from error
     assert isinstance(trainer, lightning.Trainer)

@@ -1,14 +1,17 @@
 """The lines that a run prints of its epochs."""
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from loralight.config.build import build_trainer
+from loralight.config.composition import settings_of
 from loralight.training import progress
-from loralight.training.progress import EpochLines, TimeToGo
+from loralight.training.progress import EpochLines, ProgressBar, Throughput, TimeToGo
 from loralight.training.task import AdapterTask
 
 
@@ -79,3 +82,10 @@ def test_a_short_or_endless_run_does_not(
     total: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert told_after((50, 60, 70, 80), monkeypatch, caplog, total=total) == []
+
+
+@pytest.mark.parametrize(("given", "shown"), [([], True), (["+trainer.enable_progress_bar=false"], False)])
+def test_the_bar_can_be_left_out_as_lightning_does(given: list[str], shown: bool, tmp_path: Path) -> None:
+    config = settings_of("train", ["trainer=cpu", *given], tmp_path)
+    trainer = build_trainer(config, tmp_path, [ProgressBar(Throughput(), 1)])
+    assert (trainer.progress_bar_callback is not None) is shown
