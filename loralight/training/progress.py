@@ -58,11 +58,11 @@ class TimeToGo(Callback):
         if self._began is None:
             self._began = step, now
             return
-        (first, since), total = self._began, trainer.estimated_stepping_batches
+        first, since = self._began
         if now - since < _TIMED or step == first:
             return
         self._is_told = True
-        left = (now - since) / (step - first) * (total - step)
+        left = (now - since) / (step - first) * (trainer.estimated_stepping_batches - step)
         if _LONG < left < float("inf"):
             logger.info("about %.0f minutes of steps to go; budget=10min ends a run in that time", left / 60)
 
