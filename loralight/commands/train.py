@@ -179,7 +179,9 @@ class Run:
         start = None if self.resumed and forgotten is None else config["init"]
         self.start = {} if start is None else read_start(self.task, start, self.data.model_arguments())
         _compile_(self.task, self.config["compile"])
-        self.throughput, progress = progress_callbacks(self.data.batch_size, bar=bar)
+        may_be_shorter = self._is_auto and self.config["budget"] is None  # else budget= would be refused
+        hint = "; budget=10min ends a run in that time" if may_be_shorter else ""
+        self.throughput, progress = progress_callbacks(self.data.batch_size, bar=bar, hint=hint)
         # StopAtStep is first, so that it never stops when only some callbacks have handled the end of a step
         self.trainer = build_trainer(self.config, output_dir, [StopAtStep(output_dir), *progress, *pages, *callbacks])
         self.forgetting = None if forgotten is None else Forgetting(forgotten, self.trainer)

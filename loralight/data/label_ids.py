@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, List, Value
 from loralight.data.charsets import read_text_file
 from loralight.data.labels import are_lists, label_name
 from loralight.data.origin import Origin
-from loralight.data.splits import Splits
+from loralight.data.splits import LABEL_NAMES, Splits
 from loralight.errors import InputError
 
 LabelNames = str | Sequence[str | float] | Mapping[Any, str | float]
@@ -103,7 +103,7 @@ def _places(
     splits: Sequence[Dataset], column: str, found: set[str], source: Path
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """Places that may name the numbers in a column, each with the names by number."""
-    file = (source if source.is_dir() else source.parent) / "labels.json"
+    file = (source if source.is_dir() else source.parent) / LABEL_NAMES
     if source.exists() and file.is_file():  # the source of rows from the hub is a name
         yield str(file), _names_in(str(file), found)
     several = are_lists(splits[0], [column])

@@ -27,6 +27,9 @@ A reader with an argument ``encoding`` gets ``data.encoding``."""
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 """The kinds of data files: suffix and the name of their reader in `datasets`."""
 
+LABEL_NAMES = "labels.json"
+"""A file that names the numbers in a column of labels, and lies beside the rows."""
+
 _SAID_OF_NO_ROWS = ("No columns to parse from file", "corresponds to no data")  # by pandas and datasets
 _SAID_OF_RAGGED_ROWS = ("Error tokenizing data", "Length of header or names")
 _OTHER_DELIMITER = ". If something else stands between its columns, say data.delimiter=tab, or what it is"
@@ -284,7 +287,7 @@ def _read_path(path: str, name: str | None, reading: Readers) -> Mapping[str, _F
         return {"train": _Found(str(folder), partial(reading[kind], str(folder)))}
     if folder.is_dir():
         visible = [file for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
-        files = [file for file in visible if _kind(str(file)) in reading]
+        files = [file for file in visible if _kind(str(file)) in reading and file.name != LABEL_NAMES]
         if not any(file.stem in chain(*_ALIASES.values()) for file in files):
             tables = [file for file in files if file.is_file()]
             if files and not tables:

@@ -45,9 +45,14 @@ class Throughput(Callback):
 
 
 class TimeToGo(Callback):
-    """One log line on the time that a long run will take, once a few of its steps are timed."""
+    """One log line on the time that a long run will take, once a few of its steps are timed.
 
-    def __init__(self) -> None:
+    Args:
+        hint: what a user may do about it, after the time; may be empty.
+    """
+
+    def __init__(self, hint: str = "") -> None:
+        self._hint = hint
         self._began: tuple[int, float] | None = None  # a step and when it ended, after the first warmed up caches
         self._is_told = False
 
@@ -64,7 +69,7 @@ class TimeToGo(Callback):
         self._is_told = True
         left = (now - since) / (step - first) * (trainer.estimated_stepping_batches - step)
         if _LONG < left < float("inf"):
-            logger.info("about %.0f minutes of steps to go; budget=10min ends a run in that time", left / 60)
+            logger.info("about %.0f minutes of steps to go%s", left / 60, self._hint)
 
 
 class EpochLines(Callback):
@@ -167,8 +172,8 @@ class ProgressBar(RichProgressBar):
         return text.ljust(len(self.validation_description))  # else the bar would jump
 
 
-def progress_callbacks(rows_per_batch: int, *, bar: bool = True) -> tuple[Throughput, list[Callback]]:
-    """The callbacks of a run; the bar only if standard error is a terminal."""
+def progress_callbacks(rows_per_batch: int, *, bar: bool = True, hint: str = "") -> tuple[Throughput, list[Callback]]:
+    """The callbacks of a run; the bar only if standard error is a terminal. For the hint see `TimeToGo`."""
     throughput = Throughput()
     shown = [ProgressBar(throughput, rows_per_batch)] if bar and sys.stderr.isatty() else []
-    return throughput, [throughput, EpochLines(), TimeToGo(), Communication(), *shown]
+    return throughput, [throughput, EpochLines(), TimeToGo(hint), Communication(), *shown]

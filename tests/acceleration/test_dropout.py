@@ -55,7 +55,7 @@ def drop_by_(masks: Iterator[tuple[Tensor, float]], monkeypatch: pytest.MonkeyPa
         return drop((query @ key.mT * scale).softmax(-1), dropout_p) @ value
 
     monkeypatch.setattr(F, "dropout", drop)
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attend)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
 
 
 def step(model: BertForTokenClassification) -> tuple[Tensor, dict[str, Tensor]]:

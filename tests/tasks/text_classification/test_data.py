@@ -115,10 +115,11 @@ def test_folders_of_labels_that_are_no_splits_are_training(tmp_path: Path, tiny_
 def test_folders_beside_a_table_are_not_read(tmp_path: Path, tiny_bert: str) -> None:
     texts = {
         "rows.csv": "text,label\n" + "".join(f"film {row},{row % 2}\n" for row in range(10)),
+        "labels.json": '["bad", "good"]',
         "runs/a/log.txt": "text",
         "old/b.txt": "text",
     }
-    assert of_folder(folders(tmp_path, texts), tiny_bert).names == ["0", "1"]
+    assert of_folder(folders(tmp_path, texts), tiny_bert).names == ["bad", "good"]
 
 
 def test_a_folder_without_texts_and_one_in_another_encoding_are_named(tmp_path: Path, tiny_bert: str) -> None:
