@@ -277,9 +277,10 @@ def _with_words(verb: str, words: list[str]) -> list[str]:
 
     several = _OWN[verb][0]
     own = [word for word in words if word.startswith((*(f"{name}=" for name in _OWN[verb]), "hydra."))]
-    given = [word.removeprefix(f"{several}=") for word in own if re.match(rf"{several}=[^\[]", word)]
-    listed = [as_override(several, [one.strip() for one in _COMMA.split(text)]) for text in given]
-    others = [word for word in own if word.removeprefix(f"{several}=") not in given]
+    lists = [word for word in own if re.fullmatch(rf"{several}=([^\[].*|\[[^\"']*\])", word)]  # quotes are for Hydra
+    texts = [re.sub(r"^\[(.*)\]$", r"\1", word.removeprefix(f"{several}=")) for word in lists]
+    listed = [as_override(several, [one.strip() for one in _COMMA.split(text) if one.strip()]) for text in texts]
+    others = [word for word in own if word not in lists]
     return [*others, *listed, as_override("words", [word for word in words if word not in own])]
 
 

@@ -40,6 +40,7 @@ from loralight.training.rate_grid import FACTOR, best_power, is_at_end, next_pow
 from loralight.training.time_budget import parse_time
 
 _WORDS, _LENGTH, _COST = "study.words.json", "study.length.json", "study.cost.json"
+_LEFT_OUT = "study.left_out.json"
 _LONG = 20  # minutes
 _GROWN = 0.5  # rates that a method needs beyond three: 6 for 11 methods, in two studies of the demo
 
@@ -55,7 +56,9 @@ def main(config: DictConfig) -> None:
     logs.configure()
     hydra, settings = HydraConfig.get(), plain(config)
     sources = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
-    study = Study(Path(hydra.runtime.output_dir), settings, [f"--config-dir={Path(one).absolute()}" for one in sources])
+    flags = [f"--config-dir={Path(one).absolute()}" for one in sources]
+    is_usual = "methods" not in map(_name, hydra.overrides.task)
+    study = Study(Path(hydra.runtime.output_dir), settings, flags, is_usual=is_usual)
     try:
         study.run()
     except Stopped as stopped:
@@ -94,9 +97,11 @@ class Study:
         folder: the folder of all runs.
         settings: see ``conf/study.yaml``.
         flags: flags of the command line for each run.
+        is_usual: whether nobody has chosen the methods: those that the model or the task cannot have are left out.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], flags: list[str]) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, Any], flags: list[str], *, is_usual: bool = False) -> None:
+        self.is_usual = is_usual
         self.folder, self.words, self.seeds = folder, [str(word) for word in settings["words"]], settings["seeds"]
         for name, number in (("seeds", self.seeds), ("jobs", 1 if settings["jobs"] is None else settings["jobs"])):
             if not isinstance(number, int) or isinstance(number, bool) or number < 1:
@@ -121,6 +126,7 @@ class Study:
             raise InputError("E-STUDY", "methods= has one twice, or none: give methods=lora,dora,full, say")
         self._kept_words = [*self.words, *([] if self.budget is None else [f"budget={self.budget:g}"])]
         self._check_words()
+        self._leave_out_methods({})
         self.processes = Processes(settings["jobs"], flags)
         self.chosen: dict[Method, list[FinishedRun]] = {}
         self.failures: dict[str, str] = {}
@@ -237,7 +243,11 @@ class Study:
             method: some for method, some in missing.items() if some.number and not self._time_to_go.knows(method.name)
         }
         methods = [([*self._of_runs, *method.words], method.settings, some) for method, some in timed.items()]
-        cost = cost_of_runs(self.processes, self.folder, methods)
+        cost = cost_of_runs(self.processes, self.folder, methods, may_refuse=self.is_usual)
+        if cost.refused:
+            refused = {list(timed)[place].name: str(error) for place, error in cost.refused.items()}
+            self._leave_out_methods(refused)
+            timed = {method: some for method, some in timed.items() if method.name not in refused}
         if self.budget is not None:
             self.length = self._length(cost, self.budget)
         each = cost.each(self.length.number if self.length else None)
@@ -263,6 +273,16 @@ class Study:
             return []
         every = f"++trainer.check_val_every_n_epoch={self.length.validated_every}"
         return [f"trainer.max_epochs={self.length.number}", every]
+
+    def _leave_out_methods(self, refused: Mapping[str, str]) -> None:
+        """Leave out methods that the model cannot have, by their names, with those that an earlier command left out."""
+        file = self.folder / _LEFT_OUT
+        known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        if refused:
+            file.write_text(json.dumps(known | dict(refused)) + "\n", encoding="utf-8")
+        for name, error in (known | dict(refused)).items():
+            logs.show(f"{name} is left out: {error}")
+        self.methods = [method for method in self.methods if method.name not in known | dict(refused)]
 
     def _check_words(self) -> None:
         """Raise if the folder has a study with other overrides."""

@@ -1,7 +1,7 @@
 """The time that runs will take, from timing their parts before they start."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -39,11 +39,13 @@ class Cost:
         start: seconds of a run beside its timed parts: the start of its process, its report, its end.
         runs: what a run of each method takes, and the runs that it lacks.
         jobs: runs at a time.
+        refused: why a method cannot be built, by its place among those that were to be timed; it is not in ``runs``.
     """
 
     start: float
     runs: Sequence[tuple[Expected, Missing]]
     jobs: int
+    refused: Mapping[int, InputError] = field(default_factory=dict)
 
     def each(self, most_epochs: int | None = None) -> list[float]:
         """Seconds of one run of each method, of at most so many epochs."""
@@ -88,7 +90,11 @@ def together(methods: Sequence[tuple[float, Missing]], jobs: int, going: Sequenc
 
 
 def cost_of_runs(
-    processes: Processes, folder: Path, methods: Sequence[tuple[Sequence[str], Mapping[str, Any], Missing]]
+    processes: Processes,
+    folder: Path,
+    methods: Sequence[tuple[Sequence[str], Mapping[str, Any], Missing]],
+    *,
+    may_refuse: bool = False,
 ) -> Cost:
     """The time of all runs, as many at a time as ``processes`` has places.
 
@@ -100,6 +106,7 @@ def cost_of_runs(
         processes: those of the runs.
         folder: of all runs; what is written there is removed.
         methods: the words of each method (overrides of ``loralight train``), its settings and the runs that it lacks.
+        may_refuse: whether a method that cannot be built, other than the first, is left out.
 
     Raises:
         InputError: a method cannot be built.
@@ -109,11 +116,18 @@ def cost_of_runs(
     logger.info("timing a few batches of each of %d methods", len(methods))
     with processes.busy(methods[0][0]) as seconds_of_short_run:
         _build(methods[0][1])  # the first one reads the data and the weights from the disk
-        timed = [_expected(settings, folder) for _, settings, _ in methods]
-        start = seconds_beside(seconds_of_short_run, folder, [words for words, _, _ in methods], timed)
-    return Cost(
-        start=start, runs=[(run, method[2]) for run, method in zip(timed, methods, strict=True)], jobs=processes.jobs
-    )
+        timed: dict[int, Expected] = {}
+        refused: dict[int, InputError] = {}
+        for place, (_, settings, _) in enumerate(methods):
+            try:
+                timed[place] = _expected(settings, folder)
+            except InputError as error:
+                if not may_refuse:
+                    raise
+                refused[place] = error
+        start = seconds_beside(seconds_of_short_run, folder, [methods[place][0] for place in timed], [*timed.values()])
+    runs = [(run, methods[place][2]) for place, run in timed.items()]
+    return Cost(start=start, runs=runs, jobs=processes.jobs, refused=refused)
 
 
 def seconds_beside(

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from threading import Barrier, Lock
@@ -21,6 +22,7 @@ import pytest
 from loralight.commands.processes import Processes
 from loralight.commands.study_cost import Cost
 from loralight.commands.trial import Expected
+from loralight.errors import InputError
 from loralight.reports.groups import Group
 from loralight.reports.runs import FinishedRun, find_runs, read_run
 from loralight.reports.tables import best_of
@@ -44,7 +46,10 @@ BESIDE: dict[str, dict[str, float]] = {
 """What runs have measured beside their scores."""
 
 
-UNTIMED = "study.cost_of_runs = lambda *given: type('Cost', (), {'each': lambda *_: [60.0] * len(given[2])})()"
+UNTIMED = (
+    "study.cost_of_runs = lambda *given, **_: "
+    "type('Cost', (), {'each': lambda *_: [60.0] * len(given[2]), 'refused': {}})()"
+)
 """Code for another process."""
 
 
@@ -52,7 +57,7 @@ def taking(seconds: float, *, epochs: int = 20) -> Callable[..., Cost]:
     """In place of `cost_of_runs`: runs of so many epochs, whose steps take all of the time."""
     of_step = Pace(step=seconds / epochs, validation=0.0, around=0.0)
     run = Expected(pace=of_step, epochs=Epochs(number=epochs, validated_every=math.ceil(epochs / 5)))
-    return lambda processes, _, methods: Cost(
+    return lambda processes, _, methods, **__: Cost(
         start=0.0, runs=[(run, number) for _, _, number in methods], jobs=processes.jobs
     )
 
@@ -176,7 +181,9 @@ def test_a_method_that_has_been_run_or_timed_is_not_timed_again(
 ) -> None:
     timed: list[str] = []
 
-    def cost(processes: Processes, folder: Path, methods: Sequence[tuple[Sequence[str], Any, float]]) -> Cost:
+    def cost(
+        processes: Processes, folder: Path, methods: Sequence[tuple[Sequence[str], Any, float]], **_: bool
+    ) -> Cost:
         timed.extend(words[-1] for words, _, _ in methods)
         return taking(20.0)(processes, folder, methods)
 
@@ -186,6 +193,41 @@ def test_a_method_that_has_been_run_or_timed_is_not_timed_again(
     assert timed == ["adapter=lora", "adapter=full"]
     assert in_process(*line, "methods=lora, full", "seeds=3", "jobs=2") == 2
     assert timed[2:] == ["adapter=lora", "adapter=full"], "runs beside each other take longer"
+
+
+def test_a_method_that_nobody_named_and_the_model_cannot_have_is_left_out(
+    trained: list[list[str]],
+    in_process: InProcess,
+    line: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    timed: list[str] = []
+
+    def cost(processes: Processes, folder: Path, methods: Sequence[tuple[Any, ...]], *, may_refuse: bool) -> Cost:
+        names = [words[-1] for words, *_ in methods]
+        timed.extend(names)
+        error = InputError("E-BIAS", "no biases")
+        refused = {place: error for place, name in enumerate(names) if name.rpartition("=")[2] not in (*OPTIMA, "2")}
+        if refused and not may_refuse:
+            raise error
+        left = [method for place, method in enumerate(methods) if place not in refused]
+        return replace(taking(20.0)(processes, folder, left), refused=refused)
+
+    monkeypatch.setattr("loralight.commands.study.cost_of_runs", cost)
+    monkeypatch.delitem(OPTIMA, "full")
+    assert in_process(*line, "seeds=1") == 0
+    printed = capsys.readouterr().out
+    assert "adapter=dora is left out: E-BIAS: no biases" in printed
+    assert "methods: 4; seeds of each: 1" in printed
+    assert {words[0] for words in trained} == {"adapter=lora", "adapter=bitfit", "adapter=linear_probe"}
+    trained.clear()
+    timed.clear()
+    assert in_process(*line, "seeds=1") == 0
+    assert "adapter=dora is left out: E-BIAS: no biases" in capsys.readouterr().out
+    assert not trained and not timed, "what was left out stays so"
+    assert in_process(*line[:-1], "hydra.run.dir=other", "seeds=1", "methods=lora,dora") == 2
+    assert "E-BIAS: no biases" in capsys.readouterr().err
 
 
 def test_what_a_grown_grid_still_lacks_is_counted(
@@ -365,7 +407,7 @@ def test_a_study_that_is_stopped_ends_its_runs_and_goes_on(
 def test_a_study_that_is_killed_twenty_times_has_the_same_scores_to_the_last_digit(
     tiny_run: list[str], tmp_path: Path
 ) -> None:
-    methods = "methods=[lora,'bitfit optimizer.lr=1e-3']"
+    methods = "methods=[lora,bitfit optimizer.lr=1e-3]"
     words = [*tiny_run, methods, "seeds=3", "probe=false", "trainer.max_epochs=10", "data.num_workers=0"]
     timing = f"import loralight.commands.study as study; {UNTIMED}"
     code = f"{timing}; import sys; from loralight.cli import main; main()"

@@ -13,6 +13,7 @@ from loralight.commands.processes import Processes
 from loralight.commands.study_cost import Missing, cost_of_runs
 from loralight.commands.trial import Expected, Trial, expected
 from loralight.config.composition import settings_of
+from loralight.errors import InputError
 from loralight.training.checkpoint import FolderCheckpointIO
 from loralight.training.epochs import Epochs
 from loralight.training.time_budget import Pace
@@ -57,6 +58,24 @@ def test_each_method_is_timed_beside_busy_places_and_one_short_run_tells_the_res
     assert replace(cost, jobs=9).seconds() == 40, "of bitfit's runs two are in turn"
     told.clear()
     assert cost_of_runs(Processes(2), tmp_path, []).seconds() == 0 and not told
+
+
+def test_a_method_that_the_model_cannot_have_is_left_out_or_refused(
+    tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def alone(*_: object) -> Iterator[Callable[..., float]]:
+        yield lambda *_: 1.0
+
+    monkeypatch.setattr(Processes, "busy", alone)
+    words = [[*tiny_run, name] for name in ("adapter=lora", "model.targets=[nothing]", "adapter=bitfit")]
+    methods = [(one, settings_of("train", one, tmp_path), Missing(number=1, in_turn=1)) for one in words]
+    cost = cost_of_runs(Processes(1), tmp_path, methods, may_refuse=True)
+    assert len(cost.each()) == 2 and [str(error).split(":")[0] for error in cost.refused.values()] == ["E-TARGET-NONE"]
+    with pytest.raises(InputError, match="E-TARGET-NONE"):
+        cost_of_runs(Processes(1), tmp_path, methods)
+    with pytest.raises(InputError, match="E-TARGET-NONE"):  # nothing could be compared with the others
+        cost_of_runs(Processes(1), tmp_path, methods[1:], may_refuse=True)
 
 
 def test_a_probe_that_is_solved_for_takes_no_steps_and_a_probe_of_forgetting_takes_time(
