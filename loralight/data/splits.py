@@ -116,13 +116,23 @@ def load_splits(
         sources |= {split: found[key].source for split, key in keys.items() if key is not None}
     if "train" not in splits:
         where = f"{path} has no training split, only {', '.join(found)}" if path else "no data is given"
-        raise InputError("E-DATA", f"{where}. Set data.path to a hub name or folder, or data.train to a file or split")
+        hint = _folders_hint(path, reading) if path else ""
+        raise InputError(
+            "E-DATA", f"{where}. Set data.path to a hub name or folder, or data.train to a file or split{hint}"
+        )
     loaded = Splits(splits, {split: Origin(split=split, source=source) for split, source in sources.items()})
     if "validation" not in loaded:
         _hold_out(loaded, validation_fraction, split_seed)
     _limit(loaded, ["train"], "limit_rows", limit_rows, seed)
     _limit(loaded, ["validation", "test"], "limit_eval_rows", limit_eval_rows, split_seed)
     return loaded
+
+
+def _folders_hint(path: str, reading: Readers) -> str:
+    """A hint for tables without a training split: the folders beside them may be the labels."""
+    folder = Path(path).expanduser()
+    has_folders = "/" in reading and folder.is_dir() and any(one.is_dir() for one in folder.iterdir())
+    return f". If the folders in it are the labels: data.train={path}" if has_folders else ""
 
 
 def _limit(splits: Splits, names: Sequence[str], setting: str, limit: int | None, seed: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,12 @@ def test_folders_beside_a_table_are_not_read(tmp_path: Path, tiny_bert: str) -> 
         "runs/a/log.txt": "text",
         "old/b.txt": "text",
     }
-    assert of_folder(folders(tmp_path, texts), tiny_bert).names == ["bad", "good"]
+    folder = folders(tmp_path, texts)
+    assert of_folder(folder, tiny_bert).names == ["bad", "good"]
+    (folder / "more.csv").write_text("text,label\nfilm,1\n")
+    told = re.escape(f"data.train={folder}")
+    with pytest.raises(InputError, match=f"no training split, only more, rows.* folders in it are the labels: {told}"):
+        of_folder(folder, tiny_bert)
 
 
 def test_a_folder_without_texts_and_one_in_another_encoding_are_named(tmp_path: Path, tiny_bert: str) -> None:
