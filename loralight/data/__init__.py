@@ -6,6 +6,7 @@ from loralight.first_use import on_first_use
 
 if TYPE_CHECKING:
     from loralight.data.bars import hiding_bars
+    from loralight.data.batching import UsualBatch
     from loralight.data.cautions import cut_rows, few_rows, left_out_rows, odd_names, repeated_rows, uneven_rows
     from loralight.data.charsets import read_text_file
     from loralight.data.class_counts import always_the_commonest, always_the_same, count_classes, counts_line
@@ -45,6 +46,7 @@ __all__ = [
     "Readers",
     "Splits",
     "TaskData",
+    "UsualBatch",
     "always_the_commonest",
     "always_the_same",
     "are_lists",
@@ -88,6 +90,7 @@ __getattr__ = on_first_use(
     __name__,
     {
         "bars": "hiding_bars",
+        "batching": "UsualBatch",
         "cautions": "cut_rows few_rows left_out_rows odd_names repeated_rows uneven_rows",
         "class_counts": "always_the_commonest always_the_same count_classes counts_line",
         "class_folders": "files_by_class list_files",

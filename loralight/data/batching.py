@@ -1,12 +1,34 @@
 """Batches of rows: sentences of similar length together, the same for any number of ranks, and resumable."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.data import Sampler
 
 from loralight.data.dealing import Dealing, Dealt, evenly
 from loralight.errors import InputError
+
+_EPOCHS = 3
+
+
+@dataclass(frozen=True)
+class UsualBatch:
+    """Rows of a batch that nobody has chosen: as many as give three epochs enough steps, within limits.
+
+    Args:
+        least: number of rows.
+        most: likewise.
+        steps: optimizer steps that are enough.
+    """
+
+    least: int
+    most: int
+    steps: int
+
+    def size(self, num_rows: int) -> int:
+        """Rows of a batch for so many rows of training."""
+        return max(self.least, min(self.most, _EPOCHS * num_rows // self.steps))
 
 
 class BatchSampler(Sampler[list[Any]]):

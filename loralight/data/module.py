@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from loralight.annotations import mismatch
-from loralight.data.batching import BatchSampler, rows_per_process
+from loralight.data.batching import BatchSampler, UsualBatch, rows_per_process
 from loralight.data.dealing import Dealt
 from loralight.data.row_digest import digest
 from loralight.errors import InputError
@@ -33,7 +33,7 @@ class TaskData(lightning.LightningDataModule, ABC):
         path, name, train, validation, test, validation_fraction, limit_rows, limit_eval_rows: where the rows are, and
             which of them are used, see `load_splits`.
         header, delimiter, encoding: the format of their files, see `load_splits`.
-        batch_size: rows of a batch in each process.
+        batch_size: rows of a batch in each process. If None, ``usual_batch`` has it by the number of training rows.
         global_batch_size: rows of an optimizer step, over all processes and accumulated batches, which takes the place
             of ``batch_size`` in training: the same rows make a step on any number of processes. It must be a multiple
             of processes times accumulated batches.
@@ -47,6 +47,9 @@ class TaskData(lightning.LightningDataModule, ABC):
 
     readers: ClassVar["Readers"] = {}
     """Readers of the formats that this data may come in besides tables."""
+
+    usual_batch: ClassVar[UsualBatch] = UsualBatch(least=32, most=32, steps=1)
+    """The rows of a batch where ``batch_size`` is None. Few rows are few steps, of which a new head needs hundreds."""
 
     rows_differ_by_epoch: ClassVar[bool] = False
     """Whether the train split is indexed by (epoch, row). Random choices in a row, such as an image's augmentation, are
@@ -66,7 +69,7 @@ class TaskData(lightning.LightningDataModule, ABC):
         header: bool | None = None,
         delimiter: str | None = None,
         encoding: str | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         global_batch_size: int | None = None,
         eval_batch_size: int | None = None,
         length_grouped: bool = True,
@@ -84,8 +87,9 @@ class TaskData(lightning.LightningDataModule, ABC):
                 f"data.batch_size is {batch_size}, global_batch_size {global_batch_size}, eval_batch_size "
                 f"{eval_batch_size}; give at least 1",
             )
-        self.global_batch_size = global_batch_size
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.global_batch_size, self._has_usual_size = global_batch_size, batch_size is None
+        self.batch_size = self.usual_batch.most if batch_size is None else batch_size
+        self.eval_batch_size = eval_batch_size or self.batch_size
         if num_workers is not None and num_workers < 0:
             raise InputError("E-WORKERS", f"data.num_workers is {num_workers}; give 0, or a number of processes")
         self.length_grouped, self.num_workers, self.seed = length_grouped, num_workers, seed
@@ -172,6 +176,17 @@ class TaskData(lightning.LightningDataModule, ABC):
         for name in dict.fromkeys(("train", "validation", *self.splits)):
             if not len(self.splits.get(name, ())):
                 raise InputError("E-DATA-EMPTY", f"the {name} split has no rows")
+        self.choose_batch_size_()
+
+    def choose_batch_size_(self) -> None:
+        """Take the usual rows of a batch for the training rows, if nobody has chosen them."""
+        if self._has_usual_size:
+            self.batch_size = self.usual_batch.size(len(self.splits["train"]))
+
+    @property
+    def has_small_batches(self) -> bool:
+        """Whether a batch has fewer rows than usual, as there are few."""
+        return self._has_usual_size and self.batch_size < self.usual_batch.most
 
     def train_dataloader(self) -> DataLoader[Any]:
         self._train_sampler = self._sampler_of_training()

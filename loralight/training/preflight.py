@@ -107,7 +107,8 @@ def batch_lines(trainer: lightning.Trainer, data: TaskData) -> list[str]:
     num_ranks, accumulated = trainer.world_size, trainer.accumulate_grad_batches
     parts = [f"{num_ranks} processes"] * (num_ranks > 1) + [f"{accumulated} accumulated batches"] * (accumulated > 1)
     split = f": {' x '.join([*parts, f'{data.batch_size} rows'])}" if parts else ""
-    lines = [f"optimizer step: {num_ranks * accumulated * data.batch_size} rows{split}"]
+    few = f" (few rows: data.batch_size={data.batch_size}, for more steps)" if data.has_small_batches else ""
+    lines = [f"optimizer step: {num_ranks * accumulated * data.batch_size} rows{split}{few}"]
     if num_ranks > 1:
         lines.append(
             "processes: they train on the rows of each step as one would; their dropout masks are others, of the same "

@@ -14,6 +14,7 @@ from loralight.data import (
     Origin,
     Readers,
     TaskData,
+    UsualBatch,
     always_the_commonest,
     always_the_same,
     are_lists,
@@ -81,6 +82,7 @@ class TextClassificationData(TaskData):
     """
 
     readers: ClassVar[Readers] = {"/": read_text_folder}
+    usual_batch = UsualBatch(least=16, most=32, steps=400)  # docs/recipes.md
 
     def __init__(
         self,

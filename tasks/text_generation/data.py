@@ -20,6 +20,7 @@ from loralight.data import (
     PackedRows,
     Readers,
     TaskData,
+    UsualBatch,
     column_name,
     columns_of_form,
     cut_rows,
@@ -36,7 +37,6 @@ from loralight.errors import InputError
 from loralight.models import check_causal, check_length, load_tokenizer
 
 IGNORED = -100  # target of a token without a loss, as in PyTorch
-_MOST_ROWS, _ENOUGH_STEPS, _EPOCHS = 8, 100, 3  # docs/recipes.md
 _PART = 4000  # characters
 _KINDS = {  # of rows, by the first column of their form
     "text": "texts",
@@ -83,14 +83,6 @@ def _pieces(paragraph: str) -> Iterator[str]:
     yield paragraph[start:]
 
 
-def rows_of_batch(num_rows: int) -> int:
-    """The usual number of rows in a batch for so many rows of tokens: three epochs have a hundred steps, if they can.
-
-    A row of tokens may hold a dozen documents. With eight rows a batch, three hundred short texts are five steps.
-    """
-    return max(1, min(_MOST_ROWS, _EPOCHS * num_rows // _ENOUGH_STEPS))
-
-
 class TextGenerationData(TaskData):
     """Rows of tokens with targets: the next token at each place that has a loss.
 
@@ -111,11 +103,11 @@ class TextGenerationData(TaskData):
         packed: whether several documents may share a row. None: they may if the model keeps them apart.
         join: the text between prompt and completion.
         chat_template: a chat template (Jinja), or a file with a template; else the tokenizer's own.
-        batch_size: rows of a batch in each process. None: 8, or fewer for few rows, as `rows_of_batch` says.
         loading: where the rows are, batch size, workers, seed, see `TaskData`.
     """
 
     readers: ClassVar[Readers] = {".txt": read_text}
+    usual_batch = UsualBatch(least=1, most=8, steps=100)  # a row may hold a dozen documents: docs/recipes.md
 
     def __init__(
         self,
@@ -126,11 +118,9 @@ class TextGenerationData(TaskData):
         packed: bool | None = None,
         join: str = "\n",
         chat_template: str | None = None,
-        batch_size: int | None = None,
         **loading: Any,
     ) -> None:
-        super().__init__(batch_size=_MOST_ROWS if batch_size is None else batch_size, **loading)
-        self._is_size_given = batch_size is not None
+        super().__init__(**loading)
         self.checkpoint, self.max_length, self.packed = checkpoint, max_length, packed
         self.columns = {role: column_name(name, role, header=self.header) for role, name in columns.items()}
         self.join, self.chat_template = join, read_template(chat_template)
@@ -151,13 +141,7 @@ class TextGenerationData(TaskData):
             raise InputError("E-SEQ-LEN", f"model.max_length={self.max_length}: give at least 2, to learn what follows")
         self.form = form_of(self.tokenizer, columns, join=self.join, template=self.chat_template)
         self.rows = {split: part.select_columns(list(columns.values())) for split, part in rows.items()}
-        splits = {split: self._pack(split, rows.origins[split]) for split in rows}
-        self._choose_batch_size_(len(splits["train"]))
-        return splits
-
-    def _choose_batch_size_(self, num_rows: int) -> None:
-        if not self._is_size_given:
-            self.batch_size = rows_of_batch(num_rows)
+        return {split: self._pack(split, rows.origins[split]) for split in rows}
 
     def _pack(self, split: str, origin: Origin) -> PackedRows:
         encoded = encode_rows(
@@ -191,7 +175,7 @@ class TextGenerationData(TaskData):
             split: PackedRows(rows.documents, [[document] for document in range(len(rows.documents))])
             for split, rows in self.splits.items()
         }
-        self._choose_batch_size_(len(self.splits["train"]))
+        self.choose_batch_size_()
         self._notes = [
             f"{type(model).__name__} lets documents that share a row see one another: each has a row of its own "
             "(data.packed=false)"
@@ -264,8 +248,6 @@ class TextGenerationData(TaskData):
                 f"{split}: {num_rows} {kind}, {counts['tokens']:,} tokens{learnt}, in {len(rows)} rows of up to "
                 f"{self.max_length}{''.join(f'; {note}' for note in notes)}"
             )
-        if self.batch_size < _MOST_ROWS and not self._is_size_given:
-            lines.append(f"few rows: data.batch_size={self.batch_size}, for more steps")
         return [*lines, *self._notes, *self.form.notes(), *self._cautions()]
 
     def _cautions(self) -> list[str]:

@@ -16,8 +16,9 @@ from loralight.training.epochs import Epochs, epochs_for, few_steps, odd_rate
 @pytest.mark.parametrize(
     ("steps", "has_head", "expected"),
     [
-        (16, True, Epochs(20, 4)),  # 500 rows
-        (38, True, Epochs(12, 3)),  # 1,200 rows: 11 would do, but the last is validated
+        (16, True, Epochs(20, 4)),  # 500 rows in batches of 32
+        (32, True, Epochs(12, 3)),  # the same in batches of 16: 13 would have 400 steps, but the last is validated
+        (38, True, Epochs(12, 3)),
         (134, True, Epochs(3, 1)),
         (16, False, Epochs(3, 1)),  # nothing is new: few rows are soon learned by heart
         (2105, True, Epochs(2, 1)),  # 67,349 rows

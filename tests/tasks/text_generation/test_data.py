@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, BertConfig, RobertaConfig
 from loralight.errors import InputError
 from loralight.models.pretrained import check_causal
 from loralight.tasks.text_generation import TextGenerationData
-from loralight.tasks.text_generation.data import IGNORED, read_text, rows_of_batch
+from loralight.tasks.text_generation.data import IGNORED, read_text
 
 COLUMNS = {"messages": "messages", "prompt": "prompt", "completion": "completion", "text": "text"}
 TEXTS = ["the quick brown fox", "what is it? it is a fine day!", "", "the lazy dog jumps over the fox. " * 9]
@@ -60,8 +60,7 @@ def test_few_rows_make_small_batches_so_that_a_run_has_steps(
     rows = texts([f"{TEXTS[0]} {number}" for number in range(num_rows)])
     data = make(tmp_path, language_model("Llama"), rows, packed=False, batch_size=given)
     assert data.batch_size == max(len(batch["input_ids"]) for batch in data.train_dataloader()) == expected
-    told = f"few rows: data.batch_size={expected}, for more steps"
-    assert (told in data.report()) is (given is None and expected < 8)
+    assert data.has_small_batches is (given is None and expected < 8)
 
 
 def test_the_size_of_a_batch_follows_rows_that_are_taken_apart(
@@ -71,7 +70,7 @@ def test_the_size_of_a_batch_follows_rows_that_are_taken_apart(
     data = make(tmp_path, checkpoint, texts(TEXTS[:2] * 50), batch_size=None)
     before = data.batch_size
     data.suit_(AutoModelForCausalLM.from_pretrained(checkpoint))
-    assert before < data.batch_size == rows_of_batch(100)
+    assert before < data.batch_size == data.usual_batch.size(100)
 
 
 def test_prompts_and_completions_of_messages_are_chats_whose_completion_is_learnt(
