@@ -49,7 +49,9 @@ def test_images_have_no_padding_to_tell_of() -> None:
 )
 def test_the_rows_of_a_step_and_of_a_process_are_told(ranks: int, accumulated: int, line: str) -> None:
     trainer: Any = SimpleNamespace(world_size=ranks, accumulate_grad_batches=accumulated)
-    data: Any = SimpleNamespace(batch_size=8)
+    data: Any = SimpleNamespace(batch_size=8, has_small_batches=False)
     first, *others = batch_lines(trainer, data)
     assert first == line
     assert [text.partition(":")[0] for text in others] == ["processes"] * (ranks > 1)
+    data.has_small_batches = True
+    assert batch_lines(trainer, data)[0] == f"{line} (few rows: data.batch_size=8, for more steps)"

@@ -135,6 +135,16 @@ def test_a_folder_without_texts_and_one_in_another_encoding_are_named(tmp_path: 
         of_folder(folders(tmp_path / "latin", {"a/b.txt": "caf\u00e9".encode("latin-1")}), tiny_bert)
 
 
+@pytest.mark.parametrize(("num_rows", "expected"), [(100, 16), (3000, 22), (5000, 32)])
+def test_few_texts_make_small_batches_so_that_a_head_has_steps(
+    tmp_path: Path, tiny_bert: str, num_rows: int, expected: int
+) -> None:
+    content = {"text": ["good"] * num_rows, "label": ["good", "bad"] * (num_rows // 2)}
+    data = make(tmp_path, tiny_bert, splits={"train": content, "validation": rows()}, batch_size=None)
+    assert data.batch_size == expected == len(next(iter(data.train_dataloader()))["labels"])
+    assert data.has_small_batches is (expected < 32) and data.eval_batch_size == 32
+
+
 def test_columns_may_have_any_names_and_others_are_left_out(tmp_path: Path, tiny_bert: str) -> None:
     content = {"labels": [1, 2, 3, 4], "Überschrift": SHORT, "input_ids": SHORT, "stars": [10, 9, 10, 9]}
     columns = {"text": "Überschrift", "label": "stars"}
