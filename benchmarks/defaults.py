@@ -9,7 +9,8 @@ number of training rows, drawn anew for each seed. loralight gets the files and 
 ``--beside regression`` is scikit-learn's logistic regression, with the C of five that is best on validation, on what
 the frozen model makes of a column ``text`` (the mean of its tokens) or ``image``. ``peft`` is PEFT's LoRA of rank 8 on
 the same layers, and ``full`` full fine-tuning, each at five rates of which the best on validation counts; PEFT's has
-the head of the model's own class, one rate for all, and as many epochs as loralight's run.
+the head of the model's own class, one rate for all, and as many epochs as loralight's run. ``automm`` is AutoGluon's
+AutoMM on the same base with its own defaults, by the Python that --automm names (see `benchmarks/automm.py`).
 
 Each side is a process of its own, timed from its start to its score, one after the other. Where there is no test split,
 validation is cut in two by row number: odd rows choose, even rows judge. Runs go into --output, and what is finished
@@ -73,12 +74,10 @@ def train(run: Path, words: list[str]) -> Result:
     return dict(json.loads(result.read_text()))
 
 
-def regression(result: Path, data: Path, checkpoint: str) -> Result:
-    """Likewise of logistic regression."""
+def scores_of(command: list[str], result: Path, data: Path, checkpoint: str) -> Result:
+    """Likewise of a command that reads the data and the model's checkpoint and writes its scores."""
     if not result.exists():
-        seconds = timed(
-            [sys.executable, __file__, "--regression", str(data), str(result.with_suffix(".new")), checkpoint]
-        )
+        seconds = timed([*command, str(data), str(result.with_suffix(".new")), checkpoint])
         scores = json.loads(result.with_suffix(".new").read_text())
         result.write_text(json.dumps({**scores, "seconds": seconds}))
     return dict(json.loads(result.read_text()))
@@ -153,17 +152,24 @@ class Comparison:
         folder: of its data and its runs.
         words: for every run.
         metric: of the results, without its split.
+        automm: the Python of AutoMM.
     """
 
-    def __init__(self, folder: Path, words: list[str], metric: str) -> None:
+    def __init__(self, folder: Path, words: list[str], metric: str, automm: str) -> None:
         self.folder, self.data, self.words, self.metric = folder, folder / "data", words, metric
+        given = [word.partition("=")[2] for word in words if word.startswith("model.checkpoint=")]
+        self.checkpoint, self._automm = str(resolve((given or [MODEL])[-1])), automm
 
     def loralight(self) -> Result:
         return train(self.folder / "loralight", self.words)
 
     def regression(self) -> Result:
-        given = [word.partition("=")[2] for word in self.words if word.startswith("model.checkpoint=")]
-        return regression(self.folder / "regression.json", self.data, str(resolve((given or [MODEL])[-1])))
+        command = [sys.executable, __file__, "--regression"]
+        return scores_of(command, self.folder / "regression.json", self.data, self.checkpoint)
+
+    def automm(self) -> Result:
+        command = [self._automm, str(Path(__file__).with_name("automm.py"))]
+        return scores_of(command, self.folder / "automm.json", self.data, self.checkpoint)
 
     def peft(self) -> Result:
         columns = Dataset.from_parquet(str(self.data / "train.parquet")).column_names
@@ -189,7 +195,9 @@ def compare(name: str, given: argparse.Namespace) -> dict[str, list[Result]]:
     for seed in given.seeds:
         folder = (given.output / name.replace(":", "_") / f"seed{seed}").absolute()
         write_rows(given.data / source, folder / "data", rows=int(rows) if rows else None, seed=seed)
-        sides = Comparison(folder, [*given.words, f"data.path={folder / 'data'}", f"seed={seed}"], given.metric)
+        sides = Comparison(
+            folder, [*given.words, f"data.path={folder / 'data'}", f"seed={seed}"], given.metric, given.automm
+        )
         for side, results in found.items():
             results.append(getattr(sides, side)())
     return found
@@ -208,7 +216,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--words", nargs="+", default=[], metavar="NAME=VALUE", help="settings of every run")
     parser.add_argument("--metric", default="accuracy")
-    parser.add_argument("--beside", nargs="+", choices=("regression", "peft", "full"), default=["regression"])
+    parser.add_argument("--beside", nargs="+", choices=("regression", "peft", "full", "automm"), default=["regression"])
+    parser.add_argument("--automm", default="python", help="the Python that has AutoMM")
     parser.add_argument("--output", type=Path, default=Path("runs/defaults"))
     given = parser.parse_args()
     scale = 1 if given.metric in LOWER else 100
