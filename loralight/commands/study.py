@@ -101,7 +101,7 @@ class Study:
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], flags: list[str], *, is_usual: bool = False) -> None:
-        self.is_usual = is_usual
+        self._is_usual = is_usual
         self.folder, self.words, self.seeds = folder, [str(word) for word in settings["words"]], settings["seeds"]
         for name, number in (("seeds", self.seeds), ("jobs", 1 if settings["jobs"] is None else settings["jobs"])):
             if not isinstance(number, int) or isinstance(number, bool) or number < 1:
@@ -243,7 +243,7 @@ class Study:
             method: some for method, some in missing.items() if some.number and not self._time_to_go.knows(method.name)
         }
         methods = [([*self._of_runs, *method.words], method.settings, some) for method, some in timed.items()]
-        cost = cost_of_runs(self.processes, self.folder, methods, may_refuse=self.is_usual)
+        cost = cost_of_runs(self.processes, self.folder, methods, may_refuse=self._is_usual)
         if cost.refused:
             refused = {list(timed)[place].name: str(error) for place, error in cost.refused.items()}
             self._leave_out_methods(refused)
@@ -277,12 +277,12 @@ class Study:
     def _leave_out_methods(self, refused: Mapping[str, str]) -> None:
         """Leave out methods that the model cannot have, by their names, with those that an earlier command left out."""
         file = self.folder / _LEFT_OUT
-        known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        left_out = {**(json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}), **refused}
         if refused:
-            file.write_text(json.dumps(known | dict(refused)) + "\n", encoding="utf-8")
-        for name, error in (known | dict(refused)).items():
+            file.write_text(json.dumps(left_out) + "\n", encoding="utf-8")
+        for name, error in left_out.items():
             logs.show(f"{name} is left out: {error}")
-        self.methods = [method for method in self.methods if method.name not in known | dict(refused)]
+        self.methods = [method for method in self.methods if method.name not in left_out]
 
     def _check_words(self) -> None:
         """Raise if the folder has a study with other overrides."""
