@@ -3,9 +3,9 @@
     python -m venv AUTOMM && AUTOMM/bin/pip install autogluon.multimodal
     AUTOMM/bin/python benchmarks/automm.py DATA RESULT CHECKPOINT
 
-DATA has train, validation and test as Parquet with a column ``text`` (or ``image``, as datasets writes images) and a
-column ``label``. CHECKPOINT is a folder that transformers reads, or the name of a timm model. Only the base is given,
-and no GPU; everything else is AutoMM's default. The accuracies go to RESULT as JSON.
+DATA has train, validation and test as Parquet with columns ``text`` and ``label``. CHECKPOINT is a folder that
+transformers reads. Only the base is given, and no GPU; everything else is AutoMM's default. The accuracies go to RESULT
+as JSON.
 
 AutoMM pins older versions of lightning, transformers and timm than loralight takes: hence the environment.
 """
@@ -13,23 +13,9 @@ AutoMM pins older versions of lightning, transformers and timm than loralight ta
 import json
 import sys
 import tempfile
-from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
-from PIL import Image
-
-
-def read(data: Path, split: str, images: Path) -> pd.DataFrame:
-    """Two columns, ``text`` or ``image``, and ``label``; images become files, whose paths AutoMM reads."""
-    rows = pd.read_parquet(data / f"{split}.parquet")
-    if "text" in rows:
-        return rows[["text", "label"]]
-    paths = []
-    for number, image in enumerate(rows["image"]):
-        paths.append(str(images / f"{split}{number}.png"))
-        Image.open(BytesIO(image["bytes"])).convert("RGB").save(paths[-1])
-    return pd.DataFrame({"image": paths, "label": rows["label"]})
 
 
 def main(data: Path, result: Path, checkpoint: str) -> None:
@@ -37,15 +23,17 @@ def main(data: Path, result: Path, checkpoint: str) -> None:
     from autogluon.multimodal import MultiModalPredictor  # only the other environment has it
 
     with tempfile.TemporaryDirectory() as folder:
-        splits = {split: read(data, split, Path(folder)) for split in ("train", "validation", "test")}
-        name = "hf_text" if "text" in splits["train"] else "timm_image"
+        splits = {
+            split: pd.read_parquet(data / f"{split}.parquet")[["text", "label"]]
+            for split in ("train", "validation", "test")
+        }
         predictor = MultiModalPredictor(label="label", eval_metric="accuracy", path=f"{folder}/model", verbosity=1)
         predictor.fit(
             splits["train"],
             tuning_data=splits["validation"],
             hyperparameters={
-                "model.names": [name],
-                f"model.{name}.checkpoint_name": checkpoint,
+                "model.names": ["hf_text"],
+                "model.hf_text.checkpoint_name": checkpoint,
                 "env.num_gpus": 0,
                 "env.num_workers": 0,
             },

@@ -10,7 +10,7 @@ number of training rows, drawn anew for each seed. loralight gets the files and 
 the frozen model makes of a column ``text`` (the mean of its tokens) or ``image``. ``peft`` is PEFT's LoRA of rank 8 on
 the same layers, and ``full`` full fine-tuning, each at five rates of which the best on validation counts; PEFT's has
 the head of the model's own class, one rate for all, and as many epochs as loralight's run. ``automm`` is AutoGluon's
-AutoMM on the same base with its own defaults, by the Python that --automm names (see `benchmarks/automm.py`).
+AutoMM on texts and the same base with its own defaults, by the Python that --automm names, see `benchmarks/automm.py`.
 
 Each side is a process of its own, timed from its start to its score, one after the other. Where there is no test split,
 validation is cut in two by row number: odd rows choose, even rows judge. Runs go into --output, and what is finished

@@ -119,12 +119,17 @@ def cost_of_runs(
         timed: dict[int, Expected] = {}
         refused: dict[int, InputError] = {}
         for place, (_, settings, _) in enumerate(methods):
+            started = perf_counter()
             try:
-                timed[place] = _expected(settings, folder)
+                trial = _build(settings)
             except InputError as error:
                 if not may_refuse:
                     raise
                 refused[place] = error
+                continue
+            timed[place] = expected(trial, folder, built=perf_counter() - started)
+            del trial
+            free_device()
         start = seconds_beside(seconds_of_short_run, folder, [methods[place][0] for place in timed], [*timed.values()])
     runs = [(run, methods[place][2]) for place, run in timed.items()]
     return Cost(start=start, runs=runs, jobs=processes.jobs, refused=refused)
@@ -150,12 +155,3 @@ def seconds_beside(
 
 def _build(settings: Mapping[str, Any]) -> Trial:
     return Trial(dict(settings))
-
-
-def _expected(settings: Mapping[str, Any], folder: Path) -> Expected:
-    started = perf_counter()
-    trial = _build(settings)
-    found = expected(trial, folder, built=perf_counter() - started)
-    del trial
-    free_device()
-    return found

@@ -9,7 +9,7 @@ from torch.utils.data import Sampler
 from loralight.data.dealing import Dealing, Dealt, evenly
 from loralight.errors import InputError
 
-_EPOCHS = 3
+_EPOCHS = 3  # customary; with fewer rows an epoch is repeated more, up to a limit (`loralight.training.epochs`)
 
 
 @dataclass(frozen=True)

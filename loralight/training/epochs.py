@@ -62,7 +62,7 @@ def epochs_for(steps: int, *, has_head: bool, held_out: float = 0.0) -> Epochs:
     most = _SHARE * number / (_FORWARD * held_out) if held_out else math.inf
     validations = next((some for some in _VALIDATIONS if some <= most), min(_VALIDATIONS))
     every = 1 if number <= _EPOCHS else math.ceil(number / validations)
-    return Epochs(number=every * max(1, round(number / every)), validated_every=every)
+    return Epochs(number=every * round(number / every), validated_every=every)
 
 
 def set_epochs_(trainer: lightning.Trainer, task: AdapterTask, data: TaskData, *, most_steps: int | None) -> str:

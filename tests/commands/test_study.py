@@ -98,7 +98,7 @@ def line(tiny_run: list[str]) -> list[str]:
     return ["study", *tiny_run, "hydra.run.dir=all"]
 
 
-METHODS = "methods=lora, bitfit optimizer.lr=3e-4, adapter=full"
+METHODS = "methods=[lora, bitfit optimizer.lr=3e-4, adapter=full]"
 
 
 def test_each_method_is_compared_at_its_best_rate_and_a_rerun_does_what_is_missing(

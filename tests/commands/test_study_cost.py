@@ -37,15 +37,15 @@ def test_each_method_is_timed_beside_busy_places_and_one_short_run_tells_the_res
         yield seconds_of_short_run
         told.append("over")
 
-    def timed(settings: dict[str, Any], folder: Path) -> Expected:
+    def timed(settings: dict[str, Any], folder: Path, *, built: float) -> Expected:
         assert told == [["adapter=lora"]] and folder == tmp_path
         pace = Pace(step=0.0, validation=0.0, around=settings["seconds"])
         steps = Epochs(number=1, validated_every=1) if settings["bytes"] > 1 else None
         return Expected(pace=pace, epochs=steps, short=8.0, checkpoint=settings["bytes"])
 
     monkeypatch.setattr(Processes, "busy", beside)
-    monkeypatch.setattr(study_cost, "_build", lambda _: None)
-    monkeypatch.setattr(study_cost, "_expected", timed)
+    monkeypatch.setattr(study_cost, "_build", lambda settings: settings)
+    monkeypatch.setattr(study_cost, "expected", timed)
     methods = [
         (["adapter=lora"], {"seconds": 6.0, "bytes": 20}, Missing(number=5, in_turn=3)),
         (["adapter=bitfit"], {"seconds": 16.0, "bytes": 10}, Missing(number=3, in_turn=2)),
@@ -76,6 +76,13 @@ def test_a_method_that_the_model_cannot_have_is_left_out_or_refused(
         cost_of_runs(Processes(1), tmp_path, methods)
     with pytest.raises(InputError, match="E-TARGET-NONE"):  # nothing could be compared with the others
         cost_of_runs(Processes(1), tmp_path, methods[1:], may_refuse=True)
+
+    def full(*_: object) -> None:
+        raise InputError("E-DISK", "full")
+
+    monkeypatch.setattr(Trial, "write", full)
+    with pytest.raises(InputError, match="E-DISK"):  # which has nothing to do with the method
+        cost_of_runs(Processes(1), tmp_path, methods, may_refuse=True)
 
 
 def test_a_probe_that_is_solved_for_takes_no_steps_and_a_probe_of_forgetting_takes_time(
