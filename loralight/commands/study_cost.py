@@ -9,7 +9,7 @@ from typing import Any
 from loralight.commands.processes import Processes
 from loralight.commands.trial import Expected, Trial, expected, free_device
 from loralight.errors import InputError
-from loralight.logs import logger
+from loralight.logs import logger, telling
 from loralight.training.epochs import Epochs
 
 TIMED = "timed"
@@ -118,7 +118,7 @@ def cost_of_runs(
         _build(methods[0][1])  # the first one reads the data and the weights from the disk
         timed: dict[int, Expected] = {}
         refused: dict[int, InputError] = {}
-        for place, (_, settings, _) in enumerate(methods):
+        for place, (_, settings, _) in enumerate(telling(methods, "methods timed", len(methods))):
             started = perf_counter()
             try:
                 trial = _build(settings)
