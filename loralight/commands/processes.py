@@ -112,7 +112,14 @@ class Processes:
             logger.warning("a run of one step, by which the others were to be timed, has failed: %s", told)
         return seconds
 
-    def finish(self, words: Sequence[str], folder: Path, *, is_enough: Callable[[], bool] | None = None) -> str | None:
+    def finish(
+        self,
+        words: Sequence[str],
+        folder: Path,
+        *,
+        begin: Callable[[], object] | None = None,
+        is_enough: Callable[[], bool] | None = None,
+    ) -> str | None:
         """Train into ``folder``, unless its run is finished; the output goes into a file beside it.
 
         A command that was killed may have left a process that trains into the folder: its end is waited for.
@@ -120,6 +127,7 @@ class Processes:
         Args:
             words: overrides of ``loralight train``.
             folder: of the run.
+            begin: called when a place is free and the run begins; never if it is finished.
             is_enough: asked each second; once it is true, the run is told to stop.
 
         Returns:
@@ -132,9 +140,9 @@ class Processes:
         if (folder / SUMMARY).exists():
             return None
         to_folder, log = quoted(f"hydra.run.dir={folder}"), folder.with_name(f"{folder.name}.log")
-        error = self.train([*words, to_folder], log, is_enough=is_enough)
+        error = self.train([*words, to_folder], log, begin=begin, is_enough=is_enough)
         is_late = error is not None and is_held(folder)  # the other process had only begun
-        return self.finish(words, folder, is_enough=is_enough) if is_late else error
+        return self.finish(words, folder, begin=begin, is_enough=is_enough) if is_late else error
 
     def _wait_for_another(self, folder: Path) -> None:
         """Wait for the end of a process that trains into the folder."""
@@ -143,12 +151,20 @@ class Processes:
                 raise Ended
             sleep(1)
 
-    def train(self, words: Sequence[str], log: Path, *, is_enough: Callable[[], bool] | None = None) -> str | None:
+    def train(
+        self,
+        words: Sequence[str],
+        log: Path,
+        *,
+        begin: Callable[[], object] | None = None,
+        is_enough: Callable[[], bool] | None = None,
+    ) -> str | None:
         """Run ``loralight train`` with these words, once a place is free; its output goes into ``log``.
 
         Args:
             words: overrides.
             log: a file.
+            begin: see `finish`.
             is_enough: see `finish`.
 
         Returns:
@@ -161,6 +177,8 @@ class Processes:
         try:
             if self._ended:
                 raise Ended
+            if begin is not None:
+                begin()
             command = [sys.executable, "-m", "loralight", "train", *words, *self._flags]
             with (
                 log.open("wb") as written,

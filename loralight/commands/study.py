@@ -315,12 +315,14 @@ class Study:
         """A finished run, which is trained now if it is missing; None if it failed."""
         words = _words(method, power, seed)
         name, folder = " ".join(words), self._place(words)
-        is_new, is_whole = not _is_finished(folder), not folder.exists()
-        if is_new:
+        is_whole = not folder.exists()
+
+        def begin() -> None:
             with self._one_at_a_time:
                 self._time_to_go.begin(folder, method.name)
+
         line = [*self._of_runs, *self._words_of_length(method), *words]
-        error = self.processes.finish(line, folder)
+        error = self.processes.finish(line, folder, begin=begin)
         run = None if error is not None else read_run(folder)
         if run is None:
             note_failure(folder, str(error))
@@ -333,8 +335,7 @@ class Study:
         with self._one_at_a_time:
             self._ended[folder] = run
             self._told.add(folder)
-            if is_new:
-                self._time_to_go.end(folder, is_whole=is_whole and run is not None)
+            self._time_to_go.end(folder, is_whole=is_whole and run is not None)
             logs.show(f"{len(self._told)}/{self._num_runs()}, {self._minutes():.0f} min to go: {told}")
         return run
 

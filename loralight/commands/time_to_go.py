@@ -48,18 +48,18 @@ class TimeToGo:
         self._write()
 
     def begin(self, run: Path, method: str) -> None:
-        """A run of the method begins."""
+        """A run of the method begins, in a place of its own."""
         self._begun[run] = method, monotonic()
 
     def end(self, run: Path, *, is_whole: bool) -> None:
-        """A run has ended.
+        """A run has ended; nothing if `begin` was not told of it, as it was finished before.
 
         Args:
-            run: which `begin` was told of.
+            run: its folder.
             is_whole: whether it has ended well and was made from its start, so that its time counts.
         """
-        method, begun = self._begun.pop(run)
-        if is_whole:
+        method, begun = self._begun.pop(run, ("", 0.0))
+        if method and is_whole:
             self._taken.setdefault(method, []).append(monotonic() - begun)
             self._write()
 

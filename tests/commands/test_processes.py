@@ -2,6 +2,7 @@
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,22 @@ def test_a_run_that_is_killed_failed_by_the_machine_and_not_by_its_settings(tmp_
 
     error = processes.train(["trainer.max_epochs=1000"], tmp_path / "run.log", is_enough=kill)
     assert error is not None and error.startswith("exit code -9") and is_of_machine(error)
+
+
+def test_a_run_begins_once_a_place_is_free_and_a_finished_one_does_not_begin(tmp_path: Path) -> None:
+    processes, free = Processes(1), list[bool]()
+
+    def begin() -> None:
+        free.append(not processes._running and processes._places.empty())
+
+    with ThreadPoolExecutor(2) as pool:
+        errors = [
+            pool.submit(processes.finish, ["adapter=lorra"], tmp_path / name, begin=begin) for name in ("one", "other")
+        ]
+        assert all("lorra" in str(error.result()) for error in errors) and free == [True, True]
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / "summary.json").touch()
+    assert processes.finish([], tmp_path / "done", begin=begin) is None and len(free) == 2
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,10 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Runs are written down and not made: accuracy falls with the distance of the rate from the method's best."""
     ran: list[list[str]] = []
 
-    def train(_: Processes, words: Sequence[str], log: Path, **__: object) -> str | None:
+    def train(
+        _: Processes, words: Sequence[str], log: Path, *, begin: Callable[[], object], **__: object
+    ) -> str | None:
+        begin()
         ran.append([word for word in words if word.startswith(("adapter", "optimizer", "seed"))])
         folder = log.with_suffix("")
         settings = settings_of_run("train", words, folder)
