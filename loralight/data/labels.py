@@ -59,7 +59,7 @@ def check_splits(splits: Splits, columns: Sequence[str], *, labels: Sequence[str
     Raises:
         InputError: a column is not there (``E-COLUMN``).
     """
-    check_columns(splits["train"], columns, "train")  # its errors are reported first
+    check_columns(splits["train"], columns, "train", hint=splits.hint)  # its errors are reported first
     notes = leave_out_hidden_test(splits, labels)
     for split, rows in splits.items():
         check_columns(rows, columns, split)

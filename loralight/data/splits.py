@@ -43,11 +43,12 @@ class Splits(dict[str, Dataset]):
     Args:
         rows: the rows of each split.
         origins: where the rows of each split come from, for messages.
+        hint: what else may be meant if the rows lack a column.
     """
 
-    def __init__(self, rows: Mapping[str, Dataset], origins: dict[str, Origin]) -> None:
+    def __init__(self, rows: Mapping[str, Dataset], origins: dict[str, Origin], hint: str = "") -> None:
         super().__init__(rows)
-        self.origins = origins
+        self.origins, self.hint = origins, hint
 
 
 class _Found(NamedTuple):
@@ -105,6 +106,7 @@ def load_splits(
     reading = _reading(readers or {}, files, header=header, delimiter=delimiter, encoding=encoding)
     sources = {split: resolve(name) for split, name in given.items() if name and _kind(resolve(name)) in reading}
     splits = {split: reading[_kind(file)](file) for split, file in sources.items()}
+    hint = _folders_hint(path, reading) if path and "train" not in sources else ""
     odd = {split: value for split, value in given.items() if value and split not in sources}
     for split, value in odd.items():
         if path is None or Path(value).is_file():
@@ -116,11 +118,10 @@ def load_splits(
         sources |= {split: found[key].source for split, key in keys.items() if key is not None}
     if "train" not in splits:
         where = f"{path} has no training split, only {', '.join(found)}" if path else "no data is given"
-        hint = _folders_hint(path, reading) if path else ""
         raise InputError(
-            "E-DATA", f"{where}. Set data.path to a hub name or folder, or data.train to a file or split{hint}"
+            "E-DATA", f"{where}. Set data.path to a hub name or folder, or data.train to a file or split.{hint}"
         )
-    loaded = Splits(splits, {split: Origin(split=split, source=source) for split, source in sources.items()})
+    loaded = Splits(splits, {split: Origin(split=split, source=source) for split, source in sources.items()}, hint)
     if "validation" not in loaded:
         _hold_out(loaded, validation_fraction, split_seed)
     _limit(loaded, ["train"], "limit_rows", limit_rows, seed)
@@ -129,10 +130,10 @@ def load_splits(
 
 
 def _folders_hint(path: str, reading: Readers) -> str:
-    """A hint for tables without a training split: the folders beside them may be the labels."""
+    """A hint for tables that are no training rows: the folders beside them may be the labels."""
     folder = Path(path).expanduser()
     has_folders = "/" in reading and folder.is_dir() and any(one.is_dir() for one in folder.iterdir())
-    return f". If the folders in it are the labels: data.train={path}" if has_folders else ""
+    return f" If the folders in {path} are the labels: data.train={path}" if has_folders else ""
 
 
 def _limit(splits: Splits, names: Sequence[str], setting: str, limit: int | None, seed: int) -> None:
@@ -188,7 +189,9 @@ def _numbers(rows: Dataset) -> Dataset:
     return Dataset.from_dict({"number": range(len(rows))})
 
 
-def check_columns(rows: Dataset, columns: Iterable[str], split: str, *, setting: str = "data.columns.<role>") -> None:
+def check_columns(
+    rows: Dataset, columns: Iterable[str], split: str, *, setting: str = "data.columns.<role>", hint: str = ""
+) -> None:
     """Raise ``E-COLUMN`` unless ``rows`` has all ``columns``; the message names the ``setting`` that gives them."""
     for column in columns:
         if column not in rows.column_names:
@@ -197,7 +200,7 @@ def check_columns(rows: Dataset, columns: Iterable[str], split: str, *, setting:
                 "E-COLUMN",
                 f"the {split} split has no column {column!r}; it has {has}.{did_you_mean(column, rows.column_names)} "
                 f"Say which with {setting}=<name>{_nested_hint(rows)}."
-                f"{csv_files.header_hint(rows)}{_inner_hint(rows, column)}",
+                f"{csv_files.header_hint(rows)}{_inner_hint(rows, column)}{hint}",
             )
 
 
