@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +14,10 @@ from datasets import Dataset
 from loralight.data import csv_files
 from loralight.data.bars import hiding_bars
 from loralight.data.charsets import check_encoding, check_text
+from loralight.data.named_files import by_name, is_about, is_split, name_of, names_of, shown
 from loralight.data.origin import Origin
 from loralight.errors import InputError, did_you_mean
+from loralight.logs import logger
 from loralight.resources import no_such_file, resolve
 
 Readers = Mapping[str, Callable[..., Dataset]]
@@ -34,7 +35,6 @@ _SAID_OF_NO_ROWS = ("No columns to parse from file", "corresponds to no data")  
 _SAID_OF_RAGGED_ROWS = ("Error tokenizing data", "Length of header or names")
 _OTHER_DELIMITER = ". If something else stands between its columns, say data.delimiter=tab, or what it is"
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
-_ALIASES = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
 class Splits(dict[str, Dataset]):
@@ -52,10 +52,17 @@ class Splits(dict[str, Dataset]):
 
 
 class _Found(NamedTuple):
-    """A split that can be read."""
+    """A split that can be read, or a part of one.
+
+    Args:
+        source: a file, a folder, or the data set's name on the hub.
+        files: one or more that it is read from, or the source.
+        read: one of them.
+    """
 
     source: str
-    read: Callable[[], Dataset]
+    files: Sequence[str]
+    read: Callable[[str], Dataset]
 
 
 def load_splits(
@@ -79,9 +86,10 @@ def load_splits(
 
     Args:
         path: a hub name, a folder of files named after their splits (``train.csv``, ``dev.jsonl``, ...), or one
-            file, by itself or the only one in a folder, which is the train split. If ``readers`` has a ``/``, a split
-            may be a folder, and a folder of other folders alone is the train split.
-        name: the hub data set's configuration, if it has several.
+            file, by itself or the only one in a folder, which is the train split. A split may be in several files, see
+            `loralight.data.named_files`. If ``readers`` has a ``/``, a split may be a folder, and a folder of other
+            folders alone is the train split.
+        name: the hub data set's configuration, if it has several; in a copy on this disk, its folder.
         train: a file, or the split's name in ``path`` (found if None). If this is a file, ``path`` is not read.
         validation: a file, which replaces the split in ``path``, or the split's name in ``path`` (found if None).
         test: a file or a name, like ``validation``.
@@ -106,6 +114,7 @@ def load_splits(
     reading = _reading(readers or {}, files, header=header, delimiter=delimiter, encoding=encoding)
     sources = {split: resolve(name) for split, name in given.items() if name and _kind(resolve(name)) in reading}
     splits = {split: reading[_kind(file)](file) for split, file in sources.items()}
+    origins = {split: Origin(split=split, source=file) for split, file in sources.items()}
     hint = _folders_hint(path, reading) if path and "train" not in sources else ""
     odd = {split: value for split, value in given.items() if value and split not in sources}
     for split, value in odd.items():
@@ -113,15 +122,24 @@ def load_splits(
             raise InputError("E-DATA", f"data.{split}={value}: {_expected(value, reading)}")
     if path is not None and "train" not in sources:
         found = _read_path(resolve(path), name, reading)
-        keys = {split: _split_key(split, given[split], found, path) for split in given if split not in sources}
-        splits |= {split: found[key].read() for split, key in keys.items() if key is not None}
-        sources |= {split: found[key].source for split, key in keys.items() if key is not None}
+        kinds = {_kind(file) if Path(file).is_file() else "/" for one in found.values() for file in one.files}
+        wanted = {split: value for split, value in given.items() if split not in sources}
+        others = [value for value in wanted.values() if value]
+        names = {
+            split: names_of(
+                split, value, found, path=path, others=others, are_parts=len(kinds) == 1 and "/" not in kinds
+            )
+            for split, value in wanted.items()
+        }
+        for split, some in names.items():
+            if some:
+                splits[split], origins[split] = _joined([found[one] for one in some], split, path)
     if "train" not in splits:
-        where = f"{path} has no training split, only {', '.join(found)}" if path else "no data is given"
+        where = f"{path} has no training split, only {shown(found)}" if path else "no data is given"
         raise InputError(
             "E-DATA", f"{where}. Set data.path to a hub name or folder, or data.train to a file or split.{hint}"
         )
-    loaded = Splits(splits, {split: Origin(split=split, source=source) for split, source in sources.items()}, hint)
+    loaded = Splits(splits, origins, hint)
     if "validation" not in loaded:
         _hold_out(loaded, validation_fraction, split_seed)
     _limit(loaded, ["train"], "limit_rows", limit_rows, seed)
@@ -292,19 +310,29 @@ def _expected(file: str, kinds: Iterable[str]) -> str:
 def _read_path(path: str, name: str | None, reading: Readers) -> Mapping[str, _Found]:
     """The splits in ``path``, by their names there."""
     folder = Path(path).expanduser()
+    if name is not None and (folder / name).is_dir():  # a configuration in a copy of a hub's repository
+        folder = folder / name
     if folder.is_file():
         if folder.suffix.lower() in ARCHIVES:
             raise InputError("E-DATA", f"data.path={path}: an archive; unpack it, and give the folder")
         if (kind := _kind(path)) not in reading:
             raise InputError("E-DATA", f"data.path={path}: {_expected(path, reading)}")
-        return {"train": _Found(str(folder), partial(reading[kind], str(folder)))}
+        return {"train": _Found(str(folder), [str(folder)], reading[kind])}
     if folder.is_dir():
         visible = [file for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
-        files = [file for file in visible if _kind(str(file)) in reading and file.name != LABEL_NAMES]
-        if not any(file.stem in chain(*_ALIASES.values()) for file in files):
+        files = [one for one in visible if _kind(str(one)) in reading and one.name != LABEL_NAMES and not is_about(one)]
+        if not any(is_split(file.stem) for file in files):
             tables = [file for file in files if file.is_file()]
+            if not tables and any(file.is_file() and _kind(str(file)) in reading for file in folder.glob("data/*")):
+                return _read_path(str(folder / "data"), None, reading)  # as repositories on the hub have it
+            if not tables and (several := [one.name for one in visible if one.is_dir() and _has_split(one, reading)]):
+                raise InputError(
+                    "E-DATA",
+                    f"data.path={path}: several data sets, in the folders {shown(several)}. Choose one: "
+                    f"data.name={several[0]}",
+                )
             if files and not tables:
-                return {"train": _Found(path, partial(reading["/"], str(folder)))}  # folders of classes
+                return {"train": _Found(path, [path], reading["/"])}  # folders of classes
             files = tables
         if not files:
             endings = ", ".join(kind for kind in reading if kind != "/")
@@ -315,33 +343,50 @@ def _read_path(path: str, name: str | None, reading: Readers) -> Mapping[str, _F
                 f"data.path={path}: no file in this folder ends in {endings}{folders}; {has}. "
                 "Rename the file of each split to train, validation or test, with one of these endings",
             )
-        found = {file.stem: _Found(str(file), partial(reading[_kind(str(file))], str(file))) for file in files}
-        if len(found) < len(files):
-            raise InputError(
-                "E-DATA", f"data.path={path}: several files of one split: {', '.join(file.name for file in files)}"
-            )
-        return found
+        return {
+            name: _Found(str(some[0]), [*map(str, some)], reading[_kind(str(some[0]))])
+            for name, some in by_name(path, files).items()
+        }
     if folder.is_absolute() or path.startswith((".", "~")):
         raise InputError("E-DATA", f"data.path={path}: there is no such folder")
     with _one_message(path):
         loaded = datasets.load_dataset(path, name)
-    return {split: _Found(path, partial(_as_is, rows)) for split, rows in loaded.items()}
+    return {split: _Found(path, [path], partial(_as_is, rows)) for split, rows in loaded.items()}
 
 
-def _as_is(rows: Dataset) -> Dataset:
+def _has_split(folder: Path, reading: Readers) -> bool:
+    """Whether a file in the folder has the name of a split."""
+    return any(is_split(name_of(file)) and file.is_file() and _kind(str(file)) in reading for file in folder.iterdir())
+
+
+def _as_is(rows: Dataset, _: str) -> Dataset:
     return rows
 
 
-def _split_key(split: str, given: str | None, found: Iterable[str], path: str) -> str | None:
-    """The name of ``split`` in the data set at ``path``; None if there is no such split."""
-    names = list(found)
-    if given is None and split == "train" and len(names) == 1 and names[0] not in chain(*_ALIASES.values()):
-        return names[0]
-    if given is None:
-        return next((alias for alias in _ALIASES[split] if alias in names), None)
-    if given not in names:
-        raise InputError("E-DATA", f"data.{split}={given}: {path} has {', '.join(names)}.{did_you_mean(given, names)}")
-    return given
+def _joined(found: Sequence[_Found], split: str, path: str) -> tuple[Dataset, Origin]:
+    """The rows of a split that is in one or more files, and where they come from.
+
+    Raises:
+        InputError: the files have different columns (``E-COLUMN``), or types of columns (``E-DATA``).
+    """
+    files = [(file, one.read) for one in found for file in one.files]
+    parts = [read(file) for file, read in files]
+    if len(parts) == 1:
+        return parts[0], Origin(split=split, source=found[0].source)
+    first, *others = parts
+    for (file, _), rows in zip(files[1:], others, strict=True):
+        if set(rows.column_names) != set(first.column_names):
+            raise InputError(
+                "E-COLUMN",
+                f"{files[0][0]} and {file} are read as one split, {split}, and have different columns: "
+                f"{', '.join(map(repr, first.column_names))} and {', '.join(map(repr, rows.column_names))}. Give one "
+                f"as data.{split}=<file>",
+            )
+    logger.info("%s: %d files, from %s to %s", split, len(files), Path(files[0][0]).name, Path(files[-1][0]).name)
+    with _one_message(path):
+        whole = datasets.concatenate_datasets(parts)
+    lengths = [(file, len(rows)) for (file, _), rows in zip(files, parts, strict=True)]
+    return whole, Origin(split=split, source=str(Path(files[0][0]).parent), files=lengths)
 
 
 @contextmanager

@@ -194,7 +194,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "no such relative folder": ({"path": "./nowhere"}, "E-DATA: data.path=./nowhere: there is no such folder"),
     "a hub name without network": ({"path": "nobody/nothing"}, "E-DATA: nobody/nothing: .*needs network access"),
     "no such package": ({"path": "pkg://no_such_package/data"}, "E-RESOURCE: .*no_such_package"),
-    "no training split": ({"path": "{folder}"}, "E-DATA: .*no training split, only a, tiny. Set data.path"),
+    "no training split": ({"path": "{folder}/tests"}, "E-DATA: .*no training split, only test. Set data.path"),
     "no such split": (
         {"path": "{folder}", "train": "tinny"},
         r"E-DATA: data.train=tinny: .* has a, tiny\. Did you mean 'tiny'\?",
@@ -225,6 +225,8 @@ def test_what_gives_no_data_is_one_clear_error(tmp_path: Path, fault: str) -> No
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("text")
     (tmp_path / "twice").mkdir()
+    (tmp_path / "tests").mkdir()
+    numbered(tmp_path / "tests" / "test.csv", 2)
     numbered(tmp_path / "twice" / "train.csv", 2)
     numbered(tmp_path / "twice" / "train.tsv", 2)
     numbered(tmp_path / "a.csv", 4)

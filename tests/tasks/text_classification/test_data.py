@@ -122,12 +122,12 @@ def test_folders_beside_a_table_are_not_read(tmp_path: Path, tiny_bert: str) -> 
     }
     folder = folders(tmp_path, texts)
     assert of_folder(folder, tiny_bert).names == ["bad", "good"]
-    (folder / "more.csv").write_text("text,label\nfilm,1\n")
+    (folder / "more_dev.csv").write_text("text,label\nfilm,1\n")
     told = re.escape(f"If the folders in {folder} are the labels: data.train={folder}")
-    with pytest.raises(InputError, match=f"no training split, only more, rows.* {told}"):
+    with pytest.raises(InputError, match=f"no training split, only more_dev, rows.* {told}"):
         of_folder(folder, tiny_bert)
     (folder / "rows.csv").unlink()
-    (folder / "more.csv").write_text("file\na.txt\nb.txt\n")
+    (folder / "more_dev.csv").write_text("file\na.txt\nb.txt\n")
     with pytest.raises(InputError, match=f"the train split has no column 'text'; it has 'file'.* {told}"):
         of_folder(folder, tiny_bert)
 
