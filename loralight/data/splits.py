@@ -34,6 +34,9 @@ LABEL_NAMES = "labels.json"
 _SAID_OF_NO_ROWS = ("No columns to parse from file", "corresponds to no data")  # by pandas and datasets
 _SAID_OF_RAGGED_ROWS = ("Error tokenizing data", "Length of header or names")
 _OTHER_DELIMITER = ". If something else stands between its columns, say data.delimiter=tab, or what it is"
+_SAVED = (datasets.config.DATASETDICT_JSON_FILENAME, datasets.config.DATASET_STATE_JSON_FILENAME)
+"""Files in a folder that ``save_to_disk`` of the library of data sets has written."""
+
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 
 
@@ -85,10 +88,10 @@ def load_splits(
     """The splits of a data set.
 
     Args:
-        path: a hub name, a folder of files named after their splits (``train.csv``, ``dev.jsonl``, ...), or one
-            file, by itself or the only one in a folder, which is the train split. A split may be in several files, see
-            `loralight.data.named_files`. If ``readers`` has a ``/``, a split may be a folder, and a folder of other
-            folders alone is the train split.
+        path: a hub name, a folder that `datasets` has saved, a folder of files named after their splits
+            (``train.csv``, ``dev.jsonl``, ...), or one file, by itself or the only one in a folder, which is the train
+            split. A split may be in several files, see `loralight.data.named_files`. If ``readers`` has a ``/``, a
+            split may be a folder, and a folder of other folders alone is the train split.
         name: the hub data set's configuration, if it has several; in a copy on this disk, its folder.
         train: a file, or the split's name in ``path`` (found if None). If this is a file, ``path`` is not read.
         validation: a file, which replaces the split in ``path``, or the split's name in ``path`` (found if None).
@@ -318,6 +321,10 @@ def _read_path(path: str, name: str | None, reading: Readers) -> Mapping[str, _F
         if (kind := _kind(path)) not in reading:
             raise InputError("E-DATA", f"data.path={path}: {_expected(path, reading)}")
         return {"train": _Found(str(folder), [str(folder)], reading[kind])}
+    if any((folder / file).is_file() for file in _SAVED):
+        with _one_message(path):
+            saved = datasets.load_from_disk(str(folder)).with_format(None)
+        return _as_they_are(saved if isinstance(saved, dict) else {"train": saved}, path)
     if folder.is_dir():
         visible = [file for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
         files = [one for one in visible if _kind(str(one)) in reading and one.name != LABEL_NAMES and not is_about(one)]
@@ -328,7 +335,7 @@ def _read_path(path: str, name: str | None, reading: Readers) -> Mapping[str, _F
             if not tables and (several := [one.name for one in visible if one.is_dir() and _has_split(one, reading)]):
                 raise InputError(
                     "E-DATA",
-                    f"data.path={path}: several data sets, in the folders {shown(several)}. Choose one: "
+                    f"data.path={path}: the data is in folders of its own: {shown(several)}. Choose one: "
                     f"data.name={several[0]}",
                 )
             if files and not tables:
@@ -351,12 +358,16 @@ def _read_path(path: str, name: str | None, reading: Readers) -> Mapping[str, _F
         raise InputError("E-DATA", f"data.path={path}: there is no such folder")
     with _one_message(path):
         loaded = datasets.load_dataset(path, name)
-    return {split: _Found(path, [path], partial(_as_is, rows)) for split, rows in loaded.items()}
+    return _as_they_are(loaded, path)
 
 
 def _has_split(folder: Path, reading: Readers) -> bool:
     """Whether a file in the folder has the name of a split."""
     return any(is_split(name_of(file)) and file.is_file() and _kind(str(file)) in reading for file in folder.iterdir())
+
+
+def _as_they_are(splits: Mapping[str, Dataset], path: str) -> dict[str, _Found]:
+    return {split: _Found(path, [path], partial(_as_is, rows)) for split, rows in splits.items()}
 
 
 def _as_is(rows: Dataset, _: str) -> Dataset:

@@ -68,7 +68,10 @@ def test_other_names_are_read_as_they_are_meant(tmp_path: Path, names: Sequence[
         (["a.csv", "b.jsonl"], "no training split, only a, b"),
         ([f"{number:02}_dev.csv" for number in range(11)], "only 00_dev, .*, 07_dev and 3 more"),
         (["train-00000-of-00002.csv", "train-00001-of-00002.jsonl"], "several files of one split: train-00000-of"),
-        (["mrpc/train.csv", "sst2/train-00000-of-00001.csv"], "folders mrpc, sst2. Choose one: data.name=mrpc"),
+        (
+            ["mrpc/train.csv", "sst2/train-00000-of-00001.csv"],
+            "folders of its own: mrpc, sst2. Choose one: data.name=mrpc",
+        ),
     ],
 )
 def test_what_the_names_do_not_tell_is_refused(tmp_path: Path, names: Sequence[str], told: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from loralight.data.splits import check_columns, load_splits, read_file
 from loralight.errors import InputError
@@ -51,6 +51,20 @@ def test_a_folder_s_files_are_told_apart_by_their_names(tmp_path: Path, train: s
     (tmp_path / "README.md").write_text("not data")
     splits = load_splits(path=str(tmp_path))
     assert {name: len(rows) for name, rows in splits.items()} == dict(zip(names, range(4, 7), strict=False))
+
+
+def test_a_folder_that_the_library_of_data_sets_has_saved_is_read(tmp_path: Path) -> None:
+    rows = Dataset.from_dict(ROWS)
+    DatasetDict({"train": rows.with_format("numpy"), "test": rows.select([2])}).save_to_disk(tmp_path / "both")
+    rows.save_to_disk(tmp_path / "one", num_shards=2)
+    both = load_splits(path=str(tmp_path / "both"), validation_fraction=0.4)
+    assert {split: len(some) for split, some in both.items()} == {"train": 1, "test": 1, "validation": 2}
+    assert both["test"].to_dict() == {"text": ["fünf"], "label": [1]} and isinstance(both["train"][0]["label"], int)
+    one = load_splits(path=str(tmp_path / "one"), validation_fraction=0.4)
+    assert sorted(one["train"]["text"][:] + one["validation"]["text"][:]) == sorted(ROWS["text"])
+    (tmp_path / "one" / "data-00000-of-00002.arrow").write_bytes(b"")
+    with pytest.raises(InputError, match=r"^E-DATA: .*one: cannot be read"):
+        load_splits(path=str(tmp_path / "one"))
 
 
 def test_a_split_of_a_folder_can_be_given_by_name(tmp_path: Path) -> None:
