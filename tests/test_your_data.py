@@ -46,7 +46,7 @@ def test_a_row_is_read_with_the_settings_beside_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     others: dict[type, Any] = {str: "negative", int: 0, list: ["insult"]}
-    other = row | ({"label": others[type(row["label"])]} if "label" in row else {})
+    other = row | ({"label": others[type(row["label"])]} if task == "text_classification" else {})
     Path("rows.jsonl").write_text("\n".join(map(json.dumps, [row, other] * 10)) + "\n", encoding="utf-8")
     checkpoint = tiny_llama if task == "text_generation" else tiny_bert
     words = [

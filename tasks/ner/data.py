@@ -26,7 +26,7 @@ from loralight.errors import InputError, did_you_mean
 
 from .conll import read_conll
 from .metrics import entity_metrics
-from .sentences import Sentences, read_spans, read_tagged, tags_in_order
+from .sentences import Sentences, is_marked, read_spans, read_tagged, tags_in_order
 from .tags import OUTSIDE, Span, is_tag, spans_of, tag_names, tags_of
 from .windows import Encoder, join
 
@@ -106,8 +106,13 @@ class NerData(TaskData):
             "E-COLUMN",
             f"the train split has {', '.join(map(repr, rows.column_names))}; it needs {names['words']!r} and "
             f"{names['tags']!r} (words and their tags), or {names['text']!r} and {names['entities']!r} (a text and the "
-            "places of its entities). Say which with data.columns.<role>=<name>",
+            f"places of its entities). Say which with data.columns.<role>=<name>{self._hint(rows)}",
         )
+
+    def _hint(self, rows: Dataset) -> str:
+        """A hint for a column of entities under another name."""
+        found = [name for name in rows.column_names if rows[name] and is_marked(rows[name][0])]
+        return f". {found[0]!r} holds entities: data.columns.entities={found[0]}" if found else ""
 
     def _used_columns(self) -> list[str]:
         return [self.columns[role] for role in (("text", "entities") if self._as_text else ("words", "tags"))]

@@ -20,6 +20,13 @@ _WORD = pre_tokenizers.Split(
 )
 
 
+_FIELDS = (  # of an entity; the first ones are loralight's, the others doccano's and Label Studio's
+    ("start", "start_offset"),
+    ("end", "end_offset"),
+    ("label", "labels"),
+)
+
+
 class Sentences(NamedTuple):
     """Sentences as words, their entities by word, and notes on how they were read."""
 
@@ -98,7 +105,7 @@ def _count(values: Any, things: str) -> str:
 
 
 def read_spans(rows: Dataset, text: str, entities: str, origin: Origin) -> Sentences:
-    """Sentences from a column of texts and a column of entities (``start``, ``end`` in characters, ``label``).
+    """Sentences from a column of texts and a column of entities: places in characters and a label, see `_entity`.
 
     If an entity begins or ends inside a word, the word is divided there, so that no entity is lost.
 
@@ -129,14 +136,18 @@ def read_spans(rows: Dataset, text: str, entities: str, origin: Origin) -> Sente
 
 def _places(text: str, marked: Any, where: str) -> Iterator[tuple[int, int, str]]:
     """The places of entities in order, without white space at their ends."""
+    if isinstance(marked, Mapping):  # one list for each field
+        marked = [dict(zip(marked, values, strict=True)) for values in zip(*marked.values(), strict=True)]
     if not isinstance(marked, list):
         raise InputError("E-NER-SPAN", f"{where}: {marked!r} is no list of entities; give [] where there is none")
-    if odd := [one for one in marked if not _is_entity(one)]:
+    found = [_entity(one) for one in marked]
+    if None in found:
         raise InputError(
-            "E-NER-SPAN", f"{where}: {odd[0]!r} is no entity; give start and end (in characters) and a label"
+            "E-NER-SPAN",
+            f"{where}: {marked[found.index(None)]!r} is no entity; give start and end (in characters) and a label",
         )
     last, last_text = 0, ""
-    for start, end, label in sorted((one["start"], one["end"], one["label"].strip()) for one in marked):
+    for start, end, label in sorted(one for one in found if one is not None):
         shown = f"{where}: {label} from {start} to {end}"
         if not 0 <= start < end <= len(text) or not text[start:end].strip():
             raise InputError("E-NER-SPAN", f"{shown} is nothing in a text of {len(text)} characters")
@@ -148,13 +159,25 @@ def _places(text: str, marked: Any, where: str) -> Iterator[tuple[int, int, str]
         yield start, last, label
 
 
-def _is_entity(one: Any) -> bool:
-    return (
-        isinstance(one, Mapping)
-        and all(isinstance(one.get(key), int) for key in ("start", "end"))
-        and isinstance(one.get("label"), str)
-        and bool(one["label"].strip())
-    )
+def is_marked(value: Any) -> bool:
+    """Whether a row's value is a list of entities that is not empty."""
+    return isinstance(value, list) and bool(value) and None not in map(_entity, value)
+
+
+def _entity(one: Any) -> tuple[int, int, str] | None:
+    """Start, end and label of an entity; None if this is none.
+
+    It is a list of these, as doccano and spaCy have it, or has a field for each, in the names of several tools.
+    """
+    if isinstance(one, Mapping):
+        one = [next((one[name] for name in names if one.get(name) is not None), None) for names in _FIELDS]
+    if not isinstance(one, list) or len(one) != len(_FIELDS):
+        return None
+    start, end, label = one
+    if isinstance(label, list) and len(label) == 1:
+        (label,) = label
+    are_places = all(isinstance(place, int) and not isinstance(place, bool) for place in (start, end))
+    return (start, end, label.strip()) if are_places and isinstance(label, str) and label.strip() else None
 
 
 def _divide(word: tuple[int, int], cuts: set[int]) -> Iterator[tuple[int, int]]:

@@ -313,6 +313,10 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         {"rows": [{"words": ["a"], "ner": ["O"]}]},
         r"E-COLUMN: the train split has 'words', 'ner'; it needs 'tokens' and 'ner_tags' .*, or 'text' and 'entities'",
     ),
+    "entities under another name": (
+        {"rows": [{"text": "Bob", "labels": [{"start": 0, "end": 3, "label": "person"}]}]},
+        "E-COLUMN: the train split has 'text', 'labels'; .* 'labels' holds entities: data.columns.entities=labels$",
+    ),
     "a column that only train has": (
         {"rows": {"train": tagged(), "validation": [{"tokens": ["a"]}]}},
         "E-COLUMN: the validation split has no column 'ner_tags'; it has 'tokens'",

@@ -1,14 +1,19 @@
 """Texts become words, and the places of entities words of theirs; nothing is lost on the way."""
 
+import json
 from itertools import pairwise
+from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from datasets import Dataset
 
 from loralight.data.origin import Origin
+from loralight.data.splits import read_file
 from loralight.errors import InputError
 from loralight.tasks.ner.sentences import Sentences, read_spans, split_words
+from loralight.tasks.ner.tags import Span
 
 ORIGIN = Origin(split="train", source="rows.jsonl")
 
@@ -103,6 +108,27 @@ def test_a_place_that_is_none_is_an_error(place: tuple[int, int, str], message: 
         read("Bob went", place)
 
 
+@pytest.mark.parametrize(
+    "entities",
+    [
+        [[4, 12, "place"], [0, 3, "person"]],  # doccano's JSONL, spaCy
+        [
+            {"id": 7, "label": "person", "start_offset": 0, "end_offset": 3},  # doccano with relations
+            {"id": 8, "label": "place", "start_offset": 4, "end_offset": 12},
+        ],
+        [
+            {"start": 0, "end": 3, "text": "Bob", "labels": ["person"]},  # Label Studio's JSON_MIN
+            {"start": 4, "end": 12, "text": "New York", "labels": ["place"]},
+        ],
+        {"start": [0, 4], "end": [3, 12], "label": ["person", "place"]},  # a Sequence of `datasets`
+    ],
+)
+def test_entities_are_read_as_the_tools_that_mark_them_write_them(entities: Any, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": "Bob New York", "entities": entities}))
+    read = read_spans(read_file(str(tmp_path / "rows.jsonl")), "text", "entities", ORIGIN)
+    assert read.words == [["Bob", "New", "York"]] and read.spans == [[Span(0, 1, "person"), Span(1, 3, "place")]]
+
+
 def test_entities_that_overlap_are_an_error_that_shows_both() -> None:
     with pytest.raises(InputError, match=r"^E-NER-SPAN: .*: place from 4 to 8 \('York'\) overlaps 'New York'"):
         read("New York", (0, 8, "place"), (4, 8, "place"))
@@ -118,6 +144,8 @@ def test_entities_that_overlap_are_an_error_that_shows_both() -> None:
             r"E-NER-SPAN: .+: train row 0, column 'entities': None is no list of entities",
         ),
         ({"text": "Bob", "entities": ["Bob"]}, r"E-NER-SPAN: .*'Bob' is no entity; give start and end"),
+        ({"text": "Bob", "entities": [["0", "3", "person"]]}, r"E-NER-SPAN: .* is no entity"),
+        ({"text": "Bob", "entities": [{"start": 0, "end": 3, "labels": ["a", "b"]}]}, r"E-NER-SPAN: .* is no entity"),
         ({"text": "Bob", "entities": [{"start": 0, "end": 3}]}, r"E-NER-SPAN: .* is no entity"),
         ({"text": "Bob", "entities": [{"start": 0.0, "end": 3.5, "label": "x"}]}, r"E-NER-SPAN: .* is no entity"),
     ],
