@@ -78,14 +78,15 @@ def names_of(
             raise InputError("E-DATA", f"data.{split}={given}: {path} has {shown(names)}.{did_you_mean(given, names)}")
         return [given]
     by_lower = {name.lower(): name for name in names}
-    if any(map(is_split, names)):
-        return [by_lower[alias] for alias in ALIASES[split] if alias in by_lower][:1]
-    if len(names) == 1:
+    if own := [by_lower[alias] for alias in ALIASES[split] if alias in by_lower]:
+        return own[:1]
+    has_own = any(map(is_split, names))  # another split has
+    if len(names) == 1 and not has_own:
         return [*names] if split == "train" else []
     free = [name for name in names if name not in others] if are_parts else []
     told = {name: found[1].lower() for name in free if (found := _IN_NAME.search(name))}
     if not told:
-        return free if split == "train" else []
+        return free if split == "train" and not has_own else []
     parts = [name for name, alias in told.items() if _SPLIT_OF[alias] == split]
     are_numbered = len({_NUMBERS.sub("", name) for name in parts}) == 1
     return parts if are_numbered and len(told) == len(free) else []

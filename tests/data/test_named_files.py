@@ -15,6 +15,7 @@ AS_ON_THE_HUB = {
     "a repository of the hub": ["data/train-00000-of-00001.parquet", "data/validation-00000-of-00001.parquet"],
     "numbered": ["train_1.csv", "train_2.csv", "train_3.csv", "valid.1.csv"],
     "numbered without a sign": ["train1.csv", "train2.csv", "test1.csv"],
+    "numbered beside one": ["train-1.csv", "train-2.csv", "test.csv"],
     "with the set's name": ["reviews_train.jsonl", "reviews_dev.jsonl", "reviews-test.jsonl"],
     "without a split's name": ["january.csv", "february.csv", "march.csv"],
     "a single file": ["january.csv"],
@@ -54,6 +55,7 @@ def test_files_are_put_together_as_the_library_of_data_sets_does(tmp_path: Path,
         (["train.csv", "train_old.csv", "later.csv"], {"train": 3}),  # a split's own name is certain
         (["Train.csv", "TEST.csv"], {"train": 3, "test": 4}),
         (["my_test.csv"], {"train": 3}),
+        (["train.csv", "test_matched.csv", "test_mismatched.csv"], {"train": 3}),
     ],
 )
 def test_other_names_are_read_as_they_are_meant(tmp_path: Path, names: Sequence[str], lengths: dict[str, int]) -> None:
@@ -65,6 +67,7 @@ def test_other_names_are_read_as_they_are_meant(tmp_path: Path, names: Sequence[
     [
         (["reviews_train.csv", "notes.csv"], "no training split, only notes, reviews_train"),
         (["train_sft.csv", "train_gen.csv"], "no training split, only train_gen, train_sft"),
+        (["test.csv", "more.csv"], "no training split, only more, test"),
         (["a.csv", "b.jsonl"], "no training split, only a, b"),
         ([f"{number:02}_dev.csv" for number in range(11)], "only 00_dev, .*, 07_dev and 3 more"),
         (["train-00000-of-00002.csv", "train-00001-of-00002.jsonl"], "several files of one split: train-00000-of"),
