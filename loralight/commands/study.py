@@ -1,9 +1,10 @@
 """``loralight study``: compares methods of fine-tuning on the user's own data, each at its best learning rate.
 
-A method is tried at its own learning rate, a lower one and a higher one. An optimum at the edge of a grid is not
-reliable, so the grid grows until the best rate on validation rows has a worse rate on each side. At the best rate the
-method runs with further seeds. Each run is a separate process of ``loralight train`` with its own folder. So its memory
-is measured alone, and the same command in the same folder does only the missing runs. Those that do not wait for one
+A method is tried at its own learning rate, a lower one and a higher one. One of these is better than its own if the
+difference is more than what the choice of validation rows may bring, see `is_told_apart`. An optimum at the edge of a
+grid is not reliable, so the grid grows until the best rate has a worse rate on each side. At the best rate the method
+runs with further seeds. Each run is a separate process of ``loralight train`` with its own folder. So its memory is
+measured alone, and the same command in the same folder does only the missing runs. Those that do not wait for one
 another are made side by side.
 """
 
@@ -32,6 +33,7 @@ from loralight.config.first_look import first_look
 from loralight.config.own_data import with_own_data
 from loralight.errors import InputError
 from loralight.reports.comparison import Comparison
+from loralight.reports.row_by_row import is_told_apart
 from loralight.reports.runs import SUMMARY, FinishedRun, read_run
 from loralight.reports.sweeps import note_failure, write_report
 from loralight.stopping import Stopped
@@ -132,6 +134,7 @@ class Study:
         self.failures: dict[str, str] = {}
         self._ended: dict[Path, FinishedRun | None] = {}  # None: it failed
         self._told: set[Path] = set()
+        self._told_apart: dict[tuple[Path, Path], bool] = {}  # runs' scores
         self._time_to_go = TimeToGo(self.folder / _COST, self.processes.jobs)
         self._one_at_a_time = Lock()  # runs end in several threads
 
@@ -197,7 +200,7 @@ class Study:
 
         runs: dict[int, FinishedRun | None] = {}
         planned: list[list[Path]] = []
-        while powers := _next_powers(method, runs):
+        while powers := self._next_powers(method, runs):
             runs |= {power: self._ended.get(place(power)) for power in powers}  # a missing run is taken for the worst
             planned.append([*map(place, powers)])
         is_open = place(0) not in self._ended and method.lr is not None and not method.is_solved
@@ -207,7 +210,7 @@ class Study:
         elif place(0) in self._ended and runs[0] is None:
             return planned, False
         rates = [place(power) for power in runs]
-        planned.append([place(best_power(_scores(method, runs)), seed) for seed in range(1, self.seeds)])
+        planned.append([place(best_power(self._scores(method, runs)), seed) for seed in range(1, self.seeds)])
         return planned, is_open or (len(rates) > 1 and not self._ended.keys() >= {*rates})
 
     def _folders(self, method: Method) -> set[Path]:
@@ -294,9 +297,9 @@ class Study:
     def _run_method(self, method: Method) -> None:
         """Find a method's rate with the first seed, then run it with the other seeds."""
         runs: dict[int, FinishedRun | None] = {}
-        while powers := _next_powers(method, runs):
+        while powers := self._next_powers(method, runs):
             runs |= zip(powers, self._runs(method, [(power, 0) for power in powers]), strict=True)
-        scores = _scores(method, runs)
+        scores = self._scores(method, runs)
         if is_at_end(scores):
             logs.show(
                 f"{' '.join(method.words)}: its best rate is the farthest that is tried, and a better one may lie "
@@ -305,6 +308,23 @@ class Study:
         if (best := runs[best_power(scores)]) is not None:
             others = self._runs(method, [(best_power(scores), seed) for seed in range(1, self.seeds)])
             self.chosen[method] = [best, *(run for run in others if run is not None)]
+
+    def _next_powers(self, method: Method, runs: Mapping[int, FinishedRun | None]) -> list[int]:
+        """The next rates to try, after that of power 0; none once the best is known."""
+        is_searched = not runs or (method.lr is not None and _has_steps(runs[0]))
+        return next_powers(self._scores(method, runs)) if is_searched else []
+
+    def _scores(self, method: Method, runs: Mapping[int, FinishedRun | None]) -> dict[int, float | None]:
+        """The scores by power; one that is better than that of the method's own rate by chance is taken for as good."""
+        scores, own = {power: _score(run, method) for power, run in runs.items()}, runs.get(0)
+        for power, run in runs.items():
+            score, least = scores[power], scores.get(0)
+            if run and own and score is not None and least is not None and score > least:
+                pair = run.folder, own.folder
+                if pair not in self._told_apart:
+                    self._told_apart[pair] = is_told_apart(run, own, run.monitored)
+                scores[power] = score if self._told_apart[pair] else least
+        return scores
 
     def _runs(self, method: Method, of: Sequence[tuple[int, int]]) -> list[FinishedRun | None]:
         """The runs of some rates (powers) and seeds, side by side where there are places that no method takes."""
@@ -353,16 +373,6 @@ def _is_finished(folder: Path) -> bool:
 
 def _name(word: str) -> str:
     return word.lstrip("+").partition("=")[0]
-
-
-def _scores(method: Method, runs: Mapping[int, FinishedRun | None]) -> dict[int, float | None]:
-    return {power: _score(run, method) for power, run in runs.items()}
-
-
-def _next_powers(method: Method, runs: Mapping[int, FinishedRun | None]) -> list[int]:
-    """The next rates to try, after that of power 0; none once the best is known."""
-    is_searched = not runs or (method.lr is not None and _has_steps(runs[0]))
-    return next_powers(_scores(method, runs)) if is_searched else []
 
 
 def _score(run: FinishedRun | None, method: Method) -> float | None:

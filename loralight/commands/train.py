@@ -318,9 +318,10 @@ def _load_best(metric: str, trainer: lightning.Trainer, task: AdapterTask) -> fl
 
 
 def _measure(trainer: lightning.Trainer, task: AdapterTask, data: TaskData, output_dir: Path) -> dict[str, float]:
-    """The task's metrics on validation rows, and on test rows if there are any, to which the answers are kept."""
-    keeping = KeepAnswers(output_dir, "test" if "test" in data.splits else "validation")
-    trainer.callbacks.append(keeping)  # type: ignore[attr-defined]
+    """The task's metrics on validation rows, and on test rows if there are any; the answers to both are kept."""
+    judged = "test" if "test" in data.splits else "validation"
+    for split in {"validation", judged}:
+        trainer.callbacks.append(KeepAnswers(output_dir, split, is_judged=split == judged))  # type: ignore[attr-defined]
     measured = dict(trainer.validate(task, datamodule=data, verbose=False)[0])
     if "test" in data.splits:
         measured |= trainer.test(task, datamodule=data, verbose=False)[0]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from loralight.errors import InputError
 from loralight.reports.runs import FinishedRun
-from loralight.training.answers_file import FILE, MOST_BYTES, MOST_OF_THUMBNAIL
+from loralight.training.answers_file import FILE, MOST_BYTES, MOST_OF_THUMBNAIL, OF_VALIDATION
 from loralight.untrusted import read_json_lines
 
 Labels = frozenset[str]
@@ -100,18 +100,24 @@ class RunAnswers:
         return "F1" if self.kind in ("labels", "entities") else "accuracy"
 
 
-def read_answers(run: FinishedRun) -> RunAnswers | None:
+def read_answers(run: FinishedRun, split: str | None = None) -> RunAnswers | None:
     """The answers that a run has kept; None if it has kept none, as one of an earlier version.
+
+    Args:
+        run: the run.
+        split: of the rows; if None, test if the run has it, else validation.
 
     Raises:
         InputError: the file is damaged, or not of this run (``E-RUN``).
     """
-    file = run.folder / FILE
+    of_validation = run.folder / OF_VALIDATION
+    file = of_validation if split == "validation" and os.path.lexists(of_validation) else run.folder / FILE
     if not os.path.lexists(file):
         return None
     try:
         head, *lines = read_json_lines(file, MOST_BYTES)
-        return _checked(head, lines, run)
+        found = _checked(head, lines, run)
+        return found if split in (None, found.split) else None
     except (OSError, ValueError) as error:
         raise InputError("E-RUN", f"{file} is damaged: {' '.join(str(error).split())[:200]}") from error
 

@@ -5,7 +5,7 @@ seeds tell.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -14,8 +14,11 @@ import numpy as np
 from loralight.errors import InputError
 from loralight.reports.answers import Answer, RunAnswers, read_answers
 from loralight.reports.groups import Group
+from loralight.reports.runs import FinishedRun
 
 _RESAMPLES = 1000
+_TIE = 1.1  # the standard error of a difference of one row is that difference, but for 1,000 draws
+_ROUNDED = 1e-4  # by as much a score from answers may differ from the metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,7 @@ class Pair:
         difference: of the scores: the first group's less the other's.
         low: the interval of 95 % begins here, by resampling rows (Efron, 1979, https://doi.org/10.1214/aos/1176344552).
         high: and ends here.
+        error: the standard error of the difference, likewise.
     """
 
     num_rows: int
@@ -37,6 +41,7 @@ class Pair:
     difference: float
     low: float
     high: float
+    error: float
 
     @property
     def p(self) -> float:
@@ -111,7 +116,7 @@ class RowByRow:
             return {}
         best = next((one for one in self.groups if one.group is self.best), None)
         others = [one for one in self.groups if one is not best]
-        found = {id(one.group): _pair(best, one) for one in others} if best else {}
+        found = {id(one.group): _pair(best.runs, one.runs) for one in others} if best else {}
         return {group: pair for group, pair in found.items() if pair is not None}
 
 
@@ -122,10 +127,38 @@ def sign_test(better: int, worse: int) -> float:
     return min(1.0, 2 * sum(math.exp(one - num * math.log(2)) for one in logs))
 
 
-def _pair(one: OfGroup, other: OfGroup) -> Pair | None:
-    """Two groups on the rows that both have answered; None if they share no seed or no row."""
-    seeds = [seed for seed in one.runs if seed in other.runs]
-    runs = [of.runs[seed] for of in (one, other) for seed in seeds]
+def is_told_apart(one: FinishedRun, other: FinishedRun, metric: str) -> bool:
+    """Whether two runs' scores on validation rows differ by more than the standard error of the difference.
+
+    This is the one-standard-error rule (Breiman et al., 1984, *Classification and Regression Trees*, 3.4.3). It is true
+    where answers to the rows do not tell: they were not kept, or the metric is no accuracy or F1 of them.
+
+    Args:
+        metric: with its split, ``validation``.
+    """
+    answers, other_answers = _of_validation(one), _of_validation(other)
+    score, other_score = one.score(metric), other.score(metric)
+    if answers is None or other_answers is None or not answers.of_same_rows(other_answers):
+        return True
+    pair = _pair({"": answers}, {"": other_answers})
+    if pair is None or score is None or other_score is None:
+        return True
+    if abs(pair.difference - (score - other_score)) > _ROUNDED:
+        return True
+    return abs(pair.difference) > _TIE * pair.error
+
+
+def _of_validation(run: FinishedRun) -> RunAnswers | None:
+    try:
+        return read_answers(run, "validation")
+    except InputError:  # damaged
+        return None
+
+
+def _pair(one: Mapping[str, RunAnswers], other: Mapping[str, RunAnswers]) -> Pair | None:
+    """Two groups' answers, by seeds, on the rows that both have answered; None if they share no seed or no row."""
+    seeds = [seed for seed in one if seed in other]
+    runs = [of[seed] for of in (one, other) for seed in seeds]
     rows = sorted(set(runs[0].rows).intersection(*(run.rows for run in runs))) if runs else []
     if not rows:
         return None
@@ -135,7 +168,8 @@ def _pair(one: OfGroup, other: OfGroup) -> Pair | None:
     weights = _resamples(len(rows))  # (resamples, rows)
     found = (hits @ weights.T) / np.maximum(of @ weights.T, 1e-12)  # (groups, resamples)
     totals = hits.sum(1) / np.maximum(of.sum(1), 1e-12)
-    low, high = np.quantile(found[0] - found[1], (0.025, 0.975))
+    differences = found[0] - found[1]
+    low, high = np.quantile(differences, (0.025, 0.975))
     return Pair(
         num_rows=len(rows),
         better=int((scores[0] > scores[1]).sum()),
@@ -143,6 +177,7 @@ def _pair(one: OfGroup, other: OfGroup) -> Pair | None:
         difference=float(totals[0] - totals[1]),
         low=float(low),
         high=float(high),
+        error=float(differences.std()),
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from loralight.data import TaskData
 from loralight.logs import logger
-from loralight.training.answers_file import FILE, MOST_OF_THUMBNAIL, write
+from loralight.training.answers_file import FILE, MOST_OF_THUMBNAIL, OF_VALIDATION, write
 
 MOST_ROWS = 10_000
 """Rows of a split that are kept; of a longer split every second, third, ..."""
@@ -115,7 +115,7 @@ def _chosen(row: Sequence[bool], labels: Sequence[str]) -> list[str]:
 
 
 class KeepAnswers(lightning.Callback):
-    """Writes a task's answers to a split into ``predictions.jsonl``, from the batches that measure it.
+    """Writes a task's answers to a split into a file, from the batches that measure it.
 
     The first line describes the file, each further line is a row. The input is kept of rows with a wrong answer alone:
     where two models differ, one of them is wrong. Every process keeps its own rows; the first writes those of all.
@@ -123,10 +123,11 @@ class KeepAnswers(lightning.Callback):
     Args:
         folder: the run's folder.
         split: ``validation`` or ``test``.
+        is_judged: whether reports are on this split, so that inputs are kept too.
     """
 
-    def __init__(self, folder: Path, split: str) -> None:
-        self._folder, self._split = folder, split
+    def __init__(self, folder: Path, split: str, *, is_judged: bool = True) -> None:
+        self._file, self._split, self._is_judged = folder / (FILE if is_judged else OF_VALIDATION), split, is_judged
         self._head: dict[str, Any] = {}
         self._lines: dict[int, dict[str, Any]] = {}
         self._thumbnails = 0
@@ -160,9 +161,9 @@ class KeepAnswers(lightning.Callback):
         self._head = {"split": split, "kind": found.kind, "labels": list(found.labels)}
         for row, given, right, confidence in zip(rows, found.given, found.right, sure, strict=True):
             if row % every == 0:
-                is_right = given == right
-                line = _line(row, given, right, confidence, None if is_right else data.shown(split, row))
-                self._lines[row] = line if is_right else line | self._thumbnail(split, row, data)
+                has_input = self._is_judged and given != right
+                line = _line(row, given, right, confidence, data.shown(split, row) if has_input else None)
+                self._lines[row] = line | self._thumbnail(split, row, data) if has_input else line
 
     def _thumbnail(self, split: str, row: int, data: TaskData) -> dict[str, str]:
         """The row's thumbnail as a part of its line, if it has one and there is room."""
@@ -181,7 +182,7 @@ class KeepAnswers(lightning.Callback):
         lines = {row: line for _, rows in parts for row, line in rows.items()}
         if lines and trainer.is_global_zero:
             head = next(head for head, _ in parts if head)
-            write(self._folder / FILE, {**head, **_of_split(trainer, split)}, [lines[row] for row in sorted(lines)])
+            write(self._file, {**head, **_of_split(trainer, split)}, [lines[row] for row in sorted(lines)])
 
 
 def keep_texts(trainer: lightning.Trainer, split: str, texts: Sequence[Mapping[str, str]]) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 FILE = "predictions.jsonl"
+OF_VALIDATION = "validation_predictions.jsonl"
+"""Beside `FILE` if that is of test rows: answers without inputs, by which a study tells rates apart."""
 MOST_BYTES = 4 * 2**20
 """Of the file; inputs may take half of it."""
 MOST_OF_THUMBNAIL = 6000

@@ -138,6 +138,22 @@ def test_each_method_is_compared_at_its_best_rate_and_a_rerun_does_what_is_missi
     assert sorted(words[-1] for words in trained) == ["seed=0", "seed=3", "seed=3", "seed=3"]
 
 
+def test_a_rate_that_is_better_by_chance_alone_is_not_taken(
+    trained: list[list[str]], in_process: InProcess, line: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[tuple[float, float, str]] = []
+
+    def is_told_apart(run: FinishedRun, own: FinishedRun, metric: str) -> bool:
+        asked.append((run.settings["optimizer.lr"], own.settings["optimizer.lr"], metric))
+        return False
+
+    monkeypatch.setattr("loralight.commands.study.is_told_apart", is_told_apart)
+    assert in_process(*line, "methods=lora", "seeds=2") == 0  # its best rate is ten times its own
+    report = json.loads((tmp_path / "all" / "study.json").read_text())
+    assert {read_run(Path(run["run"])).settings["optimizer.lr"] for run in report["runs"]} == {1e-3}
+    assert len(trained) == 4 and asked == [(0.00316, 0.001, "validation/accuracy")], "asked once, of the better one"
+
+
 def test_rates_and_seeds_of_one_method_are_made_side_by_side(
     trained: list[list[str]], in_process: InProcess, line: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from loralight.artifacts.run_folder import take
 from loralight.config.composition import settings_of
+from loralight.reports.answers import read_answers
+from loralight.reports.runs import read_run
 from loralight.training.checkpoint import newest, verify
 from loralight.training.launch import launch
 from loralight.training.task import AdapterTask
@@ -52,7 +55,7 @@ def test_a_run_leaves_all_its_results(in_process: InProcess, tiny_run: list[str]
     }
     assert {entry.name for entry in run.iterdir()} == {
         *(".hydra", "adapter", "checkpoints", "metrics.csv", "summary.json", "train.log"),
-        *("predictions.jsonl", "progress.html"),
+        *("predictions.jsonl", "validation_predictions.jsonl", "progress.html"),
     }
     assert "adapter:" in (run / ".hydra" / "config.yaml").read_text()
 
@@ -79,6 +82,13 @@ def test_a_run_leaves_all_its_results(in_process: InProcess, tiny_run: list[str]
         next(float(row[name]) for row in at_end if row[name]) for name in ("validation/loss", "train/epoch_loss")
     )
     assert summary["generalisation_gap"] == pytest.approx(held_out - trained)
+
+    for split in ("validation", "test"):
+        kept = read_answers(read_run(run), split)
+        assert kept is not None and kept.split == split and len(kept.rows) == kept.num_rows
+        right = [answer.given == answer.right for answer in kept.rows.values()]
+        assert mean(right) == pytest.approx(summary["metrics"][f"{split}/accuracy"])
+        assert all(answer.input is None for answer in kept.rows.values()) is (split == "validation" or all(right))
 
 
 def test_the_log_has_a_line_for_each_epoch_and_no_line_twice(

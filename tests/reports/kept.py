@@ -7,7 +7,7 @@ from typing import Any
 
 from loralight.reports.comparison import Comparison
 from loralight.reports.runs import find_runs, read_run
-from loralight.training.answers_file import FILE, write
+from loralight.training.answers_file import FILE, OF_VALIDATION, write
 
 
 def make_run(
@@ -23,8 +23,9 @@ def make_run(
     inputs: Sequence[Any] = (),
     confidences: Sequence[float] = (),
     digest: str = "abc",
+    split: str = "test",
 ) -> Path:
-    """A finished run's folder."""
+    """A finished run's folder, with answers to a split."""
     (folder / ".hydra").mkdir(parents=True)
     settings = {"seed": seed, "monitor": {"metric": "validation/accuracy", "mode": "max"}}
     (folder / ".hydra" / "config.yaml").write_text(json.dumps(settings))
@@ -46,8 +47,9 @@ def make_run(
         line = {"row": row, **dict(zip(("given", "right"), answers, strict=True))}
         lines.append(line | ({"input": inputs[row]} if inputs else {}))
         lines[-1] |= {"confidence": confidences[row]} if confidences else {}
-    head = {"split": "test", "kind": kind, "labels": list(labels), "rows": len(lines), "digest": digest}
-    write(folder / FILE, head, lines)
+    digest = "def" if split == "validation" else digest
+    head = {"split": split, "kind": kind, "labels": list(labels), "rows": len(lines), "digest": digest}
+    write(folder / (OF_VALIDATION if split == "validation" else FILE), head, lines)
     return folder
 
 

@@ -1,11 +1,15 @@
 """Groups on the same rows: exact tests, intervals, and what is said of them."""
 
+import math
 import random
 from pathlib import Path
+from statistics import mean, pstdev
 
 import pytest
 
-from loralight.reports.row_by_row import sign_test
+from loralight.reports.row_by_row import is_told_apart, sign_test
+from loralight.reports.runs import read_run
+from loralight.training.answers_file import OF_VALIDATION
 
 from .kept import compared, make_run, page_of
 
@@ -48,6 +52,44 @@ def test_the_parts_of_f1_make_the_difference_of_f1(tmp_path: Path) -> None:
     table = [[[int(label in row) for label in "ab"] for row in rows] for rows in (right, given)]
     assert pair.difference == pytest.approx(1 - metrics.f1_score(*table, average="micro"))
     assert comparison.rows.kept.measure == "F1"
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "is_so"),
+    [
+        (range(1), range(0), False),  # a row of 40: the standard error is as large
+        (range(3), range(10, 11), False),
+        (range(9), range(10, 17), False),
+        (range(4), range(0), True),
+        (range(9), range(10, 12), True),
+    ],
+)
+def test_two_rates_are_told_apart_by_the_standard_error_over_validation_rows(
+    tmp_path: Path, better: range, worse: range, is_so: bool
+) -> None:
+    """The error of a mean of paired differences, which resampling rows draws."""
+    runs = {
+        name: read_run(make_run(tmp_path / name, wrong(*rows), GOOD, accuracy=1 - len(rows) / 40, split="validation"))
+        for name, rows in (("one", worse), ("other", better))
+    }
+    differences = [(row in better) - (row in worse) for row in range(40)]
+    error = pstdev(differences) / math.sqrt(40)
+    assert (abs(mean(differences)) > 1.05 * error) is is_so
+    assert is_told_apart(runs["one"], runs["other"], "validation/accuracy") is is_so
+    assert is_told_apart(runs["other"], runs["one"], "validation/accuracy") is is_so
+
+
+def test_what_the_rows_do_not_tell_is_told_apart_by_the_score(tmp_path: Path) -> None:
+    one = read_run(make_run(tmp_path / "one", wrong(1), GOOD, accuracy=0.975, split="validation"))
+    other = read_run(make_run(tmp_path / "other", wrong(1, 2), GOOD, accuracy=0.95, split="validation"))
+    assert not is_told_apart(one, other, "validation/accuracy")
+    assert is_told_apart(one, other, "validation/loss"), "there is none"
+    third = read_run(make_run(tmp_path / "third", wrong(1, 2), GOOD, accuracy=0.7, split="validation"))
+    assert is_told_apart(one, third, "validation/accuracy"), "the metric is not of these answers"
+    (tmp_path / "other" / OF_VALIDATION).write_text("{}")
+    assert is_told_apart(one, other, "validation/accuracy"), "damaged"
+    (tmp_path / "other" / OF_VALIDATION).unlink()
+    assert is_told_apart(one, other, "validation/accuracy"), "of an earlier version"
 
 
 def test_only_rows_that_all_have_kept_and_seeds_that_both_have_are_compared(tmp_path: Path) -> None:
