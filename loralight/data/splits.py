@@ -326,39 +326,44 @@ def _read_path(path: str, name: str | None, reading: Readers) -> Mapping[str, _F
             saved = datasets.load_from_disk(str(folder)).with_format(None)
         return _as_they_are(saved if isinstance(saved, dict) else {"train": saved}, path)
     if folder.is_dir():
-        visible = [file for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
-        files = [one for one in visible if _kind(str(one)) in reading and one.name != LABEL_NAMES and not is_about(one)]
-        if not any(is_split(file.stem) for file in files):
-            tables = [file for file in files if file.is_file()]
-            if not tables and any(file.is_file() and _kind(str(file)) in reading for file in folder.glob("data/*")):
-                return _read_path(str(folder / "data"), None, reading)  # as repositories on the hub have it
-            if not tables and (several := [one.name for one in visible if one.is_dir() and _has_split(one, reading)]):
-                raise InputError(
-                    "E-DATA",
-                    f"data.path={path}: the data is in folders of its own: {shown(several)}. Choose one: "
-                    f"data.name={several[0]}",
-                )
-            if files and not tables:
-                return {"train": _Found(path, [path], reading["/"])}  # folders of classes
-            files = tables
-        if not files:
-            endings = ", ".join(kind for kind in reading if kind != "/")
-            folders = ", and there are no folders of labels in it" if "/" in reading else ""
-            has = f"it has {', '.join(file.name for file in visible[:8])}" if visible else "it is empty"
-            raise InputError(
-                "E-DATA",
-                f"data.path={path}: no file in this folder ends in {endings}{folders}; {has}. "
-                "Rename the file of each split to train, validation or test, with one of these endings",
-            )
-        return {
-            name: _Found(str(some[0]), [*map(str, some)], reading[_kind(str(some[0]))])
-            for name, some in by_name(path, files).items()
-        }
+        return _read_folder(folder, reading)
     if folder.is_absolute() or path.startswith((".", "~")):
         raise InputError("E-DATA", f"data.path={path}: there is no such folder")
     with _one_message(path):
         loaded = datasets.load_dataset(path, name)
     return _as_they_are(loaded, path)
+
+
+def _read_folder(folder: Path, reading: Readers) -> Mapping[str, _Found]:
+    """The splits in a folder of files, or of folders of classes."""
+    visible = [file for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
+    files = [one for one in visible if _kind(str(one)) in reading and one.name != LABEL_NAMES and not is_about(one)]
+    if not any(is_split(file.stem) for file in files):
+        tables = [file for file in files if file.is_file()]
+        if not tables and any(file.is_file() and _kind(str(file)) in reading for file in folder.glob("data/*")):
+            return _read_folder(folder / "data", reading)  # as repositories on the hub have it
+        if not tables and (several := [one.name for one in visible if one.is_dir() and _has_split(one, reading)]):
+            raise InputError(
+                "E-DATA",
+                f"data.path={folder}: the data is in folders of its own: {shown(several)}. Choose one: "
+                f"data.name={several[0]}",
+            )
+        if files and not tables:
+            return {"train": _Found(str(folder), [str(folder)], reading["/"])}  # folders of classes
+        files = tables
+    if not files:
+        endings = ", ".join(kind for kind in reading if kind != "/")
+        folders = ", and there are no folders of labels in it" if "/" in reading else ""
+        has = f"it has {shown(file.name for file in visible)}" if visible else "it is empty"
+        raise InputError(
+            "E-DATA",
+            f"data.path={folder}: no file in this folder ends in {endings}{folders}; {has}. "
+            "Rename the file of each split to train, validation or test, with one of these endings",
+        )
+    return {
+        name: _Found(str(some[0]), [*map(str, some)], reading[_kind(str(some[0]))])
+        for name, some in by_name(str(folder), files).items()
+    }
 
 
 def _has_split(folder: Path, reading: Readers) -> bool:
