@@ -31,6 +31,7 @@ from loralight.data import (
     files_by_class,
     has_no_names,
     label_name,
+    list_files,
     name_labels,
     odd_names,
     read_classes,
@@ -40,6 +41,7 @@ from loralight.data import (
     uneven_rows,
 )
 from loralight.errors import InputError
+from loralight.logs import logger
 
 from .backbone import find_backbone
 from .images import MODES, SUFFIXES, convert, open_image, small_jpeg
@@ -47,6 +49,7 @@ from .metrics import image_metrics
 from .transforms import Transform, evaluation_transform, seeded, training_transform
 
 _NAMES, _BYTES = ("string", "large_string"), ("binary", "large_binary")
+_SHOWN = 3  # folders in a message
 _DECODED = 20_000
 """Most images that are all decoded before training (0.2 ms for a small image); else only headers are read."""
 
@@ -277,13 +280,35 @@ def read_table(
     delimiter: str | None = None,
     encoding: str | None = None,
 ) -> Dataset:
-    """A file of rows; names of image files in it are relative to its folder."""
+    """A file of rows; names of image files in it are relative to its folder, see `_paths`."""
     rows = read_file(file, header=header, delimiter=delimiter, encoding=encoding)
-    if column not in rows.column_names or getattr(rows.features[column], "dtype", None) not in _NAMES:
+    dtype = str(getattr(rows.features.get(column), "dtype", None))
+    if dtype not in _NAMES and not dtype.startswith(("int", "uint")):
         return rows
-    folder = Path(file).resolve().parent
-    paths = [None if name is None else str(folder / name) for name in rows[column]]
+    names = [None if name is None else str(name) for name in rows[column]]
+    paths = _paths(names, Path(file).resolve().parent)
+    if dtype not in _NAMES and not any(path is not None and Path(path).is_file() for path in paths):
+        return rows
     return rows.remove_columns(column).add_column(column, paths)
+
+
+def _paths(names: Sequence[str | None], folder: Path) -> list[str | None]:
+    """The paths of image files by their names, which are relative to a folder.
+
+    A name without a folder, and perhaps without an ending, may also be of a file in a folder below: so is it where a
+    table of numbers and labels comes with a folder of pictures. It is taken if it is the only one of that name.
+    """
+    paths = {name: folder / name for name in names if name is not None}
+    missing = {name for name, path in paths.items() if not path.is_file() and Path(name).name == name}
+    below: dict[str, list[Path]] = {}
+    for file in list_files(folder, SUFFIXES) if missing else ():
+        for name in {file.name, file.stem} & missing:
+            below.setdefault(name, []).append(file)
+    found = {name: files[0] for name, files in below.items() if len(files) == 1}
+    if found:
+        folders = sorted({str(file.parent) for file in found.values()})
+        logger.info("%d images are found by their names in %s", len(found), ", ".join(folders[:_SHOWN]))
+    return [None if name is None else str(found.get(name, paths[name])) for name in names]
 
 
 def _undecoded(rows: Dataset, column: str, split: str) -> Dataset:

@@ -136,6 +136,31 @@ def test_a_table_beside_a_folder_of_images_is_read(tiny_resnet: str, image_folde
     assert sum(map(len, data.splits.values())) == len(names)
 
 
+def test_names_without_folder_and_ending_are_found_below_a_table(
+    tiny_resnet: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As competitions give a table of numbers and labels beside a folder of pictures."""
+    (tmp_path / "train").mkdir()
+    for number in range(20):
+        (tmp_path / "train" / f"{number}.png").write_bytes(bytes_of(10 * number))
+    (tmp_path / "18").write_bytes(bytes_of(250))  # a name that is right as it stands
+    columns, names = {**COLUMNS, "image": "id"}, [*range(18), "18", "19.png"]
+    lines = [f"{name},{'light' if place >= 10 else 'dark'}" for place, name in enumerate(names)]
+    for given in (lines, lines[:18]):  # of numbers alone, the column is one of numbers
+        (tmp_path / "labels.csv").write_text("\n".join(["id,label", *given]))
+        with caplog.at_level("INFO"):
+            data = make(tiny_resnet, train=str(tmp_path / "labels.csv"), columns=columns, validation_fraction=0.2)
+        shown = sorted(data.shown(split, row) for split in data.splits for row in range(len(data.splits[split])))
+        beside = [f"{tmp_path.name}/18"] if len(given) == 20 else []
+        found = [f"train/{number}.png" for number in range(20) if number < 18 or (number == 19 and beside)]
+        assert shown == sorted([*found, *beside])
+        assert f"{len(found)} images are found by their names in {tmp_path / 'train'}" in caplog.text
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "7.png").write_bytes(bytes_of(0))
+    with pytest.raises(InputError, match=r"^E-IMAGE: .*labels\.csv: train row 7, column 'id' .*No such file"):
+        make(tiny_resnet, train=str(tmp_path / "labels.csv"), columns=columns, validation_fraction=0.2)
+
+
 def test_columns_may_have_any_names(tiny_resnet: str, tmp_path: Path) -> None:
     rows = table([0, 1] * 4).rename_columns({"image": "Foto", "label": "was es ist"})
     rows.to_parquet(tmp_path / "train.parquet")
