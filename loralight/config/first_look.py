@@ -65,11 +65,11 @@ def _read_tables(data: Mapping[str, Any]) -> None:
             continue
         if name == "path" and "train" in given:
             continue  # then it is not read, or it has that split
-        from loralight.data.splits import ARCHIVES, check_columns, load_splits, read_file  # a second, not torch's many
+        from loralight.data.splits import NO_TABLES, check_columns, load_splits, read_file  # a second, not torch's many
 
-        if name == "path" and file.suffix.lower() in ARCHIVES:
+        if name == "path" and file.suffix.lower() in NO_TABLES:
             load_splits(path=str(file))  # refuses it
-        if (kind := file.suffix.lower()) and kind not in (*_FILES, *ARCHIVES):
+        if (kind := file.suffix.lower()) and kind not in (*_FILES, *NO_TABLES):
             continue  # a task's own reader may take it
         needed = _needed(data) if name in ("path", "train") else {}
         rows = read_file(str(file), **how)

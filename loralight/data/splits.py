@@ -37,7 +37,17 @@ _OTHER_DELIMITER = ". If something else stands between its columns, say data.del
 _SAVED = (datasets.config.DATASETDICT_JSON_FILENAME, datasets.config.DATASET_STATE_JSON_FILENAME)
 """Files in a folder that ``save_to_disk`` of the library of data sets has written."""
 
-ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
+NO_TABLES = {
+    **dict.fromkeys(
+        (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"),
+        "an archive; unpack it, and give the file or folder",
+    ),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "a spreadsheet; save its rows as CSV"),
+    **dict.fromkeys(
+        (".pkl", ".pickle", ".pt"), "a pickle, which may run code when it is opened; save its rows as Parquet"
+    ),
+}
+"""Endings of files that are taken for none of `FORMATS`, and what to do with them."""
 
 
 class Splits(dict[str, Dataset]):
@@ -302,8 +312,8 @@ def _kind(source: str) -> str:
 
 def _expected(file: str, kinds: Iterable[str]) -> str:
     """What is said of a file that no reader takes."""
-    if Path(file).suffix.lower() in ARCHIVES:
-        return "an archive; unpack it, and give the file or folder"
+    if told := NO_TABLES.get(Path(file).suffix.lower()):
+        return told
     suffixes = ", ".join(kind for kind in kinds if kind != "/")
     folder = ", nor a folder" if "/" in kinds else ""
     other = "A table of another ending needs its delimiter, such as data.delimiter=tab; rename any other file"
@@ -316,9 +326,8 @@ def _read_path(path: str, name: str | None, reading: Readers) -> Mapping[str, _F
     if name is not None and (folder / name).is_dir():  # a configuration in a copy of a hub's repository
         folder = folder / name
     if folder.is_file():
-        if folder.suffix.lower() in ARCHIVES:
-            raise InputError("E-DATA", f"data.path={path}: an archive; unpack it, and give the folder")
-        if (kind := _kind(path)) not in reading:
+        kind = folder.suffix.lower()
+        if kind in NO_TABLES or kind not in reading:
             raise InputError("E-DATA", f"data.path={path}: {_expected(path, reading)}")
         return {"train": _Found(str(folder), [str(folder)], reading[kind])}
     if any((folder / file).is_file() for file in _SAVED):

@@ -84,6 +84,8 @@ OWN = {"_target_": "loralight.tasks.text_classification.TextClassificationData"}
         ("Class Index,text\n1,a\n", "rows.csv", {}, "E-COLUMN: .* no column 'label'; it has 'Class Index', 'text'"),
         ("ham\tcold soup\n", "rows", {}, r"E-DATA: .*rows: not a file that ends in .*data\.delimiter=tab"),
         ("a;b\n", "rows.zip", {}, r"E-DATA: .*rows\.zip: an archive; unpack it"),
+        ("a;b\n", "rows.XLSX", {}, r"E-DATA: .*rows\.XLSX: a spreadsheet; save its rows as CSV"),
+        ("a;b\n", "rows.pkl", {}, r"E-DATA: .*rows\.pkl: a pickle, which may run code"),
         ("text,label\ngr\xfcn,1\n", "rows.csv", {"encoding": "ascii"}, "E-DATA: .* cannot be read as text in ascii"),
         ("nice,a fine film this is\nnice,b\n", "rows.csv", {}, "E-HEADER: "),
     ],
