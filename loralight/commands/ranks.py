@@ -128,11 +128,14 @@ def _curve(settings: dict[str, Any]) -> tuple[list[Point], str]:
         return scores_of(task, batches, metric, num_batches=len(loader), precision=precision.forward_context)
 
     spectra, whole, points = spectrum(task.model), measured(), list[Point]()
+    own = {layer.name: len(layer.values) for layer in spectra}
     for rank in _lower(max(len(layer.values) for layer in spectra)):
         for way, ranks_of in _WAYS.items():
             ranks = ranks_of(spectra, rank)
-            with cut_to(layers, ranks):
-                scores = measured()
+            scores = whole
+            if ranks != own:  # else nothing is cut
+                with cut_to(layers, ranks):
+                    scores = measured()
             behind, error = difference_of([sign * score for score in whole], [sign * score for score in scores])
             energy = energy_kept(spectra, ranks)
             points.append(Point(rank=rank, way=way, energy=energy, score=scores[0], behind=behind, error=error))
