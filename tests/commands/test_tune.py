@@ -41,7 +41,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Runs are written down and not made; they fail at rates above 0.05, and learn over three validations."""
     ran: list[list[str]] = []
 
-    def train(_: Processes, words: Sequence[str], log: Path, *, is_enough: Callable[[], bool]) -> str | None:
+    def train(
+        _: Processes, words: Sequence[str], log: Path, *, is_enough: Callable[[], bool], **__: object
+    ) -> str | None:
         folder = log.with_suffix("")
         settings = settings_of_run("train", words, folder)
         ran.append([f"{settings['adapter']['rank']}", f"{settings['optimizer']['lr']}"])
