@@ -3,6 +3,7 @@
 import codecs
 from pathlib import Path
 
+from loralight.data.compressed import BROKEN, open_bytes
 from loralight.errors import InputError
 
 _MARKS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
@@ -45,7 +46,8 @@ def read_text_file(file: str, encoding: str | None = None) -> str:
 
 def not_so_encoded(file: str, encoding: str | None) -> InputError:
     """The error for a file in another encoding; it names the likely encoding, judged by the file's bytes."""
-    likely, why = _likely(Path(file).read_bytes())
+    with open_bytes(file) as opened:
+        likely, why = _likely(opened.read())
     return InputError(
         "E-DATA",
         f"{file}: cannot be read as text in {encoding or 'UTF-8'}; likely it is in {likely} ({why}). Set "
@@ -54,9 +56,12 @@ def not_so_encoded(file: str, encoding: str | None) -> InputError:
 
 
 def check_text(file: str, encoding: str | None) -> None:
-    """Raise ``E-DATA`` if a file is not text in ``encoding``; if that is None, also if zero bytes show UTF-16."""
+    """Raise ``E-DATA`` if a file is not text in ``encoding``; if that is None, also if zero bytes show UTF-16.
+
+    A compressed file that is damaged is the same error.
+    """
     decoder = codecs.getincrementaldecoder(encoding or "utf-8")()
-    with Path(file).open("rb") as opened:
+    with open_bytes(file) as opened:
         try:
             while part := opened.read(1 << 20):
                 decoder.decode(part)
@@ -65,6 +70,8 @@ def check_text(file: str, encoding: str | None) -> None:
             decoder.decode(b"", final=True)
         except UnicodeError as error:
             raise not_so_encoded(file, encoding) from error
+        except BROKEN as error:
+            raise InputError("E-DATA", f"{file}: cannot be read: {error}") from error
 
 
 def _likely(data: bytes) -> tuple[str, str]:

@@ -3,11 +3,11 @@
 import csv
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset
 
+from loralight.data.compressed import inner_name, open_lines
 from loralight.errors import InputError
 
 _SEPARATORS = ",;\t|"  # spreadsheets of countries with decimal commas write semicolons
@@ -94,7 +94,7 @@ def _line(rows: Dataset) -> str:
 
 def _separator(file: str, encoding: str | None, *, header: bool | None) -> str:
     """The delimiter: the usual one, unless the header, or without a header the first lines, show another."""
-    usual = "\t" if Path(file).suffix.lower() == ".tsv" else ","
+    usual = "\t" if inner_name(file).suffix.lower() == ".tsv" else ","
     others = [usual, *_SEPARATORS.replace(usual, "")]
     if header is False:
         return next((other for other in others if _divides(file, other, encoding)), usual)
@@ -107,7 +107,7 @@ def _divides(file: str, separator: str, encoding: str | None) -> bool:
 
     Lines are tried both with and without quotes.
     """
-    with Path(file).open(encoding=encoding or "utf-8-sig", errors="replace", newline="") as opened:
+    with open_lines(file, encoding) as opened:
         plain = {line.count(separator) for line in islice(filter(str.strip, opened), _SEEN)}
     quoted = {len(cells) - 1 for cells in islice(_lines(file, separator, encoding), _SEEN)}
     return any(len(counts) == 1 and 0 not in counts for counts in (plain, quoted))
@@ -116,14 +116,14 @@ def _divides(file: str, separator: str, encoding: str | None) -> bool:
 def _lines(
     file: str, separator: str, encoding: str | None, *, quoting: Literal[0, 1, 2, 3] = csv.QUOTE_MINIMAL
 ) -> Iterator[list[str]]:
-    with Path(file).open(encoding=encoding or "utf-8-sig", errors="replace", newline="") as opened:
+    with open_lines(file, encoding) as opened:
         yield from filter(None, csv.reader(opened, delimiter=separator, quoting=quoting))
 
 
 def _is_unquoted(file: str, separator: str, encoding: str | None) -> bool:
     """Whether each line is a row, but quotes do not pair up, as in many TSV files: pandas would join such lines."""
     unpaired, expected = False, None
-    with Path(file).open(encoding=encoding or "utf-8-sig", errors="replace", newline="") as opened:
+    with open_lines(file, encoding) as opened:
         for line in filter(str.strip, opened):
             expected = line.count(separator) if expected is None else expected
             if line.count(separator) != expected:

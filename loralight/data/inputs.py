@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from loralight.data.compressed import inner_name
 from loralight.errors import InputError
 
 
@@ -13,14 +14,14 @@ def read_inputs(source: str) -> list[Any]:
     """The inputs in a file or on standard input (``-``).
 
     Each line of text is an input; a line that is a JSON object is a record. Rows of CSV, JSONL and Parquet files are
-    records. If the whole text is a JSON array of texts and records, its elements are the inputs.
+    records, see `read_file`. If the whole text is a JSON array of texts and records, its elements are the inputs.
 
     Raises:
         InputError: the file cannot be read, or is empty (``E-DATA``, ``E-DATA-EMPTY``).
     """
     from loralight.data.splits import FORMATS, read_file  # they import the library of data sets
 
-    if source != "-" and Path(source).suffix.lower() in FORMATS:
+    if source != "-" and inner_name(source).suffix.lower() in FORMATS:
         inputs: list[Any] = read_file(source).to_list()
     else:
         try:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
+from loralight.data.compressed import inner_name
 from loralight.errors import InputError, did_you_mean
 
 ALIASES = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
@@ -28,8 +29,8 @@ def is_split(name: str) -> bool:
 
 
 def name_of(file: Path) -> str:
-    """A file's name without its ending, and without the number of a shard."""
-    return _SHARD.sub("", file.stem)
+    """A file's name without its endings, and without the number of a shard."""
+    return _SHARD.sub("", inner_name(file).stem)
 
 
 def is_about(file: Path) -> bool:

@@ -14,6 +14,7 @@ from datasets import Dataset
 from loralight.data import csv_files
 from loralight.data.bars import hiding_bars
 from loralight.data.charsets import check_encoding, check_text
+from loralight.data.compressed import inner_name
 from loralight.data.named_files import by_name, is_about, is_split, name_of, names_of, shown
 from loralight.data.origin import Origin
 from loralight.errors import InputError, did_you_mean
@@ -271,7 +272,7 @@ def column_name(given: Any, role: str, *, header: bool | None = None) -> str:
 def read_file(
     file: str, *, header: bool | None = None, delimiter: str | None = None, encoding: str | None = None
 ) -> Dataset:
-    """One CSV, TSV, JSON(L) or Parquet file.
+    """One CSV, TSV, JSON(L) or Parquet file, all but the last also compressed, such as ``rows.csv.gz``.
 
     Args:
         file: its path.
@@ -285,7 +286,7 @@ def read_file(
         InputError: the file is missing, unreadable or of another kind (``E-DATA``), or its first line looks like a row
             (``E-HEADER``).
     """
-    suffix, delimiter = Path(file).suffix.lower(), csv_files.check_delimiter(delimiter)
+    suffix, delimiter = _kind(file), csv_files.check_delimiter(delimiter)
     if suffix not in FORMATS and delimiter is None:
         raise InputError("E-DATA", f"{file}: {_expected(file, FORMATS)}")
     if not Path(file).is_file():
@@ -306,8 +307,8 @@ def read_file(
 
 
 def _kind(source: str) -> str:
-    """The key of a reader in `Readers`: a file's suffix, or ``/`` for a folder."""
-    return "/" if Path(source).is_dir() else Path(source).suffix.lower()
+    """The key of a reader in `Readers`: a file's suffix without that of a compression, or ``/`` for a folder."""
+    return "/" if Path(source).is_dir() else inner_name(source).suffix.lower()
 
 
 def _expected(file: str, kinds: Iterable[str]) -> str:
@@ -326,7 +327,7 @@ def _read_path(path: str, name: str | None, reading: Readers) -> Mapping[str, _F
     if name is not None and (folder / name).is_dir():  # a configuration in a copy of a hub's repository
         folder = folder / name
     if folder.is_file():
-        kind = folder.suffix.lower()
+        kind = _kind(str(folder))
         if kind in NO_TABLES or kind not in reading:
             raise InputError("E-DATA", f"data.path={path}: {_expected(path, reading)}")
         return {"train": _Found(str(folder), [str(folder)], reading[kind])}
@@ -347,7 +348,7 @@ def _read_folder(folder: Path, reading: Readers) -> Mapping[str, _Found]:
     """The splits in a folder of files, or of folders of classes."""
     visible = [file for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
     files = [one for one in visible if _kind(str(one)) in reading and one.name != LABEL_NAMES and not is_about(one)]
-    if not any(is_split(file.stem) for file in files):
+    if not any(is_split(inner_name(file).stem) for file in files):
         tables = [file for file in files if file.is_file()]
         if not tables and any(file.is_file() and _kind(str(file)) in reading for file in folder.glob("data/*")):
             return _read_folder(folder / "data", reading)  # as repositories on the hub have it

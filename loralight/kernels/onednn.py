@@ -5,6 +5,7 @@ hundredths and costs two more copies of each weight: W and its transpose for the
 PyTorch's own for compiled models, and are not public.
 """
 
+import os
 from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple, Self
@@ -19,6 +20,17 @@ from loralight.kernels.trial import is_faster
 _MANY = 64  # rows; with fewer, oneDNN is not faster; nor in half precision, where `F.linear` uses it anyway
 _SMALL = 2**14  # elements of a weight below which a product takes no time worth a trial
 _TRIAL = 2**29  # multiplications of a product in a trial: some 10 ms
+_FEW = "32"  # products whose code is kept: more than one layer has
+
+
+def remember_few_products() -> None:
+    """Let oneDNN keep the code of its last products alone; for batches of ever new lengths, before its first product.
+
+    By default it keeps that of 1,024, which lies in small pieces between the tensors of a step, so that malloc can
+    neither join nor return what the tensors leave: a run's memory grows with each new length. Networks of convolutions,
+    whose shapes repeat, are slower with few. A user's own ``ONEDNN_PRIMITIVE_CACHE_CAPACITY`` stays.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _FEW)
 
 
 class Matrix:

@@ -29,6 +29,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils import logging as transformers_logging
 
 from loralight.errors import InputError
+from loralight.kernels.onednn import remember_few_products
 from loralight.models.budget import Size, at_most
 from loralight.models.fresh import take_as_given
 from loralight.models.row_lengths import fill_up_
@@ -71,6 +72,8 @@ def load_model(auto_class: Any, checkpoint: str, **arguments: Any) -> PreTrained
         # the weights are float32 now, but transformers would refuse to save the model
         quantizer.remove_quantization_config(model)  # type: ignore[no-untyped-call]
     fill_up_(model)
+    if not any(isinstance(part, nn.Conv2d) for part in model.modules()):
+        remember_few_products()
     return model
 
 

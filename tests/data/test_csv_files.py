@@ -109,10 +109,10 @@ def test_two_columns_of_one_name_are_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [None, "."])
-def test_a_packed_file_is_an_error_that_says_what_to_do(tmp_path: Path, path: str | None) -> None:
-    (tmp_path / "rows.csv.gz").touch()
-    with pytest.raises(InputError, match=r"^E-DATA: data\.train=\S*rows\.csv\.gz: an archive; unpack it"):
-        load_splits(path=path, train=str(tmp_path / "rows.csv.gz"))
+def test_an_archive_is_an_error_that_says_what_to_do(tmp_path: Path, path: str | None) -> None:
+    (tmp_path / "rows.tar.gz").touch()
+    with pytest.raises(InputError, match=r"^E-DATA: data\.train=\S*rows\.tar\.gz: an archive; unpack it"):
+        load_splits(path=path, train=str(tmp_path / "rows.tar.gz"))
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])

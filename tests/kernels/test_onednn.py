@@ -2,14 +2,19 @@
 
 import copy
 import gc
+import os
 import pickle
+import sys
 import weakref
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTModel
 from transformers.pytorch_utils import Conv1D
 
 from loralight.acceleration import Facts, FrozenProducts, frozen_linear
@@ -334,3 +339,31 @@ def test_what_cannot_be_packed_is_refused(case: str) -> None:
     with pytest.raises(InputError, match=rf"E-PREPACK.*{said}"):
         prepack_(model)
     assert not any(isinstance(layer, FrozenLinear | FrozenConv1D) for layer in model.modules())
+
+
+@pytest.mark.parametrize(("kind", "kept"), [("bert", False), ("vit", True)])
+def test_a_model_of_texts_keeps_the_code_of_few_lengths(
+    kind: str, kept: bool, tiny_bert: str, tmp_path: Path, run_command: Callable[..., CompletedProcess[str]]
+) -> None:
+    """Code kept for each of 1,024 lengths lies between tensors, so that malloc cannot return what these leave."""
+    if not onednn.can_multiply(torch.float32):
+        pytest.skip("this PyTorch does not multiply by oneDNN here")
+    folder = tiny_bert
+    if kind == "vit":
+        folder = str(tmp_path / "vit")
+        ViTModel(
+            ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=16)
+        ).save_pretrained(folder)
+    lines = f"""
+from transformers import AutoModel
+from loralight.kernels import onednn
+from loralight.models import load_model
+load_model(AutoModel, {folder!r})
+import torch
+for length in [*range(1, 60), 1]:
+    onednn._linear(torch.ones(length, 8), torch.ones(4, 8), None)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "ONEDNN_PRIMITIVE_CACHE_CAPACITY"}
+    told = run_command([sys.executable, "-c", lines], env={**environment, "ONEDNN_VERBOSE": "profile_create"}).stdout
+    of_length_1 = [line for line in told.splitlines() if "mb1ic8oc4" in line]
+    assert ["create:cache_hit" in line for line in of_length_1] == [False, kept]
