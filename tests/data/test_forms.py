@@ -247,6 +247,12 @@ STRICT = (
     "{% for m in messages %}{% if m.role not in ['user', 'assistant'] %}{{ raise_exception('no ' + m.role + ' here') }}"
     "{% endif %}{{ m.content }}<|im_end|>{% endfor %}"
 )
+# reasoning is asked for, and left out of all answers, as DeepSeek-R1's template has it
+DROPPED = """{% for m in messages %}
+{%- set said = m.content.split('</think>')[-1] if m.role == 'assistant' else m.content %}
+{{- '<|im_start|>' + m.role + '\\n' + said + '<|im_end|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n<think>\\n' }}{% endif %}"""
 FAULTS: dict[str, tuple[str, dict[str, Any], Any, str]] = {
     "a text is missing": ("text", {}, None, "E-TEXT: train row 1, column 't': None is not a text"),
     "a number for a text": ("text", {}, 3.5, r"E-TEXT: train row 1, column 't': 3\.5 is not a text"),
@@ -292,6 +298,12 @@ FAULTS: dict[str, tuple[str, dict[str, Any], Any, str]] = {
         {"template": FORGETFUL},
         CHAT,
         "E-CHAT: train row 0: the chat template asks for an answer by 'user.*', which it leaves out",
+    ),
+    "a template that asks for reasoning and writes it in another way": (
+        "chat",
+        {"template": DROPPED.replace("m.content.split('</think>')[-1]", "'(' + m.content + ')</think>'")},
+        [CHAT[1], {"role": "assistant", "content": "the fox"}],
+        "E-CHAT: train row 0: the chat template asks for an answer by '<think>.*', which it leaves out",
     ),
     "a role that the template does not know": (
         "chat",
@@ -346,6 +358,20 @@ def test_where_it_drops_nothing_but_the_marks_a_chat_is_one_document() -> None:
     ((ids, marks),) = encode(form, CHAT)
     assert ids == form.tokenizer.apply_chat_template(CHAT, return_dict=False)
     assert learnt(form, ids, marks) == ["the fox<|im_end|>", "<think>\n\n</think>\n\nno, the fox\nit is<|im_end|>"]
+
+
+def test_reasoning_that_a_template_asks_for_and_drops_is_learnt_after_what_asks_for_it() -> None:
+    form = make("chat", template=DROPPED)
+    chat = [CHAT[1], {"role": "assistant", "content": "<think>\na dog?\n</think>\n\n<b>the fox"}, *CHAT[3:]]
+    ((first, second),) = documents(form, chat)
+    assert learnt(form, *first) == ["a dog?\n</think>\n\n<b>the fox<|im_end|>"]
+    assert learnt(form, *second) == ["\n</think>\n\nno, the fox\nit is<|im_end|>"]
+    for (ids, marks), turn in ((first, 1), (second, 3)):
+        prompt = form.prompt(form.record({"m": chat[: turn + 1]}))
+        assert ids[: len(prompt)] == prompt and marks.index(True) == len(prompt)
+    assert "a dog" not in form.tokenizer.decode(second[0])
+    assert form.opening() == "\n</think>\n\n"
+    assert form.ends() == {form.tokenizer.convert_tokens_to_ids("<|im_end|>")}
 
 
 def test_a_special_mark_before_answers_does_not_end_them() -> None:

@@ -16,6 +16,7 @@ from loralight.models.chat_templates import bounded, check_template
 from loralight.models.pretrained import tokenise
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # marks the assistant's turns in a chat template
+_REASONING = re.compile(r"<(\w+)>\s*\Z")  # a mark by which a template has an answer begin
 _EXCHANGE: list[Message] = [{"role": "user", "content": "Well?"}, {"role": "assistant", "content": "Yes!"}]
 
 
@@ -80,13 +81,15 @@ class Chat(Form):
         A turn that begins the chat is not learnt: it answers nothing, and transformers renders no empty chat. A
         template may write a turn otherwise once more have come. Without the marks of reasoning that holds none, it is
         learnt as it stands in the chat. Without its reasoning, it is learnt where it ends the chat: a document too.
+        So is each answer of a template that asks for reasoning and then drops it, see `_with_reasoning`.
         """
         texts = [self._rendered(chat, place, tools=tools)]
         for turn in filter(lambda turn: counts(chat[turn]), answers_in(chat)):
             asked = self._rendered(chat[:turn], place, tools=tools, add_generation_prompt=True)
-            answered = self._rendered(chat[: turn + 1], place, tools=tools)
-            if not answered.startswith(asked):
-                odd = asked[_shared(asked, answered) :]
+            written = self._rendered(chat[: turn + 1], place, tools=tools)
+            answered = _with_reasoning(asked, written, chat[turn]["content"])
+            if answered is None:
+                odd = asked[_shared(asked, written) :]
                 raise InputError(
                     "E-CHAT",
                     f"{place}: the chat template asks for an answer by {odd[:60]!r}, which it leaves out of the answer "
@@ -107,7 +110,8 @@ class Chat(Form):
                 start = _shared(before, after)  # a last line break may be one token with what follows
                 end = self._end_of_turn(after, start)
                 learnt[start:end] = [True] * (end - start)
-            documents.insert(0, (whole, learnt))
+            if any(learnt) or not left:
+                documents.insert(0, (whole, learnt))
             if not left:
                 return documents
             answers, whole = left, left[-1][1]
@@ -174,9 +178,9 @@ class Chat(Form):
         """What the template writes before an answer without reasoning, such as two marks with nothing between them."""
         with suppress(InputError):  # it may refuse a chat like this
             before = self._rendered(_EXCHANGE[:1], "a test", add_generation_prompt=True)
-            after = self._rendered(_EXCHANGE, "a test")
-            if after.startswith(before):
-                return str(after[len(before) :].partition(_EXCHANGE[1]["content"])[0])
+            content = _EXCHANGE[1]["content"]
+            after = _with_reasoning(before, self._rendered(_EXCHANGE, "a test"), content)
+            return "" if after is None else after[len(before) :].partition(content)[0]
         return ""
 
     def ends(self) -> set[int]:
@@ -209,6 +213,26 @@ def read_template(given: str | None) -> str | None:
     except (OSError, UnicodeDecodeError) as error:
         message = f"data.chat_template={given}: no template, and not a file with one: {error}"
         raise InputError("E-CHAT", message) from error
+
+
+def _with_reasoning(asked: str, answered: str, content: str) -> str | None:
+    """The chat with an answer as the model is to write it; None if it does not go on from what asks for it.
+
+    Templates such as DeepSeek-R1's and QwQ's ask by ``<think>``, and leave that and the reasoning out of all answers. A
+    model has to write both, or to end at once the reasoning that it has been told to begin.
+
+    Args:
+        asked: the chat before the answer, with what asks for it.
+        answered: the chat with the answer, as the template writes it.
+        content: the answer.
+    """
+    if answered.startswith(asked):
+        return answered
+    if not (begun := _REASONING.search(asked)) or not answered.startswith(asked[: begun.start()]):
+        return None
+    mark, end, said = f"<{begun[1]}>", f"</{begun[1]}>", answered[begun.start() :].lstrip()
+    thought = content.rpartition(end)[0].strip().removeprefix(mark).strip()
+    return None if end in said else f"{asked}{thought}\n{end}\n\n{said}"
 
 
 def _shared(first: Sequence[Any], second: Sequence[Any]) -> int:
