@@ -3,6 +3,7 @@
 import inspect
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -166,7 +167,7 @@ def read_value(override: str) -> Any:
     try:
         return OverridesParser.create().parse_override(override).value()
     except HydraException as error:
-        raise InputError("E-OVERRIDE", str(error)) from error
+        raise InputError("E-OVERRIDE", _how_to_quote(override)) from error
 
 
 def settings_of(config_name: str, overrides: list[str], output_dir: Path) -> dict[str, Any]:
@@ -209,6 +210,10 @@ def explain(error: BaseException, config_name: str, overrides: list[str]) -> str
         return None
     if cause := error.__cause__:
         message += f"\n{str(cause).strip()}"
+    if isinstance(error, OverrideParseException):
+        return f"E-OVERRIDE: {_how_to_quote(error.override)}"
+    if found := re.search(r"Ambiguous value for argument '(.*)'$", message, re.MULTILINE):
+        return f"E-OVERRIDE: {_how_to_quote(found[1])}. A list is name=[a,b]; several values are for loralight sweep"
     if found := re.search(r"Could not override '([^']+)'", message):
         return f"E-OVERRIDE: there is no setting {found[1]!r}.{_nearest_setting(found[1], config_name, overrides)}"
     if found := re.search(r"Could not find '([^']+)/([^'/]+)'", message):
@@ -227,6 +232,15 @@ def explain(error: BaseException, config_name: str, overrides: list[str]) -> str
             return f"E-OVERRIDE: {group}={option}: {reason}"
         return f"E-OVERRIDE: {group}={option}: there is no such choice.{hint}{faults}"
     return f"E-OVERRIDE: {message}"
+
+
+def _how_to_quote(override: str) -> str:
+    """The message for an override that Hydra's grammar does not take, such as a text with a bracket."""
+    name, is_given, value = override.partition("=")
+    if not is_given:
+        return f"{override!r} is no override: a setting is name=value"
+    quoted = shlex.quote(f"{name}={QuotedString(value, Quote.double).with_quotes()}")
+    return f"{override!r} cannot be read. If the value is a text, quote it, once more for the shell: {quoted}"
 
 
 def _told(error: BaseException, config_name: str, overrides: list[str]) -> str:

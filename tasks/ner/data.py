@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -10,6 +11,7 @@ from datasets import Dataset, Features, List, Value
 from torch import Tensor
 
 from loralight.data import (
+    FORMATS,
     Origin,
     Splits,
     TaskData,
@@ -29,6 +31,7 @@ from .metrics import entity_metrics
 from .sentences import Sentences, is_marked, read_spans, read_tagged, tags_in_order
 from .tags import OUTSIDE, Span, is_tag, spans_of, tag_names, tags_of
 from .windows import Encoder, join
+from .word_tables import read_word_table
 
 _NUMBERS = List(Value("int32"))
 _MOST_DIGITS = 4  # of a tag's number: names become a list, which a file of a billion would fill
@@ -48,7 +51,8 @@ class NerData(TaskData):
         max_length: tokens of a window; longer rows are read in several windows, and nothing is cut off.
         stride: tokens that a window shares with the next. None: 32, or a quarter of a shorter window.
         columns: names of the columns: ``words`` and ``tags``, or else ``text`` and ``entities``, a list of objects
-            with ``start``, ``end`` (in characters) and ``label``.
+            with ``start``, ``end`` (in characters) and ``label``. ``sentence``, if files have a word in each row, see
+            `read_word_table`.
         labels: entity types in order; else the types of the data set's tag names, or those found in training, sorted.
         tag_names: names of integer tags, in order; else the data set's own names, see `names_beside`, or O, B-a, I-a,
             B-b, ... of ``labels``.
@@ -61,7 +65,7 @@ class NerData(TaskData):
         self,
         *,
         checkpoint: str,
-        columns: Mapping[str, str],
+        columns: Mapping[str, str | None],
         max_length: int = 128,
         stride: int | None = None,
         labels: Sequence[str] | None = None,
@@ -70,7 +74,10 @@ class NerData(TaskData):
     ) -> None:
         super().__init__(**loading)
         self.checkpoint, self.max_length, self.stride = checkpoint, max_length, stride
-        self.columns = dict(columns)
+        self.columns = {role: str(name) for role, name in columns.items() if name is not None}
+        if "sentence" in self.columns:
+            read = partial(read_word_table, columns=self.columns, header=self.header, delimiter=self.delimiter)
+            self.read_splits = partial(self.read_splits, readers={**self.readers, **dict.fromkeys(FORMATS, read)})
         self.given_types = None if labels is None else [str(label) for label in labels]
         self.given_names = None if tag_names is None else list(tag_names)
         self.types: list[str] = []

@@ -27,6 +27,9 @@ _FIELDS = (  # of an entity; the first ones are loralight's, the others doccano'
 )
 
 
+_WORD_A_ROW = ". If each row is a word, say which column tells the sentences apart: data.columns.sentence=<name>"
+
+
 class Sentences(NamedTuple):
     """Sentences as words, their entities by word, and notes on how they were read."""
 
@@ -61,7 +64,7 @@ def read_tagged(rows: Dataset, words: str, tags: str, origin: Origin, names: Seq
             raise InputError(
                 "E-NER-ALIGN",
                 f"{where}: {_count(of_words, 'words')} in {words!r}, {_count(of_tags, 'tags')} in {tags!r}; give a "
-                "list of words, and a tag for each",
+                f"list of words, and a tag for each{_WORD_A_ROW if isinstance(of_words, str) else ''}",
             )
         for place, word in enumerate(of_words):
             if not isinstance(word, str) or not word.strip():

@@ -37,7 +37,10 @@ def test_every_verb_with_settings_has_its_config(verb: str) -> None:
         ("trainer=tensor_parallel", "trainer=fsdp holds a part of each weight on each device too"),
         ("scheduler=cosin", "scheduler=cosin: there is no such choice. Did you mean 'cosine'? Possible: constant, "),
         ("scheduler=qqqqq", "there is no such choice. Possible: constant, cosine, linear"),
-        ("adapter.rank=[1", "E-OVERRIDE"),
+        ("adapter.rank=[1", """If the value is a text, quote it, once more for the shell: 'adapter.rank="[1"'"""),
+        ("data.columns.text=No. #", """'data.columns.text="No. #"'"""),
+        ("data.path=a b,c.csv", "A list is name=[a,b]; several values are for loralight sweep"),
+        ("}{", "'}{' is no override: a setting is name=value"),
     ],
 )
 def test_an_override_that_cannot_be_is_explained(override: str, says: str) -> None:
