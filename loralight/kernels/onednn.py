@@ -20,7 +20,7 @@ from loralight.kernels.trial import is_faster
 _MANY = 64  # rows; with fewer, oneDNN is not faster; nor in half precision, where `F.linear` uses it anyway
 _SMALL = 2**14  # elements of a weight below which a product takes no time worth a trial
 _TRIAL = 2**29  # multiplications of a product in a trial: some 10 ms
-_FEW = "32"  # products whose code is kept: more than one layer has
+_FEW = "64"  # products whose code is kept: more than a layer has, forwards and backwards
 
 
 def remember_few_products() -> None:

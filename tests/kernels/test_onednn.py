@@ -360,7 +360,7 @@ from loralight.kernels import onednn
 from loralight.models import load_model
 load_model(AutoModel, {folder!r})
 import torch
-for length in [*range(1, 60), 1]:
+for length in [*range(1, 100), 1]:
     onednn._linear(torch.ones(length, 8), torch.ones(4, 8), None)
 """
     environment = {name: value for name, value in os.environ.items() if name != "ONEDNN_PRIMITIVE_CACHE_CAPACITY"}
