@@ -57,6 +57,7 @@ def test_a_rewritten_file_is_read_anew(tmp_path: Path) -> None:
         (gzip.compress(CSV.encode("cp1252")), "likely it is in latin-1"),
         (b"", "holds no rows"),
     ],
+    ids=["not compressed", "cut short", "in another encoding", "empty"],  # the bytes have the time in them
 )
 def test_a_damaged_file_is_one_error(tmp_path: Path, content: bytes, said: str) -> None:
     (tmp_path / "rows.csv.gz").write_bytes(content)
