@@ -144,6 +144,14 @@ class Contract(ABC):
         """
         return None
 
+    def constant_answer(self) -> Tensor | None:
+        """The logits of the best answer that is the same for all rows, (outputs,); None by default.
+
+        The bias of a new output layer starts there. With many rare labels, the first steps from an answer of one half
+        for each would move all features the same way, to answer no, and leave them alike.
+        """
+        return None
+
     def fresh(self, model: nn.Module) -> set[str]:
         """Names of the parameters that were initialised anew because the pretrained weights have no such tensor.
 

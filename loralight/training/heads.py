@@ -1,10 +1,11 @@
-"""The structure of a head: a single linear layer has a learning rate of its own, and can start at a linear probe."""
+"""The start and the learning rate of a head, which depend on its structure."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from loralight.training.optim import check_rate, check_weight_decay
 
@@ -36,6 +37,28 @@ def head_rate(given: float | str | None, head: Iterable[nn.Module]) -> float | N
     if not isinstance(given, str):
         return given
     return LINEAR_HEAD_LR if linear_layer(head) is not None else None
+
+
+@torch.no_grad()
+def start_bias_(model: nn.Module, head: Iterable[nn.Module], *, fresh: Container[str], answer: Tensor | None) -> None:
+    """Start the bias of a new output layer at an answer, as section 3.3 of https://arxiv.org/abs/1708.02002 does.
+
+    The output layer is the head's last linear layer with so many outputs. A bias that was loaded stays, and so does a
+    model without such a layer.
+
+    Args:
+        model: holds the head.
+        head: its parts.
+        fresh: names of the model's new parameters.
+        answer: logits (outputs,); with None, nothing is done.
+    """
+    if answer is None:
+        return
+    new = {id(parameter) for name, parameter in model.named_parameters() if name in fresh}
+    layers = [module for part in head for module in part.modules() if isinstance(module, nn.Linear)]
+    biases = [layer.bias for layer in layers if layer.bias is not None and layer.out_features == len(answer)]
+    if biases and id(biases[-1]) in new:
+        biases[-1].copy_(answer)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ from loralight.training.contract import Contract
 from loralight.training.evaluation_mode import SharedEvaluation
 from loralight.training.frozen_modes import BatchNormMode, FrozenModes, choose_modes_
 from loralight.training.gathering import training_together
-from loralight.training.heads import HeadSettings, head_rate
+from loralight.training.heads import HeadSettings, head_rate, start_bias_
 from loralight.training.hooks import check_steps, refuse_overriding
 from loralight.training.learning import Learning
 from loralight.training.optim import (
@@ -244,6 +244,7 @@ class AdapterTask(lightning.LightningModule, Contract):
                 model = self.build_model()
             self._fresh = origins.fresh(model)
             head = check_head(model, self.head(model), type(self).__name__)
+            start_bias_(model, head, fresh=self._fresh, answer=self.constant_answer())
             if self.optimizer is not None:
                 self.adapter.check_training(model)
             with quantised_(model, self.quantize, head=head):

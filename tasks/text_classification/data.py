@@ -164,6 +164,7 @@ class TextClassificationData(TaskData):
         return {
             "labels": self.names,
             "label_counts": count_classes(chain(*self.label_lists["train"]), len(self.names)),
+            "num_rows": len(self.label_lists["train"]),
             "multi_label": self.multi_label,
             "text_columns": self.text_columns,
         }

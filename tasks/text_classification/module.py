@@ -47,7 +47,9 @@ class TextClassification(AdapterTask):
     Args:
         checkpoint: a model that ``AutoModelForSequenceClassification`` loads, or ``AutoModel`` if there is a pooling.
         labels: label names, in the order of the head's outputs.
-        label_counts: rows of each label in training; only needed for balanced class weights.
+        label_counts: rows of each label in training; only needed for balanced class weights, and if ``multi_label``
+            with ``num_rows`` for the start of a new head.
+        num_rows: rows in training.
         multi_label: whether a row may have any number of labels.
         text_columns: keys of the text, or pair of texts, in records given to `predict`.
         max_length: tokens of a text that are read.
@@ -71,6 +73,7 @@ class TextClassification(AdapterTask):
         checkpoint: str,
         labels: Sequence[str],
         label_counts: Sequence[int] | None = None,
+        num_rows: int | None = None,
         multi_label: bool = False,
         text_columns: Sequence[str] = ("text",),
         max_length: int = 128,
@@ -88,6 +91,7 @@ class TextClassification(AdapterTask):
         check_smoothing(label_smoothing)
         check_pooling(pooling)
         check_thresholds(thresholds, self.labels, multi_label=multi_label)
+        self.label_counts, self.num_rows = label_counts, num_rows
         self.thresholds, self.calibrate = thresholds, calibrate
         self.temperature = check_temperature(temperature)
         self.pooling: PoolingChoice = pooling
@@ -121,6 +125,14 @@ class TextClassification(AdapterTask):
 
     def head(self, model: nn.Module) -> list[nn.Module]:
         return new_head(model, self.fresh(model))
+
+    def constant_answer(self) -> Tensor | None:
+        """Of several labels, how often each occurs; the rare ones of many labels would else be told apart late."""
+        if not self.multi_label or self.label_counts is None or self.num_rows is None:
+            return None
+        # half a row with the label and half without keep the logits finite
+        odds = torch.tensor([(count + 0.5) / (self.num_rows - count + 0.5) for count in self.label_counts])
+        return odds.log() if self.class_weights is None else (odds * self.class_weights.clamp(min=1e-6)).log()
 
     def tiny_batch(self) -> dict[str, Tensor]:
         texts = [["a", "b c"]] * len(self.text_columns)

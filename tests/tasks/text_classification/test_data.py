@@ -186,6 +186,7 @@ def test_several_labels_a_row_become_zeros_and_ones(
     assert labels.tolist() == [[1, 1, 0], [0, 0, 0], [1, 0, 0], [0, 1, 1]]
     arguments = data.model_arguments()
     assert (arguments["labels"], arguments["label_counts"], arguments["multi_label"]) == (names, [2, 2, 1], True)
+    assert arguments["num_rows"] == 4
 
 
 @pytest.mark.parametrize("cells", [["a, b", "", "a", "c,b"], ["['a', 'b']", "[]", "['a']", "['b', 'c']"]], ids=str)

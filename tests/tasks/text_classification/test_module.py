@@ -201,6 +201,42 @@ def test_weights_and_smoothing_are_the_textbook_s_for_several_labels(tiny_bert: 
 
 
 @pytest.mark.parametrize("weights", [None, [0.5, 1.0, 3.0]])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_new_head_of_several_labels_begins_at_the_best_constant_answer(
+    checkpoints: Callable[[str], str], family: str, weights: list[float] | None
+) -> None:
+    counts, rows = torch.tensor([90_000, 3_000, 1_000]), 100_000
+    task = make(
+        checkpoints(family),
+        labels=LABELS,
+        multi_label=True,
+        label_counts=counts.tolist(),
+        num_rows=rows,
+        class_weights=weights,
+    )
+    bias = next(tensor for name, tensor in trainable(task.model).items() if name.endswith("bias") and len(tensor) == 3)
+    answer = bias.detach().clone().requires_grad_()
+    with_label, without = (
+        F.binary_cross_entropy_with_logits(answer, truth, pos_weight=task.class_weights, reduction="none")
+        for truth in (torch.ones(3), torch.zeros(3))
+    )
+    (counts * with_label + (rows - counts) * without).sum().backward()
+    assert answer.grad is not None and float((answer.grad / counts).abs().max()) < 1e-2  # its loss falls nowhere
+
+
+def test_a_head_that_was_loaded_keeps_its_bias(checkpoints: Callable[[str], str], tmp_path: Path) -> None:
+    source = checkpoints("BERT with its pooler")
+    model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=3, id2label=dict(enumerate(LABELS)))
+    torch.nn.init.normal_(model.classifier.bias)
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(source).save_pretrained(tmp_path)
+    counted = {"labels": LABELS, "multi_label": True, "label_counts": [5, 2, 0], "num_rows": 6}
+    loaded, new = (make(folder, **counted).model.get_submodule("classifier").bias for folder in (str(tmp_path), source))
+    assert torch.equal(loaded, model.classifier.bias)
+    assert new.tolist() == pytest.approx([np.log(5.5 / 1.5), np.log(2.5 / 4.5), np.log(0.5 / 6.5)])
+
+
+@pytest.mark.parametrize("weights", [None, [0.5, 1.0, 3.0]])
 def test_parts_of_a_batch_by_their_weights_make_the_loss_of_the_whole(
     tiny_bert: str, weights: list[float] | None
 ) -> None:
