@@ -48,6 +48,7 @@ def summarise(
         "task": config["names"]["task"],
         "adapter": config["names"]["adapter"],
         "monitored": config["monitor"]["metric"],
+        "mode": config["monitor"]["mode"],
         "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
         "baseline": {f"{split}/{name}": value for split in splits for name, value in data.baseline(split).items()},
         "linear_probe": probe,
@@ -87,7 +88,7 @@ def final_report(
     if (gap := summary["generalisation_gap"]) is not None:
         lines.append(f"generalisation gap, the last validation loss less the training loss of its epoch: {gap:.4f}")
     beside = {"linear probe": summary["linear_probe"], "trivial answer": summary["baseline"]}
-    show(metrics_table(summary["metrics"], beside), *lines)
+    show(metrics_table(summary["metrics"], beside), *lines, *behind_lines(summary))
     show(_cost_table(summary))
     # the first process alone cannot compute with weights of which it has a part
     if (examples := data.examples(3)) and not is_sharded(task.model):
@@ -100,6 +101,21 @@ def final_report(
         "\nnext:",
         *(f"  {command}" for command in commands),
     )
+
+
+def behind_lines(summary: dict[str, Any]) -> list[str]:
+    """A warning line for each simpler answer that a run does not beat by the metric that chose its checkpoint."""
+    metric, sign = summary["monitored"], 1 if summary["mode"] == "max" else -1
+    score, probe, trivial = (summary[kind].get(metric) for kind in ("metrics", "linear_probe", "baseline"))
+    lines = []
+    if score is not None and probe is not None and sign * round(score, 4) < sign * round(probe, 4):
+        lines.append(
+            f"caution: {metric} is {score:.4f}, and that of the linear probe {probe:.4f}: adapter=linear_probe gives "
+            "it without a step, task.head_start=probe begins there, and optimizer.lr=auto tries other rates"
+        )
+    if score is not None and trivial is not None and sign * round(score, 4) <= sign * round(trivial, 4):
+        lines.append(f"caution: {metric} is {score:.4f}, which is no better than the trivial answer's {trivial:.4f}")
+    return lines
 
 
 def metrics_table(metrics: Mapping[str, float | None], beside: Mapping[str, Mapping[str, float]]) -> Table:
