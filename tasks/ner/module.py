@@ -43,7 +43,7 @@ class Ner(AdapterTask):
     Args:
         checkpoint: a model that ``AutoModelForTokenClassification`` loads.
         labels: entity types, in the order of the head's outputs: O, B-a, I-a, B-b, I-b, ...
-        label_counts: words of each tag in training; only needed for balanced class weights.
+        label_counts: words of each tag in training, for balanced class weights and the start of a new head.
         text_column: key of the text in records given to `predict`.
         words_column: key of a list of words in such records, if they have no text.
         max_length: tokens of a window; a longer sentence is read in several.
@@ -74,6 +74,7 @@ class Ner(AdapterTask):
         self.text_column, self.words_column = text_column, words_column
         self.max_length, self.stride, self.label_smoothing = max_length, stride, label_smoothing
         check_smoothing(label_smoothing)
+        self.label_counts = label_counts
         weights = weights_of_labels(class_weights, self.tags, label_counts)
         self.register_buffer("class_weights", weights, persistent=False)
         self.class_weights: Tensor | None
@@ -91,6 +92,14 @@ class Ner(AdapterTask):
 
     def head(self, model: nn.Module) -> list[nn.Module]:
         return new_head(model, self.fresh(model))
+
+    def constant_answer(self) -> Tensor | None:
+        """How often each tag occurs: most words are outside of entities."""
+        if self.label_counts is None:
+            return None
+        counts = torch.tensor(self.label_counts) + 0.5  # a tag that training lacks keeps a finite logit
+        shares = counts if self.class_weights is None else counts * self.class_weights.clamp(min=1e-6)
+        return (shares / shares.sum()).log()
 
     def tiny_batch(self) -> dict[str, Tensor]:
         ids = [*self.encoder.before, 0, 1, *self.encoder.after]

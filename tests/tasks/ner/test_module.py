@@ -197,6 +197,16 @@ def test_balanced_weights_are_those_of_scikit_learn(tiny_bert: str) -> None:
     torch.testing.assert_close(task.class_weights, torch.tensor([100 / (5 * n) for n in (70, 12, 8, 9, 1)]))
 
 
+@pytest.mark.parametrize("weights", [None, [0.5, 1.0, 3.0, 1.0, 2.0]])
+def test_a_new_head_begins_at_the_best_constant_answer(tiny_bert: str, weights: list[float] | None) -> None:
+    counts = torch.tensor([70_000, 12_000, 8_000, 9_000, 2_000])
+    task = make(tiny_bert, label_counts=counts.tolist(), class_weights=weights)
+    answer = task.model.get_submodule("classifier").bias.detach().clone().requires_grad_()
+    loss = F.cross_entropy(answer.expand(5, -1), torch.arange(5), weight=task.class_weights, reduction="none")
+    (counts * loss).sum().backward()
+    assert answer.grad is not None and float((answer.grad / counts).abs().max()) < 1e-2  # its loss falls nowhere
+
+
 def test_class_weights_that_do_not_fit_are_an_error_that_names_the_tags(tiny_bert: str) -> None:
     with pytest.raises(InputError, match=r"^E-CLASS-WEIGHTS: .* 2 numbers for 5 labels \(O, B-person, I-person, B-pl"):
         make(tiny_bert, class_weights=[1.0, 2.0])
