@@ -50,7 +50,7 @@ def with_peft(run: Path) -> dict[str, float]:
     names = [name for name, module in task.model.named_modules() if isinstance(module, LoraLayer)]
     rates = task.make_optimizer().param_groups
     torch.manual_seed(config["seed"])
-    base = task.build_model()
+    base = task.build_base()
     heads = [name for name, module in base.named_modules() if any(module is part for part in task.head(base))]
     rank, alpha = config["adapter"]["rank"], config["adapter"]["alpha"]
     lora = LoraConfig(
