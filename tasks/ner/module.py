@@ -98,7 +98,7 @@ class Ner(AdapterTask):
         if self.label_counts is None:
             return None
         counts = torch.tensor(self.label_counts) + 0.5  # a tag that training lacks keeps a finite logit
-        shares = counts if self.class_weights is None else counts * self.class_weights.clamp(min=1e-6)
+        shares = counts if self.class_weights is None else counts * self.class_weights.cpu().clamp(min=1e-6)
         return (shares / shares.sum()).log()
 
     def tiny_batch(self) -> dict[str, Tensor]:

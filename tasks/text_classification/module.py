@@ -132,7 +132,7 @@ class TextClassification(AdapterTask):
             return None
         # half a row with the label and half without keep the logits finite
         odds = torch.tensor([(count + 0.5) / (self.num_rows - count + 0.5) for count in self.label_counts])
-        return odds.log() if self.class_weights is None else (odds * self.class_weights.clamp(min=1e-6)).log()
+        return odds.log() if self.class_weights is None else (odds * self.class_weights.cpu().clamp(min=1e-6)).log()
 
     def tiny_batch(self) -> dict[str, Tensor]:
         texts = [["a", "b c"]] * len(self.text_columns)
