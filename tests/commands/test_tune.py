@@ -239,8 +239,10 @@ def test_a_search_that_is_killed_goes_on_with_the_process_that_it_left(
         "from loralight.cli import run; from loralight.commands.tuning.plan import Plan\n"
         f"Plan.seconds_of_trial = lambda *_: 1.0; run({line!r})"
     )
+    # stopped while it reads its rows, a trial would keep the lock of a cache that both have
+    own = os.environ | {"HF_DATASETS_CACHE": str(tmp_path / "cache")}
     with subprocess.Popen(
-        [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", code], cwd=tmp_path, env=own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as search:
         while not list(tmp_path.glob("all/*/.hydra/config.yaml")):
             assert search.poll() is None
