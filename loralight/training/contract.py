@@ -148,7 +148,7 @@ class Contract(ABC):
         """The logits of the best answer that is the same for all rows, (outputs,); None by default.
 
         The bias of a new output layer starts there. With many rare labels, the first steps from an answer of one half
-        for each would move all features the same way, to answer no, and leave them alike.
+        for each all push the same way, to answer no, and a run can end at chance (docs/recipes.md).
         """
         return None
 
