@@ -5,9 +5,12 @@
 
 FOLDER holds a folder for each set, with train, validation and perhaps test as Parquet. What stands after a colon is the
 number of training rows, drawn anew for each seed. loralight gets the files and --words, which every side gets.
+``--several`` makes rows with several labels of a set: ``joined`` joins one to three texts with all their labels,
+``kinds`` asks which kinds of entity a sentence with tags has.
 
 ``--beside regression`` is scikit-learn's logistic regression, with the C of five that is best on validation, on what
-the frozen model makes of a column ``text`` (the mean of its tokens) or ``image``. ``peft`` is PEFT's LoRA of rank 8 on
+the frozen model makes of a column ``text`` (the mean of its tokens) or ``image``, one for each label where a row has
+several. ``peft`` is PEFT's LoRA of rank 8 on
 the same layers, and ``full`` full fine-tuning, each at five rates of which the best on validation counts; PEFT's has
 the head of the model's own class, one rate for all, and as many epochs as loralight's run. ``automm`` is AutoGluon's
 AutoMM on texts and the same base with its own defaults, by the Python that --automm names, see `benchmarks/automm.py`.
@@ -19,6 +22,7 @@ there is not run again.
 
 import argparse
 import json
+import random
 import statistics
 import subprocess
 import sys
@@ -27,7 +31,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from rich.console import Console
 from rich.table import Table
 
@@ -43,7 +47,33 @@ LOWER = ("perplexity", "loss")  # of these metrics the lower is the better
 Result = dict[str, float]
 
 
-def write_rows(source: Path, folder: Path, *, rows: int | None, seed: int) -> None:
+def joined(part: Dataset) -> Dataset:
+    """Rows of one to three texts, with all their labels."""
+    draw, label = random.Random(0), part.features["label"]
+    names = label.int2str(part["label"]) if isinstance(label, ClassLabel) else part["label"]
+    texts, groups = part["text"], [[row, *draw.sample(range(len(part)), draw.randrange(3))] for row in range(len(part))]
+    return Dataset.from_dict(
+        {
+            "text": [" ".join(texts[one] for one in rows) for rows in groups],
+            "label": [sorted({names[one] for one in rows}) for rows in groups],
+        }
+    )
+
+
+def kinds(part: Dataset) -> Dataset:
+    """Sentences and the kinds of entity that they have, which may be none."""
+    return Dataset.from_dict(
+        {
+            "text": [" ".join(words) for words in part["tokens"]],
+            "label": [sorted({tag[2:] for tag in tags if tag != "O"}) for tags in part["tags"]],
+        }
+    )
+
+
+SEVERAL = {"joined": joined, "kinds": kinds}
+
+
+def write_rows(source: Path, folder: Path, *, rows: int | None, seed: int, several: str | None) -> None:
     """The three splits as files, with so many training rows."""
     if folder.exists():
         return
@@ -56,6 +86,8 @@ def write_rows(source: Path, folder: Path, *, rows: int | None, seed: int) -> No
         whole = parts["validation"]
         parts["validation"] = whole.select(range(1, len(whole), 2))
         parts["test"] = whole.select(range(0, len(whole), 2))
+    if several:
+        parts = {split: SEVERAL[several](part) for split, part in parts.items()}
     if rows is not None:
         parts["train"] = parts["train"].shuffle(seed=seed).select(range(rows))
     folder.mkdir(parents=True)
@@ -93,16 +125,38 @@ def timed(command: list[str]) -> float:
 def regress(data: Path, output: Path, checkpoint: str) -> None:
     """The ten lines: features by transformers or timm, a classifier by scikit-learn."""
     from sklearn.linear_model import LogisticRegression
+    from sklearn.multiclass import OneVsRestClassifier
+    from sklearn.preprocessing import MultiLabelBinarizer
 
     parts = {split: Dataset.from_parquet(str(data / f"{split}.parquet")) for split in ("train", "validation", "test")}
     of_texts = "text" in parts["train"].column_names
     features = (text_features if of_texts else image_features)(checkpoint)
     x = {split: features(list(part["text" if of_texts else "image"])) for split, part in parts.items()}
     y = {split: list(part["label"]) for split, part in parts.items()}
-    fitted = [LogisticRegression(C=strength, max_iter=1000).fit(x["train"], y["train"]) for strength in STRENGTHS]
-    best = max(fitted, key=lambda one: one.score(x["validation"], y["validation"]))
-    scores = {f"{split}/accuracy": best.score(x[split], y[split]) for split in ("validation", "test")}
+    ways: list[Any] = [LogisticRegression(C=strength, max_iter=1000) for strength in STRENGTHS]
+    metric, score = "accuracy", accuracy
+    if isinstance(y["train"][0], list):
+        columns = MultiLabelBinarizer().fit(y["train"])
+        y = {split: columns.transform(labels) for split, labels in y.items()}
+        ways = [OneVsRestClassifier(way) for way in ways]
+        metric, score = "average_precision", mean_average_precision
+    fitted = [way.fit(x["train"], y["train"]) for way in ways]
+    best = max(fitted, key=lambda way: score(way, x["validation"], y["validation"]))
+    scores = {f"{split}/{metric}": score(best, x[split], y[split]) for split in ("validation", "test")}
     output.write_text(json.dumps(scores))
+
+
+def accuracy(way: Any, x: Any, y: Any) -> float:
+    """The share of rows whose label is right."""
+    return float(way.score(x, y))
+
+
+def mean_average_precision(way: Any, x: Any, y: Any) -> float:
+    """The mean over the labels that any row has."""
+    from sklearn.metrics import average_precision_score
+
+    given = y.any(0)
+    return float(average_precision_score(y[:, given], way.predict_proba(x)[:, given]))
 
 
 def text_features(checkpoint: str) -> Callable[[list[str]], Any]:
@@ -193,8 +247,9 @@ def compare(name: str, given: argparse.Namespace) -> dict[str, list[Result]]:
     source, _, rows = name.partition(":")
     found: dict[str, list[Result]] = {side: [] for side in ("loralight", *given.beside)}
     for seed in given.seeds:
-        folder = (given.output / name.replace(":", "_") / f"seed{seed}").absolute()
-        write_rows(given.data / source, folder / "data", rows=int(rows) if rows else None, seed=seed)
+        folder = (given.output / name.replace(":", "_") / (given.several or "") / f"seed{seed}").absolute()
+        amount = int(rows) if rows else None
+        write_rows(given.data / source, folder / "data", rows=amount, seed=seed, several=given.several)
         sides = Comparison(
             folder, [*given.words, f"data.path={folder / 'data'}", f"seed={seed}"], given.metric, given.automm
         )
@@ -215,8 +270,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the folder of the sets")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--words", nargs="+", default=[], metavar="NAME=VALUE", help="settings of every run")
+    parser.add_argument("--several", choices=SEVERAL, help="rows with several labels")
     parser.add_argument("--metric", default="accuracy")
-    parser.add_argument("--beside", nargs="+", choices=("regression", "peft", "full", "automm"), default=["regression"])
+    parser.add_argument("--beside", nargs="*", choices=("regression", "peft", "full", "automm"), default=["regression"])
     parser.add_argument("--automm", default="python", help="the Python that has AutoMM")
     parser.add_argument("--output", type=Path, default=Path("runs/defaults"))
     given = parser.parse_args()
