@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from loralight.annotations import mismatch
 from loralight.data.batching import BatchSampler, UsualBatch, rows_per_process
 from loralight.data.dealing import Dealt
-from loralight.data.row_digest import digest
+from loralight.data.row_digest import digest, sample
 from loralight.errors import InputError
 from loralight.stopping import outlive
 
@@ -148,6 +148,14 @@ class TaskData(lightning.LightningDataModule, ABC):
 
     def thumbnail(self, split: str, row: int) -> bytes | None:
         """A row's input as a small JPEG of at most 6 kB, which a report shows; None by default."""
+        return None
+
+    def asked(self, split: str, row: int) -> Any:
+        """What a row asks, and what is right, whatever the model: texts, bytes and plain values, or None by default.
+
+        By it, runs whose models or settings encode rows differently are known to be measured on the same rows. It is
+        None where scores hang on the encoding, such as a loss per token.
+        """
         return None
 
     def baseline(self, split: str) -> dict[str, float]:
@@ -319,9 +327,17 @@ class TaskData(lightning.LightningDataModule, ABC):
             )
 
     def identity(self) -> dict[str, Any]:
-        """The numbers of rows and the digests of all splits, which tell whether two runs had the same data."""
+        """The numbers of rows and the digests of all splits, which tell whether two runs had the same data.
+
+        ``digests`` are of the rows as encoded, ``asked`` of what they ask, where the plugin tells it.
+        """
         rows = {name: len(split) for name, split in self.splits.items()}
-        return {"rows": rows, "digests": {name: self._digest(name) for name in rows}}
+        asked = {name: [self.asked(name, row) for row in sample(count)] for name, count in rows.items()}
+        return {
+            "rows": rows,
+            "digests": {name: self._digest(name) for name in rows},
+            "asked": {name: digest(found, [rows[name]]) for name, found in asked.items() if None not in found},
+        }
 
     def _digests(self) -> dict[str, str]:
         """Digests of the rows for training and of the rows by which the best checkpoint is chosen."""
@@ -329,6 +345,7 @@ class TaskData(lightning.LightningDataModule, ABC):
 
     def _digest(self, name: str) -> str:
         if name not in self._digest_of:
-            with_epoch = self.rows_differ_by_epoch and name == "train"
-            self._digest_of[name] = digest(self.splits[name], self.lengths(name), with_epoch=with_epoch)
+            split, with_epoch = self.splits[name], self.rows_differ_by_epoch and name == "train"
+            rows = (split[(0, row) if with_epoch else row] for row in sample(len(split)))
+            self._digest_of[name] = digest(rows, self.lengths(name))
         return self._digest_of[name]

@@ -1,7 +1,7 @@
-"""A digest that identifies a split by its rows, wherever its files are."""
+"""Digests that identify a split by its rows, wherever its files are."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,17 +10,21 @@ from torch import Tensor
 _SAMPLE = 64  # rows: reading them takes as long as reading two batches
 
 
-def digest(rows: Any, lengths: Sequence[int], *, with_epoch: bool = False) -> str:
-    """A shortened sha256 of the lengths of all rows and the content of a sample of at least 64, spread over the split.
+def sample(num_rows: int) -> range:
+    """The numbers of at least 64 rows, or of all, spread over a split."""
+    return range(0, num_rows, max(1, num_rows // _SAMPLE))
+
+
+def digest(rows: Iterable[Any], lengths: Iterable[int]) -> str:
+    """A shortened sha256 of the lengths of all rows and the content of a `sample`.
 
     Args:
-        rows: sized, and indexable by a number, or by (epoch, number).
-        lengths: the cost of each row.
-        with_epoch: whether ``rows`` is indexed by (epoch, number).
+        rows: the rows of the sample.
+        lengths: the cost of each row of the split.
     """
     found = hashlib.sha256(",".join(str(int(length)) for length in lengths).encode())
-    for number in range(0, len(rows), max(1, len(rows) // _SAMPLE)):
-        _add(rows[(0, number) if with_epoch else number], found)
+    for row in rows:
+        _add(row, found)
     return found.hexdigest()[:32]
 
 
@@ -37,5 +41,7 @@ def _add(value: Any, found: "hashlib._Hash") -> None:
         found.update(
             f"{tuple(value.shape)}".encode() + value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
         )
+    elif isinstance(value, bytes):
+        found.update(value)
     else:
         found.update(f"{value!r},".encode())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from loralight.errors import InputError
-from loralight.reports.runs import FinishedRun
+from loralight.reports.runs import FinishedRun, of_same_rows
 from loralight.training.answers_file import FILE, MOST_BYTES, MOST_OF_THUMBNAIL, OF_VALIDATION
 from loralight.untrusted import read_json_lines
 
@@ -73,7 +73,7 @@ class RunAnswers:
 
     Args:
         split: the split's name.
-        digest: identifies the split's rows.
+        identity: see `FinishedRun.identity`.
         kind: see `loralight.training.Answers`; ``text`` for texts that are only shown.
         labels: all labels, or the types of entities.
         num_rows: the split's number of rows, of which some may not have been kept.
@@ -81,7 +81,7 @@ class RunAnswers:
     """
 
     split: str
-    digest: str
+    identity: Mapping[str, str]
     kind: str
     labels: list[str]
     num_rows: int
@@ -89,8 +89,8 @@ class RunAnswers:
 
     def of_same_rows(self, other: "RunAnswers") -> bool:
         """Whether the answers of two runs can be compared row by row."""
-        mine, theirs = ((one.split, one.digest, one.kind, one.labels) for one in (self, other))
-        return mine == theirs
+        mine, theirs = ((one.split, one.kind, one.labels) for one in (self, other))
+        return mine == theirs and of_same_rows(self.identity, other.identity)
 
     @property
     def measure(self) -> str:
@@ -128,16 +128,15 @@ def _checked(head: Mapping[str, Any], lines: list[dict[str, Any]], run: Finished
         raise ValueError(f"its first line names no split and kind of {', '.join(_READERS)}")
     if not isinstance(labels, list) or len(labels) > _MOST_LABELS or not all(isinstance(one, str) for one in labels):
         raise ValueError("its first line names no labels")
-    data = run.summary.get("data")
-    digests = data.get("digests") if isinstance(data, Mapping) else None
-    if not isinstance(digests, Mapping) or head.get("digest") != digests.get(split):
+    identity = run.identity(split)
+    if head.get("digest") not in identity.values():
         raise ValueError(f"it is of other {split} rows than the run")
     known = frozenset(labels)
     rows = {_number(line.get("row")): answer_of(line, kind, known) for line in lines}
     if len(rows) < len(lines):
         raise ValueError("a row is in it twice")
     num_rows = _number(head.get("rows"))
-    return RunAnswers(split=split, digest=head["digest"], kind=kind, labels=labels, num_rows=num_rows, rows=rows)
+    return RunAnswers(split=split, identity=identity, kind=kind, labels=labels, num_rows=num_rows, rows=rows)
 
 
 def answer_of(line: Mapping[str, Any], kind: str, labels: Labels) -> Answer:

@@ -9,7 +9,7 @@ from typing import Any
 from loralight.artifacts.run_folder import read_overrides
 from loralight.errors import InputError, did_you_mean
 from loralight.reports.intervals import Estimate, estimate
-from loralight.reports.runs import FORGETTING, FinishedRun
+from loralight.reports.runs import FORGETTING, FinishedRun, of_same_rows
 
 _NO_DIFFERENCE = (
     *("seed", "*.seed", "resume", "auto_batch", "names.*", "page", "probe", "forgetting*", "logger.*"),
@@ -105,8 +105,8 @@ def check_comparable(runs: Sequence[FinishedRun], metric: str) -> None:
                 f"{first.folder} is of task {first.summary['task']}, {run.folder} of {run.summary['task']}: compare "
                 "runs of one task",
             )
-        one, other = _digest(first, split), _digest(run, split)
-        if one and other and one != other:
+        one, other = first.identity(split), run.identity(split)
+        if one and other and not of_same_rows(one, other):
             raise InputError(
                 "E-COMPARE",
                 f"{first.folder} and {run.folder} were measured on different {split} rows: their scores say nothing "
@@ -139,13 +139,7 @@ def of_one_probe(runs: Sequence[FinishedRun]) -> tuple[list[FinishedRun], list[s
 
 def unknown_rows(runs: Iterable[FinishedRun], metric: str) -> list[FinishedRun]:
     """The runs whose summary does not say on which rows they were measured: those of an earlier version."""
-    return [run for run in runs if not _digest(run, metric.partition("/")[0])]
-
-
-def _digest(run: FinishedRun, split: str) -> Any:
-    data = run.summary.get("data")
-    digests = data.get("digests") if isinstance(data, Mapping) else None
-    return digests.get(split) if isinstance(digests, Mapping) else None
+    return [run for run in runs if not run.identity(metric.partition("/")[0])]
 
 
 def _key(run: FinishedRun) -> tuple[Any, ...]:

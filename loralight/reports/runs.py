@@ -58,6 +58,14 @@ class FinishedRun:
             value = value.get(name) if isinstance(value, Mapping) else None
         return value if isinstance(value, int | float) else None
 
+    def identity(self, split: str) -> dict[str, str]:
+        """The digests of a split's rows, of which an earlier version wrote fewer: as encoded, and of what they ask."""
+        data = self.summary.get("data")
+        kinds = {kind: data.get(kind) for kind in ("digests", "asked")} if isinstance(data, Mapping) else {}
+        return {
+            kind: str(found[split]) for kind, found in kinds.items() if isinstance(found, Mapping) and found.get(split)
+        }
+
     @property
     def forgotten(self) -> list[str]:
         """The metrics of what the base could do, as they are after training."""
@@ -68,6 +76,11 @@ class FinishedRun:
     def generalisation_gap(self) -> float | None:
         """See `generalisation_gap`."""
         return generalisation_gap(self.curve)
+
+
+def of_same_rows(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether one of the digests that two splits both have is equal."""
+    return any(one[kind] == other[kind] for kind in one.keys() & other.keys())
 
 
 def generalisation_gap(curve: Sequence[Mapping[str, float]]) -> float | None:

@@ -230,6 +230,12 @@ class ImageClassificationData(TaskData):
     def shown(self, split: str, row: int) -> str:
         return _short(self.splits[split], row)
 
+    def asked(self, split: str, row: int) -> list[Any]:
+        images = self.splits[split]
+        source = images.rows[row][images.column]
+        content = Path(source["path"]).read_bytes() if source["bytes"] is None else source["bytes"]
+        return [content, self.names[images.labels[row]]]
+
     def thumbnail(self, split: str, row: int) -> bytes | None:
         image, where = self.splits[split].opened(row)
         return small_jpeg(convert(image, "RGB", where))

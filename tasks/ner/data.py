@@ -228,6 +228,9 @@ class NerData(TaskData):
     def shown(self, split: str, row: int) -> list[str]:
         return self._read(self.rows[split].select([row]), self.rows.origins[split]).words[0]
 
+    def asked(self, split: str, row: int) -> list[Any]:
+        return [self.rows[split][row][self._used_columns()[0]], self.spans[split][row]]
+
     def baseline(self, split: str) -> dict[str, float]:
         """The scores of never predicting an entity."""
         return dict.fromkeys(map(str, entity_metrics(self.types)), 0.0)

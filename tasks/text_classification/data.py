@@ -178,6 +178,9 @@ class TextClassificationData(TaskData):
     def shown(self, split: str, row: int) -> str:
         return "\n".join(self.texts[split][row].values())
 
+    def asked(self, split: str, row: int) -> list[Any]:
+        return [*self.texts[split][row].values(), [self.names[number] for number in self.label_lists[split][row]]]
+
     def baseline(self, split: str) -> dict[str, float]:
         """The scores of always answering the most common training label, or labels."""
         metrics = classification_metrics(len(self.names), multi_label=self.multi_label)

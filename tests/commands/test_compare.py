@@ -145,6 +145,16 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, changes: dict[str, A
         compared(tmp_path)
 
 
+def test_rows_that_were_encoded_otherwise_are_compared(tmp_path: Path) -> None:
+    for name, encoded in (("a", "abc"), ("b", "other")):
+        make_run(tmp_path / name, words=[f"model={name}"], data={"digests": {"test": encoded}, "asked": {"test": "1"}})
+    make_run(tmp_path / "of_an_earlier_version", words=["model=c"], data={"digests": {"test": "abc"}})
+    assert len(compared(tmp_path).groups) == 3
+    make_run(tmp_path / "c", data={"digests": {"test": "third"}, "asked": {"test": "2"}})
+    with pytest.raises(InputError, match=r"^E-COMPARE: .* measured on different test rows"):
+        compared(tmp_path)
+
+
 def test_a_metric_that_nobody_measured_names_those_there_are(tmp_path: Path) -> None:
     make_run(tmp_path / "a")
     with pytest.raises(InputError, match=r"^E-MONITOR: metric=test/accurracy is in none.*test/accuracy"):

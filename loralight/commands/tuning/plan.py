@@ -20,7 +20,7 @@ from loralight.config.own_data import with_own_data
 from loralight.data import TaskData
 from loralight.errors import InputError, did_you_mean
 from loralight.reports.groups import differences
-from loralight.reports.runs import FinishedRun, find_runs, read_run
+from loralight.reports.runs import FinishedRun, find_runs, of_same_rows, read_run
 from loralight.training.epochs import AUTO
 from loralight.training.memory import parse_memory
 from loralight.training.time_budget import parse_time
@@ -120,7 +120,7 @@ class Plan:
         """Words on a setting, not of the space, that a run has and a trial has not; None if there is none."""
         if run.score(self.metric) is None:
             return f"there is no {self.metric}"
-        if self._rows != (run.summary.get("data") or {}).get("digests", {}).get("validation"):
+        if not of_same_rows(self._rows, run.identity("validation")):
             return "the validation rows are others"
         point = self.space.point_of(run.settings)
         here = self._first if point is None else self.of_run(self.space.words(point))
@@ -132,6 +132,7 @@ class Plan:
         return build_data(measuring(self._first))
 
     @cached_property
-    def _rows(self) -> str:
-        """The digest of the validation rows."""
-        return str(self._data.identity()["digests"]["validation"])
+    def _rows(self) -> dict[str, str]:
+        """The digests of the validation rows, see `FinishedRun.identity`."""
+        found = self._data.identity()
+        return {kind: found[kind]["validation"] for kind in ("digests", "asked") if "validation" in found[kind]}

@@ -46,6 +46,21 @@ def table(labels: list[Any], **columns: Any) -> Dataset:
     return Dataset.from_dict({"image": images, "label": labels, **columns})
 
 
+def test_images_of_another_size_are_the_same_rows_and_other_images_are_not(
+    tiny_resnet: str, image_folders: Path, tmp_path: Path
+) -> None:
+    here = make(tiny_resnet, path=str(image_folders)).identity()
+    small = make(tiny_resnet, path=str(image_folders), image_size=16).identity()
+    assert small["digests"]["validation"] != here["digests"]["validation"]
+    assert small["asked"] == here["asked"]
+    folder = copied(image_folders, tmp_path)
+    moved = make(tiny_resnet, path=str(folder)).identity()
+    assert moved["asked"] == here["asked"]
+    for file in sorted((folder / "train").rglob("*.png")):
+        file.write_bytes(bytes_of(7))
+    assert make(tiny_resnet, path=str(folder)).identity()["asked"]["train"] != here["asked"]["train"]
+
+
 def test_a_batch_holds_images_as_the_model_wants_them_and_class_numbers(tiny_resnet: str, image_folders: Path) -> None:
     data = make(tiny_resnet, path=str(image_folders), eval_batch_size=12)
     (batch,) = data.val_dataloader()

@@ -76,6 +76,17 @@ def test_a_batch_has_each_word_s_tag_beside_its_first_sub_word(tmp_path: Path, t
     assert data.types == ["person", "place"]
 
 
+def test_sentences_of_another_tokenizer_are_the_same_rows_and_other_entities_are_not(
+    tmp_path: Path, tiny_bert: str, checkpoints: Callable[[str], str]
+) -> None:
+    here = make(tmp_path, tiny_bert, tagged()).identity()
+    other = make(tmp_path, checkpoints("RoBERTa"), tagged("BILOU")).identity()
+    assert other["digests"] != here["digests"]
+    assert other["asked"] == here["asked"]
+    retagged = [tagged()[0], {**tagged()[1], "ner_tags": ["B-person", "O"]}, tagged()[2]]
+    assert make(tmp_path, tiny_bert, retagged).identity()["asked"] != here["asked"]
+
+
 @pytest.mark.parametrize("scheme", ["IOB1", "IOB2", "IOBES", "BILOU"])
 def test_tags_of_every_scheme_give_the_same_labels_and_the_report_names_it(
     tmp_path: Path, tiny_bert: str, scheme: str

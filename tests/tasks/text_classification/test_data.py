@@ -52,6 +52,16 @@ def first_batch(data: TextClassificationData) -> dict[str, torch.Tensor]:
     return next(iter(data.val_dataloader()))
 
 
+def test_rows_cut_elsewhere_are_the_same_rows_and_relabelled_ones_are_not(tmp_path: Path, tiny_bert: str) -> None:
+    here = make(tmp_path, tiny_bert, splits={"train": rows(LONG)}).identity()
+    cut = make(tmp_path, tiny_bert, splits={"train": rows(LONG)}, max_length=8).identity()
+    assert cut["digests"] != here["digests"]
+    assert cut["asked"] == here["asked"]
+    assert here["asked"].keys() == {"train", "validation"}
+    other = make(tmp_path, tiny_bert, splits={"train": rows(LONG, label=["good", "good", "bad", "bad"])}).identity()
+    assert other["asked"]["validation"] != here["asked"]["validation"]
+
+
 def test_a_batch_is_what_the_tokenizer_makes_of_its_rows(tmp_path: Path, tiny_bert: str) -> None:
     batch = first_batch(make(tmp_path, tiny_bert, length_grouped=False))
     expected = AutoTokenizer.from_pretrained(tiny_bert)(SHORT, padding=True, return_tensors="pt")
