@@ -105,6 +105,7 @@ class TextClassificationData(TaskData):
         self.label_separator, self.label_names = label_separator, label_names
         self.given_labels = None if labels is None else [label_name(name) for name in labels]
         self.names: list[str] = []
+        self.rows: Mapping[str, Dataset] = {}
         self.texts: dict[str, Dataset] = {}
         self.label_lists: dict[str, list[list[int]]] = {}
         self.num_truncated: dict[str, int] = {}
@@ -128,6 +129,7 @@ class TextClassificationData(TaskData):
         self.tokenizer = load_tokenizer(self.checkpoint)
         pad_(self.tokenizer, self.checkpoint)
         check_length(self.max_length, self.checkpoint, self.tokenizer, pair=len(self.text_columns) > 1)
+        self.rows = rows
         self.texts = {split: part.select_columns(self.text_columns) for split, part in rows.items()}
         self._pad = DataCollatorWithPadding(self.tokenizer)
         return {split: self._encode(split, rows.origins[split]) for split in rows}
@@ -179,7 +181,8 @@ class TextClassificationData(TaskData):
         return "\n".join(self.texts[split][row].values())
 
     def asked(self, split: str, row: int) -> list[Any]:
-        return [*self.texts[split][row].values(), [self.names[number] for number in self.label_lists[split][row]]]
+        # the whole row, so that a run on another column of it can be compared
+        return [self.rows[split][row], [self.names[number] for number in self.label_lists[split][row]]]
 
     def baseline(self, split: str) -> dict[str, float]:
         """The scores of always answering the most common training label, or labels."""

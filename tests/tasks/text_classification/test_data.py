@@ -52,14 +52,17 @@ def first_batch(data: TextClassificationData) -> dict[str, torch.Tensor]:
     return next(iter(data.val_dataloader()))
 
 
-def test_rows_cut_elsewhere_are_the_same_rows_and_relabelled_ones_are_not(tmp_path: Path, tiny_bert: str) -> None:
-    here = make(tmp_path, tiny_bert, splits={"train": rows(LONG)}).identity()
-    cut = make(tmp_path, tiny_bert, splits={"train": rows(LONG)}, max_length=8).identity()
-    assert cut["digests"] != here["digests"]
-    assert cut["asked"] == here["asked"]
+def test_rows_read_otherwise_are_the_same_rows_and_relabelled_ones_are_not(tmp_path: Path, tiny_bert: str) -> None:
+    labels = {"label": ["good", "bad", "good", "bad"], "again": ["good", "good", "bad", "bad"]}
+    splits = {"train": {**rows(LONG, **labels), "title": SHORT}}
+    here = make(tmp_path, tiny_bert, splits=splits).identity()
     assert here["asked"].keys() == {"train", "validation"}
-    other = make(tmp_path, tiny_bert, splits={"train": rows(LONG, label=["good", "good", "bad", "bad"])}).identity()
-    assert other["asked"]["validation"] != here["asked"]["validation"]
+    for changed in ({"max_length": 8}, {"columns": {"text": "title"}}, {"columns": {"pair": "title"}}):
+        other = make(tmp_path, tiny_bert, splits=splits, **changed).identity()
+        assert other["digests"] != here["digests"]
+        assert other["asked"] == here["asked"]
+    relabelled = make(tmp_path, tiny_bert, splits=splits, columns={"label": "again"}).identity()
+    assert relabelled["asked"]["validation"] != here["asked"]["validation"]
 
 
 def test_a_batch_is_what_the_tokenizer_makes_of_its_rows(tmp_path: Path, tiny_bert: str) -> None:
