@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from loralight.data.module import TaskData
     from loralight.data.origin import Origin
     from loralight.data.packing import PackedRows, pack
+    from loralight.data.row_digest import digest_of
     from loralight.data.seeds import seed_of
     from loralight.data.splits import FORMATS, Readers, Splits, check_columns, column_name, read_file
 
@@ -59,6 +60,7 @@ __all__ = [
     "count_classes",
     "counts_line",
     "cut_rows",
+    "digest_of",
     "encode_rows",
     "few_rows",
     "files_by_class",
@@ -106,6 +108,7 @@ __getattr__ = on_first_use(
         "module": "TaskData",
         "origin": "Origin",
         "packing": "PackedRows pack",
+        "row_digest": "digest_of",
         "seeds": "seed_of",
         "splits": "FORMATS Readers Splits check_columns column_name read_file",
     },

@@ -154,7 +154,7 @@ class TaskData(lightning.LightningDataModule, ABC):
         """What a row asks, and what is right, whatever the model: texts, bytes and plain values, or None by default.
 
         By it, runs whose models or settings encode rows differently are known to be measured on the same rows. It is
-        None where scores hang on the encoding, such as a loss per token.
+        None where scores hang on the encoding.
         """
         return None
 

@@ -28,6 +28,11 @@ def digest(rows: Iterable[Any], lengths: Iterable[int]) -> str:
     return found.hexdigest()[:32]
 
 
+def digest_of(rows: Any, lengths: Iterable[int]) -> str:
+    """The `digest` of rows that are sized and indexable by number."""
+    return digest((rows[row] for row in sample(len(rows))), lengths)
+
+
 def _add(value: Any, found: "hashlib._Hash") -> None:
     if isinstance(value, Mapping):
         for key in sorted(value):

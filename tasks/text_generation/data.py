@@ -24,6 +24,7 @@ from loralight.data import (
     column_name,
     columns_of_form,
     cut_rows,
+    digest_of,
     encode_rows,
     form_of,
     join_messages_,
@@ -207,6 +208,11 @@ class TextGenerationData(TaskData):
     def lengths(self, split: str) -> Sequence[int]:
         sizes = list(self.documents[split]["length"])
         return [sum(sizes[document] for document in group) for group in self.splits[split].groups]
+
+    def identity(self) -> dict[str, Any]:
+        # a loss per token can be compared on the same tokens, whichever rows they share
+        asked = {split: digest_of(documents, documents["length"]) for split, documents in self.documents.items()}
+        return {**super().identity(), "asked": asked}
 
     def model_arguments(self) -> dict[str, Any]:
         return {"columns": self.form.columns, "join": self.join, "chat_template": self.chat_template}

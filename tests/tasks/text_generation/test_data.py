@@ -370,3 +370,11 @@ def test_an_encoder_is_refused_as_its_tokens_see_what_they_should_predict(config
 def test_an_encoder_made_a_decoder_is_not_refused(tmp_path: Path) -> None:
     BertConfig(is_decoder=True).save_pretrained(tmp_path / "decoder")
     check_causal(str(tmp_path / "decoder"))
+
+
+def test_documents_in_other_rows_are_the_same_documents_and_cut_ones_are_not(tmp_path: Path, tiny_llama: str) -> None:
+    here, alone = (make(tmp_path, tiny_llama, texts(TEXTS[:2]), packed=packed).identity() for packed in (True, False))
+    assert alone["digests"] != here["digests"]
+    assert alone["asked"] == here["asked"]
+    assert make(tmp_path, tiny_llama, texts(TEXTS[:2]), max_length=48).identity()["asked"] == here["asked"]
+    assert make(tmp_path, tiny_llama, texts(TEXTS[:2]), max_length=4).identity()["asked"] != here["asked"]
