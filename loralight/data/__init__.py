@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         weights_of_labels,
     )
     from loralight.data.module import TaskData
+    from loralight.data.named_files import split_in
     from loralight.data.origin import Origin
     from loralight.data.packing import PackedRows, pack
     from loralight.data.row_digest import digest_of
@@ -82,6 +83,7 @@ __all__ = [
     "read_text_file",
     "repeated_rows",
     "seed_of",
+    "split_in",
     "split_labels",
     "strangers",
     "uneven_rows",
@@ -106,6 +108,7 @@ __getattr__ = on_first_use(
         "label_ids": "LabelNames name_label_ids name_labels names_beside",
         "labels": "are_lists check_smoothing check_splits label_name split_labels weights_of_labels",
         "module": "TaskData",
+        "named_files": "split_in",
         "origin": "Origin",
         "packing": "PackedRows pack",
         "row_digest": "digest_of",

@@ -28,6 +28,12 @@ def is_split(name: str) -> bool:
     return name.lower() in _SPLIT_OF
 
 
+def split_in(name: str) -> str | None:
+    """The split that a part of a file's or folder's name tells, such as ``train_images``."""
+    found = _IN_NAME.search(name)
+    return _SPLIT_OF[found[1].lower()] if found else None
+
+
 def name_of(file: Path) -> str:
     """A file's name without its endings, and without the number of a shard."""
     return _SHARD.sub("", inner_name(file).stem)
@@ -85,10 +91,10 @@ def names_of(
     if len(names) == 1 and not has_own:
         return [*names] if split == "train" else []
     free = [name for name in names if name not in others] if are_parts else []
-    told = {name: found[1].lower() for name in free if (found := _IN_NAME.search(name))}
+    told = {name: found for name in free if (found := split_in(name))}
     if not told:
         return free if split == "train" and not has_own else []
-    parts = [name for name, alias in told.items() if _SPLIT_OF[alias] == split]
+    parts = [name for name, found in told.items() if found == split]
     are_numbered = len({_NUMBERS.sub("", name) for name in parts}) == 1
     return parts if are_numbered and len(told) == len(free) else []
 

@@ -38,6 +38,7 @@ from loralight.data import (
     read_file,
     repeated_rows,
     seed_of,
+    split_in,
     uneven_rows,
 )
 from loralight.errors import InputError
@@ -292,29 +293,39 @@ def read_table(
     if dtype not in _NAMES and not dtype.startswith(("int", "uint")):
         return rows
     names = [None if name is None else str(name) for name in rows[column]]
-    paths = _paths(names, Path(file).resolve().parent)
+    paths = _paths(names, Path(file).resolve())
     if dtype not in _NAMES and not any(path is not None and Path(path).is_file() for path in paths):
         return rows
     return rows.remove_columns(column).add_column(column, paths)
 
 
-def _paths(names: Sequence[str | None], folder: Path) -> list[str | None]:
-    """The paths of image files by their names, which are relative to a folder.
+def _paths(names: Sequence[str | None], table: Path) -> list[str | None]:
+    """The paths of image files by their names in a table, which are relative to its folder.
 
     A name without a folder, and perhaps without an ending, may also be of a file in a folder below: so is it where a
-    table of numbers and labels comes with a folder of pictures. It is taken if it is the only one of that name.
+    table of numbers and labels comes with a folder of pictures. It is taken if it is the only one of that name, or the
+    only one in a folder of the split that the table's own name tells, as ``train.csv`` and ``train_images``.
     """
+    folder, split = table.parent, split_in(table.stem)
     paths = {name: folder / name for name in names if name is not None}
     missing = {name for name, path in paths.items() if not path.is_file() and Path(name).name == name}
     below: dict[str, list[Path]] = {}
     for file in list_files(folder, SUFFIXES) if missing else ():
         for name in {file.name, file.stem} & missing:
             below.setdefault(name, []).append(file)
+    if split is not None:
+        own = {name: [file for file in files if _is_of(split, file.parent, folder)] for name, files in below.items()}
+        below = {name: own[name] or files for name, files in below.items()}
     found = {name: files[0] for name, files in below.items() if len(files) == 1}
     if found:
         folders = sorted({str(file.parent) for file in found.values()})
         logger.info("%d images are found by their names in %s", len(found), ", ".join(folders[:_SHOWN]))
     return [None if name is None else str(found.get(name, paths[name])) for name in names]
+
+
+def _is_of(split: str, place: Path, folder: Path) -> bool:
+    """Whether a folder below another one has a split's name, or lies in one that has."""
+    return any(split_in(part) == split for part in place.relative_to(folder).parts)
 
 
 def _undecoded(rows: Dataset, column: str, split: str) -> Dataset:

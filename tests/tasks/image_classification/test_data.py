@@ -176,6 +176,21 @@ def test_names_without_folder_and_ending_are_found_below_a_table(
         make(tiny_resnet, train=str(tmp_path / "labels.csv"), columns=columns, validation_fraction=0.2)
 
 
+def test_pictures_of_one_name_are_those_in_the_folder_of_the_table_s_split(tiny_resnet: str, tmp_path: Path) -> None:
+    for split, colour in (("train", 40), ("test", 80)):
+        (tmp_path / f"{split}_images" / "all").mkdir(parents=True)
+        for number in range(6):
+            (tmp_path / f"{split}_images" / "all" / f"{number}.png").write_bytes(bytes_of(colour + number))
+        lines = ["image,label", *(f"{number},{number % 2}" for number in range(6))]
+        (tmp_path / f"{split}.csv").write_text("\n".join(lines))
+    data = make(tiny_resnet, path=str(tmp_path), validation_fraction=0.5)
+    for split, colour in (("train", 40), ("validation", 40), ("test", 80)):
+        for row in range(len(data.splits[split])):
+            image, _ = data.splits[split].opened(row)
+            number = int(Path(data.splits[split].rows[row]["image"]["path"]).stem)
+            assert image.getpixel((0, 0)) == (colour + number, 0, 0)
+
+
 def test_columns_may_have_any_names(tiny_resnet: str, tmp_path: Path) -> None:
     rows = table([0, 1] * 4).rename_columns({"image": "Foto", "label": "was es ist"})
     rows.to_parquet(tmp_path / "train.parquet")
