@@ -1,6 +1,7 @@
 """Texts or pairs of texts with their labels, tokenised."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -39,6 +40,7 @@ from loralight.data import (
 from loralight.errors import InputError
 from loralight.models import check_length, load_tokenizer, pad_
 
+from .fasttext import read_fasttext
 from .metrics import classification_metrics
 
 _SEVERAL = (
@@ -96,6 +98,10 @@ class TextClassificationData(TaskData):
         **loading: Any,
     ) -> None:
         super().__init__(**loading)
+        given = (str(loading.get(name)) for name in ("path", "train", "validation", "test"))
+        if self.delimiter is None and any(name.lower().endswith(".txt") for name in given):
+            # files that are named alone: a folder of texts may have others, such as a list of words
+            self.read_splits = partial(self.read_splits, readers={**self.readers, ".txt": read_fasttext})
         self.checkpoint, self.max_length = checkpoint, max_length
         roles = ["text", *(["pair"] if columns.get("pair") is not None else [])]
         self.text_columns = [column_name(columns.get(role), role, header=self.header) for role in roles]
