@@ -167,6 +167,9 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     overrides, flags = _sort(arguments)
     said, is_sweep = overrides, verb == "sweep" or (verb == "train" and bool({"-m", "--multirun"} & set(flags)))
     folders = _config_folders(flags)
+    taken, ignored = ("hydra.sweep.dir", "hydra.run.dir") if is_sweep else ("hydra.run.dir", "hydra.sweep.dir")
+    if word := next((word for word in overrides if word.startswith(f"{ignored}=")), None):
+        raise InputError("E-CONFIG", f"{word} has no effect on loralight {verb}: its folder is {taken}=")
     if verb == "sweep":
         verb, flags = "train", [*flags, "--multirun"]
     from loralight.artifacts.run_settings import with_those_of_a_run

@@ -152,6 +152,11 @@ def test_a_config_dir_brings_experiments_of_ones_own(
             ["train", "launcher=joblib"],
             "E-LAUNCHER: launcher=joblib starts the jobs of a sweep",
         ),
+        (["sweep", "hydra.run.dir=a", "adapter.rank=2,4"], "hydra.run.dir=a has no effect on loralight sweep"),
+        (
+            ["study", "hydra.sweep.dir=a"],
+            "hydra.sweep.dir=a has no effect on loralight study: its folder is hydra.run.dir",
+        ),
         (["train", "hydra/launcher=joblib"], "E-LAUNCHER: hydra/launcher=joblib starts the jobs of a sweep"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
