@@ -229,7 +229,8 @@ class NerData(TaskData):
         return self._read(self.rows[split].select([row]), self.rows.origins[split]).words[0]
 
     def asked(self, split: str, row: int) -> list[Any]:
-        return [self.rows[split][row][self._used_columns()[0]], self.spans[split][row]]
+        source, _ = self._used_columns()
+        return [self.rows[split].select_columns(source)[row][source], self.spans[split][row]]
 
     def baseline(self, split: str) -> dict[str, float]:
         """The scores of never predicting an entity."""

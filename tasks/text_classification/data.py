@@ -187,8 +187,9 @@ class TextClassificationData(TaskData):
         return "\n".join(self.texts[split][row].values())
 
     def asked(self, split: str, row: int) -> list[Any]:
-        # the whole row, so that a run on another column of it can be compared
-        return [self.rows[split][row], [self.names[number] for number in self.label_lists[split][row]]]
+        # the whole row, so that a run on another column of it can be compared; as Arrow, which decodes no pictures
+        (whole,) = self.rows[split].with_format("arrow")[row].to_pylist()
+        return [whole, [self.names[number] for number in self.label_lists[split][row]]]
 
     def baseline(self, split: str) -> dict[str, float]:
         """The scores of always answering the most common training label, or labels."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset, Features, Image, Value
 from sklearn.dummy import DummyClassifier
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import AutoTokenizer
@@ -15,6 +16,7 @@ from transformers import AutoTokenizer
 from loralight.errors import InputError
 from loralight.tasks.text_classification import TextClassificationData
 
+FEATURES = {"text": Value("string"), "label": Value("string")}
 SHORT = ["good", "so bad", "rather good film", "bad"]
 LONG = ["word " * 30, "word " * 13 + "end", "word " * 14, "word " * 15]  # 32, 16, 16 and 17 tokens
 
@@ -63,6 +65,21 @@ def test_rows_read_otherwise_are_the_same_rows_and_relabelled_ones_are_not(tmp_p
         assert other["asked"] == here["asked"]
     relabelled = make(tmp_path, tiny_bert, splits=splits, columns={"label": "again"}).identity()
     assert relabelled["asked"]["validation"] != here["asked"]["validation"]
+
+
+def test_a_column_that_is_not_read_may_be_broken(tmp_path: Path, tiny_bert: str) -> None:
+    pictures = [{"bytes": b"no picture", "path": None}] * 4
+    table = Dataset.from_dict({**rows(), "picture": pictures}, Features({**FEATURES, "picture": Image()}))
+    table.to_parquet(tmp_path / "train.parquet")
+    data = TextClassificationData(
+        checkpoint=tiny_bert,
+        columns={"text": "text", "label": "label"},
+        max_length=16,
+        path=str(tmp_path / "train.parquet"),
+        validation_fraction=0.5,
+    )
+    data.setup()
+    assert data.identity()["asked"].keys() == {"train", "validation"}
 
 
 def test_a_batch_is_what_the_tokenizer_makes_of_its_rows(tmp_path: Path, tiny_bert: str) -> None:
