@@ -135,7 +135,7 @@ class Comparison:
                 self.best,
                 title=title,
                 verdict=self.verdict(),
-                pictures=[*pictures(self.groups, self.metric), *reliability(self.rows.groups)],
+                pictures=[*pictures(self.groups, self.metric), *reliability(self.groups, self.rows.groups)],
                 failures=self.failures,
                 by_rows=rows_table(self.rows),
                 beside=self.beside,

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from io import StringIO
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ _OF_PAGE = {_INK: "var(--ink)", _GRID: "var(--line)"}
 """The page's own colours, which are others in the dark; matplotlib writes all colours into styles."""
 _BLUE = "#2f81f7"
 _MOST_CURVES = 12  # more could not be distinguished
+_HALF, _LINE = 38, 0.17  # characters of a name that leaves room for another beside it; inches of a line of names
 
 
 class Picture(NamedTuple):
@@ -38,9 +40,9 @@ def pictures(groups: Sequence[Group], metric: str) -> list[Picture]:
         ("Time of a step, ms", ("seconds_per_step",), 1e3),
         ("Adapter file, MB", ("bytes", "adapter"), 1e-6),
     ):
-        if any(group.cost(*names) for group in groups):
-            height = 1.2 + 0.3 * len(groups)
-            made.append(_drawn(title, lambda axes, n=names, s=scale: _bars(axes, groups, n, s), height=height))  # type: ignore[misc]
+        costs = [(_short(group.name), scale * cost) for group in groups if (cost := group.cost(*names))]
+        if costs:
+            made.append(_drawn(title, partial(_bars, costs=costs), height=1.2 + 0.3 * len(costs)))
     followed = metric.replace("test/", "validation/")
     if any(_curve(group, followed) for group in groups):
         made.append(_drawn(f"{followed} while training", lambda axes: _curves(axes, groups, followed)))
@@ -139,17 +141,32 @@ def _by_setting(axes: Any, groups: Sequence[Group], metric: str, name: str, valu
 
 def _by_share(axes: Any, groups: Sequence[Group], metric: str) -> None:
     shares = []
-    for group in groups:
+    for number, group in enumerate(groups):
         score, learns = group.score(metric), group.cost("parameters", "trainable")
         total = group.cost("parameters", "total")
         if score is not None and learns is not None and total:
             shares.append(100 * learns / total)
-            axes.errorbar(shares[-1], score.mean, score.margin or 0.0, fmt="o", capsize=3, label=_short(group.name))
+            style = {"fmt": "o", "capsize": 3, "color": _colour(number), "label": _short(group.name)}
+            axes.errorbar(shares[-1], score.mean, score.margin or 0.0, **style)
     _scale(axes, shares)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("parameters that learn, %")
     axes.set_ylabel(metric)
-    axes.legend(fontsize=8, frameon=False)
+    _name_below(axes)
+
+
+def _colour(number: int) -> str:
+    """The colour of a group, by its place among all: the same in each picture."""
+    return f"C{number % 10}"
+
+
+def _name_below(axes: Any) -> None:
+    """Write the names of colours below the picture, where they hide no point; it grows by their lines."""
+    names = axes.get_legend_handles_labels()[1]
+    columns = 2 if len(names) > 1 and max(map(len, names)) <= _HALF else 1
+    figure = axes.figure
+    figure.set_figheight(figure.get_figheight() + _LINE * -(-len(names) // columns))
+    figure.legend(loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
 
 
 def _scale(axes: Any, values: Sequence[float]) -> None:
@@ -159,11 +176,10 @@ def _scale(axes: Any, values: Sequence[float]) -> None:
         axes.minorticks_off()
 
 
-def _bars(axes: Any, groups: Sequence[Group], names: Sequence[str], scale: float) -> None:
-    numbers = [scale * (group.cost(*names) or 0) for group in groups]
-    places = range(len(groups))
-    axes.barh(places, numbers, color=_BLUE)
-    axes.set_yticks(places, [_short(group.name) for group in groups], fontsize=8)
+def _bars(axes: Any, costs: Sequence[tuple[str, float]]) -> None:
+    places = range(len(costs))
+    axes.barh(places, [cost for _, cost in costs], color=_BLUE)
+    axes.set_yticks(places, [name for name, _ in costs], fontsize=8)
     axes.invert_yaxis()
     axes.bar_label(axes.containers[0], fmt=_number, padding=3, fontsize=8)
     axes.margins(x=0.12)
@@ -180,11 +196,12 @@ def _curves(axes: Any, groups: Sequence[Group], metric: str) -> None:
 
 
 def _lines(axes: Any, lines: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> None:
-    for name, points in lines:
+    for number, (name, points) in enumerate(lines):
         if points:
-            axes.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else "", label=name, linewidth=1.4)
+            style = {"marker": "." if len(points) < 50 else "", "color": _colour(number), "linewidth": 1.4}
+            axes.plot(*zip(*points, strict=True), label=name, **style)
     axes.set_xlabel("optimizer step")
-    axes.legend(fontsize=8, frameon=False)
+    _name_below(axes)
 
 
 def _curve(group: Group, metric: str) -> list[tuple[float, float]]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from loralight.reports.answers import Answer
+from loralight.reports.groups import Group
 from loralight.reports.pictures import Picture, reliability_diagram
 from loralight.reports.row_by_row import OfGroup
 
@@ -41,15 +42,19 @@ def bins(answers: Iterable[Answer]) -> list[Bin]:
     ]
 
 
-def reliability(groups: Sequence[OfGroup]) -> list[Picture]:
+def reliability(groups: Sequence[Group], found: Sequence[OfGroup]) -> list[Picture]:
     """A diagram with a line for each group, over the rows of all of its runs; none if no answer has a probability.
+
+    Args:
+        groups: all groups, in the order of their colours.
+        found: the answers of those that have kept some.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    lines = [(one.group.name, _points(one)) for one in groups]
-    drawn = [(name, points) for name, points in lines if points]
-    return [reliability_diagram(drawn)] if drawn else []
+    answers = {id(one.group): one for one in found}
+    lines = [(group.name, _points(answers[id(group)]) if id(group) in answers else []) for group in groups]
+    return [reliability_diagram(lines)] if any(points for _, points in lines) else []
 
 
 def _points(of_group: OfGroup) -> list[tuple[float, float]]:
