@@ -4,12 +4,15 @@ Each check is made again later with more information. Only settings that are cer
 """
 
 import csv
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from loralight.errors import InputError, did_you_mean
+from loralight.logs import logger
 from loralight.resources import no_such_file, resolve
 
 _TABLES = {".csv": ",", ".tsv": "\t"}
@@ -72,9 +75,21 @@ def _read_tables(data: Mapping[str, Any]) -> None:
         if (kind := file.suffix.lower()) and kind not in (*_FILES, *NO_TABLES):
             continue  # a task's own reader may take it
         needed = _needed(data) if name in ("path", "train") else {}
-        rows = read_file(str(file), **how)
+        with _telling_later():
+            rows = read_file(str(file), **how)
         for role, wanted in needed.items():
             check_columns(rows, wanted, "train", setting=f"data.columns.{role}")
+
+
+@contextmanager
+def _telling_later() -> Iterator[None]:
+    """Leave lines on the rows to the run, which reads them again."""
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _needed(data: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -80,6 +80,8 @@ class _Finder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        if path is not None:  # a module within a package, of which a command imports thousands
+            return None
         folder = next((folder for folder in folders() if folder.name == fullname), None)
         if folder is None or fault_of(folder):
             return None

@@ -15,6 +15,7 @@ from loralight.data import csv_files
 from loralight.data.bars import hiding_bars
 from loralight.data.charsets import check_encoding, check_text
 from loralight.data.compressed import inner_name
+from loralight.data.label_studio import read_label_studio
 from loralight.data.named_files import by_name, is_about, is_split, name_of, names_of, shown
 from loralight.data.origin import Origin
 from loralight.errors import InputError, did_you_mean
@@ -245,6 +246,8 @@ def _inner_hint(rows: Dataset, wanted: str) -> str:
 
 def _nested_hint(rows: Dataset) -> str:
     """A hint for JSON of a single object: its rows may be a list in one of its fields."""
+    if len(rows) > 1:
+        return ""
     lists = [name for name, kind in rows.features.items() if isinstance(getattr(kind, "feature", None), dict)]
     return f". {lists[0]!r} is a list of records: write these as the file, as jq '.{lists[0]}' does" if lists else ""
 
@@ -300,7 +303,9 @@ def read_file(
     if kind == "json" and encoding:
         arguments["encoding"] = encoding
     with _one_message(file):
-        rows = datasets.load_dataset(kind, data_files=file, split="train", **arguments)
+        rows = read_label_studio(file, encoding) if kind == "json" else None
+        if rows is None:
+            rows = datasets.load_dataset(kind, data_files=file, split="train", **arguments)
     if is_csv and header is None:
         csv_files.check_header(rows, file)
     return rows
