@@ -1,5 +1,6 @@
 """Images with one label each, decoded and transformed when they are read."""
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -51,6 +52,7 @@ from .transforms import Transform, evaluation_transform, seeded, training_transf
 
 _NAMES, _BYTES = ("string", "large_string"), ("binary", "large_binary")
 _SHOWN = 3  # folders in a message
+_SEPARATOR = re.compile(r"[/\\]")  # of folders, here or on the machine where a table was written
 _DECODED = 20_000
 """Most images that are all decoded before training (0.2 ms for a small image); else only headers are read."""
 
@@ -302,17 +304,20 @@ def read_table(
 def _paths(names: Sequence[str | None], table: Path) -> list[str | None]:
     """The paths of image files by their names in a table, which are relative to its folder.
 
-    A name without a folder, and perhaps without an ending, may also be of a file in a folder below: so is it where a
-    table of numbers and labels comes with a folder of pictures. It is taken if it is the only one of that name, or the
-    only one in a folder of the split that the table's own name tells, as ``train.csv`` and ``train_images``.
+    A name's last part, perhaps without an ending, may also be of a file in a folder below: so is it where a table of
+    numbers and labels comes with a folder of pictures, or names the folders of another machine. It is taken if it is
+    the only file of that name, or the only one in a folder of the split that the table's own name tells, as
+    ``train.csv`` and ``train_images``, and if no other name in the table ends in it.
     """
     folder, split = table.parent, split_in(table.stem)
     paths = {name: folder / name for name in names if name is not None}
-    missing = {name for name, path in paths.items() if not path.is_file() and Path(name).name == name}
+    last = {name: _SEPARATOR.split(name)[-1] for name in paths}
+    times = Counter(last.values())
+    missing = {last[name]: name for name, path in paths.items() if times[last[name]] == 1 and not path.is_file()}
     below: dict[str, list[Path]] = {}
     for file in list_files(folder, SUFFIXES) if missing else ():
-        for name in {file.name, file.stem} & missing:
-            below.setdefault(name, []).append(file)
+        for part in {file.name, file.stem} & set(missing):
+            below.setdefault(missing[part], []).append(file)
     if split is not None:
         own = {name: [file for file in files if _is_of(split, file.parent, folder)] for name, files in below.items()}
         below = {name: own[name] or files for name, files in below.items()}

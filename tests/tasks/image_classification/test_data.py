@@ -191,6 +191,24 @@ def test_pictures_of_one_name_are_those_in_the_folder_of_the_table_s_split(tiny_
             assert image.getpixel((0, 0)) == (colour + number, 0, 0)
 
 
+@pytest.mark.parametrize("folder", ["/data/upload/1/", "C:\\photos\\", "elsewhere/"])
+def test_names_with_folders_of_another_machine_are_found_by_their_last_part(
+    tiny_resnet: str, tmp_path: Path, folder: str
+) -> None:
+    (tmp_path / "upload").mkdir()
+    for number in range(8):
+        (tmp_path / "upload" / f"{number}.png").write_bytes(bytes_of(10 * number))
+    lines = ["image,label", *(f"{folder}{number}.png,{number % 2}" for number in range(8))]
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    data = make(tiny_resnet, train=str(tmp_path / "labels.csv"), validation_fraction=0.5)
+    shown = sorted(data.shown(split, row) for split in data.splits for row in range(len(data.splits[split])))
+    assert shown == [f"upload/{number}.png" for number in range(8)]
+    lines[1:3] = ["cats/0.png,0", "dogs/0.png,1"]  # which of the two the file is cannot be known
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    with pytest.raises(InputError, match=r"^E-IMAGE: .*labels\.csv: train row \d, .*(cats|dogs)/0\.png.*No such file"):
+        make(tiny_resnet, train=str(tmp_path / "labels.csv"), validation_fraction=0.5)
+
+
 def test_columns_may_have_any_names(tiny_resnet: str, tmp_path: Path) -> None:
     rows = table([0, 1] * 4).rename_columns({"image": "Foto", "label": "was es ist"})
     rows.to_parquet(tmp_path / "train.parquet")
