@@ -1,5 +1,6 @@
 """Numbers of a task that are chosen on validation rows once its weights are final: thresholds, a temperature."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -13,6 +14,7 @@ from torchmetrics import CatMetric
 from loralight.data import TaskData
 from loralight.training.task import AdapterTask
 
+_MOST_SHOWN = 20  # numbers of a list in a line
 _KEPT = ("predictions", "targets")  # of what a validation step gives
 
 
@@ -54,7 +56,10 @@ def settled_line(found: Mapping[str, Any], num_rows: int | None = None) -> str:
 
 def _numbers(value: Any) -> str:
     each = value if isinstance(value, list) else [value]
-    return " ".join(f"{one:.3g}" for one in each[:20]) + (" ..." if len(each) > 20 else "")
+    if len(each) <= _MOST_SHOWN:
+        return " ".join(f"{one:.3g}" for one in each)
+    shared, times = Counter(each).most_common(1)[0]
+    return f"from {min(each):.3g} to {max(each):.3g}, {shared:.3g} for {times} of {len(each)}"
 
 
 def _validated(task: AdapterTask, data: TaskData, trainer: lightning.Trainer) -> tuple[Tensor, Tensor]:

@@ -124,7 +124,8 @@ def test_what_was_tried_is_undone() -> None:
     assert task.threshold == 0.5
 
 
-def test_a_line_shows_the_first_twenty_numbers() -> None:
-    assert settled_line({"temperature": 1.23456, "thresholds": [0.5] * 21}, 30) == (
-        "chosen on 30 validation rows: temperature 1.23, thresholds " + "0.5 " * 20 + "..."
-    )
+def test_a_line_sums_up_more_than_twenty_numbers() -> None:
+    few = settled_line({"temperature": 1.23456, "thresholds": [0.25] * 20}, 30)
+    assert few == "chosen on 30 validation rows: temperature 1.23, thresholds " + " ".join(["0.25"] * 20)
+    many = settled_line({"thresholds": [0.125, *[0.389] * 18, 0.61, 0.7]}, 30)
+    assert many == "chosen on 30 validation rows: thresholds from 0.125 to 0.7, 0.389 for 18 of 21"
