@@ -8,6 +8,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset, List, Value
 
 from loralight.data.charsets import read_text_file
+from loralight.data.columns import replace_column
 from loralight.data.labels import are_lists, label_name
 from loralight.data.origin import Origin
 from loralight.data.splits import LABEL_NAMES, Splits
@@ -70,7 +71,7 @@ def name_label_ids(rows: Splits, columns: Sequence[str], given: LabelNames) -> l
     for split in numbered:
         part, origin = rows[split], rows.origins[split]
         named = [_named(cell, by_id, origin, row, column) for row, cell in enumerate(part[column])]
-        rows[split] = part.remove_columns(column).add_column(column, named, feature=List(text) if several else text)
+        rows[split] = replace_column(part, column, named, feature=List(text) if several else text)
     return list(by_id.values())
 
 

@@ -10,6 +10,7 @@ from datasets import ClassLabel, Dataset, LargeList, Value
 from datasets import List as SmallList
 from torch import Tensor
 
+from loralight.data.columns import replace_column
 from loralight.data.origin import Origin
 from loralight.data.splits import Splits, check_columns
 from loralight.errors import InputError, did_you_mean
@@ -35,7 +36,8 @@ def leave_out_hidden_test(splits: Splits, columns: Sequence[str]) -> list[str]:
     if "test" not in splits:
         return []
     has = splits["test"].column_names
-    if not any(column in has or did_you_mean(column, has) for column in columns):
+    others = [name for name in has if name not in splits["train"].column_names]  # one may be a label misspelled
+    if not any(column in has or did_you_mean(column, others) for column in columns):
         del splits["test"]
         return [f"test: left out, it has no labels (no column {', '.join(map(repr, columns))})"]
     check_columns(splits["test"], columns, "test")
@@ -79,14 +81,14 @@ def split_labels(rows: Dataset, column: str, separator: str) -> Dataset:
             "comma; leave it out where the column holds lists",
         )
     lists = [[] if _is_missing(value) else _parts(label_name(value), separator) for value in rows[column]]
-    return rows.remove_columns(column).add_column(column, lists, feature=SmallList(Value("string")))
+    return replace_column(rows, column, lists, feature=SmallList(Value("string")))
 
 
 def _parts(text: str, separator: str) -> list[str]:
-    """The labels in a text, which may be a list as Python writes it: ``['a', 'b']``."""
+    """The labels in a text, which may be in brackets: ``[a, b]``."""
     is_list = text.startswith("[") and text.endswith("]")
     parts = [part.strip() for part in (text[1:-1] if is_list else text).split(separator)]
-    return [part.strip("'\"") if is_list else part for part in parts if part]
+    return [part for part in parts if part]
 
 
 def _is_missing(value: Any) -> bool:

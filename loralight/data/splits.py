@@ -15,9 +15,10 @@ from loralight.data import csv_files
 from loralight.data.bars import hiding_bars
 from loralight.data.charsets import check_encoding, check_text
 from loralight.data.compressed import inner_name
-from loralight.data.label_studio import read_label_studio
+from loralight.data.json_files import accepted, read_other_json
 from loralight.data.named_files import by_name, is_about, is_split, name_of, names_of, shown
 from loralight.data.origin import Origin
+from loralight.data.written_lists import read_lists
 from loralight.errors import InputError, did_you_mean
 from loralight.logs import logger
 from loralight.resources import no_such_file, resolve
@@ -303,9 +304,10 @@ def read_file(
     if kind == "json" and encoding:
         arguments["encoding"] = encoding
     with _one_message(file):
-        rows = read_label_studio(file, encoding) if kind == "json" else None
+        rows = read_other_json(file, encoding) if kind == "json" else None
         if rows is None:
             rows = datasets.load_dataset(kind, data_files=file, split="train", **arguments)
+        rows = read_lists(accepted(rows, file), file)
     if is_csv and header is None:
         csv_files.check_header(rows, file)
     return rows
@@ -390,8 +392,8 @@ def _as_they_are(splits: Mapping[str, Dataset], path: str) -> dict[str, _Found]:
     return {split: _Found(path, [path], partial(_as_is, rows)) for split, rows in splits.items()}
 
 
-def _as_is(rows: Dataset, _: str) -> Dataset:
-    return rows
+def _as_is(rows: Dataset, source: str) -> Dataset:
+    return read_lists(rows, source)
 
 
 def _joined(found: Sequence[_Found], split: str, path: str) -> tuple[Dataset, Origin]:

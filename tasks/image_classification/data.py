@@ -38,6 +38,7 @@ from loralight.data import (
     read_classes,
     read_file,
     repeated_rows,
+    replace_column,
     seed_of,
     split_in,
     uneven_rows,
@@ -298,7 +299,7 @@ def read_table(
     paths = _paths(names, Path(file).resolve())
     if dtype not in _NAMES and not any(path is not None and Path(path).is_file() for path in paths):
         return rows
-    return rows.remove_columns(column).add_column(column, paths)
+    return replace_column(rows, column, paths)
 
 
 def _paths(names: Sequence[str | None], table: Path) -> list[str | None]:

@@ -10,7 +10,7 @@ from datasets import Dataset, Features, List, Value
 from loralight.data import read_text_file
 from loralight.errors import InputError
 
-from .tags import check_tag
+from .tags import check_tag, is_tag
 
 _FEATURES = Features({"tokens": List(Value("string")), "ner_tags": List(Value("string"))})
 
@@ -18,7 +18,8 @@ _FEATURES = Features({"tokens": List(Value("string")), "ner_tags": List(Value("s
 def read_conll(file: str, *, encoding: str | None = None) -> Dataset:
     """A row for each sentence: ``tokens`` from the first column, ``ner_tags`` from the last.
 
-    Columns are separated by tabs, or by spaces in lines without a tab. ``-DOCSTART-`` lines are left out.
+    Columns are separated by tabs, or by spaces in lines without a tab. ``-DOCSTART-`` lines are left out, and comments
+    before a sentence, ``# id 7``.
 
     Raises:
         InputError: the file cannot be read, or a line has another number of columns (``E-DATA``), or a tag is not valid
@@ -32,6 +33,8 @@ def read_conll(file: str, *, encoding: str | None = None) -> Dataset:
         cells = line.split("\t") if "\t" in line else re.findall("[^ ]+", line)
         if not "".join(cells).strip() or cells[0] == "-DOCSTART-":
             sentences.append([])
+            continue
+        if line.startswith("# ") and not sentences[-1] and not is_tag(cells[-1]):
             continue
         num_columns = num_columns or len(cells)
         if len(cells) != num_columns or num_columns < 2 or not cells[0].strip():

@@ -219,16 +219,24 @@ def test_several_labels_a_row_become_zeros_and_ones(
     assert arguments["num_rows"] == 4
 
 
-@pytest.mark.parametrize("cells", [["a, b", "", "a", "c,b"], ["['a', 'b']", "[]", "['a']", "['b', 'c']"]], ids=str)
-def test_labels_in_one_text_are_several_where_a_separator_is_given(
-    tmp_path: Path, tiny_bert: str, cells: list[str]
+@pytest.mark.parametrize(
+    ("cells", "separator"),
+    [
+        (["a, b", "", "a", "c,b"], ","),
+        (["[a, b]", "[]", "[a]", "[b, c]"], ","),
+        (["['a', 'b']", "[]", "['a']", "['b', 'c']"], None),
+    ],
+    ids=str,
+)
+def test_labels_in_one_text_are_several_where_a_separator_is_given_or_lists_are_written(
+    tmp_path: Path, tiny_bert: str, cells: list[str], separator: str | None
 ) -> None:
     (tmp_path / "rows.csv").write_text("".join(f'{text},"{cell}"\n' for text, cell in zip(SHORT, cells, strict=True)))
     data = TextClassificationData(
         checkpoint=tiny_bert,
         columns={"text": 0, "label": 1},
         header=False,
-        label_separator=",",
+        label_separator=separator,
         max_length=16,
         length_grouped=False,
         **dict.fromkeys(("train", "validation"), str(tmp_path / "rows.csv")),
@@ -271,6 +279,17 @@ def test_a_test_split_without_labels_is_left_out_and_said_so(
     data = make(tmp_path, tiny_bert, splits={"train": rows(label=[1, 0, 1, 0]), "test": test})
     assert set(data.splits) == {"train", "validation"}
     assert any(said in line for line in data.report())
+
+
+def test_a_label_whose_name_is_like_that_of_a_text_is_not_taken_for_misspelled(tmp_path: Path, tiny_bert: str) -> None:
+    """As in competitions, whose test split has no column ``target``; one called ``targets`` would be misspelled."""
+    train = {"text": SHORT, "target": [1, 0, 1, 0]}
+    columns = {"label": "target"}
+    data = make(tmp_path, tiny_bert, columns=columns, splits={"train": train, "test": {"text": SHORT}})
+    assert set(data.splits) == {"train", "validation"}
+    assert any("test: left out, it has no labels (no column 'target')" in line for line in data.report())
+    with pytest.raises(InputError, match=r"^E-COLUMN: the test split has no column 'target'.*mean 'targets'"):
+        make(tmp_path, tiny_bert, columns=columns, splits={"train": train, "test": {"text": SHORT, "targets": [1] * 4}})
 
 
 @pytest.mark.parametrize("pair", [False, True])
