@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from loralight.data.class_counts import always_the_commonest, always_the_same, count_classes, counts_line
     from loralight.data.class_folders import files_by_class, list_files
     from loralight.data.classes import Classes, check_spelling, has_no_names, read_classes, strangers
-    from loralight.data.columns import replace_column
+    from loralight.data.columns import missing_hint, replace_column
     from loralight.data.encoding import encode_rows
     from loralight.data.forms.chats import Chat, read_template
     from loralight.data.forms.choosing import columns_of_form, form_of, join_messages_
@@ -73,6 +73,7 @@ __all__ = [
     "label_name",
     "left_out_rows",
     "list_files",
+    "missing_hint",
     "name_label_ids",
     "name_labels",
     "names_beside",
@@ -101,7 +102,7 @@ __getattr__ = on_first_use(
         "class_counts": "always_the_commonest always_the_same count_classes counts_line",
         "class_folders": "files_by_class list_files",
         "classes": "Classes check_spelling has_no_names read_classes strangers",
-        "columns": "replace_column",
+        "columns": "missing_hint replace_column",
         "encoding": "encode_rows",
         "charsets": "read_text_file",
         "forms.chats": "Chat read_template",

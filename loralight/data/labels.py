@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, LargeList, Value
 from datasets import List as SmallList
 from torch import Tensor
 
-from loralight.data.columns import replace_column
+from loralight.data.columns import is_missing, missing_hint, replace_column
 from loralight.data.origin import Origin
 from loralight.data.splits import Splits, check_columns
 from loralight.errors import InputError, did_you_mean
@@ -28,7 +28,7 @@ def label_name(value: Any) -> str:
 
 def is_hidden(rows: Dataset, column: str) -> bool:
     """Whether no row of a split has a label: all are missing, or -1, the hub's mark for withheld labels."""
-    return len(rows) > 0 and all(value == HIDDEN or _is_missing(value) for value in rows[column])
+    return len(rows) > 0 and all(value == HIDDEN or is_missing(value) for value in rows[column])
 
 
 def leave_out_hidden_test(splits: Splits, columns: Sequence[str]) -> list[str]:
@@ -80,7 +80,7 @@ def split_labels(rows: Dataset, column: str, separator: str) -> Dataset:
             f"data.label_separator={separator!r}: give what stands between the labels in column {column!r}, such as a "
             "comma; leave it out where the column holds lists",
         )
-    lists = [[] if _is_missing(value) else _parts(label_name(value), separator) for value in rows[column]]
+    lists = [[] if is_missing(value) else _parts(label_name(value), separator) for value in rows[column]]
     return replace_column(rows, column, lists, feature=SmallList(Value("string")))
 
 
@@ -89,10 +89,6 @@ def _parts(text: str, separator: str) -> list[str]:
     is_list = text.startswith("[") and text.endswith("]")
     parts = [part.strip() for part in (text[1:-1] if is_list else text).split(separator)]
     return [part for part in parts if part]
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 def read_labels(
@@ -135,9 +131,10 @@ def read_labels(
     labels = []
     for row, value in enumerate(rows[column]):
         values = value if isinstance(value, list) else [value]
-        if value is None or any(_is_missing(v) or (known is not None and not 0 <= v < len(known)) for v in values):
+        if value is None or any(is_missing(v) or (known is not None and not 0 <= v < len(known)) for v in values):
             possible = f"; valid are 0..{len(known) - 1} ({', '.join(known)})" if known else ""
-            raise InputError("E-LABEL-RANGE", f"{origin.row(row)}, column {column!r}: {value!r} is no label{possible}")
+            said = f"{origin.row(row)}, column {column!r}: {value!r} is no label{possible}{missing_hint(value, column)}"
+            raise InputError("E-LABEL-RANGE", said)
         labels.append([known[v] if known else label_name(v) for v in values])
     return labels
 

@@ -32,6 +32,7 @@ class TaskData(lightning.LightningDataModule, ABC):
     Args:
         path, name, train, validation, test, validation_fraction, limit_rows, limit_eval_rows: where the rows are, and
             which of them are used, see `load_splits`.
+        drop_missing: columns, without a value in which a row is left out, see `load_splits`.
         header, delimiter, encoding: the format of their files, see `load_splits`.
         batch_size: rows of a batch in each process. If None, ``usual_batch`` has it by the number of training rows.
         global_batch_size: rows of an optimizer step, over all processes and accumulated batches, which takes the place
@@ -66,6 +67,7 @@ class TaskData(lightning.LightningDataModule, ABC):
         validation_fraction: float = 0.1,
         limit_rows: int | None = None,
         limit_eval_rows: int | None = None,
+        drop_missing: Sequence[str | int] = (),
         header: bool | None = None,
         delimiter: str | None = None,
         encoding: str | None = None,
@@ -103,6 +105,7 @@ class TaskData(lightning.LightningDataModule, ABC):
             validation_fraction=validation_fraction,
             limit_rows=limit_rows,
             limit_eval_rows=limit_eval_rows,
+            drop_missing=drop_missing,
             header=header,
             delimiter=delimiter,
             encoding=encoding,

@@ -14,6 +14,7 @@ from datasets import Dataset
 from loralight.data import csv_files
 from loralight.data.bars import hiding_bars
 from loralight.data.charsets import check_encoding, check_text
+from loralight.data.columns import is_missing
 from loralight.data.compressed import inner_name
 from loralight.data.json_files import accepted, read_other_json
 from loralight.data.named_files import by_name, is_about, is_split, name_of, names_of, shown
@@ -91,6 +92,7 @@ def load_splits(
     validation_fraction: float = 0.1,
     limit_rows: int | None = None,
     limit_eval_rows: int | None = None,
+    drop_missing: Sequence[str | int] = (),
     header: bool | None = None,
     delimiter: str | None = None,
     encoding: str | None = None,
@@ -113,6 +115,8 @@ def load_splits(
         limit_rows: number of train rows to use, chosen at random; all if None.
         limit_eval_rows: number of rows to use of validation and of test each, chosen at random; all if None. Scores are
             then only rough.
+        drop_missing: columns; a row in which one of them has no value is left out, and their number is logged. A test
+            split need not have the columns, nor a value in any row.
         header, delimiter, encoding: see `read_file`.
         seed: of the choice of train rows.
         split_seed: of the rows that are held out, and of the choice of validation and test rows. It is another one, as
@@ -123,7 +127,8 @@ def load_splits(
         ``train``, ``validation`` and, if there is one, ``test``.
 
     Raises:
-        InputError: nothing can be read there (``E-DATA``), or there is no training split (``E-DATA-EMPTY``).
+        InputError: nothing can be read there (``E-DATA``), there is no training split or no row in it
+            (``E-DATA-EMPTY``), or a column of ``drop_missing`` is not there (``E-COLUMN``).
     """
     given = {"train": train, "validation": validation, "test": test}
     files = [path, *given.values()]
@@ -156,6 +161,7 @@ def load_splits(
             "E-DATA", f"{where}. Set data.path to a hub name or folder, or data.train to a file or split.{hint}"
         )
     loaded = Splits(splits, origins, hint)
+    _drop_missing(loaded, [str(column) for column in drop_missing])
     if "validation" not in loaded:
         _hold_out(loaded, validation_fraction, split_seed)
     _limit(loaded, ["train"], "limit_rows", limit_rows, seed)
@@ -168,6 +174,29 @@ def _folders_hint(path: str, reading: Readers) -> str:
     folder = Path(path).expanduser()
     has_folders = "/" in reading and folder.is_dir() and any(one.is_dir() for one in folder.iterdir())
     return f" If the folders in {path} are the labels: data.train={path}" if has_folders else ""
+
+
+def _drop_missing(splits: Splits, columns: Sequence[str]) -> None:
+    """Leave out rows without a value in one of the columns."""
+    for split, rows in splits.items():
+        if split != "test":
+            check_columns(rows, columns, split, setting="data.drop_missing")
+        lacking = {column: list(map(is_missing, rows[column])) for column in columns if column in rows.column_names}
+        given = [flags for flags in lacking.values() if split != "test" or not all(flags)]  # else a hidden test split
+        kept = [row for row, lacks in enumerate(zip(*given, strict=True)) if not any(lacks)]
+        if not given or len(kept) == len(rows):
+            continue
+        if not kept:
+            raise InputError("E-DATA-EMPTY", f"{split}: data.drop_missing={list(columns)} leaves no row")
+        logger.info(
+            "%s: %d of %d rows have no %s, and are left out",
+            split,
+            len(rows) - len(kept),
+            len(rows),
+            " or ".join(columns),
+        )
+        splits.origins[split] = splits.origins[split].select(kept, split)
+        splits[split] = rows.select(kept)
 
 
 def _limit(splits: Splits, names: Sequence[str], setting: str, limit: int | None, seed: int) -> None:

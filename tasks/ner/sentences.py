@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from datasets import ClassLabel, Dataset
 from tokenizers import Regex, pre_tokenizers
 
-from loralight.data import Origin
+from loralight.data import Origin, missing_hint
 from loralight.errors import InputError
 
 from .tags import Span, check_tag, detect, spans_of
@@ -119,7 +119,7 @@ def read_spans(rows: Dataset, text: str, entities: str, origin: Origin) -> Sente
     for row, (given, marked) in enumerate(zip(rows[text], rows[entities], strict=True)):
         where = origin.row(row)
         if not isinstance(given, str):
-            raise InputError("E-TEXT", f"{where}, column {text!r}: {given!r} is not a text")
+            raise InputError("E-TEXT", f"{where}, column {text!r}: {given!r} is not a text{missing_hint(given, text)}")
         places = list(_places(given, marked, f"{where}, column {entities!r}"))
         words = split_words(given)
         cuts = {border for start, end, _ in places for border in (start, end)}

@@ -29,6 +29,7 @@ from loralight.data import (
     files_by_class,
     has_no_names,
     label_name,
+    missing_hint,
     name_labels,
     odd_names,
     read_classes,
@@ -145,7 +146,8 @@ class TextClassificationData(TaskData):
         for column, values in zip(self.text_columns, texts, strict=True):
             for row, value in enumerate(values):
                 if not isinstance(value, str):
-                    raise InputError("E-TEXT", f"{origin.row(row)}, column {column!r}: {value!r} is not a text")
+                    said = f"{origin.row(row)}, column {column!r}: {value!r} is not a text"
+                    raise InputError("E-TEXT", said + missing_hint(value, column))
         self.contents[split] = [hash(tuple(text.strip() for text in row)) for row in zip(*texts, strict=True)]
         encoded = encode_rows(
             self.texts[split],

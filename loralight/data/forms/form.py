@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
+from loralight.data.columns import missing_hint
 from loralight.errors import InputError
 from loralight.models.pretrained import tokenise
 
@@ -93,6 +94,7 @@ class Form(ABC):
         if not isinstance(value, str):
             chats = ". Messages go into one column (data.columns.messages), those not to learn with a weight of 0"
             hint = chats if isinstance(value, list) and value and isinstance(value[0], dict) else ""
-            said = f"{place}, column {self.columns[role]!r}: {str(value)[:200]} is not a text{hint}"
+            column = self.columns[role]
+            said = f"{place}, column {column!r}: {str(value)[:200]} is not a text{hint}{missing_hint(value, column)}"
             raise InputError("E-TEXT", said)
         return value

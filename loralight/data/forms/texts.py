@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from loralight.data.columns import missing_hint
 from loralight.data.forms.form import Document, Form
 from loralight.errors import InputError
 
@@ -56,7 +57,9 @@ class PromptCompletion(Form):
         }
         for completion, place in zip(texts["completion"], places, strict=True):
             if not completion.strip():
-                raise InputError("E-TEXT", f"{place}, column {self.columns['completion']!r}: the completion is empty")
+                column = self.columns["completion"]
+                hint = missing_hint(completion, column)
+                raise InputError("E-TEXT", f"{place}, column {column!r}: the completion is empty{hint}")
         prompts = self._opened([prompt + self.join for prompt in texts["prompt"]])
         completions = self.tokenizer(texts["completion"], add_special_tokens=False)["input_ids"]
         for prompt, completion in zip(prompts, completions, strict=True):
