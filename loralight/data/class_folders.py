@@ -1,13 +1,19 @@
 """A split as a folder with a folder of files for each class."""
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from loralight.errors import InputError
+from loralight.logs import logger
+
+_OF_SYSTEMS = ("thumbs.db", "desktop.ini")  # which they put into folders by themselves
 
 
 def files_by_class(folder: str, suffixes: Collection[str], kind: str) -> dict[str, list[Path]]:
     """The files of each class, which has the name of its folder; without folders that hold none.
+
+    Files of other kinds are left out, and counted in the log.
 
     Args:
         folder: the split.
@@ -23,10 +29,20 @@ def files_by_class(folder: str, suffixes: Collection[str], kind: str) -> dict[st
         raise InputError(
             "E-DATA", f"{folder}: holds no folders with {kind}; give one with a folder of {kind} for each label"
         )
+    others = [file for path in classes for file in _visible(path) if file.suffix.lower() not in suffixes]
+    endings = Counter(file.suffix or file.name for file in others if file.name.lower() not in _OF_SYSTEMS)
+    if endings:
+        shown = ", ".join(f"{count} of {ending}" for ending, count in endings.most_common())
+        logger.info("%s: %d files are no %s and are left out: %s", folder, endings.total(), kind, shown)
     return found
 
 
 def list_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
     """The files of such suffixes in a folder and the folders inside it, sorted, without hidden ones."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
-    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    return sorted(file for file in _visible(folder) if file.suffix.lower() in suffixes)
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    for path in folder.rglob("*"):
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            yield path

@@ -107,7 +107,7 @@ def read_labels(
 
     Raises:
         InputError: a row has no label, or a label that the data set does not name (``E-LABEL-RANGE``), or one of
-            several columns holds neither 0 nor 1 (``E-LABEL``).
+            several columns holds neither 0 nor 1 (``E-LABEL``), or the column holds records (``E-LABELS``).
     """
     if len(columns) > 1:
         flags = [rows[column] for column in columns]
@@ -123,6 +123,13 @@ def read_labels(
         ]
     (column,) = columns
     feature = rows.features[column]
+    if isinstance(feature, dict):
+        fields = ", ".join(feature)
+        raise InputError(
+            "E-LABELS",
+            f"{origin.row(0)}, column {column!r}: {rows[column][0]!r} is a record of {fields}, and no label. If these "
+            f"are labels, make each a column of 0 and 1: data.columns.label='[{fields}]'",
+        )
     names = feature.feature if isinstance(feature, _LISTS) else feature
     known = names.names if isinstance(names, ClassLabel) else None
     if known is None and given and getattr(names, "dtype", "").startswith(("int", "uint")):

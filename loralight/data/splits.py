@@ -153,7 +153,7 @@ def load_splits(
             for split, value in wanted.items()
         }
         for split, some in names.items():
-            if some:
+            if some and not (split == "test" and given[split] is None and _has_no_labels(found[some[0]])):
                 splits[split], origins[split] = _joined([found[one] for one in some], split, path)
     if "train" not in splits:
         where = f"{path} has no training split, only {shown(found)}" if path else "no data is given"
@@ -174,6 +174,15 @@ def _folders_hint(path: str, reading: Readers) -> str:
     folder = Path(path).expanduser()
     has_folders = "/" in reading and folder.is_dir() and any(one.is_dir() for one in folder.iterdir())
     return f" If the folders in {path} are the labels: data.train={path}" if has_folders else ""
+
+
+def _has_no_labels(test: _Found) -> bool:
+    """Whether a test split is a folder of files whose labels neither folders nor a table tell; it is left out then."""
+    folder = Path(test.source)
+    if not folder.is_dir() or any(one.is_dir() or one.stem == "metadata" for one in folder.iterdir()):
+        return False
+    logger.info("test: left out, it has no labels (no folders in %s)", folder)
+    return True
 
 
 def _drop_missing(splits: Splits, columns: Sequence[str]) -> None:

@@ -156,8 +156,8 @@ class ImageClassificationData(TaskData):
             column_name(columns.get(role), role, header=self.header) for role in ("image", "label")
         )
         read = partial(read_table, column=self.image_column, header=self.header, delimiter=self.delimiter)
-        tables = dict.fromkeys(FORMATS, read)
-        self.read_splits = partial(self.read_splits, readers={**tables, "/": read_image_folder})
+        folders = partial(read_image_folder, column=self.image_column)
+        self.read_splits = partial(self.read_splits, readers={**dict.fromkeys(FORMATS, read), "/": folders})
         self.given_labels = None if labels is None else [label_name(name) for name in labels]
         self.label_names = label_names
         self.find_backbone = partial(find_backbone, checkpoint, architecture)
@@ -266,19 +266,27 @@ class ImageClassificationData(TaskData):
         return count_classes(self.splits["train"].labels, len(self.names))
 
 
-def read_image_folder(folder: str) -> Dataset:
-    """A folder with a folder of images for each class.
+def read_image_folder(folder: str, *, column: str = "image") -> Dataset:
+    """A folder with a folder of images for each class, or with a table ``metadata`` of the files beside it.
+
+    Args:
+        folder: its path.
+        column: the images' column; a table has it, or their names in ``file_name``, as the Hugging Face hub has it.
 
     Raises:
-        InputError: the folder has no folders with images (``E-DATA``).
+        InputError: the folder has neither folders with images nor such a table (``E-DATA``).
     """
+    if tables := [file for suffix in FORMATS if (file := Path(folder, f"metadata{suffix}")).is_file()]:
+        rows = read_table(str(tables[0]), column="file_name")
+        is_named = "file_name" in rows.column_names and column not in rows.column_names
+        return rows.rename_column("file_name", column) if is_named else rows
     files = files_by_class(folder, SUFFIXES, "images")
     return Dataset.from_dict(
         {
-            "image": [str(file) for found in files.values() for file in found],
+            column: [str(file) for found in files.values() for file in found],
             "label": [number for number, found in enumerate(files.values()) for _ in found],
         },
-        features=Features({"image": Image(), "label": ClassLabel(names=list(files))}),
+        features=Features({column: Image(), "label": ClassLabel(names=list(files))}),
     )
 
 

@@ -107,7 +107,7 @@ class TextGenerationData(TaskData):
         loading: where the rows are, batch size, workers, seed, see `TaskData`.
     """
 
-    readers: ClassVar[Readers] = {".txt": read_text}
+    readers: ClassVar[Readers] = {".txt": read_text, ".md": read_text}
     usual_batch = UsualBatch(least=1, most=8, steps=100)  # a row may hold a dozen documents: docs/recipes.md
 
     def __init__(

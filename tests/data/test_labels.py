@@ -165,3 +165,10 @@ def test_a_test_split_without_labels_is_left_out_before_columns_are_looked_for()
     splits["validation"] = bare
     with pytest.raises(InputError, match=r"^E-COLUMN: the validation split has no column 'label'"):
         check_splits(splits, ["text", "label"], labels=["label"])
+
+
+def test_records_are_no_labels() -> None:
+    """As spaCy's ``cats`` have them."""
+    rows = Dataset.from_dict({"label": [{"good": 1.0, "bad": 0.0}]})
+    with pytest.raises(InputError, match=r"^E-LABELS: .*is a record of good, bad, and no label.*'\[good, bad\]'"):
+        read_labels(rows, ["label"], Origin(split="train", source="a.json"))

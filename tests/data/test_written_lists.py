@@ -41,6 +41,13 @@ def test_floats_and_missing_cells_stay_what_they_are() -> None:
     assert list(read_lists(rows, "a.csv")["scores"]) == [[0.5, 1.0], None, [2.0, -3.25]]
 
 
+@pytest.mark.parametrize("write", [str, json.dumps])
+def test_lists_of_records_are_read(tmp_path: Path, write: Any) -> None:
+    chats = [[{"role": "user", "content": 'He said: "it\'s"'}, {"role": "assistant", "content": "ok"}], []]
+    pd.DataFrame({"messages": map(write, chats)}).to_csv(tmp_path / "train.csv", index=False)
+    assert list(read_file(str(tmp_path / "train.csv"))["messages"]) == chats
+
+
 @pytest.mark.parametrize(
     "cells",
     [
@@ -52,6 +59,10 @@ def test_floats_and_missing_cells_stay_what_they_are() -> None:
         ["[deleted]", "[removed]"],
         ["[]", "[]"],
         ["[['a'], ['b']]"],
+        ["[{'a': 1}, 2]"],
+        ["[{'a': print()}]"],
+        ["[{" * 5000],
+        ["[{'a': 1}]", "[{'a': 'b'}]"],
         [None, None],
     ],
 )

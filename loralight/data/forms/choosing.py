@@ -14,6 +14,7 @@ from loralight.data.forms.messages import KEYS
 from loralight.data.forms.texts import PlainText, PromptCompletion
 from loralight.errors import InputError
 
+_OF_INSTRUCTIONS = {"output": ("response", "answer", "completion"), "input": ("context",)}  # names such as Dolly's
 _FORMS: tuple[type[Form], ...] = (Chat, PromptCompletion, Instruction, PlainText)
 
 
@@ -59,7 +60,7 @@ def columns_of_form(rows: Mapping[str, Dataset], named: Mapping[str, str]) -> di
     raise InputError(
         "E-COLUMN",
         f"the train split has columns {', '.join(map(repr, has))}; needed are {wanted}. Say which with "
-        f"data.columns.<role>=<name>{_example(rows['train'])}.{header_hint(rows['train'])}",
+        f"data.columns.<role>=<name>{_example(rows['train'], named)}.{header_hint(rows['train'])}",
     )
 
 
@@ -83,13 +84,15 @@ def join_messages_(rows: MutableMapping[str, Dataset], named: Mapping[str, str])
             rows[split] = part.add_column(named["messages"], chats).remove_columns(pair)
 
 
-def _example(rows: Dataset) -> str:
-    """The settings that read rows with a column of messages, or one or two columns of texts, as an example."""
+def _example(rows: Dataset, named: Mapping[str, str]) -> str:
+    """The settings that read rows with messages, instructions, or one or two columns of texts, as an example."""
     if chats := [name for name, kind in rows.features.items() if _are_messages(kind)]:
         return f", such as data.columns.messages={chats[0]}"
     texts = [name for name, kind in rows.features.items() if getattr(kind, "dtype", None) in ("string", "large_string")]
-    roles = {1: ("text",), 2: ("prompt", "completion")}.get(len(texts), ())
-    said = " ".join(f"data.columns.{role}={name}" for role, name in zip(roles, texts, strict=False))
+    roles = dict(zip({1: ("text",), 2: ("prompt", "completion")}.get(len(texts), ()), texts, strict=False))
+    if named.get("instruction") in texts:
+        roles = {role: name for role, names in _OF_INSTRUCTIONS.items() for name in names if name in texts}
+    said = " ".join(f"data.columns.{role}={name}" for role, name in roles.items())
     return f", such as {said}" if said else ""
 
 

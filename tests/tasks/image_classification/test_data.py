@@ -209,6 +209,51 @@ def test_names_with_folders_of_another_machine_are_found_by_their_last_part(
         make(tiny_resnet, train=str(tmp_path / "labels.csv"), validation_fraction=0.5)
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+@pytest.mark.parametrize("column", ["image", "file_name"])
+def test_a_folder_may_have_a_table_of_its_images(tiny_resnet: str, tmp_path: Path, suffix: str, column: str) -> None:
+    """As the Hugging Face hub has them: https://huggingface.co/docs/datasets/image_dataset."""
+    for split, colour in (("train", 10), ("test", 90)):
+        (tmp_path / split).mkdir()
+        for number in range(6):
+            (tmp_path / split / f"{number}.png").write_bytes(bytes_of(colour + number))
+        rows = Dataset.from_dict({"file_name": [f"{number}.png" for number in range(6)], "label": ["a", "b"] * 3})
+        file = str(tmp_path / split / f"metadata{suffix}")
+        rows.to_csv(file) if suffix == ".csv" else rows.to_json(file)
+    data = make(tiny_resnet, path=str(tmp_path), columns={**COLUMNS, "image": column}, validation_fraction=0.5)
+    assert data.names == ["a", "b"]
+    for split, colour in (("train", 10), ("validation", 10), ("test", 90)):
+        for row in range(len(data.splits[split])):
+            image, _ = data.splits[split].opened(row)
+            number = int(data.shown(split, row).removesuffix(".png").rpartition("/")[2])
+            assert (image.getpixel((0, 0)), data.splits[split].labels[row]) == ((colour + number, 0, 0), number % 2)
+
+
+def test_a_test_folder_without_folders_of_labels_is_left_out_and_said_so(
+    tiny_resnet: str, image_folders: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = copied(image_folders, tmp_path)
+    shutil.rmtree(folder / "test")
+    (folder / "test").mkdir()
+    (folder / "test" / "1.png").write_bytes(bytes_of(1))
+    with caplog.at_level("INFO"):
+        assert set(make(tiny_resnet, path=str(folder)).splits) == {"train", "validation"}
+    assert "test: left out, it has no labels" in caplog.text
+    with pytest.raises(InputError, match=r"^E-DATA: .*test: holds no folders with images"):
+        make(tiny_resnet, path=str(folder), test="test")
+
+
+def test_files_of_other_kinds_are_counted(
+    tiny_resnet: str, image_folders: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = copied(image_folders, tmp_path)
+    for name in ("a.heic", "b.HEIC", "c.txt", "Thumbs.db", ".DS_Store"):
+        (folder / "train" / "red" / name).write_bytes(b"")
+    with caplog.at_level("INFO"):
+        make(tiny_resnet, path=str(folder))
+    assert "3 files are no images and are left out: 1 of .heic, 1 of .HEIC, 1 of .txt" in caplog.text
+
+
 def test_columns_may_have_any_names(tiny_resnet: str, tmp_path: Path) -> None:
     rows = table([0, 1] * 4).rename_columns({"image": "Foto", "label": "was es ist"})
     rows.to_parquet(tmp_path / "train.parquet")
