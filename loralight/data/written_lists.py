@@ -5,7 +5,6 @@ import json
 import re
 from typing import Any
 
-import pyarrow as pa
 from datasets import Dataset
 
 from loralight.data.columns import replace_column
@@ -36,7 +35,7 @@ def read_lists(rows: Dataset, file: str) -> Dataset:
             continue
         try:
             rows = replace_column(rows, name, lists)
-        except pa.ArrowException:  # items of several types
+        except (ValueError, TypeError):  # items of several types
             continue
         logger.info("%s: column %r has lists written as text, read as lists", file, name)
     return rows
