@@ -67,7 +67,7 @@ class TaskData(lightning.LightningDataModule, ABC):
         validation_fraction: float = 0.1,
         limit_rows: int | None = None,
         limit_eval_rows: int | None = None,
-        drop_missing: Sequence[str | int] = (),
+        drop_missing: Sequence[str | int] | str | None = None,
         header: bool | None = None,
         delimiter: str | None = None,
         encoding: str | None = None,

@@ -92,7 +92,7 @@ def load_splits(
     validation_fraction: float = 0.1,
     limit_rows: int | None = None,
     limit_eval_rows: int | None = None,
-    drop_missing: Sequence[str | int] = (),
+    drop_missing: Sequence[str | int] | str | None = None,
     header: bool | None = None,
     delimiter: str | None = None,
     encoding: str | None = None,
@@ -161,7 +161,7 @@ def load_splits(
             "E-DATA", f"{where}. Set data.path to a hub name or folder, or data.train to a file or split.{hint}"
         )
     loaded = Splits(splits, origins, hint)
-    _drop_missing(loaded, [str(column) for column in drop_missing])
+    _drop_missing(loaded, [drop_missing] if isinstance(drop_missing, str) else [*map(str, drop_missing or ())])
     if "validation" not in loaded:
         _hold_out(loaded, validation_fraction, split_seed)
     _limit(loaded, ["train"], "limit_rows", limit_rows, seed)
