@@ -82,7 +82,9 @@ def _column(values: list[Any]) -> list[Any]:
 
 
 def _is_answer(value: Any) -> bool:
-    return isinstance(value, dict) and not {"labels", *_ANSWERS}.isdisjoint(value)
+    if not isinstance(value, dict):
+        return False
+    return {"start", "end", "labels"} <= set(value) or any(set(value) == {name} for name in _ANSWERS)
 
 
 def _given(value: Any) -> Iterator[Any]:

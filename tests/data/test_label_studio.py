@@ -101,6 +101,16 @@ def test_areas_of_pictures_are_no_answers(tmp_path: Path) -> None:
     assert list(read_file(str(file))["kind"]) == ["indoors"]
 
 
+def test_fields_of_the_data_stay_as_they_are(tmp_path: Path) -> None:
+    turns = [{"author": "Ann", "text": "Hello"}, {"author": "Bob", "text": "Good day"}]
+    task = {
+        "data": {"turns": turns, "words": ["a", "b"]},
+        "annotations": [{"result": [answer("mood", choices=["good"])]}],
+    }
+    (file := tmp_path / "export.json").write_text(json.dumps([task]))
+    assert read_file(str(file)).to_list() == [{"turns": turns, "words": ["a", "b"], "mood": "good"}]
+
+
 @pytest.mark.parametrize(
     "content",
     [
