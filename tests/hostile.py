@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2.debug  # noqa: F401  # for what a template raises
-import peft  # noqa: F401  # for what PEFT knows of a method's settings
+import peft  # noqa: F401  # a library that transformers or loralight imports as soon as they need it
 from hydra.core.global_hydra import GlobalHydra
 
 import loralight

@@ -24,13 +24,17 @@ def files_by_class(folder: str, suffixes: Collection[str], kind: str) -> dict[st
         InputError: no folder holds such files (``E-DATA``).
     """
     classes = sorted(path for path in Path(folder).iterdir() if path.is_dir() and not path.name.startswith("."))
-    found = {path.name: files for path in classes if (files := list_files(path, suffixes))}
+    found, endings = dict[str, list[Path]](), Counter[str]()
+    for path in classes:
+        files = sorted(_visible(path))
+        if known := [file for file in files if file.suffix.lower() in suffixes]:
+            found[path.name] = known
+        others = (file for file in files if file.suffix.lower() not in suffixes)
+        endings.update(file.suffix or file.name for file in others if file.name.lower() not in _OF_SYSTEMS)
     if not found:
         raise InputError(
             "E-DATA", f"{folder}: holds no folders with {kind}; give one with a folder of {kind} for each label"
         )
-    others = [file for path in classes for file in _visible(path) if file.suffix.lower() not in suffixes]
-    endings = Counter(file.suffix or file.name for file in others if file.name.lower() not in _OF_SYSTEMS)
     if endings:
         shown = ", ".join(f"{count} of {ending}" for ending, count in endings.most_common())
         logger.info("%s: %d files are no %s and are left out: %s", folder, endings.total(), kind, shown)

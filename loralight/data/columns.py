@@ -13,7 +13,7 @@ def replace_column(rows: Dataset, name: str, values: Sequence[Any], *, feature: 
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a value is None, nan or a text without a letter."""
+    """Whether a value is None, nan or a text of nothing but white space."""
     return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 

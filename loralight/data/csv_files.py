@@ -1,7 +1,7 @@
 """CSV and TSV files as people save them: their first line decides how the rest is read."""
 
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Literal
 
@@ -121,27 +121,20 @@ def _lines(
 
 
 def _is_unquoted(file: str, separator: str, encoding: str | None) -> bool:
-    """Whether each line is a row, but quotes do not pair up, as in many TSV files: pandas would join such lines.
-
-    If quotes pair up over lines, with as many cells in each row, lines are parts of quoted cells.
-    """
+    """Whether each line is a row, but quotes do not pair up, as in many TSV files: pandas would join such lines."""
     unpaired, expected = False, None
     with open_lines(file, encoding) as opened:
         for line in filter(str.strip, opened):
             expected = line.count(separator) if expected is None else expected
             if line.count(separator) != expected:
                 return False
-            unpaired = unpaired or ('"' in line and not _pairs_up([line], separator))
-    if not unpaired:
-        return False
-    with open_lines(file, encoding) as opened:
-        return not _pairs_up(opened, separator)
+            unpaired = unpaired or ('"' in line and not _pairs_up(line, separator))
+    return unpaired
 
 
-def _pairs_up(lines: Iterable[str], separator: str) -> bool:
-    """Whether quotes pair up, and rows have the same number of cells."""
+def _pairs_up(line: str, separator: str) -> bool:
     try:
-        return len({len(cells) for cells in csv.reader(lines, delimiter=separator, strict=True) if cells}) == 1
+        return bool(list(csv.reader([line], delimiter=separator, strict=True)))
     except csv.Error:
         return False
 

@@ -11,7 +11,7 @@ from loralight.data.label_studio import read_label_studio
 from loralight.logs import logger
 
 _HEAD = 1 << 12  # characters that show how a file begins
-_OF_PANDAS = re.compile(r'\s*\{\s*("(?:[^"\\]|\\.)*"\s*:\s*\{\s*"0"|"columns"\s*:\s*\[)')
+_OF_PANDAS = re.compile(r'\s*\{\s*("(?:[^"\\]|\\.)*"\s*:\s*\{\s*"\d+"|"columns"\s*:\s*\[)')
 
 
 def read_other_json(file: str, encoding: str | None = None) -> Dataset | None:
@@ -36,10 +36,10 @@ def _columns(table: dict[str, Any]) -> dict[str, list[Any]] | None:
     """The columns of a table as `pandas.DataFrame.to_json` writes it without arguments, or with ``orient="split"``."""
     if set(table) == {"columns", "index", "data"}:
         return {name: [row[place] for row in table["data"]] for place, name in enumerate(table["columns"])}
-    first, *others = table.values()
-    if all(isinstance(one, dict) and one.keys() == first.keys() for one in others):
-        return {name: list(cells.values()) for name, cells in table.items()}
-    return None
+    rows = [set(cells) if isinstance(cells, dict) else None for cells in table.values()]
+    if None in rows or any(one != rows[0] for one in rows):
+        return None
+    return {name: list(cells.values()) for name, cells in table.items()}
 
 
 def accepted(rows: Dataset, file: str) -> Dataset:

@@ -52,7 +52,12 @@ def _is_task(one: Any) -> bool:
     if not isinstance(one, dict) or not isinstance(one.get("data"), dict):
         return False
     annotations = one.get("annotations")
-    return isinstance(annotations, list) and all(isinstance(each.get("result"), list) for each in annotations)
+    return isinstance(annotations, list) and all(map(_is_annotation, annotations))
+
+
+def _is_annotation(one: Any) -> bool:
+    result = one.get("result") if isinstance(one, dict) else None
+    return isinstance(result, list) and all(isinstance(part, dict) for part in result)
 
 
 def _annotated(tasks: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

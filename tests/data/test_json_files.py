@@ -23,6 +23,12 @@ def test_tables_that_pandas_writes_are_read(tmp_path: Path, arguments: dict[str,
     ]
 
 
+@pytest.mark.parametrize("arguments", WAYS)
+def test_rows_of_a_filtered_table_are_read(tmp_path: Path, arguments: dict[str, Any]) -> None:
+    TABLE.iloc[1:].to_json(tmp_path / "train.json", **arguments)
+    assert list(read_file(str(tmp_path / "train.json"))["text"]) == ["1", 'a "film"']
+
+
 def test_such_a_table_may_be_compressed_and_in_another_encoding(tmp_path: Path) -> None:
     table = pd.DataFrame({"text": ["schön", "trüb"], "label": [1, 0]})
     table.to_json(tmp_path / "train.json.gz")
@@ -32,11 +38,14 @@ def test_such_a_table_may_be_compressed_and_in_another_encoding(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "row", [{"text": {"0": "a", "words": 3}, "label": 1}, {"columns": ["a"], "text": "b"}], ids=["object", "columns"]
+    "row",
+    [{"text": {"0": "a", "words": 3}, "label": 1}, {"columns": ["a"], "text": "b"}, {"columns": ["a"]}],
+    ids=["object", "columns", "columns alone"],
 )
-def test_rows_that_begin_alike_are_no_such_table(tmp_path: Path, row: dict[str, Any]) -> None:
-    (tmp_path / "train.jsonl").write_text(f"{json.dumps(row)}\n" * 2)
-    assert read_file(str(tmp_path / "train.jsonl")).to_list() == [row, row]
+@pytest.mark.parametrize("number", [1, 2])
+def test_rows_that_begin_alike_are_no_such_table(tmp_path: Path, row: dict[str, Any], number: int) -> None:
+    (tmp_path / "train.jsonl").write_text(f"{json.dumps(row)}\n" * number)
+    assert read_file(str(tmp_path / "train.jsonl")).to_list() == [row] * number
 
 
 def test_examples_that_were_rejected_in_prodigy_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -46,7 +46,7 @@ TASKS = [
     for number, (text, annotations) in enumerate(zip(TEXTS, ANNOTATIONS, strict=True))
 ]
 
-# what label-studio-converter 0.0.59 makes of these tasks in its format JSON_MIN, without the times of the annotations
+# these tasks in the format JSON_MIN as label-studio-converter 0.0.59 writes it, without ids and times
 ROME = [
     {"start": 0, "end": 7, "text": "Ann Lee", "labels": ["person"]},
     {"start": 17, "end": 21, "text": "Rome", "labels": ["place"]},
@@ -118,6 +118,8 @@ def test_fields_of_the_data_stay_as_they_are(tmp_path: Path) -> None:
         '[{"data": {"text": "a"}, "annotations": [{"label": "b"}]}]',
         '{"text": "a", "annotations": []}\n{"text": "b", "annotations": []}',
         '[{"text": "a", "annotator": "Ann"}]',
+        '[{"data": {"text": "a"}, "annotations": [1]}]',
+        '[{"data": {"text": "a"}, "annotations": [{"result": ["b"]}]}]',
         '[{"text": "a", "annotations": [',
     ],
 )

@@ -32,8 +32,8 @@ def test_lists_that_python_json_and_numpy_write_are_read(tmp_path: Path, write: 
 
 def test_a_list_that_numpy_breaks_over_lines_is_read(tmp_path: Path) -> None:
     words = [f"word{number}" for number in range(50)]
-    pd.DataFrame({"tokens": [np.array(words)]}).to_csv(tmp_path / "train.csv", index=False)
-    assert list(read_file(str(tmp_path / "train.csv"))["tokens"]) == [words]
+    pd.DataFrame({"tokens": [np.array(words)], "id": [7]}).to_csv(tmp_path / "train.csv", index=False)
+    assert read_file(str(tmp_path / "train.csv")).to_list() == [{"tokens": words, "id": 7}]
 
 
 def test_floats_and_missing_cells_stay_what_they_are() -> None:

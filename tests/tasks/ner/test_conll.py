@@ -31,6 +31,17 @@ def test_the_first_column_is_the_word_and_the_last_the_tag(tmp_path: Path) -> No
     ]
 
 
+def test_comments_before_a_sentence_are_left_out_and_words_that_begin_alike_are_not(tmp_path: Path) -> None:
+    """As MultiCoNER has them, `# id 7 domain=en`; a word may be a sign, or a hashtag."""
+    text = "# id 7 domain=en\na _ _ B-x\n# _ _ O\n#b _ _ O\n\n# id 8 domain=en\n# _ _ O\nc _ _ O\n"
+    assert read_conll(written(tmp_path, text)).to_list() == [
+        {"tokens": ["a", "#", "#b"], "ner_tags": ["B-x", "O", "O"]},
+        {"tokens": ["#", "c"], "ner_tags": ["O", "O"]},
+    ]
+    with pytest.raises(InputError, match=r"line 2: 'id'"):  # within a sentence it is a row that is wrong
+        read_conll(written(tmp_path, "a O\n# id\n"))
+
+
 @pytest.mark.parametrize(
     "text",
     [

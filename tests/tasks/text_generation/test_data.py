@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
@@ -240,6 +241,8 @@ def test_a_text_file_becomes_texts_of_whole_paragraphs(tmp_path: Path) -> None:
     parts = read_text(str(tmp_path / "book.txt"))["text"]
     assert len(parts) > 2 and all(len(part) <= 4000 for part in parts)
     assert [line for part in parts for line in part.split("\n") if line] == paragraphs
+    shutil.copy(tmp_path / "book.txt", tmp_path / "book.md")
+    assert TextGenerationData.readers[".md"](str(tmp_path / "book.md"))["text"] == parts
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match=r"^E-DATA: .*bad\.txt: cannot be read as text"):
         read_text(str(tmp_path / "bad.txt"))
@@ -306,7 +309,16 @@ FAULTS: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
         {},
         r"E-COLUMN: .*, such as data\.columns\.messages=conversations\.$",
     ),
-    "a text is missing": ([{"text": "a"}, {"text": None}], {}, "E-TEXT: .+: train row 1, column 'text': None is not"),
+    "instructions under Dolly's names": (
+        [{"instruction": "a", "context": "", "response": "b", "category": "c"}] * 2,
+        {"columns": {"instruction": "instruction", "output": "output", "input": "input"}},
+        r"E-COLUMN: .*, such as data\.columns\.output=response data\.columns\.input=context\.$",
+    ),
+    "a text is missing": (
+        [{"text": "a"}, {"text": None}],
+        {},
+        r"E-TEXT: .+: train row 1, column 'text': None is not a text; data\.drop_missing='\[text\]' leaves out",
+    ),
     "a chat without answers": (
         [{"messages": CHAT}, {"messages": CHAT[:1]}],
         {},
